@@ -1,0 +1,47 @@
+"""The one thing data and model share.
+
+Legend used everywhere: B windows (rows), S tokens of a window, L layers, D model width, H heads,
+E experts (shared included), R routed experts, K picks, F expert hidden, G documents of a window,
+V vocabulary rows.
+"""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+PADDING_ID = -1  # segment and pool id of a token that is not there
+
+
+class Batch(NamedTuple):
+    """B windows of S tokens, every field (B,S). A pytree of NumPy or JAX arrays.
+
+    Padding has segment_ids = pool_ids = -1 and loss_mask 0: it is neither attended to nor routed,
+    pooled or counted.
+    """
+
+    tokens: Any  # int32, input ids
+    labels: Any  # int32, the next token; anything where loss_mask is 0
+    loss_mask: Any  # float32, 1 where the label counts
+    segment_ids: Any  # int32, document of the token within its window from 0, for attention
+    pool_ids: Any  # int32, document of the token for the expert pool
+    positions: Any  # int32, rotary position: 0..S-1, not reset between documents (SPEC 1.2)
+    domain_ids: Any  # int32, domain of the token's document; -1 unknown
+
+
+def from_documents(tokens: np.ndarray, segment_ids: np.ndarray) -> Batch:
+    """A NumPy batch with next-token labels; the last position has none.
+
+    Args:
+      tokens: (B,S) int.
+      segment_ids: (B,S) int, -1 for padding. Pools follow the same ids.
+    """
+    tokens = np.asarray(tokens, np.int32)
+    segment_ids = np.asarray(segment_ids, np.int32)
+    labels = np.roll(tokens, -1, axis=1)
+    loss_mask = np.ones(tokens.shape, np.float32)
+    loss_mask[:, -1] = 0.0
+    loss_mask[:, :-1] *= segment_ids[:, 1:] >= 0
+    loss_mask *= segment_ids >= 0
+    positions = np.broadcast_to(np.arange(tokens.shape[1], dtype=np.int32), tokens.shape)
+    domain_ids = np.full(tokens.shape, -1, np.int32)
+    return Batch(tokens, labels, loss_mask, segment_ids, segment_ids, positions, domain_ids)

@@ -1,0 +1,404 @@
+"""Frozen configs. Every check of a value lives here, and nowhere later.
+
+An experiment file returns an `ml_collections.ConfigDict`; `from_config_dict` turns it at once into
+the frozen dataclasses below. A wrong field is refused with its name, its value, what is allowed
+and the nearest known name. Section numbers in comments point at the EMO recipe (arXiv 2605.06663).
+"""
+
+import dataclasses
+import difflib
+import math
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from emo_jax.errors import ConfigError
+
+PoolKind = Literal["none", "fixed", "uniform", "top_p"]
+AttentionScope = Literal["document", "window"]
+Remat = Literal["none", "full"]
+Dtype = Literal["float32", "bfloat16"]
+ExpertBackend = Literal["auto", "blocked", "ragged_dot"]
+
+
+def _require(ok: bool, name: str, value: Any, allowed: str) -> None:
+    if not ok:
+        raise ConfigError(f"config.{name} = {value!r}: must be {allowed}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PoolConfig:
+    """Which routed experts the tokens of one document may use, per layer.
+
+    Sizes count routed experts only. `none` is a standard MoE. `fixed` uses `size`; `uniform`
+    draws from min_size..max_size, both included, for every document, layer and step; `top_p` is
+    the smallest set that holds `top_p` of the document's router probability, clamped to
+    min_size..max_size. A size of at least the number of routed experts restricts nothing.
+    """
+
+    kind: PoolKind = "none"
+    size: int = 0
+    min_size: int = 0
+    max_size: int = 0
+    top_p: float = 0.0
+    eval_size: int = 0  # pool of `pool=N` held-out losses; 0: none is reported
+    forced_experts: int = 0  # the last routed experts, that are in every pool
+
+
+@dataclass(frozen=True, kw_only=True)
+class MoeConfig:
+    """Mixture-of-experts feed-forward. Counts of experts and picks include the shared ones."""
+
+    num_experts: int
+    top_k: int
+    expert_dim: int
+    num_shared_experts: int = 1
+    pool: PoolConfig = field(default_factory=PoolConfig)
+    load_balance_weight: float = 0.1  # divided by the number of layers in the loss
+    router_z_weight: float = 0.001  # likewise
+    backend: ExpertBackend = "auto"
+
+    def __post_init__(self) -> None:
+        n, k, s, pool = self.num_experts, self.top_k, self.num_shared_experts, self.pool
+        _require(n >= 1, "moe.num_experts", n, "at least 1")
+        _require(0 <= s < n, "moe.num_shared_experts", s, f"0..{n - 1} (below moe.num_experts)")
+        _require(
+            s < k <= n, "moe.top_k", k, f"{s + 1}..{n} (shared experts count; at most num_experts)"
+        )
+        _require(self.expert_dim >= 1, "moe.expert_dim", self.expert_dim, "at least 1")
+        for name in ("load_balance_weight", "router_z_weight"):
+            _require(getattr(self, name) >= 0, f"moe.{name}", getattr(self, name), "at least 0")
+        picks, routed = self.num_routed_picks, self.num_routed_experts
+        allowed = f"{picks}..{n} (moe.top_k picks {picks} routed experts; moe.num_experts is {n})"
+        if pool.kind == "fixed":
+            _require(picks <= pool.size <= n, "moe.pool.size", pool.size, allowed)
+        if pool.kind in ("uniform", "top_p"):
+            _require(picks <= pool.min_size <= n, "moe.pool.min_size", pool.min_size, allowed)
+            _require(
+                pool.min_size <= pool.max_size <= n,
+                "moe.pool.max_size",
+                pool.max_size,
+                f"{pool.min_size}..{n} (moe.pool.min_size..moe.num_experts)",
+            )
+        if pool.kind == "top_p":
+            _require(0 < pool.top_p <= 1, "moe.pool.top_p", pool.top_p, "above 0, at most 1")
+        if pool.eval_size:
+            _require(
+                picks <= pool.eval_size <= n, "moe.pool.eval_size", pool.eval_size, f"0 or {allowed}"
+            )
+        _require(
+            0 <= pool.forced_experts <= routed,
+            "moe.pool.forced_experts",
+            pool.forced_experts,
+            f"0..{routed} (routed experts)",
+        )
+
+    @property
+    def num_routed_experts(self) -> int:
+        """Experts the router chooses from."""
+        return self.num_experts - self.num_shared_experts
+
+    @property
+    def num_routed_picks(self) -> int:
+        """Routed experts a token uses."""
+        return self.top_k - self.num_shared_experts
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """Decoder-only transformer (SPEC 1): pre-norm, no biases, untied embeddings, RoPE."""
+
+    vocab_size: int  # ids the tokenizer can produce
+    num_layers: int
+    embed_dim: int
+    num_heads: int
+    head_dim: int
+    mlp_dim: int = 0  # hidden size of a dense model; 0 for a mixture of experts
+    vocab_multiple: int = 128  # table rows are vocab_size rounded up; rows above are masked out
+    attention: AttentionScope = "document"
+    rope_theta: float = 500_000.0
+    norm_eps: float = 1e-6
+    init_std: float = 0.02  # truncated normal, cut at three of these
+    compute_dtype: Dtype = "bfloat16"
+    remat: Remat = "none"
+
+    def __post_init__(self) -> None:
+        for name in ("vocab_size", "num_layers", "embed_dim", "num_heads", "vocab_multiple"):
+            _require(getattr(self, name) >= 1, f"model.{name}", getattr(self, name), "at least 1")
+        _require(
+            self.head_dim >= 2 and self.head_dim % 2 == 0,
+            "model.head_dim",
+            self.head_dim,
+            "even and at least 2 (rotary embedding turns pairs)",
+        )
+        _require(self.mlp_dim >= 0, "model.mlp_dim", self.mlp_dim, "at least 0")
+        for name in ("rope_theta", "norm_eps", "init_std"):
+            _require(getattr(self, name) > 0, f"model.{name}", getattr(self, name), "above 0")
+
+    @property
+    def padded_vocab_size(self) -> int:
+        """Rows of the embedding table and columns of the output head."""
+        return math.ceil(self.vocab_size / self.vocab_multiple) * self.vocab_multiple
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Windows of a token store, or of headerless `.npy` token files read in place."""
+
+    store: str = ""
+    seq_len: int = 4096
+    seed: int = 0  # order of the windows
+    eos_starts_next_pool: bool = False  # the reference's off-by-one (SPEC 2.1)
+    repetition_filter: bool = True  # mask windows with a short pattern repeated (SPEC 5.5)
+    prefetch: int = 2  # batches made ahead
+
+    def __post_init__(self) -> None:
+        _require(self.seq_len >= 2, "data.seq_len", self.seq_len, "at least 2")
+        _require(self.prefetch >= 1, "data.prefetch", self.prefetch, "at least 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerConfig:
+    """AdamW with warm-up and cosine (SPEC 4)."""
+
+    peak_lr: float = 4e-3
+    warmup_steps: int = 2000
+    final_lr_fraction: float = 0.1
+    b1: float = 0.9
+    b2: float = 0.95
+    eps: float = 1e-8
+    weight_decay: float = 0.1  # decoupled; on everything but the input embedding
+    clip_norm: float = 1.0
+
+    def __post_init__(self) -> None:
+        _require(self.peak_lr > 0, "optimizer.peak_lr", self.peak_lr, "above 0")
+        _require(self.warmup_steps >= 0, "optimizer.warmup_steps", self.warmup_steps, "at least 0")
+        _require(
+            0 <= self.final_lr_fraction <= 1,
+            "optimizer.final_lr_fraction",
+            self.final_lr_fraction,
+            "0..1",
+        )
+        for name in ("b1", "b2"):
+            _require(
+                0 <= getattr(self, name) < 1,
+                f"optimizer.{name}",
+                getattr(self, name),
+                "at least 0 and below 1",
+            )
+        _require(self.eps > 0, "optimizer.eps", self.eps, "above 0")
+        _require(self.clip_norm > 0, "optimizer.clip_norm", self.clip_norm, "above 0")
+        _require(self.weight_decay >= 0, "optimizer.weight_decay", self.weight_decay, "at least 0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """The loop. A batch is `batch_size` windows, cut into `micro_batches` equal parts."""
+
+    steps: int
+    batch_size: int
+    micro_batches: int = 1
+    z_loss_weight: float = 1e-5  # on logsumexp² of the vocabulary logits
+    loss_chunk: int = 1024  # tokens whose logits exist at once, per window row
+    log_every: int = 10
+    eval_every: int = 0  # steps; 0: only at the end
+    eval_windows: int = 64  # held-out windows per evaluation; 0: none
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size", "micro_batches", "loss_chunk", "log_every"):
+            _require(getattr(self, name) >= 1, f"train.{name}", getattr(self, name), "at least 1")
+        for name in ("eval_every", "eval_windows", "z_loss_weight"):
+            _require(getattr(self, name) >= 0, f"train.{name}", getattr(self, name), "at least 0")
+        _require(
+            self.batch_size % self.micro_batches == 0,
+            "train.micro_batches",
+            self.micro_batches,
+            f"a divisor of train.batch_size = {self.batch_size}",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointConfig:
+    """When to save, and what to keep: the newest `keep_last`, and every `keep_every`-th step."""
+
+    save_every: int = 100
+    keep_last: int = 2
+    keep_every: int = 0  # steps; 0: none beyond keep_last
+
+    def __post_init__(self) -> None:
+        _require(self.save_every >= 1, "checkpoint.save_every", self.save_every, "at least 1")
+        _require(self.keep_last >= 1, "checkpoint.keep_last", self.keep_last, "at least 1")
+        _require(
+            self.keep_every >= 0 and self.keep_every % self.save_every == 0,
+            "checkpoint.keep_every",
+            self.keep_every,
+            f"0 or a multiple of checkpoint.save_every = {self.save_every}",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeshConfig:
+    """Sizes of the mesh axes; one of them may be -1, the devices that are left."""
+
+    replica: int = 1
+    fsdp: int = -1
+    expert: int = 1
+
+    def __post_init__(self) -> None:
+        sizes = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        for name, size in sizes.items():
+            _require(size >= 1 or size == -1, f"mesh.{name}", size, "at least 1, or -1 for the rest")
+        free = [name for name, size in sizes.items() if size == -1]
+        _require(
+            len(free) <= 1, f"mesh.{free[-1] if free else ''}", -1, f"set: {free} cannot all be -1"
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """One run."""
+
+    name: str
+    model: ModelConfig
+    train: TrainConfig
+    moe: MoeConfig | None = None  # None: a dense model
+    data: DataConfig = field(default_factory=DataConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    mesh: MeshConfig = field(default_factory=MeshConfig)
+    seed: int = 0  # initialisation and pool draws
+
+    def __post_init__(self) -> None:
+        if self.moe is None:
+            _require(
+                self.model.mlp_dim >= 1,
+                "model.mlp_dim",
+                self.model.mlp_dim,
+                "at least 1 in a dense model (or give the section moe)",
+            )
+        else:
+            _require(
+                self.model.mlp_dim == 0,
+                "model.mlp_dim",
+                self.model.mlp_dim,
+                "0 in a mixture of experts (moe.expert_dim rules)",
+            )
+            _require(
+                self.moe.num_experts % max(self.mesh.expert, 1) == 0,
+                "moe.num_experts",
+                self.moe.num_experts,
+                f"divisible by mesh.expert = {self.mesh.expert}",
+            )
+        _require(
+            self.optimizer.warmup_steps <= self.train.steps,
+            "optimizer.warmup_steps",
+            self.optimizer.warmup_steps,
+            f"at most train.steps = {self.train.steps}",
+        )
+        micro = self.train.batch_size // self.train.micro_batches
+        rows = max(self.mesh.replica, 1) * max(self.mesh.fsdp, 1) * max(self.mesh.expert, 1)
+        _require(
+            micro % rows == 0,
+            "train.batch_size",
+            self.train.batch_size,
+            f"such that a micro-batch ({micro} windows) divides over the {rows} devices of the mesh",
+        )
+
+
+# --- ConfigDict -> dataclasses -------------------------------------------------------------------
+
+
+def _nearest(name: str, known: list[str]) -> str:
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def _sections(kind: Any) -> type | None:
+    """The dataclass of a field annotated `Section` or `Section | None`."""
+    options = typing.get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
+    return next((o for o in options if dataclasses.is_dataclass(o)), None)  # type: ignore[arg-type]
+
+
+def _leaf(value: Any, kind: Any, path: str) -> Any:
+    if typing.get_origin(kind) is Literal:
+        choices = typing.get_args(kind)
+        if value not in choices:
+            near = _nearest(str(value), list(choices))
+            raise ConfigError(f"config.{path} = {value!r}: must be one of {list(choices)}{near}")
+        return value
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+        raise ConfigError(
+            f"config.{path} = {value!r}: must be {kind.__name__}, not {type(value).__name__}"
+        )
+    if kind is float and not math.isfinite(value):
+        raise ConfigError(f"config.{path} = {value!r}: must be finite")
+    return value
+
+
+def _build(cls: type, values: Mapping[str, Any], path: str) -> Any:
+    hints = typing.get_type_hints(cls)
+    dot = f"{path}." if path else ""
+    for name in values:
+        if name not in hints:
+            raise ConfigError(
+                f"config.{dot}{name} = {values[name]!r}: no such field{_nearest(name, list(hints))}"
+                f" (allowed: {', '.join(hints)})"
+            )
+    made = {}
+    for f in dataclasses.fields(cls):
+        if f.name not in values:
+            if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING:
+                raise ConfigError(f"config.{dot}{f.name}: missing, and it has no default")
+            continue
+        value, kind = values[f.name], hints[f.name]
+        section = _sections(kind)
+        if section is None:
+            made[f.name] = _leaf(value, kind, dot + f.name)
+        elif value is None and type(None) in typing.get_args(kind):
+            made[f.name] = None
+        elif isinstance(value, Mapping):
+            made[f.name] = _build(section, value, dot + f.name)
+        else:
+            raise ConfigError(f"config.{dot}{f.name} = {value!r}: must be a section of fields")
+    return cls(**made)
+
+
+def from_config_dict(config: Mapping[str, Any]) -> Config:
+    """A `ConfigDict` (or the mapping `to_dict` gives) as a checked `Config`.
+
+    Raises:
+      ConfigError: naming the field, its value, what is allowed and the nearest known name.
+    """
+    values = config.to_dict() if hasattr(config, "to_dict") else config
+    return _build(Config, values, "")
+
+
+def to_dict(config: Config) -> dict[str, Any]:
+    """Plain nested dict of every field, defaults included; `from_config_dict` reads it back."""
+    return dataclasses.asdict(config)
+
+
+def flatten(config: Config) -> dict[str, Any]:
+    """`{"model.num_layers": 16, …}`: every leaf by its dotted name."""
+
+    def walk(node: Any, path: str) -> dict[str, Any]:
+        if not isinstance(node, dict):
+            return {path: node}
+        out = {}
+        for key, value in node.items():
+            out.update(walk(value, f"{path}.{key}" if path else key))
+        return out
+
+    return walk(to_dict(config), "")
+
+
+def differences(ours: Config, theirs: Config) -> list[str]:
+    """One `field: theirs -> ours` line for every leaf in which two configs differ."""
+    a, b = flatten(ours), flatten(theirs)
+    return [
+        f"{k}: {b.get(k)!r} -> {a.get(k)!r}" for k in sorted(a | b) if a.get(k) != b.get(k)
+    ]

@@ -1,0 +1,44 @@
+"""Errors a user can act on, each with the process exit code that it means.
+
+Exit codes (also for schedulers): 0 finished, 1 failed, 2 bad usage, 75 state saved: run again.
+A message is one line: what is wrong, where, and what to do about it.
+"""
+
+EXIT_OK = 0
+EXIT_FAILED = 1
+EXIT_USAGE = 2
+EXIT_RUN_AGAIN = 75
+
+
+class EmoError(Exception):
+    """Something failed that the user can mend; shown without a traceback."""
+
+    exit_code = EXIT_FAILED
+
+
+class UsageError(EmoError):
+    """The command line or the config is wrong; nothing was started."""
+
+    exit_code = EXIT_USAGE
+
+
+class ConfigError(UsageError):
+    """A config field has an unknown name or a value that is not allowed."""
+
+
+class DataError(EmoError):
+    """Documents, a tokenizer or a token store cannot be used as they are."""
+
+
+class CheckpointError(EmoError):
+    """A checkpoint is damaged, missing, or belongs to another run."""
+
+
+class HfFormatError(EmoError):
+    """A Hugging Face folder is of another architecture or is incomplete."""
+
+
+class PreemptedError(EmoError):
+    """The run was asked to stop, saved its state, and wants to be started again."""
+
+    exit_code = EXIT_RUN_AGAIN

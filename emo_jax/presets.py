@@ -1,0 +1,144 @@
+"""Named shapes and recipes as `ConfigDict`s; experiment files and commands call these.
+
+Sources: SPEC 1.1 (shapes), SPEC 4 (optimiser, schedule, batch). The tiny models keep the big one's
+proportions: one shared expert in 64, so that keeping 8 experts is 12.5 %.
+"""
+
+import math
+
+from ml_collections import ConfigDict
+
+from emo_jax import config as config_lib
+
+TOKENS_130B = 130_000_000_000
+TOKENS_1T = 1_000_000_000_000
+
+
+def _as_config_dict(config: config_lib.Config) -> ConfigDict:
+    """Every field, so that any of them can be overridden on the command line."""
+    return ConfigDict(config_lib.to_dict(config), convert_dict=True)
+
+
+def _steps(num_tokens: int, batch_size: int, seq_len: int) -> int:
+    return math.ceil(num_tokens / (batch_size * seq_len))
+
+
+def _model_1b(**changes) -> config_lib.ModelConfig:
+    """The 1b family: width 2048, 16 layers, vocabulary of the dolma2 tokenizer."""
+    shape = dict(
+        vocab_size=100_278, num_layers=16, embed_dim=2048, num_heads=16, head_dim=128, remat="full"
+    )
+    return config_lib.ModelConfig(**(shape | changes))
+
+
+def _run_1b(
+    name: str,
+    *,
+    model: config_lib.ModelConfig,
+    moe: config_lib.MoeConfig | None,
+    num_tokens: int,
+    eos_starts_next_pool: bool = False,
+    weight_decay: float = 0.1,
+    save_every: int = 100,
+    keep_every: int = 5000,
+) -> ConfigDict:
+    batch_size, seq_len = 1024, 4096
+    return _as_config_dict(
+        config_lib.Config(
+            name=name,
+            model=model,
+            moe=moe,
+            data=config_lib.DataConfig(seq_len=seq_len, eos_starts_next_pool=eos_starts_next_pool),
+            optimizer=config_lib.OptimizerConfig(weight_decay=weight_decay),
+            train=config_lib.TrainConfig(
+                steps=_steps(num_tokens, batch_size, seq_len),
+                batch_size=batch_size,
+                micro_batches=2,
+                eval_every=250,
+            ),
+            checkpoint=config_lib.CheckpointConfig(save_every=save_every, keep_every=keep_every),
+        )
+    )
+
+
+def emo_1b14b(arg: str = "130b") -> ConfigDict:
+    """EMO 1b14b: 127 routed and 1 shared expert, pools of 8..128, arg `130b` or `1t` tokens."""
+    num_tokens, keep_every = {"130b": (TOKENS_130B, 5000), "1t": (TOKENS_1T, 20_000)}[arg]
+    pool = config_lib.PoolConfig(kind="uniform", min_size=8, max_size=128, eval_size=32)
+    return _run_1b(
+        f"emo_1b14b_{arg}",
+        model=_model_1b(attention="document"),
+        moe=config_lib.MoeConfig(num_experts=128, top_k=8, expert_dim=1024, pool=pool),
+        num_tokens=num_tokens,
+        eos_starts_next_pool=True,
+        keep_every=keep_every,
+    )
+
+
+def stdmoe_1b14b(arg: str = "130b") -> ConfigDict:
+    """Standard MoE of the same shape; attention crosses documents, as the reference's did."""
+    num_tokens, keep_every = {"130b": (TOKENS_130B, 5000), "1t": (TOKENS_1T, 20_000)}[arg]
+    return _run_1b(
+        f"stdmoe_1b14b_{arg}",
+        model=_model_1b(attention="window"),
+        moe=config_lib.MoeConfig(num_experts=128, top_k=8, expert_dim=1024),
+        num_tokens=num_tokens,
+        eos_starts_next_pool=True,
+        keep_every=keep_every,
+    )
+
+
+def stdmoe_1b4b() -> ConfigDict:
+    """Standard MoE with 32 experts: the memory-matched baseline of the paper."""
+    return _run_1b(
+        "stdmoe_1b4b",
+        model=_model_1b(attention="window"),
+        moe=config_lib.MoeConfig(num_experts=32, top_k=8, expert_dim=1024),
+        num_tokens=TOKENS_130B,
+        eos_starts_next_pool=True,
+    )
+
+
+def dense_1b() -> ConfigDict:
+    """Dense 1b: SwiGLU of hidden 8192, weight decay 0.033 (SPEC 4, right column)."""
+    return _run_1b(
+        "dense_1b",
+        model=_model_1b(attention="window", mlp_dim=8192),
+        moe=None,
+        num_tokens=TOKENS_130B,
+        weight_decay=0.033,
+    )
+
+
+def _tiny(name: str, pool: config_lib.PoolConfig) -> ConfigDict:
+    """64 experts of which one is shared, top-k 4, float32, sized for two CPU cores."""
+    return _as_config_dict(
+        config_lib.Config(
+            name=name,
+            model=config_lib.ModelConfig(
+                vocab_size=4096,
+                num_layers=3,
+                embed_dim=128,
+                num_heads=4,
+                head_dim=32,
+                compute_dtype="float32",
+            ),
+            moe=config_lib.MoeConfig(num_experts=64, top_k=4, expert_dim=64, pool=pool),
+            data=config_lib.DataConfig(seq_len=512),
+            optimizer=config_lib.OptimizerConfig(peak_lr=4e-3, warmup_steps=40),
+            train=config_lib.TrainConfig(steps=400, batch_size=16, loss_chunk=512, eval_every=200),
+            checkpoint=config_lib.CheckpointConfig(save_every=100),
+        )
+    )
+
+
+def emo_tiny() -> ConfigDict:
+    """EMO in minutes on a laptop: pools of 4..64 routed experts, 16 in evaluation."""
+    return _tiny(
+        "emo_tiny", config_lib.PoolConfig(kind="uniform", min_size=4, max_size=64, eval_size=16)
+    )
+
+
+def stdmoe_tiny() -> ConfigDict:
+    """The standard-MoE twin of `emo_tiny`: same shape, data and attention, no pool."""
+    return _tiny("stdmoe_tiny", config_lib.PoolConfig())

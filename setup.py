@@ -1,0 +1,48 @@
+"""Package metadata. Minimum versions are the ones the tests run against."""
+
+import pathlib
+import re
+
+from setuptools import find_packages, setup
+
+HERE = pathlib.Path(__file__).parent
+VERSION = re.search(r'__version__ = "(.+)"', (HERE / "emo_jax/__init__.py").read_text())[1]
+
+TOKENIZERS = ["tokenizers>=0.22"]
+# seqio brings TensorFlow: it is for preparing data, never for training.
+PREPARE = ["seqio>=0.0.18"]
+
+setup(
+    name="emo-jax",
+    version=VERSION,
+    description="Pretrain modular mixture-of-experts language models (EMO) in JAX/Flax.",
+    long_description=(HERE / "README.md").read_text(),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.11",
+    packages=find_packages(include=["emo_jax", "emo_jax.*"]),
+    package_data={"emo_jax": ["verify_cases/*/*", "py.typed"]},
+    install_requires=[
+        "absl-py>=2.1",
+        "flax>=0.12.8",
+        "grain>=0.2.18",
+        "jax>=0.10.2",
+        "ml_collections>=1.1.0",
+        "numpy>=2.0",
+        "optax>=0.2.8",
+        "orbax-checkpoint>=0.12.8",
+        "rich>=13.7",
+        "safetensors>=0.5",
+        "tensorstore>=0.1.84",
+        "typer>=0.15",
+        "zstandard>=0.23",
+        *TOKENIZERS,
+    ],
+    extras_require={
+        "test": ["pytest>=8", "pytest-xdist>=3.6", "mypy>=1.15", "ruff>=0.12", *PREPARE],
+        "prepare": PREPARE,
+        "tpu": ["jax[tpu]>=0.10.2"],
+        "gpu": ["jax[cuda12]>=0.10.2"],
+    },
+    entry_points={"console_scripts": ["emo=emo_jax.cli:main"]},
+)
