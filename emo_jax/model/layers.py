@@ -1,0 +1,63 @@
+"""RMSNorm, rotary embedding, dense SwiGLU (SPEC 1.2), and how a weight is made.
+
+Legend: B windows, S tokens, D width, H heads, h head size, F hidden size.
+"""
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from emo_jax.config import ModelConfig
+from emo_jax.moe.grouped import swiglu
+
+INIT_CUT = 3.0  # truncation of the normal, in standard deviations (SPEC 1.3)
+
+
+def weight(
+    rngs: nnx.Rngs, config: ModelConfig, shape: Sequence[int], axes: Sequence[str | None]
+) -> nnx.Param:
+    """A float32 matrix with its logical axes: normal of `init_std`, cut at three of them."""
+    draw = jax.random.truncated_normal(rngs.params(), -INIT_CUT, INIT_CUT, tuple(shape))
+    return nnx.Param(config.init_std * draw, logical_axes=tuple(axes))
+
+
+class RMSNorm(nnx.Module):
+    """x · rsqrt(mean(x²) + eps) · scale in float32, cast back to the dtype of x."""
+
+    def __init__(self, config: ModelConfig, stack: tuple[int, ...] = ()):
+        axes = ("layers",) * len(stack) + (None,)
+        self.scale = nnx.Param(jnp.ones((*stack, config.embed_dim)), logical_axes=axes)
+        self.eps = config.norm_eps
+
+    def __call__(self, x_BSD: jax.Array) -> jax.Array:
+        x32_BSD = x_BSD.astype(jnp.float32)
+        mean_square_BS1 = jnp.mean(x32_BSD**2, axis=-1, keepdims=True)
+        normed_BSD = x32_BSD * jax.lax.rsqrt(mean_square_BS1 + self.eps)
+        return (normed_BSD * self.scale[...].astype(jnp.float32)).astype(x_BSD.dtype)
+
+
+def rotary(x_BSHh: jax.Array, positions_BS: jax.Array, theta: float) -> jax.Array:
+    """Rotates dims (i, i + h/2) by position · theta^(-2i/h), in float32: the half-split layout."""
+    half = x_BSHh.shape[-1] // 2
+    inv_freq = theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
+    angle_BS1i = (positions_BS.astype(jnp.float32)[..., None] * inv_freq)[:, :, None, :]
+    cos, sin = jnp.cos(angle_BS1i), jnp.sin(angle_BS1i)
+    first, second = jnp.split(x_BSHh.astype(jnp.float32), 2, axis=-1)
+    turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+    return turned.astype(x_BSHh.dtype)
+
+
+class DenseMlp(nnx.Module):
+    """down( silu(gate(x)) · up(x) ) of hidden size `mlp_dim`."""
+
+    def __init__(self, config: ModelConfig, rngs: nnx.Rngs, stack: tuple[int, ...] = ()):
+        D, F, lead = config.embed_dim, config.mlp_dim, ("layers",) * len(stack)
+        self.gate = weight(rngs, config, (*stack, D, F), (*lead, "embed", "mlp"))
+        self.up = weight(rngs, config, (*stack, D, F), (*lead, "embed", "mlp"))
+        self.down = weight(rngs, config, (*stack, F, D), (*lead, "mlp", "embed"))
+
+    def __call__(self, x_BSD: jax.Array) -> jax.Array:
+        gate, up, down = (w[...].astype(x_BSD.dtype) for w in (self.gate, self.up, self.down))
+        return swiglu(x_BSD @ gate, x_BSD @ up) @ down

@@ -1,0 +1,1 @@
+"""Pools, routing, dispatch, experts and their losses. Pure functions of arrays."""

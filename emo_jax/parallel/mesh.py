@@ -1,0 +1,88 @@
+"""One mesh, and the one table that maps logical axes of weights and activations to its axes."""
+
+import math
+from collections.abc import Sequence
+
+import jax
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from emo_jax.config import MeshConfig
+from emo_jax.errors import ConfigError
+
+AXES = ("replica", "fsdp", "expert")
+BATCH_AXES = AXES  # windows are spread over every axis
+
+# Logical axis -> mesh axis. A weight names its logical axes where it is made.
+RULES: dict[str | None, str | tuple[str, ...] | None] = {
+    "windows": BATCH_AXES,
+    "embed": "fsdp",
+    "expert": "expert",
+    "vocab": None,
+    "mlp": None,
+    "heads": None,
+    "layers": None,
+    None: None,
+}
+
+
+def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """The mesh of a run over all devices (or those given).
+
+    Axis types are Auto: `jax.make_mesh` defaults to Explicit, where a plain matmul of differently
+    sharded operands raises.
+
+    Raises:
+      ConfigError: the sizes do not multiply to the number of devices.
+    """
+    devices = jax.devices() if devices is None else list(devices)
+    sizes = {axis: getattr(config, axis) for axis in AXES}
+    fixed = math.prod(size for size in sizes.values() if size != -1)
+    for axis, size in sizes.items():
+        if size == -1:
+            sizes[axis] = len(devices) // fixed
+    if math.prod(sizes.values()) != len(devices):
+        raise ConfigError(
+            f"config.mesh = {sizes}: the sizes multiply to {math.prod(sizes.values())}, "
+            f"but there are {len(devices)} devices"
+        )
+    return jax.make_mesh(
+        tuple(sizes.values()), AXES, devices=devices, axis_types=(AxisType.Auto,) * len(AXES)
+    )
+
+
+def spec(logical_axes: Sequence[str | None]) -> PartitionSpec:
+    """Mesh axes of an array that names its logical axes."""
+    return PartitionSpec(*(RULES[axis] for axis in logical_axes))
+
+
+def sharding(mesh: Mesh, logical_axes: Sequence[str | None], shape: Sequence[int]) -> NamedSharding:
+    """Where an array lives; an axis that does not divide over its mesh axis stays whole."""
+    parts = []
+    for axis, size in zip(logical_axes, shape, strict=True):
+        part = RULES[axis]
+        names = (part,) if isinstance(part, str) else (part or ())
+        parts.append(part if size % math.prod(mesh.shape[n] for n in names) == 0 else None)
+    return NamedSharding(mesh, PartitionSpec(*parts))
+
+
+def windows_sharding(mesh: Mesh) -> NamedSharding:
+    """Batches (B,S): windows over every axis, tokens of a window together."""
+    return NamedSharding(mesh, PartitionSpec(BATCH_AXES, None))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """The same value on every device."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def check_batch(mesh: Mesh, micro_batch_size: int) -> None:
+    """Raise when a micro-batch does not divide over the devices.
+
+    Raises:
+      ConfigError: with both numbers.
+    """
+    if micro_batch_size % mesh.size:
+        raise ConfigError(
+            f"config.train.batch_size: a micro-batch of {micro_batch_size} windows does not divide "
+            f"over {mesh.size} devices; change train.batch_size or train.micro_batches"
+        )

@@ -1,0 +1,130 @@
+"""Cross-entropy over the vocabulary in chunks: the logits of all tokens never exist at once.
+
+The gradient of each chunk is made while its logits are there, so the backward pass repeats no
+matmul: three vocabulary matmuls in all.
+
+Legend: B windows, S tokens, C tokens of a chunk, D width, V vocabulary rows.
+"""
+
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+
+class VocabLoss(NamedTuple):
+    """Sums over the tokens whose label counts; float32. No gradient flows through these parts."""
+
+    ce_sum: jax.Array  # cross-entropy, nats
+    z_sum: jax.Array  # logsumexp²
+    ce_BS: jax.Array  # cross-entropy of each token, 0 where masked
+
+
+def _chunk_logits(x_BCD: jax.Array, kernel_DV: jax.Array, vocab_size: int) -> jax.Array:
+    B, C, D = x_BCD.shape
+    logits_NV = jnp.dot(x_BCD.reshape(B * C, D), kernel_DV, preferred_element_type=jnp.float32)
+    if vocab_size < kernel_DV.shape[1]:
+        logits_NV = jnp.where(jnp.arange(kernel_DV.shape[1]) < vocab_size, logits_NV, -jnp.inf)
+    return logits_NV
+
+
+def _chunks(x_BS: jax.Array, num_chunks: int) -> jax.Array:
+    """(B,S,…) -> (chunks,B,C,…): each chunk holds a part of every window, as devices do."""
+    B, S, *rest = x_BS.shape
+    return jnp.moveaxis(x_BS.reshape(B, num_chunks, S // num_chunks, *rest), 1, 0)
+
+
+def _unchunk(x_nBC: jax.Array) -> jax.Array:
+    n, B, C, *rest = x_nBC.shape
+    return jnp.moveaxis(x_nBC, 0, 1).reshape(B, n * C, *rest)
+
+
+def _num_chunks(seq_len: int, chunk: int) -> int:
+    """The fewest equal chunks of at most `chunk` tokens."""
+    count = -(-seq_len // chunk)
+    while seq_len % count:
+        count += 1
+    return count
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6))
+def vocab_loss(
+    hidden_BSD: jax.Array,
+    kernel_DV: jax.Array,
+    labels_BS: jax.Array,
+    mask_BS: jax.Array,
+    vocab_size: int,
+    z_weight: float,
+    chunk: int,
+) -> tuple[jax.Array, VocabLoss]:
+    """Σ mask · (cross-entropy + z_weight · logsumexp²) and its parts.
+
+    Args:
+      hidden_BSD: hidden states after the final norm, in the compute dtype.
+      kernel_DV: output matrix in the same dtype; columns from `vocab_size` on take no probability.
+      labels_BS: int32; anything where `mask_BS` is 0.
+      mask_BS: float32, 1 where the label counts.
+      chunk: tokens of a window whose logits exist at once.
+    """
+    return _forward(hidden_BSD, kernel_DV, labels_BS, mask_BS, vocab_size, z_weight, chunk, False)[
+        0
+    ]
+
+
+def _forward(hidden_BSD, kernel_DV, labels_BS, mask_BS, vocab_size, z_weight, chunk, with_grads):
+    n = _num_chunks(hidden_BSD.shape[1], chunk)
+    D, V = kernel_DV.shape
+
+    def one_chunk(carry, parts):
+        ce_sum, z_sum, grad_kernel_DV = carry
+        x_BCD, labels_BC, mask_BC = parts
+        labels_N, mask_N = labels_BC.reshape(-1), mask_BC.reshape(-1)
+        labels_N = jnp.where(mask_N > 0, labels_N, 0)
+        logits_NV = _chunk_logits(x_BCD, kernel_DV, vocab_size)
+        lse_N = jax.nn.logsumexp(logits_NV, axis=-1)
+        label_logit_N = jnp.take_along_axis(logits_NV, labels_N[:, None], axis=1)[:, 0]
+        ce_N = (lse_N - label_logit_N) * mask_N
+        ce_sum, z_sum = ce_sum + ce_N.sum(), z_sum + (lse_N**2 * mask_N).sum()
+        grad_x_BCD = None
+        if with_grads:
+            # d/dlogits of CE + z·lse²: softmax · (1 + 2·z·lse) − one-hot.
+            scale_N = (1.0 + 2.0 * z_weight * lse_N) * mask_N
+            probs_NV = jnp.exp(logits_NV - lse_N[:, None]) * scale_N[:, None]
+            is_label_NV = jnp.arange(V) == labels_N[:, None]
+            dlogits_NV = probs_NV - jnp.where(is_label_NV, mask_N[:, None], 0.0)
+            dlogits_NV = dlogits_NV.astype(kernel_DV.dtype)
+            x_ND = x_BCD.reshape(-1, D)
+            grad_x_ND = jnp.dot(dlogits_NV, kernel_DV.T, preferred_element_type=jnp.float32)
+            grad_x_BCD = grad_x_ND.astype(x_BCD.dtype).reshape(x_BCD.shape)
+            grad_kernel_DV = grad_kernel_DV + jnp.dot(
+                x_ND.T, dlogits_NV, preferred_element_type=jnp.float32
+            )
+        return (ce_sum, z_sum, grad_kernel_DV), (ce_N.reshape(mask_BC.shape), grad_x_BCD)
+
+    zero = jnp.zeros((), jnp.float32)
+    start = (zero, zero, jnp.zeros((D, V), jnp.float32) if with_grads else None)
+    xs = tuple(_chunks(a, n) for a in (hidden_BSD, labels_BS, mask_BS))
+    (ce_sum, z_sum, grad_kernel_DV), (ce_nBC, grad_x_nBCD) = jax.lax.scan(one_chunk, start, xs)
+    out = ce_sum + z_weight * z_sum, VocabLoss(ce_sum, z_sum, _unchunk(ce_nBC))
+    if not with_grads:
+        return out, None
+    return out, (_unchunk(grad_x_nBCD), grad_kernel_DV.astype(kernel_DV.dtype))
+
+
+def _fwd(hidden_BSD, kernel_DV, labels_BS, mask_BS, vocab_size, z_weight, chunk):
+    return _forward(hidden_BSD, kernel_DV, labels_BS, mask_BS, vocab_size, z_weight, chunk, True)
+
+
+def _bwd(vocab_size, z_weight, chunk, residuals, cotangents):
+    grad_x_BSD, grad_kernel_DV = residuals
+    scale = cotangents[0]
+    return (
+        (grad_x_BSD * scale).astype(grad_x_BSD.dtype),
+        (grad_kernel_DV * scale).astype(grad_kernel_DV.dtype),
+        None,
+        None,
+    )
+
+
+vocab_loss.defvjp(_fwd, _bwd)
