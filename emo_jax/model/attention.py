@@ -7,12 +7,12 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from jax.sharding import Mesh
+
 from emo_jax.config import ModelConfig
+from emo_jax.model.blocked_attention import blocked_attention
 from emo_jax.model.layers import rotary, weight
-
-# Finite, so that a padded token, which may attend to nothing, gives a number and no NaN.
-MASKED = -1e30
-
+from emo_jax.parallel.mesh import over_windows
 
 def attention_mask(segment_ids_BS: jax.Array, *, within_document: bool) -> jax.Array:
     """(B,S,T) bool: which keys a query sees. Never later ones, never padding.
@@ -33,7 +33,13 @@ def attention_mask(segment_ids_BS: jax.Array, *, within_document: bool) -> jax.A
 class Attention(nnx.Module):
     """Full multi-head attention with rotary embedding; scale 1/√h, softmax in float32."""
 
-    def __init__(self, config: ModelConfig, rngs: nnx.Rngs, stack: tuple[int, ...] = ()):
+    def __init__(
+        self,
+        config: ModelConfig,
+        rngs: nnx.Rngs,
+        stack: tuple[int, ...] = (),
+        mesh: Mesh | None = None,
+    ):
         D, H, h, lead = config.embed_dim, config.num_heads, config.head_dim, ("layers",) * len(stack)
         to_heads = dict(shape=(*stack, D, H, h), axes=(*lead, "embed", "heads", None))
         self.query = weight(rngs, config, **to_heads)
@@ -41,6 +47,7 @@ class Attention(nnx.Module):
         self.value = weight(rngs, config, **to_heads)
         self.out = weight(rngs, config, (*stack, H, h, D), (*lead, "heads", None, "embed"))
         self.theta = config.rope_theta
+        self.mesh = mesh
         self.within_document = config.attention == "document"
 
     def __call__(
@@ -52,12 +59,13 @@ class Attention(nnx.Module):
         q_BSHh = rotary(project(self.query), positions_BS, self.theta)
         k_BTHh = rotary(project(self.key), positions_BS, self.theta)
         v_BTHh = project(self.value)
-        scores_BHST = jnp.einsum(
-            "bshk,bthk->bhst", q_BSHh, k_BTHh, preferred_element_type=jnp.float32
-        )
-        scores_BHST *= q_BSHh.shape[-1] ** -0.5
-        mask_BST = attention_mask(segment_ids_BS, within_document=self.within_document)
-        scores_BHST = jnp.where(mask_BST[:, None], scores_BHST, MASKED)
-        probs_BHST = jax.nn.softmax(scores_BHST, axis=-1).astype(x_BSD.dtype)
-        mixed_BSHh = jnp.einsum("bhst,bthk->bshk", probs_BHST, v_BTHh)
+        mixed_BSHh = over_windows(self.mesh, self._attend)(q_BSHh, k_BTHh, v_BTHh, segment_ids_BS)
         return jnp.einsum("bshk,hkd->bsd", mixed_BSHh, self.out[...].astype(x_BSD.dtype))
+
+    def _attend(self, q_BSHh, k_BTHh, v_BTHh, segment_ids_BS) -> jax.Array:
+        if jax.default_backend() == "cpu":
+            return blocked_attention(
+                q_BSHh, k_BTHh, v_BTHh, segment_ids_BS, within_document=self.within_document
+            )
+        mask_BST = attention_mask(segment_ids_BS, within_document=self.within_document)
+        return jax.nn.dot_product_attention(q_BSHh, k_BTHh, v_BTHh, mask=mask_BST[:, None])

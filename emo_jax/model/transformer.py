@@ -106,7 +106,7 @@ class DecoderLayer(nnx.Module):
 
     def __init__(self, model: ModelConfig, moe: MoeConfig | None, rngs: nnx.Rngs, stack, mesh):
         self.attention_norm = RMSNorm(model, stack)
-        self.attention = Attention(model, rngs, stack)
+        self.attention = Attention(model, rngs, stack, mesh)
         self.mlp_norm = RMSNorm(model, stack)
         self.mlp = (
             DenseMlp(model, rngs, stack)

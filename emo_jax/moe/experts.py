@@ -8,11 +8,11 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh, PartitionSpec
+from jax.sharding import Mesh
 
 from emo_jax.moe import dispatch, grouped
 from emo_jax.moe.router import Routing
-from emo_jax.parallel import mesh as mesh_lib
+from emo_jax.parallel.mesh import over_windows
 
 
 class ExpertWeights(NamedTuple):
@@ -49,16 +49,7 @@ def experts(
     def local(x_BSD, routing, weights):
         return _local_experts(x_BSD, routing, weights, num_shared_experts, backend)
 
-    if mesh is None or mesh.size == 1:
-        return local(x_BSD, routing, weights)
-    by_window = PartitionSpec(mesh_lib.BATCH_AXES)
-    return jax.shard_map(
-        local,
-        mesh=mesh,
-        in_specs=(by_window, by_window, PartitionSpec()),
-        out_specs=by_window,
-        check_vma=False,
-    )(x_BSD, routing, weights)
+    return over_windows(mesh, local, num_replicated=1)(x_BSD, routing, weights)
 
 
 def _local_experts(

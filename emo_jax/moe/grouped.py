@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-BLOCK_ROWS = 256
+BLOCK_ROWS = 128
 
 
 def swiglu(gate: jax.Array, up: jax.Array) -> jax.Array:

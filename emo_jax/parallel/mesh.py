@@ -1,7 +1,7 @@
 """One mesh, and the one table that maps logical axes of weights and activations to its axes."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
@@ -73,6 +73,31 @@ def windows_sharding(mesh: Mesh) -> NamedSharding:
 def replicated(mesh: Mesh) -> NamedSharding:
     """The same value on every device."""
     return NamedSharding(mesh, PartitionSpec())
+
+
+def over_windows(
+    mesh: Mesh | None, function: Callable, *, num_replicated: int = 0
+) -> Callable:
+    """`function` run by each device on its own windows; on one device, as it is.
+
+    All arguments and results have windows as their leading axis, but the last `num_replicated`
+    arguments, which every device gets whole (their gradients are summed over devices).
+    """
+    if mesh is None or mesh.size == 1:
+        return function
+    by_window = PartitionSpec(BATCH_AXES)
+
+    def mapped(*args):
+        whole = len(args) - num_replicated
+        return jax.shard_map(
+            function,
+            mesh=mesh,
+            in_specs=(by_window,) * whole + (PartitionSpec(),) * num_replicated,
+            out_specs=by_window,
+            check_vma=False,
+        )(*args)
+
+    return mapped
 
 
 def check_batch(mesh: Mesh, micro_batch_size: int) -> None:
