@@ -24,6 +24,7 @@ setup(
     package_data={"emo_jax": ["verify_cases/*/*", "py.typed"]},
     install_requires=[
         "absl-py>=2.1",
+        "click>=8.1",
         "flax>=0.12.8",
         "grain>=0.2.18",
         "jax>=0.10.2",
@@ -34,7 +35,6 @@ setup(
         "rich>=13.7",
         "safetensors>=0.5",
         "tensorstore>=0.1.84",
-        "typer>=0.15",
         "zstandard>=0.23",
         *TOKENIZERS,
     ],

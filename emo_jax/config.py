@@ -86,7 +86,10 @@ class MoeConfig:
             _require(0 < pool.top_p <= 1, "moe.pool.top_p", pool.top_p, "above 0, at most 1")
         if pool.eval_size:
             _require(
-                picks <= pool.eval_size <= n, "moe.pool.eval_size", pool.eval_size, f"0 or {allowed}"
+                picks <= pool.eval_size <= n,
+                "moe.pool.eval_size",
+                pool.eval_size,
+                f"0 or {allowed}",
             )
         _require(
             0 <= pool.forced_experts <= routed,
@@ -249,7 +252,9 @@ class MeshConfig:
     def __post_init__(self) -> None:
         sizes = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         for name, size in sizes.items():
-            _require(size >= 1 or size == -1, f"mesh.{name}", size, "at least 1, or -1 for the rest")
+            _require(
+                size >= 1 or size == -1, f"mesh.{name}", size, "at least 1, or -1 for the rest"
+            )
         free = [name for name, size in sizes.items() if size == -1]
         _require(
             len(free) <= 1, f"mesh.{free[-1] if free else ''}", -1, f"set: {free} cannot all be -1"
@@ -310,7 +315,8 @@ class Config:
 # --- ConfigDict -> dataclasses -------------------------------------------------------------------
 
 
-def _nearest(name: str, known: list[str]) -> str:
+def nearest(name: str, known: list[str]) -> str:
+    """`; did you mean X?` for the closest known name, or nothing."""
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     return f"; did you mean {close[0]!r}?" if close else ""
 
@@ -325,7 +331,7 @@ def _leaf(value: Any, kind: Any, path: str) -> Any:
     if typing.get_origin(kind) is Literal:
         choices = typing.get_args(kind)
         if value not in choices:
-            near = _nearest(str(value), list(choices))
+            near = nearest(str(value), list(choices))
             raise ConfigError(f"config.{path} = {value!r}: must be one of {list(choices)}{near}")
         return value
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
@@ -345,7 +351,7 @@ def _build(cls: type, values: Mapping[str, Any], path: str) -> Any:
     for name in values:
         if name not in hints:
             raise ConfigError(
-                f"config.{dot}{name} = {values[name]!r}: no such field{_nearest(name, list(hints))}"
+                f"config.{dot}{name} = {values[name]!r}: no such field{nearest(name, list(hints))}"
                 f" (allowed: {', '.join(hints)})"
             )
     made = {}
@@ -399,6 +405,4 @@ def flatten(config: Config) -> dict[str, Any]:
 def differences(ours: Config, theirs: Config) -> list[str]:
     """One `field: theirs -> ours` line for every leaf in which two configs differ."""
     a, b = flatten(ours), flatten(theirs)
-    return [
-        f"{k}: {b.get(k)!r} -> {a.get(k)!r}" for k in sorted(a | b) if a.get(k) != b.get(k)
-    ]
+    return [f"{k}: {b.get(k)!r} -> {a.get(k)!r}" for k in sorted(a | b) if a.get(k) != b.get(k)]

@@ -9,6 +9,7 @@ import math
 from ml_collections import ConfigDict
 
 from emo_jax import config as config_lib
+from emo_jax.errors import ConfigError
 
 TOKENS_130B = 130_000_000_000
 TOKENS_1T = 1_000_000_000_000
@@ -21,6 +22,14 @@ def _as_config_dict(config: config_lib.Config) -> ConfigDict:
 
 def _steps(num_tokens: int, batch_size: int, seq_len: int) -> int:
     return math.ceil(num_tokens / (batch_size * seq_len))
+
+
+def _length(arg: str) -> tuple[int, int]:
+    """(training tokens, steps between permanent checkpoints) of the argument of a 1b14b file."""
+    lengths = {"130b": (TOKENS_130B, 5000), "1t": (TOKENS_1T, 20_000)}
+    if arg not in lengths:
+        raise ConfigError(f"config argument {arg!r}: must be one of {', '.join(lengths)}")
+    return lengths[arg]
 
 
 def _model_1b(**changes) -> config_lib.ModelConfig:
@@ -63,7 +72,7 @@ def _run_1b(
 
 def emo_1b14b(arg: str = "130b") -> ConfigDict:
     """EMO 1b14b: 127 routed and 1 shared expert, pools of 8..128, arg `130b` or `1t` tokens."""
-    num_tokens, keep_every = {"130b": (TOKENS_130B, 5000), "1t": (TOKENS_1T, 20_000)}[arg]
+    num_tokens, keep_every = _length(arg)
     pool = config_lib.PoolConfig(kind="uniform", min_size=8, max_size=128, eval_size=32)
     return _run_1b(
         f"emo_1b14b_{arg}",
@@ -77,7 +86,7 @@ def emo_1b14b(arg: str = "130b") -> ConfigDict:
 
 def stdmoe_1b14b(arg: str = "130b") -> ConfigDict:
     """Standard MoE of the same shape; attention crosses documents, as the reference's did."""
-    num_tokens, keep_every = {"130b": (TOKENS_130B, 5000), "1t": (TOKENS_1T, 20_000)}[arg]
+    num_tokens, keep_every = _length(arg)
     return _run_1b(
         f"stdmoe_1b14b_{arg}",
         model=_model_1b(attention="window"),

@@ -6,13 +6,13 @@ Legend: B windows, S tokens (T keys), D width, H heads, h head size.
 import jax
 import jax.numpy as jnp
 from flax import nnx
-
 from jax.sharding import Mesh
 
 from emo_jax.config import ModelConfig
 from emo_jax.model.blocked_attention import blocked_attention
 from emo_jax.model.layers import rotary, weight
 from emo_jax.parallel.mesh import over_windows
+
 
 def attention_mask(segment_ids_BS: jax.Array, *, within_document: bool) -> jax.Array:
     """(B,S,T) bool: which keys a query sees. Never later ones, never padding.
@@ -40,7 +40,12 @@ class Attention(nnx.Module):
         stack: tuple[int, ...] = (),
         mesh: Mesh | None = None,
     ):
-        D, H, h, lead = config.embed_dim, config.num_heads, config.head_dim, ("layers",) * len(stack)
+        D, H, h, lead = (
+            config.embed_dim,
+            config.num_heads,
+            config.head_dim,
+            ("layers",) * len(stack),
+        )
         to_heads = dict(shape=(*stack, D, H, h), axes=(*lead, "embed", "heads", None))
         self.query = weight(rngs, config, **to_heads)
         self.key = weight(rngs, config, **to_heads)
@@ -53,6 +58,7 @@ class Attention(nnx.Module):
     def __call__(
         self, x_BSD: jax.Array, *, segment_ids_BS: jax.Array, positions_BS: jax.Array
     ) -> jax.Array:
+        """(B,S,D) in the dtype of the input; padding (id -1) is never attended to."""
         project = lambda kernel: jnp.einsum(  # noqa: E731
             "bsd,dhk->bshk", x_BSD, kernel[...].astype(x_BSD.dtype)
         )

@@ -32,6 +32,7 @@ class RMSNorm(nnx.Module):
         self.eps = config.norm_eps
 
     def __call__(self, x_BSD: jax.Array) -> jax.Array:
+        """(B,S,D) in the dtype of the input."""
         x32_BSD = x_BSD.astype(jnp.float32)
         mean_square_BS1 = jnp.mean(x32_BSD**2, axis=-1, keepdims=True)
         normed_BSD = x32_BSD * jax.lax.rsqrt(mean_square_BS1 + self.eps)
@@ -59,5 +60,6 @@ class DenseMlp(nnx.Module):
         self.down = weight(rngs, config, (*stack, F, D), (*lead, "mlp", "embed"))
 
     def __call__(self, x_BSD: jax.Array) -> jax.Array:
+        """(B,S,D) in the dtype of the input."""
         gate, up, down = (w[...].astype(x_BSD.dtype) for w in (self.gate, self.up, self.down))
         return swiglu(x_BSD @ gate, x_BSD @ up) @ down

@@ -73,6 +73,7 @@ class MoeMlp(nnx.Module):
     def __call__(
         self, x_BSD: jax.Array, inputs: ForwardInputs, per_layer: PerLayer, num_domains: int
     ) -> tuple[jax.Array, RouterStats]:
+        """Output (B,S,D) and the router's statistics of this layer."""
         keep_MR, domain_ids_BS = per_layer.keep_MR, inputs.domain_ids_BS
         allowed_BSR = None if keep_MR is None else keep_MR[jnp.maximum(domain_ids_BS, 0)]
         routing, stats = route(
@@ -109,14 +110,13 @@ class DecoderLayer(nnx.Module):
         self.attention = Attention(model, rngs, stack, mesh)
         self.mlp_norm = RMSNorm(model, stack)
         self.mlp = (
-            DenseMlp(model, rngs, stack)
-            if moe is None
-            else MoeMlp(model, moe, rngs, stack, mesh)
+            DenseMlp(model, rngs, stack) if moe is None else MoeMlp(model, moe, rngs, stack, mesh)
         )
 
     def __call__(
         self, x_BSD: jax.Array, inputs: ForwardInputs, per_layer: PerLayer, num_domains: int
     ) -> tuple[jax.Array, RouterStats | None]:
+        """The residual stream (B,S,D) after this layer; statistics are None in a dense one."""
         x_BSD = x_BSD + self.attention(
             self.attention_norm(x_BSD),
             segment_ids_BS=inputs.segment_ids_BS,
@@ -237,9 +237,7 @@ class ModelFunctions:
         """Vocabulary logits (B,S,V) in float32, padded ids at -inf. For tests and generation."""
         hidden_BSD, _ = self.hidden(params, batch, **kwargs)
         kernel = params["lm_head"]["kernel"].astype(hidden_BSD.dtype)
-        logits = jnp.einsum(
-            "bsd,dv->bsv", hidden_BSD, kernel, preferred_element_type=jnp.float32
-        )
+        logits = jnp.einsum("bsd,dv->bsv", hidden_BSD, kernel, preferred_element_type=jnp.float32)
         return mask_padded_vocab(logits, self.config.model.vocab_size)
 
     def param_shardings(self) -> Params:

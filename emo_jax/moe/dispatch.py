@@ -25,8 +25,10 @@ def sort_by_expert(indices_NK: jax.Array, num_experts: int) -> Permutation:
     N, K = indices_NK.shape
     flat_M = indices_NK.reshape(-1)
     order_M = jnp.argsort(flat_M, stable=True).astype(jnp.int32)
-    row_M = jnp.zeros_like(order_M).at[order_M].set(
-        jnp.arange(N * K, dtype=jnp.int32), unique_indices=True
+    row_M = (
+        jnp.zeros_like(order_M)
+        .at[order_M]
+        .set(jnp.arange(N * K, dtype=jnp.int32), unique_indices=True)
     )
     sizes_R = jnp.sum(flat_M[:, None] == jnp.arange(num_experts), axis=0, dtype=jnp.int32)
     return Permutation(order_M // K, row_M.reshape(N, K), sizes_R)

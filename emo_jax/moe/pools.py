@@ -30,7 +30,9 @@ def draw_pool_sizes(
     """
     shape = (num_layers, rows.shape[0], num_documents)
     if config.kind != "uniform":
-        return jnp.full(shape, config.size if config.kind == "fixed" else config.max_size, jnp.int32)
+        return jnp.full(
+            shape, config.size if config.kind == "fixed" else config.max_size, jnp.int32
+        )
 
     def draw(layer: jax.Array, row: jax.Array) -> jax.Array:
         document_key = jax.random.fold_in(jax.random.fold_in(key, layer), row)

@@ -75,9 +75,7 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
-def over_windows(
-    mesh: Mesh | None, function: Callable, *, num_replicated: int = 0
-) -> Callable:
+def over_windows(mesh: Mesh | None, function: Callable, *, num_replicated: int = 0) -> Callable:
     """`function` run by each device on its own windows; on one device, as it is.
 
     All arguments and results have windows as their leading axis, but the last `num_replicated`

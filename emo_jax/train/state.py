@@ -5,7 +5,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from jax.sharding import Mesh
 
 from emo_jax.model.transformer import ModelFunctions, Params
 from emo_jax.parallel import mesh as mesh_lib
@@ -32,9 +31,7 @@ def init_state(
     return jax.jit(make, out_shardings=shardings)()
 
 
-def abstract_state(
-    model: ModelFunctions, optimizer: optax.GradientTransformation
-) -> TrainState:
+def abstract_state(model: ModelFunctions, optimizer: optax.GradientTransformation) -> TrainState:
     """Shapes, dtypes and, with a mesh, shardings of the state: what a restore wants."""
 
     abstract = jax.eval_shape(

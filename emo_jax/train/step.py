@@ -13,10 +13,10 @@ import optax
 from emo_jax.batch import Batch
 from emo_jax.config import Config
 from emo_jax.model.transformer import ModelFunctions, Params
+from emo_jax.model.vocab_loss import vocab_loss
 from emo_jax.moe import pools
 from emo_jax.train.optimizer import learning_rate
 from emo_jax.train.state import TrainState
-from emo_jax.model.vocab_loss import vocab_loss
 
 Metrics = dict[str, Any]
 POOL_STREAM = 1  # folded into the seed's key, so that pool draws share nothing with others

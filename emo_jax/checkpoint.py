@@ -1,0 +1,397 @@
+"""Checkpoints of a run: asynchronous, sharded, verified.
+
+`WORKDIR/checkpoints/<step>/` holds the arrays as orbax wrote them (`data/params` and `data/rest`,
+so that an export never touches the optimizer state) and `manifest.json`, written last: every
+file's size and sha256, every array's shape and dtype, and the `extra` of the run, under a checksum
+of its own. A folder without a manifest is an unfinished save and is never taken for a checkpoint.
+orbax notices neither a flipped byte nor a missing array; the manifest does.
+
+Memory on the host: `save` copies this process's shards off the devices once (orbax's staging) and
+returns; writing and reading then hold at most a few GB more, see `_limit_gb`. All processes of a
+run share the file system and call the same methods in the same order.
+"""
+
+import contextlib
+import json
+import logging
+import math
+import os
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+from etils import epath
+
+from emo_jax.config import CheckpointConfig
+from emo_jax.errors import CheckpointError
+from emo_jax.manifest import (
+    FORMAT,
+    MANIFEST,
+    DamagedError,
+    LeafPath,
+    compare,
+    dtype_name,
+    item_of,
+    leaves_of,
+    like,
+    nest,
+    newest_good,
+    numbered,
+    param_specs,
+    publish,
+    read_manifest,
+    remove,
+    remove_others,
+    savable,
+    versions,
+)
+from emo_jax.workdir import all_succeed, one_line
+
+_LOG = logging.getLogger(__name__)
+_FOLDER = "checkpoints"
+_CHUNK_BYTES = 64 * 2**20  # unit of reading: another mesh reads little more than its own shards
+_SAVE_TIMEOUT = 1800  # seconds that processes wait for each other's writes
+
+
+class Checkpointer:
+    """Saves and restores the states of one run. Close it, or use it in a `with` statement."""
+
+    def __init__(self, workdir: str | os.PathLike[str], config: CheckpointConfig):
+        self.skipped: list[tuple[int, str]] = []  # (step, what is wrong) of damaged checkpoints
+        self._folder = epath.Path(workdir) / _FOLDER
+        self._config = config
+        self._saves = 0
+        self._own: set[int] = set()  # steps this run saved or restored
+        self._thread: threading.Thread | None = None
+        self._error: CheckpointError | None = None
+        _quiet_orbax()
+
+    def save(self, step: int, state: Any, extra: Mapping[str, Any], force: bool = False) -> bool:
+        """Starts to save a pytree of arrays and `extra` (JSON); returns when the state is copied.
+
+        The caller may donate the state at once. One save runs at a time: this first waits for the
+        one before and raises its failure. `step` and the library versions are added to `extra`.
+
+        Args:
+          force: replace a checkpoint of this step; the old one stays until the new is complete.
+
+        Returns:
+          False where this run already saved, or was restored from, this step: nothing to do.
+        """
+        self.wait()
+        if step in self._own and not force:
+            return False
+        try:
+            head: dict[str, Any] = {
+                "format": FORMAT,
+                "step": step,
+                "extra": {"versions": versions(), **extra, "step": step},
+            }
+            json.dumps(head)
+        except (TypeError, ValueError) as e:
+            raise CheckpointError(f"step {step}: extra is not JSON: {one_line(e)}") from e
+        leaves = {path: savable(path, leaf) for path, leaf in leaves_of(state).items()}
+        all_succeed(lambda: self._prepare(step, force) if jax.process_index() == 0 else None)
+        # A step that is replaced keeps its files in the other of two folders until the end.
+        folder = self._folder / str(step)
+        old = read_manifest(folder)["data"] if (folder / MANIFEST).exists() else ""
+        head["data"] = "data.1" if old == "data" else "data"
+        head["leaves"] = [
+            {"path": list(path), "shape": list(leaf.shape), "dtype": dtype_name(leaf)}
+            for path, leaf in leaves.items()
+        ]
+        self._saves += 1
+        try:
+            writer = _start(folder / head["data"], f"step{step}.{self._saves}", leaves)
+        except Exception as e:
+            self._undo(folder, head["data"])
+            raise self._failure(step, e) from e
+        self._thread = threading.Thread(
+            target=self._finish, args=(writer, folder, head), name=f"checkpoint-{step}"
+        )
+        self._thread.start()
+        return True
+
+    def wait(self) -> None:
+        """Waits for the save in the background; raises CheckpointError where it failed."""
+        all_succeed(self._join)
+
+    def close(self) -> None:
+        """Like `wait`, but this process alone, so that one that fails can leave."""
+        self._join()
+
+    def __enter__(self) -> "Checkpointer":
+        return self
+
+    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
+        try:
+            self.close()
+        except CheckpointError as e:
+            if error is None:
+                raise
+            _LOG.error("%s", e)  # the first error is the one to show
+
+    def steps(self) -> list[int]:
+        """Steps with a complete checkpoint, oldest first; their files are not verified here."""
+        return [s for s in numbered(self._folder) if (self._folder / str(s) / MANIFEST).exists()]
+
+    def latest_step(self) -> int | None:
+        """The newest of `steps`."""
+        return max(self.steps(), default=None)
+
+    def read_extra(self, step: int) -> dict[str, Any]:
+        """The `extra` saved with a step."""
+        try:
+            return read_manifest(self._folder / str(step))["extra"]
+        except DamagedError as e:
+            raise CheckpointError(f"checkpoint of step {step} in {self._folder}: {e}") from e
+
+    def restore(self, abstract_state: Any, step: int | None = None) -> tuple[Any, dict, int]:
+        """The newest good checkpoint, or the one of `step`, as (state, extra, step).
+
+        Every leaf of `abstract_state` has a shape, a dtype and the sharding to restore to, on any
+        mesh; one without a sharding is restored as a host array. A damaged checkpoint is named in
+        a warning and in `skipped`, and the one before it is used.
+
+        Raises:
+          CheckpointError: no good checkpoint, or `step` is damaged, or of another structure.
+        """
+        self.wait()
+        wanted = leaves_of(abstract_state)
+
+        def load(folder: epath.Path, manifest: dict[str, Any]) -> dict[LeafPath, Any]:
+            compare(folder, manifest, wanted, ())
+            return dict(_read(folder, manifest, wanted))
+
+        items = {item_of(path) for path in wanted}
+        values, extra, found = newest_good(self._folder, step, items, load, self.skipped)
+        self._own = {found}
+        return like(abstract_state, values), extra, found
+
+    # --- saving, step by step --------------------------------------------------------------------
+
+    def _prepare(self, step: int, force: bool) -> None:
+        """Process 0: the folder of the step, free of what is not a good checkpoint."""
+        folder = self._folder / str(step)
+        try:
+            try:
+                manifest = read_manifest(folder)
+            except DamagedError:
+                manifest = None
+            if manifest is None or any(s == step for s, _ in self.skipped):
+                remove(folder)
+            elif not force:
+                raise CheckpointError(
+                    f"{folder} already holds step {step}, of an earlier run: save with force to"
+                    " replace it, or use a new workdir"
+                )
+            else:
+                remove_others(folder, manifest["data"])
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as e:
+            raise self._failure(step, e) from e
+
+    def _finish(self, writer: Any, folder: epath.Path, head: dict[str, Any]) -> None:
+        """Background thread: waits for the writes, then publishes, then retires old ones."""
+        step = head["step"]
+        try:
+            writer.wait_until_finished()  # of all processes
+            if jax.process_index() == 0:
+                publish(folder, head)
+            self._own.add(step)
+        except BaseException as e:
+            self._error = self._failure(step, e)
+            self._undo(folder, head["data"])
+            return
+        finally:
+            with contextlib.suppress(BaseException):
+                writer.close()
+        if jax.process_index() == 0:
+            try:
+                remove_others(folder, head["data"])
+                self._retire(step)
+            except OSError as e:
+                _LOG.warning("old checkpoints in %s stay: %s", self._folder, one_line(e))
+
+    def _undo(self, folder: epath.Path, data: str) -> None:
+        """Gives the space of a failed save back, as far as that goes; the disk may be full."""
+        if jax.process_index() != 0:
+            return
+        for _ in range(10):  # after a failed write orbax's others may go on for a moment
+            with contextlib.suppress(OSError):
+                if not (folder / MANIFEST).exists():
+                    return remove(folder)
+                return remove_others(folder, "data" if data == "data.1" else "data.1")
+            time.sleep(0.2)
+
+    def _retire(self, step: int) -> None:
+        """Deletes what the newest `keep_last`, and every `keep_every`-th, make superfluous.
+
+        Later steps than `step` are not touched: they are not this run's.
+        """
+        every, steps = self._config.keep_every, [s for s in self.steps() if s <= step]
+        damaged = {s for s, _ in self.skipped}
+        good = [s for s in steps if s not in damaged or s in self._own]
+        keep = {*good[-self._config.keep_last :], *(s for s in steps if every and s % every == 0)}
+        for s in numbered(self._folder):
+            if s < step and s not in keep:
+                remove(self._folder / str(s))
+
+    def _join(self) -> None:
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        if self._error is not None:
+            error, self._error = self._error, None
+            raise error
+
+    def _failure(self, step: int, error: BaseException) -> CheckpointError:
+        try:
+            damaged = {s for s, _ in self.skipped} - self._own
+            good = max((s for s in self.steps() if s not in damaged), default=None)
+        except OSError:
+            good = None
+        remains = "there is no earlier one" if good is None else f"step {good} is the last good one"
+        reason = one_line(error).rpartition('": ')[2]  # tensorstore names file in file first
+        return CheckpointError(
+            f"checkpoint of step {step} was not saved in {self._folder}: {reason};"
+            f" {remains}: mend space or access there and run again"
+        )
+
+
+def _start(folder: epath.Path, barrier: str, leaves: dict[LeafPath, Any]) -> Any:
+    """Copies the leaves to the host and lets orbax write them from there."""
+    # A writer for each save: one that failed is not used again, and processes cannot meet at the
+    # barrier of another save.
+    limit = _limit_gb(leaves.values())
+    items: dict[str, dict[LeafPath, Any]] = {}
+    for path, leaf in leaves.items():
+        if leaf.size:  # orbax refuses empty arrays; their shape in the manifest says it all
+            items.setdefault(item_of(path), {})[path] = leaf
+    # Compression gains under a tenth on weights and takes processors from the input pipeline.
+    handlers = {
+        name: ocp.PyTreeCheckpointHandler(save_concurrent_gb=limit, use_compression=False)
+        for name in items
+    }
+    # Made at once, a folder that cannot be made is an error now; made by a thread, it leaves
+    # others waiting for minutes.
+    options = ocp.AsyncOptions(timeout_secs=_SAVE_TIMEOUT, create_directories_asynchronously=False)
+    processes = ocp.options.MultiprocessingOptions(barrier_sync_key_prefix=barrier)
+    writer = ocp.AsyncCheckpointer(
+        ocp.CompositeCheckpointHandler(
+            composite_options=ocp.CompositeOptions(
+                async_options=options, multiprocessing_options=processes
+            ),
+            **handlers,
+        ),
+        async_options=options,
+        multiprocessing_options=processes,
+    )
+    args = {
+        name: ocp.args.PyTreeSave(
+            nest(of), nest({p: ocp.SaveArgs(chunk_byte_size=_CHUNK_BYTES) for p in of})
+        )
+        for name, of in items.items()
+    }
+    writer.save(folder, args=ocp.args.Composite(**args))
+    return writer
+
+
+def restore_params(
+    workdir: str | os.PathLike[str], step: int | None = None, abstract_params: Any = None
+) -> tuple[Any, dict[str, Any], int]:
+    """The sub-tree `params` of a checkpoint as (params, extra, step), without the rest.
+
+    Nested dicts of host arrays, or the tree and shardings of `abstract_params` where given.
+    """
+    wanted = None
+    if abstract_params is not None:
+        wanted = leaves_of({"params": abstract_params})
+
+    def load(folder: epath.Path, manifest: dict[str, Any]) -> dict[LeafPath, Any]:
+        if wanted is not None:
+            compare(folder, manifest, wanted, ("params",))
+        return dict(_read(folder, manifest, wanted or param_specs(manifest)))
+
+    folder = epath.Path(workdir) / _FOLDER
+    values, extra, found = newest_good(folder, step, {"params"}, load, [])
+    if wanted is None:
+        return nest(values).get("params", {}), extra, found
+    return like({"params": abstract_params}, values)["params"], extra, found
+
+
+def stream_params(
+    workdir: str | os.PathLike[str], step: int | None = None
+) -> tuple[Iterator[tuple[LeafPath, np.ndarray]], dict[str, Any], int]:
+    """Like `restore_params`, one host array after the other: (iterator of (path, array), …).
+
+    Paths are below `params`. Memory holds one array at a time.
+    """
+
+    def load(folder: epath.Path, manifest: dict[str, Any]) -> Iterator[tuple[LeafPath, np.ndarray]]:
+        for path, spec in param_specs(manifest).items():
+            try:
+                (value,) = dict(_read(folder, manifest, {path: spec})).values()
+            except DamagedError as e:
+                raise CheckpointError(f"{folder}: {'/'.join(path)}: {e}") from e
+            yield path[1:], value
+
+    return newest_good(epath.Path(workdir) / _FOLDER, step, {"params"}, load, [])
+
+
+def _read(
+    folder: epath.Path, manifest: dict[str, Any], wanted: Mapping[LeafPath, Any]
+) -> Iterator[tuple[LeafPath, Any]]:
+    empty = {path for path, spec in wanted.items() if math.prod(spec.shape) == 0}
+    for path in empty:
+        zeros, sharding = np.zeros(wanted[path].shape, wanted[path].dtype), _sharding(wanted[path])
+        yield path, zeros if sharding is None else jax.device_put(zeros, sharding)
+    for item in sorted({item_of(path) for path in wanted if path not in empty}):
+        specs = {p: x for p, x in wanted.items() if item_of(p) == item and p not in empty}
+        args = {
+            path: ocp.RestoreArgs(restore_type=np.ndarray)
+            if (sharding := _sharding(spec)) is None
+            else ocp.ArrayRestoreArgs(
+                sharding=sharding, global_shape=tuple(spec.shape), dtype=spec.dtype
+            )
+            for path, spec in specs.items()
+        }
+        handler = ocp.PyTreeCheckpointHandler(restore_concurrent_gb=_limit_gb(specs.values()))
+        try:
+            tree = handler.restore(
+                folder / manifest["data"] / item,
+                args=ocp.args.PyTreeRestore(
+                    item=nest(specs), restore_args=nest(args), partial_restore=True
+                ),
+            )
+        except Exception as e:
+            raise DamagedError(f"{item} cannot be read: {one_line(e)}") from e
+        yield from leaves_of(tree).items()
+
+
+def _sharding(spec: Any) -> Any:
+    return getattr(spec, "sharding", None)
+
+
+def _limit_gb(leaves: Any) -> int:
+    """Bytes, in GB, that orbax may have under way at once beyond the staged copy.
+
+    Its default of 96 GB amounts to a second copy of the state. It refuses an array above the
+    limit instead of waiting, and rounds reads up to whole chunks, hence twice the largest.
+    """
+    largest = max((math.prod(x.shape) * jnp.dtype(x.dtype).itemsize for x in leaves), default=0)
+    return max(4, math.ceil(2 * largest / 1e9))
+
+
+def _not_from_orbax(record: logging.LogRecord) -> bool:
+    return record.levelno < logging.ERROR or f"{os.sep}orbax{os.sep}" not in record.pathname
+
+
+def _quiet_orbax() -> None:
+    """Drops the tracebacks orbax logs for a failed write; it is reported once, in one line."""
+    logging.getLogger("absl").addFilter(_not_from_orbax)

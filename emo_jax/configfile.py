@@ -1,0 +1,81 @@
+"""Experiment files and `--config.section.field=value` overrides, read by ml_collections' flags."""
+
+import contextlib
+import io
+from collections.abc import Sequence
+from pathlib import Path
+
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+
+from emo_jax import config as config_lib
+from emo_jax.config import Config
+from emo_jax.errors import ConfigError, EmoError, UsageError
+
+
+def load_config(file: str, overrides: Sequence[str] = ()) -> Config:
+    """The checked config of `file.py[:arg]` with overrides.
+
+    Args:
+      file: path of a Python file with `get_config(arg="")`, and its argument after a colon.
+      overrides: `--config.section.field=value`, as typed.
+
+    Raises:
+      ConfigError: naming the field, its value, what is allowed and the nearest known name.
+      UsageError: no such file, or an option that is not an override.
+    """
+    path = Path(file.partition(":")[0])
+    if not path.is_file():
+        raise UsageError(
+            f"--config {file}: no such file; give an experiment file, such as one of "
+            "experiments/*.py"
+        )
+    defaults = _parse(file, [])
+    known = set(_leaves(defaults))
+    for override in overrides:
+        name = _name(override)
+        if name not in known:
+            near = config_lib.nearest(name, sorted(known))
+            raise ConfigError(f"--config.{name}: no such field of {path.name}{near}")
+        _parse(file, [override])  # one by one, so that the message names the one that is wrong
+    return config_lib.from_config_dict(_parse(file, overrides))
+
+
+def _name(override: str) -> str:
+    if not override.startswith("--config."):
+        raise UsageError(
+            f"{override}: no such option; overrides look like --config.model.num_layers=8"
+        )
+    name, equals, _ = override.removeprefix("--config.").partition("=")
+    if not equals:
+        raise UsageError(f"{override}: no value; write --config.{name}=VALUE")
+    return name
+
+
+def _parse(file: str, overrides: Sequence[str]) -> ConfigDict:
+    values = flags.FlagValues()
+    argv = ["emo", f"--config={file}", *overrides]
+    config_flags.DEFINE_config_file("config", None, "", flag_values=values, sys_argv=argv)
+    try:
+        with contextlib.redirect_stderr(io.StringIO()):
+            values(argv)
+        return values.config
+    except EmoError:
+        raise
+    except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
+        if not overrides:
+            raise ConfigError(f"--config {file}: {type(error).__name__}: {error}") from error
+        defaults, name = _leaves(_parse(file, [])), _name(overrides[0])
+        raise ConfigError(
+            f"{overrides[0]}: must be {type(defaults[name]).__name__}, like {defaults[name]!r}"
+        ) from error
+
+
+def _leaves(config: ConfigDict, path: str = "") -> dict:
+    out = {}
+    for key, value in config.items():
+        if isinstance(value, ConfigDict):
+            out |= _leaves(value, f"{path}{key}.")
+        else:
+            out[path + key] = value
+    return out

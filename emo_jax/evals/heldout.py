@@ -1,0 +1,108 @@
+"""Held-out loss of every domain.
+
+A label counts when it is in the document of its input token: what a document begins with cannot be
+told from the one before it. The loss is without a pool unless it says otherwise, since a pool looks
+at the whole document, its future too (DESIGN 6).
+
+Legend: B windows, S tokens, L layers, M domains, R routed experts, G documents.
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from emo_jax.batch import Batch
+from emo_jax.config import Config
+from emo_jax.model.transformer import ModelFunctions, Params
+from emo_jax.model.vocab_loss import vocab_loss
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """Sums over held-out windows."""
+
+    ce_sum_M: np.ndarray  # nats
+    labels_M: np.ndarray
+    router_probs_LMR: np.ndarray | None  # sums over tokens; None for dense models
+
+    @property
+    def loss_M(self) -> np.ndarray:
+        """Mean loss of each domain, nats a token; NaN for a domain that is not there."""
+        with np.errstate(invalid="ignore", divide="ignore"):
+            return self.ce_sum_M / self.labels_M
+
+    @property
+    def loss(self) -> float:
+        """Mean over all tokens."""
+        return float(self.ce_sum_M.sum() / max(self.labels_M.sum(), 1.0))
+
+
+def make_eval_step(
+    config: Config, model: ModelFunctions, num_domains: int
+) -> Callable[..., dict[str, Any]]:
+    """Jitted (params, batch, keep_LMR | None, pool_size static) -> sums by domain."""
+
+    def eval_step(
+        params: Params, batch: Batch, keep_LMR: jax.Array | None, pool_size: int
+    ) -> dict[str, Any]:
+        B, S = batch.tokens.shape
+        pool_size_LBG = None
+        if pool_size:
+            pool_size_LBG = jnp.full((config.model.num_layers, B, S), pool_size, jnp.int32)
+        hidden_BSD, stats = model.hidden(
+            params,
+            batch,
+            pool_size_LBG=pool_size_LBG,
+            keep_LMR=keep_LMR,
+            num_domains=num_domains,
+        )
+        next_ids_BS = jnp.pad(batch.segment_ids[:, 1:], ((0, 0), (0, 1)), constant_values=-1)
+        mask_BS = batch.loss_mask * (next_ids_BS == batch.segment_ids)
+        _, vocab = vocab_loss(
+            hidden_BSD,
+            params["lm_head"]["kernel"].astype(hidden_BSD.dtype),
+            batch.labels,
+            mask_BS,
+            config.model.vocab_size,
+            0.0,
+            config.train.loss_chunk,
+        )
+        member_BSM = (batch.domain_ids[..., None] == jnp.arange(num_domains)).astype(jnp.float32)
+        sums = {
+            "ce_sum_M": jnp.einsum("bs,bsm->m", vocab.ce_BS, member_BSM),
+            "labels_M": jnp.einsum("bs,bsm->m", mask_BS, member_BSM),
+        }
+        if stats is not None:
+            sums["router_probs_LMR"] = stats.domain_probs_MR
+        return sums
+
+    return jax.jit(eval_step, static_argnames="pool_size")
+
+
+def evaluate(
+    eval_step: Callable[..., dict[str, Any]],
+    params: Params,
+    batches: Iterable[Batch],
+    *,
+    keep_LMR: np.ndarray | None = None,
+    pool_size: int = 0,
+) -> HeldOut:
+    """Sums of `eval_step` over batches.
+
+    Args:
+      eval_step: of `make_eval_step`.
+      batches: on the host or on the devices.
+      keep_LMR: routed experts that exist for each domain's tokens; None: all.
+      pool_size: routed experts in each document's pool; 0: no pool.
+    """
+    total: dict[str, Any] | None = None
+    for batch in batches:
+        sums = eval_step(params, batch, keep_LMR, pool_size=pool_size)
+        total = sums if total is None else jax.tree.map(jnp.add, total, sums)
+    assert total is not None, "no held-out windows"
+    total = jax.tree.map(lambda a: np.asarray(jax.device_get(a), np.float64), total)
+    return HeldOut(total["ce_sum_M"], total["labels_M"], total.get("router_probs_LMR"))

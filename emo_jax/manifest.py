@@ -1,0 +1,294 @@
+"""What a checkpoint holds: its leaves and its files, in a manifest under checksums.
+
+The manifest is written last, so a folder without one is an unfinished save. It lists the shape and
+dtype of every array, the size and sha256 of every file and the `extra` of the run, and ends with a
+checksum of itself.
+"""
+
+import contextlib
+import hashlib
+import importlib.metadata
+import json
+import logging
+import platform
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from etils import epath
+from jax.experimental import multihost_utils
+
+from emo_jax.errors import CheckpointError
+from emo_jax.workdir import one_line, sync_folder, write_atomic
+
+MANIFEST, FORMAT = "manifest.json", 1
+_LOG = logging.getLogger(__name__)
+_HASH_THREADS, _HASH_BLOCK = 4, 8 * 2**20
+
+LeafPath = tuple[str, ...]  # of a leaf in the state: ("params", "layers", "router")
+
+
+class DamagedError(Exception):
+    """Why a checkpoint cannot be used."""
+
+
+# --- trees as {path: leaf} -----------------------------------------------------------------------
+
+
+def leaves_of(tree: Any) -> dict[LeafPath, Any]:
+    """Every leaf of a pytree by its path."""
+    flat, _ = jax.tree_util.tree_flatten_with_path(tree)
+    return {
+        tuple(jax.tree_util.keystr((key,), simple=True) for key in path) or ("value",): leaf
+        for path, leaf in flat
+    }
+
+
+def nest(leaves: Mapping[LeafPath, Any]) -> dict[str, Any]:
+    """Leaves by path as nested dicts."""
+    tree: dict[str, Any] = {}
+    for path, leaf in leaves.items():
+        node = tree
+        for key in path[:-1]:
+            node = node.setdefault(key, {})
+        node[path[-1]] = leaf
+    return tree
+
+
+def like(tree: Any, values: Mapping[LeafPath, Any]) -> Any:
+    """Values by path in the structure of `tree`."""
+    return jax.tree.unflatten(jax.tree.structure(tree), [values[path] for path in leaves_of(tree)])
+
+
+def item_of(path: LeafPath) -> str:
+    """The folder of a leaf: parameters lie apart, so that they can be read and verified alone."""
+    return "params" if path[0] == "params" else "rest"
+
+
+def param_specs(manifest: dict[str, Any]) -> dict[LeafPath, jax.ShapeDtypeStruct]:
+    """Host arrays to read for the parameters in a manifest."""
+    return {
+        tuple(leaf["path"]): jax.ShapeDtypeStruct(leaf["shape"], jnp.dtype(leaf["dtype"]))
+        for leaf in manifest["leaves"]
+        if leaf["path"][0] == "params"
+    }
+
+
+def dtype_name(leaf: Any) -> str:
+    """`float32`, `bfloat16`, …"""
+    return jnp.dtype(leaf.dtype).name
+
+
+def savable(path: LeafPath, leaf: Any) -> Any:
+    """A leaf as an array that can be written; CheckpointError for one that cannot."""
+    name = "/".join(path)
+    if isinstance(leaf, jax.Array):
+        if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            raise CheckpointError(f"state {name}: a random key; save jax.random.key_data of it")
+        return leaf
+    try:
+        if isinstance(leaf, bool | int | float):
+            return np.asarray(leaf, jnp.result_type(leaf))
+        if isinstance(leaf, np.ndarray | np.generic) and leaf.dtype.kind != "O":
+            return np.array(leaf)  # a copy: the caller may go on writing to its own
+    except OverflowError as e:
+        raise CheckpointError(f"state {name} = {leaf}: does not fit a 32-bit integer") from e
+    raise CheckpointError(f"state {name}: a {type(leaf).__name__} cannot be saved; use an array")
+
+
+def compare(
+    folder: epath.Path, manifest: dict[str, Any], wanted: dict[LeafPath, Any], below: LeafPath
+) -> None:
+    """Raises where the leaves `below` a path are not those wanted."""
+    saved = {tuple(leaf["path"]): leaf for leaf in manifest["leaves"]}
+    saved = {path: leaf for path, leaf in saved.items() if path[: len(below)] == below}
+    found = []
+    for path in [*wanted, *(path for path in saved if path not in wanted)]:
+        name = "/".join(path)
+        if path not in saved:
+            found.append(f"{name} is not in the checkpoint")
+        elif path not in wanted:
+            found.append(f"{name} is only in the checkpoint")
+        else:
+            ours = (tuple(wanted[path].shape), dtype_name(wanted[path]))
+            theirs = (tuple(saved[path]["shape"]), saved[path]["dtype"])
+            if ours != theirs:
+                found.append(f"{name} is {theirs[1]}{theirs[0]} there, {ours[1]}{ours[0]} here")
+    if found:
+        more = f"; and {len(found) - 3} more" if len(found) > 3 else ""
+        raise CheckpointError(
+            f"{folder} is of another model or optimizer: {'; '.join(found[:3])}{more}; use the"
+            " config the checkpoint was made with"
+        )
+
+
+# --- files ---------------------------------------------------------------------------------------
+
+
+def numbered(folder: epath.Path) -> list[int]:
+    """Steps that have a folder, complete or not, oldest first."""
+    if not folder.exists():
+        return []
+    return sorted(int(p.name) for p in folder.iterdir() if p.name.isdecimal())
+
+
+def remove(folder: epath.Path) -> None:
+    """Deletes a folder or file; of a checkpoint the manifest goes first, so none is half there."""
+    if folder.is_dir():
+        (folder / MANIFEST).unlink(missing_ok=True)
+        folder.rmtree()
+    else:
+        folder.unlink(missing_ok=True)
+
+
+def remove_others(folder: epath.Path, data: str) -> None:
+    """Leaves of a checkpoint's folder the manifest and the data it names."""
+    for child in list(folder.iterdir()):
+        if child.name not in (MANIFEST, data):
+            remove(child)
+
+
+def _files(folder: epath.Path, prefix: str = "") -> Iterator[str]:
+    for child in sorted(folder.iterdir()):
+        if child.is_dir():
+            yield from _files(child, f"{prefix}{child.name}/")
+        else:
+            yield prefix + child.name
+
+
+def _digest(path: epath.Path) -> tuple[int, str]:
+    """Bytes and sha256 of a file, in bounded memory."""
+    digest, size = hashlib.sha256(), 0
+    with path.open("rb") as f:
+        while block := f.read(_HASH_BLOCK):
+            digest.update(block)
+            size += len(block)
+    return size, digest.hexdigest()
+
+
+def _checksum(content: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def publish(folder: epath.Path, head: dict[str, Any]) -> None:
+    """Writes the manifest, which makes the folder a checkpoint."""
+    data = folder / head["data"]
+    names = list(_files(data))
+    with ThreadPoolExecutor(_HASH_THREADS) as pool:
+        found = pool.map(lambda name: _digest(data / name), names)
+        files = {n: {"size": s, "sha256": h} for n, (s, h) in zip(names, found, strict=True)}
+    # Through JSON once, so that the checksum is of what a reader will see.
+    content = json.loads(json.dumps({**head, "files": files}))
+    sync_folder(folder)
+    write_atomic(folder / MANIFEST, json.dumps({**content, "sha256": _checksum(content)}))
+    sync_folder(folder.parent)
+
+
+def read_manifest(folder: epath.Path) -> dict[str, Any]:
+    """The manifest of a checkpoint; DamagedError where it cannot be trusted."""
+    path = folder / MANIFEST
+    try:
+        if not path.exists():
+            raise DamagedError(f"no {MANIFEST} (the save was interrupted, or it was deleted)")
+        manifest = json.loads(path.read_text())
+        if manifest["format"] != FORMAT:
+            raise DamagedError(f"format {manifest['format']}, of another version of emo_jax")
+        if manifest.pop("sha256") != _checksum(manifest):
+            raise DamagedError(f"{MANIFEST} was changed after it was written")
+    except (OSError, ValueError, KeyError, AttributeError, TypeError) as e:
+        raise DamagedError(f"{MANIFEST} cannot be read: {one_line(e)}") from e
+    return manifest
+
+
+def verify(folder: epath.Path, items: set[str]) -> dict[str, Any]:
+    """The manifest of a checkpoint whose files of `items` are as written.
+
+    Each process reads its share of the files.
+    """
+    manifest = read_manifest(folder)
+
+    def check(name: str) -> str | None:
+        path, record = folder / manifest["data"] / name, manifest["files"][name]
+        try:
+            if not path.exists():
+                return f"{name} is missing"
+            if path.stat().length != record["size"]:
+                return f"{name} has {path.stat().length} bytes of {record['size']}"
+            if _digest(path)[1] != record["sha256"]:
+                return f"{name} has other bytes than were written"
+        except OSError as e:
+            return f"{name} cannot be read: {one_line(e)}"
+        return None
+
+    names = [n for n in sorted(manifest["files"]) if "/" not in n or n.partition("/")[0] in items]
+    with ThreadPoolExecutor(_HASH_THREADS) as pool:
+        mine = names[jax.process_index() :: jax.process_count()]
+        found = [reason for reason in pool.map(check, mine) if reason]
+    if found:
+        more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
+        raise DamagedError(found[0] + more)
+    return manifest
+
+
+def newest_good(
+    folder: epath.Path,
+    step: int | None,
+    items: set[str],
+    load: Callable[[epath.Path, dict[str, Any]], Any],
+    skipped: list[tuple[int, str]],
+) -> tuple[Any, dict[str, Any], int]:
+    """What `load` makes of the newest checkpoint that is good, or of the one of `step`."""
+    there = numbered(folder)
+    if step is not None and step not in there:
+        raise CheckpointError(
+            f"no checkpoint of step {step} in {folder} (steps there: {there or 'none'})"
+        )
+    bad = []
+    for s in [step] if step is not None else reversed(there):
+        reason, manifest, result = None, {}, None
+        try:
+            manifest = verify(folder / str(s), items)
+        except DamagedError as e:
+            reason = str(e)
+        if (reason := _agreed(reason)) is None:
+            try:
+                result = load(folder / str(s), manifest)
+            except DamagedError as e:
+                reason = str(e)
+            if (reason := _agreed(reason)) is None:
+                return result, manifest["extra"], s
+        if step is not None:
+            raise CheckpointError(
+                f"checkpoint of step {s} in {folder} is damaged: {reason}; ask for another step,"
+                " or for none, to get the newest good one"
+            )
+        bad.append((s, reason))
+        skipped.append((s, reason))
+        _LOG.warning("checkpoint of step %d in %s is not used: %s", s, folder, reason)
+    if not bad:
+        raise CheckpointError(f"no checkpoint in {folder}: nothing was saved there yet")
+    raise CheckpointError(
+        f"no good checkpoint in {folder}: " + "; ".join(f"step {s}: {why}" for s, why in bad)
+    )
+
+
+def _agreed(reason: str | None) -> str | None:
+    """A reason found by any process, so that all skip the same checkpoints."""
+    if jax.process_count() == 1:
+        return reason
+    found = np.asarray(multihost_utils.process_allgather(np.asarray(reason is not None)))
+    if reason is None and found.any():
+        return f"found damaged by process {int(found.argmax())}"
+    return reason
+
+
+def versions() -> dict[str, str]:
+    """Versions of the libraries that decide what a checkpoint looks like."""
+    found = {"python": platform.python_version()}
+    for name in ("emo_jax", "jax", "flax", "optax", "orbax-checkpoint"):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    return found

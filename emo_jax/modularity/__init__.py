@@ -1,0 +1,1 @@
+"""What the modules are for: choosing, and later pruning and composing, experts."""

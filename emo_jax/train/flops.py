@@ -1,0 +1,52 @@
+"""FLOPs of a token and the share of the hardware's peak that a run reaches (SPEC 1.5)."""
+
+import jax
+
+from emo_jax.config import Config
+
+# Dense bfloat16 peak of one device, FLOP/s, from the makers' data sheets. The reference reports
+# against 989.5 TFLOP/s for an H100 (SPEC 1.5).
+PEAK_FLOPS = {
+    "H100": 989.5e12,
+    "H200": 989.5e12,
+    "A100": 312e12,
+    "TPU v4": 275e12,
+    "TPU v5 lite": 197e12,
+    "TPU v5p": 459e12,
+    "TPU v5": 459e12,
+    "TPU v6 lite": 918e12,
+}
+
+
+def flops_per_token(config: Config) -> int:
+    """Forward and backward FLOPs of a token: 6 per parameter touched, attention over the window.
+
+    Attention counts every key of the window (neither halved for causality nor cut at documents),
+    the input embedding counts nothing: the reference's formula, so that MFU compares.
+    """
+    model, S = config.model, config.data.seq_len
+    D, width = model.embed_dim, model.num_heads * model.head_dim
+    layer = 6 * 4 * D * width + 12 * width * S
+    if config.moe is None:
+        layer += 6 * 3 * D * model.mlp_dim
+    else:
+        layer += (
+            6 * config.moe.num_experts * D + 6 * config.moe.top_k * 3 * D * config.moe.expert_dim
+        )
+    return model.num_layers * layer + 6 * (model.padded_vocab_size * D + D)
+
+
+def peak_flops(device: jax.Device) -> float | None:
+    """Peak of one device, or None where it is not known (a CPU)."""
+    for name, peak in PEAK_FLOPS.items():
+        if name in device.device_kind:
+            return peak
+    return None
+
+
+def mfu(config: Config, tokens_per_second: float, devices: list[jax.Device]) -> float | None:
+    """Share of the devices' peak, 0..1; None where the peak is not known."""
+    peak = peak_flops(devices[0])
+    if peak is None:
+        return None
+    return flops_per_token(config) * tokens_per_second / (peak * len(devices))

@@ -1,0 +1,79 @@
+"""What is logged of a step, and the file it goes to.
+
+Legend: L layers, E experts, R routed experts.
+"""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from emo_jax.config import Config
+
+METRICS_FILE = "metrics.jsonl"
+
+
+def summarize(config: Config, metrics: dict[str, Any]) -> dict[str, Any]:
+    """Host values of a step's metrics as JSON: scalars, and a list over layers where it says so.
+
+    Units: losses in nats, entropies in nats a token, pool sizes in routed experts, load imbalance
+    is the busiest routed expert's tokens over their mean.
+    """
+    record: dict[str, Any] = {
+        name: float(metrics[name])
+        for name in ("loss", "ce_loss", "lm_z_loss", "grad_norm", "learning_rate")
+    }
+    if "expert_counts" not in metrics:
+        return record
+    moe = config.moe
+    assert moe is not None
+    counts_LR = np.asarray(metrics["expert_counts"])[:, : moe.num_routed_experts]
+    imbalance_L = counts_LR.max(axis=1) / np.maximum(counts_LR.mean(axis=1), 1e-9)
+    record["router_aux_loss"] = float(metrics["router_aux_loss"])
+    by_layer = {
+        "load_balance_loss": metrics["load_balance_loss"],
+        "router_z_loss": metrics["router_z_loss"],
+        "load_imbalance": imbalance_L,
+        "experts_used": (counts_LR > 0).sum(axis=1),
+        "token_entropy": metrics["token_entropy"],
+        "token_entropy_no_pool": metrics["document_entropy"],
+        "pool_size": metrics["pool_size"],
+    }
+    for name, values_L in by_layer.items():
+        record[f"{name}_by_layer"] = [round(float(v), 6) for v in np.asarray(values_L)]
+    return record
+
+
+class MetricsFile:
+    """One JSON object a line in WORKDIR/metrics.jsonl; `step` is the steps done after it."""
+
+    def __init__(self, workdir: Path, *, resume_step: int):
+        """Opens for appending; records of steps that the resumed run will do again are dropped."""
+        self.path = workdir / METRICS_FILE
+        if self.path.exists():
+            kept = [r for r in read_metrics(workdir) if r["step"] <= resume_step]
+            temporary = self.path.with_suffix(".tmp")
+            temporary.write_text("".join(json.dumps(r) + "\n" for r in kept))
+            os.replace(temporary, self.path)
+        self._file = self.path.open("a", buffering=1)
+
+    def write(self, record: dict[str, Any]) -> None:
+        """Appends a record."""
+        self._file.write(json.dumps(record) + "\n")
+
+    def close(self) -> None:
+        """Flushes and closes the file."""
+        self._file.close()
+
+
+def read_metrics(workdir: Path) -> list[dict[str, Any]]:
+    """All whole records of a run; a line cut short by a kill is left out."""
+    records = []
+    for line in (workdir / METRICS_FILE).read_text().splitlines():
+        try:
+            records.append(json.loads(line))
+        except json.JSONDecodeError:
+            continue
+    return records

@@ -1,0 +1,96 @@
+"""Workdirs to Hugging Face folders and back: checkpoint, config and tokenizer brought together."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+
+from emo_jax import config as config_lib
+from emo_jax.checkpoint import Checkpointer, restore_params
+from emo_jax.config import Config
+from emo_jax.errors import UsageError
+from emo_jax.hf.export import export_model
+from emo_jax.hf.importing import import_model
+from emo_jax.model.transformer import ModelFunctions
+from emo_jax.train.metrics import METRICS_FILE, read_metrics
+from emo_jax.train.optimizer import make_optimizer
+from emo_jax.train.state import TrainState
+from emo_jax.workdir import claim_workdir, read_workdir_config
+
+TOKENIZER_FOLDER = "tokenizer"  # of an imported workdir, and of a token store
+
+
+def tokenizer_of(workdir: Path, config: Config) -> Path | None:
+    """The folder of the run's tokenizer: its own, or its store's; None where neither is there."""
+    for folder in (workdir / TOKENIZER_FOLDER, Path(config.data.store) / TOKENIZER_FOLDER):
+        if (folder / "tokenizer.json").exists():
+            return folder
+    return None
+
+
+def export_workdir(
+    workdir: str | os.PathLike[str],
+    output: str | os.PathLike[str],
+    *,
+    layout: str = "qwen2_moe",
+    step: int | None = None,
+    tokenizer_dir: str | os.PathLike[str] | None = None,
+) -> Path:
+    """Writes the newest good checkpoint of a run, or that of `step`, as a Hugging Face folder.
+
+    Raises:
+      UsageError: not a workdir, or the output is there already.
+      CheckpointError: no good checkpoint.
+    """
+    folder = Path(workdir)
+    config = read_workdir_config(folder)
+    params, _, found = restore_params(folder, step)
+    tokenizer = Path(tokenizer_dir) if tokenizer_dir else tokenizer_of(folder, config)
+    card = {"step": found, **_last_losses(folder, found)}
+    return export_model(
+        params, config, Path(output), layout=layout, tokenizer_dir=tokenizer, card=card
+    )
+
+
+def _last_losses(workdir: Path, step: int) -> dict[str, float]:
+    """Training and held-out loss at a step, as far as the log has them."""
+    if not (workdir / METRICS_FILE).exists():
+        return {}
+    losses = {}
+    for record in read_metrics(workdir):
+        if record["step"] == step:
+            wanted = (name for name in ("ce_loss", "heldout_loss") if name in record)
+            losses |= {name: record[name] for name in wanted}
+    return losses
+
+
+def import_folder(hf_dir: str | os.PathLike[str], workdir: str | os.PathLike[str]) -> Config:
+    """Makes a workdir that holds a Hugging Face folder's model as step 0, optimizer fresh.
+
+    Raises:
+      HfFormatError: the folder is of another architecture or incomplete.
+      UsageError: the workdir is in use.
+    """
+    folder = Path(workdir)
+    if folder.exists() and any(folder.iterdir()):
+        raise UsageError(f"{folder}: is there already; give a new or empty folder")
+    params, config = import_model(hf_dir)
+    ModelFunctions(config)  # refuses what the model cannot be
+    opt_state = make_optimizer(config).init(params)
+    claim_workdir(folder, config)
+    copy_tokenizer(Path(hf_dir), folder / TOKENIZER_FOLDER)
+    with Checkpointer(folder, config.checkpoint) as checkpointer:
+        state = TrainState(np.zeros((), np.int32), params, opt_state)
+        checkpointer.save(0, state, {"config": config_lib.to_dict(config), "windows": 0})
+    return config
+
+
+def copy_tokenizer(source: Path, target: Path) -> None:
+    """Copies the tokenizer files of a Hugging Face folder, where it has them."""
+    names = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
+    if not (source / names[0]).exists():
+        return
+    target.mkdir()
+    for name in names:
+        if (source / name).exists():
+            (target / name).write_bytes((source / name).read_bytes())

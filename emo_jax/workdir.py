@@ -1,0 +1,157 @@
+"""The folder of a run: who may use it, and files that are never half written.
+
+A workdir holds `config.json` (the full config, written first) and `checkpoints/`. A folder that
+holds anything else is somebody else's and is left alone.
+"""
+
+import json
+import os
+from collections.abc import Callable
+
+import jax
+import numpy as np
+from etils import epath
+from jax.experimental import multihost_utils
+
+from emo_jax import config as config_lib
+from emo_jax.config import Config
+from emo_jax.errors import EmoError, UsageError
+
+CONFIG_FILE = "config.json"
+
+# What a resumed run may change: none of it alters what the run computes.
+_FREE_SECTIONS = ("checkpoint", "mesh")
+_FREE_FIELDS = (
+    "train.log_every",
+    "train.eval_every",
+    "train.eval_windows",
+    "data.prefetch",
+    "data.store",
+)
+
+
+def write_atomic(path: epath.Path, text: str) -> None:
+    """Writes a file that is either absent (or the old one) or complete, also after a power cut."""
+    if "://" in str(path):  # object stores publish an object only when it is complete
+        path.write_text(text)
+        return
+    temporary = path.parent / f".{path.name}.tmp"
+    with open(temporary, "w", encoding="utf-8") as f:
+        f.write(text)
+        f.flush()
+        os.fsync(f.fileno())
+    os.replace(temporary, path)
+    sync_folder(path.parent)
+
+
+def sync_folder(path: epath.Path) -> None:
+    """Makes renames and new names in a local folder survive a power cut."""
+    if "://" in str(path):
+        return
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def one_line(error: BaseException, limit: int = 300) -> str:
+    """An exception as one short line; of a long one the end is kept, where the cause stands."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= limit else "…" + text[-limit:]
+
+
+def all_succeed(action: Callable[[], None]) -> None:
+    """Runs `action` on every process; raises on all of them where it fails on any.
+
+    Without this the processes that succeeded would wait for ever at the next collective.
+    """
+    error: Exception | None = None
+    try:
+        action()
+    except Exception as e:
+        error = e
+    if jax.process_count() > 1:
+        failed = np.asarray(multihost_utils.process_allgather(np.asarray(error is not None)))
+        if error is None and failed.any():
+            raise EmoError(f"process {int(failed.argmax())} failed; see its log")
+    if error is not None:
+        raise error
+
+
+def claim_workdir(workdir: str | os.PathLike[str], config: Config) -> bool:
+    """Makes a new or empty folder this run's, or resumes the run that is there.
+
+    Called by every process with the same arguments; process 0 does the work.
+
+    Returns:
+      True where the workdir already belongs to this run (resume).
+
+    Raises:
+      UsageError: the folder is of another experiment, or not a workdir. Nothing is overwritten.
+    """
+    folder = epath.Path(workdir)
+    resumes = (folder / CONFIG_FILE).exists()
+    # Every process has looked before process 0 writes.
+    all_succeed(lambda: None)
+    all_succeed(lambda: _claim(folder, config) if jax.process_index() == 0 else None)
+    return resumes
+
+
+def _free(difference: str) -> bool:
+    name = difference.partition(":")[0]
+    return name in _FREE_FIELDS or name.partition(".")[0] in _FREE_SECTIONS
+
+
+def _claim(folder: epath.Path, config: Config) -> None:
+    text = json.dumps(config_lib.to_dict(config), indent=2) + "\n"
+    try:
+        if not (folder / CONFIG_FILE).exists():
+            # A claim cut short leaves only its temporary file, which still is an empty workdir.
+            others = []
+            if folder.exists():
+                names = sorted(entry.name for entry in folder.iterdir())
+                others = [name for name in names if name != f".{CONFIG_FILE}.tmp"]
+            if others:
+                raise UsageError(
+                    f"{folder}: not empty and not a workdir (no {CONFIG_FILE}; it holds"
+                    f" {', '.join(others[:3])}{', …' if len(others) > 3 else ''}); give a new or"
+                    " empty folder"
+                )
+            folder.mkdir(parents=True, exist_ok=True)
+            write_atomic(folder / CONFIG_FILE, text)
+            return
+        theirs = read_workdir_config(folder)
+        if theirs == config:
+            return
+        changed = [line for line in config_lib.differences(config, theirs) if not _free(line)]
+        if changed:
+            more = f"; and {len(changed) - 5} more" if len(changed) > 5 else ""
+            raise UsageError(
+                f"{folder} belongs to a run with another config ({'; '.join(changed[:5])}{more});"
+                " give another workdir, or the config that run was started with"
+            )
+        # Commands that read the workdir later want where the store is now, not where it was.
+        write_atomic(folder / CONFIG_FILE, text)
+    except OSError as e:
+        raise UsageError(f"{folder}: cannot be used as a workdir: {one_line(e)}") from e
+
+
+def read_workdir_config(workdir: str | os.PathLike[str]) -> Config:
+    """The config of the run in a workdir.
+
+    Raises:
+      UsageError: no such folder, not a workdir, or its config cannot be read.
+    """
+    folder = epath.Path(workdir)
+    path = folder / CONFIG_FILE
+    try:
+        if not folder.exists():
+            raise UsageError(f"{folder}: no such workdir; a run makes it with emo train --workdir")
+        if not path.exists():
+            raise UsageError(f"{folder}: not a workdir (no {CONFIG_FILE}); give a run's --workdir")
+        return config_lib.from_config_dict(json.loads(path.read_text()))
+    except (OSError, ValueError, AttributeError, TypeError) as e:
+        raise UsageError(f"{path}: cannot be read as a run's config: {one_line(e)}") from e
+    except config_lib.ConfigError as e:
+        raise UsageError(f"{path}: of another version of emo_jax, or edited: {e}") from e

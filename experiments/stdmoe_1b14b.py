@@ -1,0 +1,15 @@
+"""Standard MoE 1b14b, the twin of emo_1b14b, 130 B or 1 T tokens.
+
+emo train --config experiments/stdmoe_1b14b.py:130b --config.data.store=STORE --workdir WORKDIR
+
+Hardware and hours: the reference trained on 128 H100 at 20.4k tokens/s a GPU (SPEC 12); not yet run with this code
+at full size.
+"""
+
+from ml_collections import ConfigDict
+
+from emo_jax import presets
+
+
+def get_config(arg: str = "130b") -> ConfigDict:
+    return presets.stdmoe_1b14b(arg or "130b")
