@@ -7,7 +7,7 @@ of its own. A folder without a manifest is an unfinished save and is never taken
 orbax notices neither a flipped byte nor a missing array; the manifest does.
 
 Memory on the host: `save` copies this process's shards off the devices once (orbax's staging) and
-returns; writing and reading then hold at most a few GB more, see `_limit_gb`. All processes of a
+returns; writing and reading then hold a bounded part more, see `_limit_gb`. All processes of a
 run share the file system and call the same methods in the same order.
 """
 
@@ -381,11 +381,11 @@ def _sharding(spec: Any) -> Any:
 def _limit_gb(leaves: Any) -> int:
     """Bytes, in GB, that orbax may have under way at once beyond the staged copy.
 
-    Its default of 96 GB amounts to a second copy of the state. It refuses an array above the
-    limit instead of waiting, and rounds reads up to whole chunks, hence twice the largest.
+    Its default of 96 GB can be a second copy of the state. It refuses an array above the limit
+    instead of waiting, and rounds reads up to whole chunks, hence twice the largest.
     """
     largest = max((math.prod(x.shape) * jnp.dtype(x.dtype).itemsize for x in leaves), default=0)
-    return max(4, math.ceil(2 * largest / 1e9))
+    return max(2, math.ceil(2 * largest / 1e9))
 
 
 def _not_from_orbax(record: logging.LogRecord) -> bool:

@@ -125,7 +125,7 @@ def _tiny(name: str, pool: config_lib.PoolConfig) -> ConfigDict:
         config_lib.Config(
             name=name,
             model=config_lib.ModelConfig(
-                vocab_size=4096,
+                vocab_size=2048,
                 num_layers=3,
                 embed_dim=128,
                 num_heads=4,
@@ -133,9 +133,9 @@ def _tiny(name: str, pool: config_lib.PoolConfig) -> ConfigDict:
                 compute_dtype="float32",
             ),
             moe=config_lib.MoeConfig(num_experts=64, top_k=4, expert_dim=64, pool=pool),
-            data=config_lib.DataConfig(seq_len=512),
+            data=config_lib.DataConfig(seq_len=256),
             optimizer=config_lib.OptimizerConfig(peak_lr=4e-3, warmup_steps=40),
-            train=config_lib.TrainConfig(steps=400, batch_size=16, loss_chunk=512, eval_every=200),
+            train=config_lib.TrainConfig(steps=300, batch_size=32, loss_chunk=256, eval_every=150),
             checkpoint=config_lib.CheckpointConfig(save_every=100),
         )
     )

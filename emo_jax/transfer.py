@@ -42,7 +42,7 @@ def export_workdir(
       UsageError: not a workdir, or the output is there already.
       CheckpointError: no good checkpoint.
     """
-    folder = Path(workdir)
+    folder = Path(workdir).absolute()
     config = read_workdir_config(folder)
     params, _, found = restore_params(folder, step)
     tokenizer = Path(tokenizer_dir) if tokenizer_dir else tokenizer_of(folder, config)
@@ -71,7 +71,7 @@ def import_folder(hf_dir: str | os.PathLike[str], workdir: str | os.PathLike[str
       HfFormatError: the folder is of another architecture or incomplete.
       UsageError: the workdir is in use.
     """
-    folder = Path(workdir)
+    folder = Path(workdir).absolute()
     if folder.exists() and any(folder.iterdir()):
         raise UsageError(f"{folder}: is there already; give a new or empty folder")
     params, config = import_model(hf_dir)

@@ -1,0 +1,39 @@
+"""The repetition filter: windows with a short pattern repeated many times (SPEC 5.5).
+
+The reference compares rows of a window folded to the period and then mends the ends of each run.
+What it finds are the stretches where every token equals the one a period before, which is how it is
+computed here; a test holds the two to the same decisions.
+"""
+
+import numpy as np
+
+MIN_PERIOD = 1
+MAX_PERIOD = 13
+MAX_COUNT = 32
+
+
+def is_repetitive(
+    tokens: np.ndarray,
+    *,
+    min_period: int = MIN_PERIOD,
+    max_period: int = MAX_PERIOD,
+    max_count: int = MAX_COUNT,
+) -> bool:
+    """Whether a pattern of `min_period`..`max_period` tokens occurs `max_count` times in a row.
+
+    Args:
+      tokens: (S,) int ids.
+      min_period: shortest pattern, at least 1.
+      max_period: longest pattern.
+      max_count: at least 3, below which the reference reports nothing.
+    """
+    # A pattern must fit three times to be seen at all.
+    for period in range(min_period, min(max_period, tokens.size // 3) + 1):
+        breaks = np.flatnonzero(tokens[period:] != tokens[:-period])
+        edges = np.concatenate([[-1], breaks, [tokens.size - period]])
+        longest = int(np.diff(edges).max()) - 1
+        # A run of n equal tokens is n + period tokens long, so it holds the pattern n/period + 1
+        # times; without one full row of equal tokens the reference sees no run.
+        if longest >= period and (longest + period) // period >= max(max_count, 3):
+            return True
+    return False

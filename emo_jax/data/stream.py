@@ -1,0 +1,51 @@
+"""What a window is cut from: one long stream of tokens that knows its documents."""
+
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
+
+import numpy as np
+
+TRAIN = "train"
+SPLITS = (TRAIN, "select", "test")  # training; choosing modules; reported numbers
+
+
+class Span(NamedTuple):
+    """N neighbouring tokens of a stream, every field (N,) int32."""
+
+    tokens: np.ndarray
+    segment_ids: np.ndarray  # document of the token, 0 for the first one met
+    domain_ids: np.ndarray  # index into the source's `domains`; -1 unknown
+
+
+class Stream(Protocol):
+    """Documents end to end, each ending in the end-of-document token."""
+
+    name: str
+
+    @property
+    def num_tokens(self) -> int:
+        """Length of the stream."""
+        ...
+
+    def read(self, start: int, stop: int) -> Span:
+        """Tokens [start, stop) and what is known of them."""
+        ...
+
+
+class TokenSource(Protocol):
+    """A tokenised corpus: streams that windows never cross."""
+
+    eos_id: int
+    pad_id: int
+    vocab_size: int
+    domains: tuple[str, ...]
+    tokenizer_fingerprint: str  # "" where the tokens do not say
+
+    def streams(self, split: str) -> Sequence[Stream]:
+        """The streams of a split; none where it is empty."""
+        ...
+
+
+def token_dtype(vocab_size: int) -> type[np.unsignedinteger]:
+    """uint16 where every id fits, else uint32 (SPEC 5.1)."""
+    return np.uint16 if vocab_size <= 1 << 16 else np.uint32

@@ -1,0 +1,121 @@
+"""Parameters and config → a Hugging Face folder, whole or not at all."""
+
+import json
+import os
+import secrets
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from emo_jax.config import Config
+from emo_jax.errors import EmoError, HfFormatError, UsageError
+from emo_jax.hf import tokenizer_files
+from emo_jax.hf.card import model_card
+from emo_jax.hf.hf_config import to_hf
+from emo_jax.hf.layouts import Layout, layout_named
+from emo_jax.hf.tensors import HfTensor
+from emo_jax.hf.tree import check_leaves, flatten, moe_of
+from emo_jax.hf.weights import check_names, plan_shards, read_headers, write_file, write_index
+
+MAX_SHARD_BYTES = 4_000_000_000
+
+
+def export_model(
+    params: Mapping[str, Any],
+    config: Config,
+    output: str | Path,
+    *,
+    layout: str = "qwen2_moe",
+    tokenizer_dir: str | Path | None = None,
+    eos_token_id: int | None = None,
+    pad_token_id: int | None = None,
+    max_shard_bytes: int = MAX_SHARD_BYTES,
+    card: Mapping[str, Any] | None = None,
+) -> Path:
+    """Writes `output`, which holds a whole model or does not appear.
+
+    Memory: one tensor beside the parameters, which may be sharded JAX arrays of this process.
+
+    Args:
+      params: nested dict of arrays, shaped as `config` says.
+      config: of the run; stored in config.json, so that an import restores it.
+      output: a new or empty folder.
+      layout: `qwen2_moe` (read by transformers without remote code) or `emo` (the names of the
+        released checkpoints).
+      tokenizer_dir: folder with tokenizer.json; its files are copied.
+      eos_token_id: written to config.json and generation_config.json; taken from the files of
+        `tokenizer_dir` when None.
+      pad_token_id: likewise.
+      max_shard_bytes: size of one safetensors file, at most (but for a single larger tensor).
+      card: facts for the model card, such as step and losses.
+
+    Returns:
+      The path of the folder.
+
+    Raises:
+      UsageError: `output` is there already, the model is dense, or params, config and tokenizer do
+        not belong together.
+    """
+    output, chosen = Path(output), layout_named(layout)
+    moe_of(config)
+    leaves = flatten(params)
+    check_leaves(leaves, config)
+    _refuse_existing(output)
+    tokenizer = Path(tokenizer_dir) if tokenizer_dir is not None else None
+    if tokenizer is not None:
+        tokenizer_files.check(tokenizer, config.model.vocab_size)
+        if eos_token_id is None:
+            eos_token_id = tokenizer_files.special_id(tokenizer, "eos")
+        if pad_token_id is None:
+            pad_token_id = tokenizer_files.special_id(tokenizer, "pad")
+    tensors = chosen.tensors(config)
+    shards = plan_shards(tensors, max_shard_bytes)
+
+    unfinished = output.parent / f".{output.name}.{secrets.token_hex(4)}.partial"
+    try:
+        unfinished.mkdir(parents=True)
+        for name, part in shards.items():
+            write_file(unfinished / name, part, (tensor.read(leaves) for tensor in part))
+        write_index(unfinished, shards)
+        _write_json(
+            unfinished / "config.json",
+            to_hf(chosen, config, eos_id=eos_token_id, pad_id=pad_token_id),
+        )
+        ids = {"eos_token_id": eos_token_id, "pad_token_id": pad_token_id}
+        _write_json(
+            unfinished / "generation_config.json", {k: v for k, v in ids.items() if v is not None}
+        )
+        if tokenizer is not None:
+            tokenizer_files.copy(tokenizer, unfinished, eos_id=eos_token_id, pad_id=pad_token_id)
+        (unfinished / "README.md").write_text(model_card(config, chosen, card), encoding="utf-8")
+        _check_written(unfinished, tensors, chosen)
+        os.rename(unfinished, output)
+    except OSError as error:
+        raise EmoError(
+            f"{output}: cannot be written: {error}; mend that and export again"
+        ) from error
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+    return output
+
+
+def _refuse_existing(output: Path) -> None:
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise UsageError(f"{output}: exists and is not an empty folder; give a new folder")
+
+
+def _write_json(path: Path, value: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def _check_written(folder: Path, tensors: list[HfTensor], layout: Layout) -> None:
+    """The files hold exactly the layout's names and shapes, as the safetensors package reads."""
+    found = read_headers(folder)
+    check_names(found, (tensor.name for tensor in tensors), folder, layout.name)
+    for tensor in tensors:
+        if found[tensor.name].shape != tensor.shape:
+            raise HfFormatError(
+                f"{folder}: {tensor.name} was written with shape {found[tensor.name].shape}, the "
+                f"layout says {tensor.shape}; this is a fault in emo_jax, please report it"
+            )

@@ -1,0 +1,108 @@
+"""A Hugging Face folder → parameters and config. Nothing is guessed: every name is asserted."""
+
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import safe_open
+
+from emo_jax.config import Config
+from emo_jax.errors import HfFormatError
+from emo_jax.hf.hf_config import from_hf, layout_of, load_json, vocab_rows, vocab_size
+from emo_jax.hf.layouts import Layout, layout_named
+from emo_jax.hf.tensors import HfTensor
+from emo_jax.hf.tree import leaf_shapes, unflatten
+from emo_jax.hf.weights import (
+    READABLE_DTYPES,
+    StoredTensor,
+    check_names,
+    read_file_headers,
+    read_headers,
+)
+
+EMBEDDING = "model.embed_tokens.weight"  # the same name in every layout
+
+
+def import_model(folder: str | Path) -> tuple[dict[str, Any], Config]:
+    """Reads a folder of layout `qwen2_moe` or `emo`.
+
+    Memory: the parameters once, and one tensor.
+
+    Args:
+      folder: with config.json and model.safetensors (or shards and their index).
+
+    Returns:
+      The parameters as a nested dict of float32 NumPy arrays, and their config: the run's own if
+      emo_jax wrote the folder, else with the least training fields. Rows that a layout does not
+      hold are zero: of the vocabulary's padding, and in `qwen2_moe` of the router for the shared
+      experts (no loss ever reaches those).
+
+    Raises:
+      HfFormatError: another architecture; a missing or broken file; names, shapes or dtypes that
+        are not the layout's.
+    """
+    folder = Path(folder)
+    where = folder / "config.json"
+    hf = load_json(where)
+    layout = layout_of(hf, where)
+    headers = read_headers(folder)
+    table = headers[EMBEDDING].shape if EMBEDDING in headers else ()
+    if table and isinstance(hf.get("vocab_size"), int):
+        hf["vocab_size"] = vocab_size(hf, table[0])
+    config = from_hf(hf, layout, where, name=folder.resolve().name)
+    return _read_tree(headers, config, layout, folder), config
+
+
+def import_tensors(path: str | Path, config: Config, *, layout: str = "emo") -> dict[str, Any]:
+    """One safetensors file with a layout's names (gradients, say) as a tree like the parameters.
+
+    Raises:
+      HfFormatError: names, shapes or dtypes are not the layout's for `config`.
+    """
+    path = Path(path)
+    return _read_tree(read_file_headers(path), config, layout_named(layout), path)
+
+
+def _read_tree(
+    headers: dict[str, StoredTensor], config: Config, layout: Layout, where: Path
+) -> dict[str, Any]:
+    tensors = layout.tensors(config)
+    _check(headers, tensors, layout, where)
+    leaves = {path: np.zeros(shape, np.float32) for path, shape in leaf_shapes(config).items()}
+    tensors.sort(key=lambda tensor: str(headers[tensor.name].file))  # stable: layer order stays
+    for path, group in groupby(tensors, key=lambda tensor: headers[tensor.name].file):
+        with safe_open(path, framework="numpy") as file:
+            for tensor in group:
+                _read(file, tensor, leaves, path)
+    return unflatten(leaves)
+
+
+def _check(
+    headers: dict[str, StoredTensor], tensors: list[HfTensor], layout: Layout, where: Path
+) -> None:
+    """Names, then shapes and dtypes, before anything is allocated."""
+    check_names(headers, (tensor.name for tensor in tensors), where, layout.name)
+    for tensor in tensors:
+        stored = headers[tensor.name]
+        rows = vocab_rows(tensor.shape[0]) if tensor.is_vocab else tensor.shape[:1]
+        if stored.shape not in [(n, *tensor.shape[1:]) for n in rows]:
+            raise HfFormatError(
+                f"{stored.file}: {tensor.name} has shape {stored.shape}, but the config says "
+                f"{tensor.shape}; copy the folder again, or mend its config.json"
+            )
+        if stored.dtype not in READABLE_DTYPES:
+            raise HfFormatError(
+                f"{stored.file}: {tensor.name} is {stored.dtype}, must be one of "
+                f"{', '.join(READABLE_DTYPES)}; convert the folder to one of them"
+            )
+
+
+def _read(file: Any, tensor: HfTensor, leaves: dict[str, np.ndarray], path: Path) -> None:
+    value = file.get_tensor(tensor.name)[: tensor.shape[0]]
+    if tensor.path is None and np.any(value):
+        raise HfFormatError(
+            f"{path}: {tensor.name} must be all zeros (a shared expert of weight one cannot say "
+            "anything else); this model was trained further elsewhere and cannot be imported"
+        )
+    tensor.write(value, leaves)

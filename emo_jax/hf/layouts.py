@@ -1,0 +1,280 @@
+"""The two Hugging Face layouts: which tensors a folder holds, and what its config.json says.
+
+A layout is one list of tensors and one table of config fields, each used to write and to read.
+Legend: V vocab_size, L layers, D width, H heads, Dh head_dim, E experts, s shared ones (the last),
+R = E - s routed, F expert hidden.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from emo_jax.config import Config
+from emo_jax.errors import UsageError
+from emo_jax.hf.tensors import HfTensor
+from emo_jax.hf.tree import leaf_shapes, moe_of
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layout:
+    """One way of laying a mixture-of-experts model out in a folder."""
+
+    name: str
+    model_type: str
+    architecture: str
+    attention_norm: str
+    mlp_norm: str
+    # Fields that have one value in every model of ours; read back, they must still have it.
+    fixed: Mapping[str, Any]
+    # What a folder means that leaves a fixed field out, where that is not the value we need.
+    when_absent: Mapping[str, Any] = field(default_factory=dict)
+    # Fields of the feed-forward, from a config; and back, to the fields of the section `moe`.
+    mlp_fields: Callable[[Config], dict[str, Any]]
+    moe_section: Callable[[Mapping[str, Any]], dict[str, int]]
+    mlp_tensors: Callable[["LeafBlocks", Config, int], Iterator[HfTensor]]
+
+    def shape_fields(self, config: Config) -> dict[str, Any]:
+        """Fields of config.json that follow from the model: a folder must have exactly these."""
+        model = config.model
+        fields = {
+            "vocab_size": model.vocab_size,
+            "hidden_size": model.embed_dim,
+            "num_hidden_layers": model.num_layers,
+            "num_attention_heads": model.num_heads,
+            "num_key_value_heads": model.num_heads,
+            "rms_norm_eps": model.norm_eps,
+            "rope_theta": model.rope_theta,
+        }
+        if model.head_dim * model.num_heads != model.embed_dim:
+            fields["head_dim"] = model.head_dim
+        return fields | self.mlp_fields(config)
+
+    def tensors(self, config: Config) -> list[HfTensor]:
+        """Every tensor of the folder, layer after layer."""
+        model, at = config.model, LeafBlocks(leaf_shapes(config))
+        V, D, H, Dh = model.vocab_size, model.embed_dim, model.num_heads, model.head_dim
+        out = [
+            at.block(
+                "model.embed_tokens.weight", (V, D), "embed/embedding", slice(V), is_vocab=True
+            )
+        ]
+        for i in range(model.num_layers):
+            layer = slice(i, i + 1)
+            norm = f"model.layers.{i}.{self.attention_norm}.weight"
+            out.append(at.block(norm, (D,), "layers/attention_norm/scale", layer))
+            for letter, name in (("q", "query"), ("k", "key"), ("v", "value")):
+                out.append(
+                    at.block(
+                        f"model.layers.{i}.self_attn.{letter}_proj.weight",
+                        (H * Dh, D),
+                        f"layers/attention/{name}",
+                        layer,
+                        axes=(0, 2, 3, 1),
+                    )
+                )
+            name = f"model.layers.{i}.self_attn.o_proj.weight"
+            out.append(
+                at.block(name, (D, H * Dh), "layers/attention/out", layer, axes=(0, 3, 1, 2))
+            )
+            norm = f"model.layers.{i}.{self.mlp_norm}.weight"
+            out.append(at.block(norm, (D,), "layers/mlp_norm/scale", layer))
+            out.extend(self.mlp_tensors(at, config, i))
+        out.append(at.block("model.norm.weight", (D,), "final_norm/scale"))
+        out.append(
+            at.block(
+                "lm_head.weight",
+                (V, D),
+                "lm_head/kernel",
+                slice(None),
+                slice(V),
+                axes=(1, 0),
+                is_vocab=True,
+            )
+        )
+        return out
+
+
+class LeafBlocks:
+    """Makes the entries of a layout, with every slice spelled out against the leaf's shape."""
+
+    def __init__(self, shapes: Mapping[str, tuple[int, ...]]):
+        self._shapes = shapes
+
+    def block(
+        self,
+        name: str,
+        shape: tuple[int, ...],
+        path: str,
+        *slices: slice,
+        axes: tuple[int, ...] | None = None,
+        **options: Any,
+    ) -> HfTensor:
+        """Tensor `name` of `shape`, held by `leaf[slices]` with its axes in the order `axes`."""
+        sizes = self._shapes[path]
+        slices += (slice(None),) * (len(sizes) - len(slices))
+        block = tuple(
+            slice(*part.indices(size)[:2]) for part, size in zip(slices, sizes, strict=True)
+        )
+        return HfTensor(name, shape, path, block, axes or tuple(range(len(sizes))), **options)
+
+
+def _experts(at: LeafBlocks, config: Config, i: int, count: int) -> Iterator[HfTensor]:
+    """The first `count` experts of layer i, one tensor each; all linear weights are [out,in]."""
+    D, F = config.model.embed_dim, moe_of(config).expert_dim
+    for e in range(count):
+        for name, shape in (("gate", (F, D)), ("up", (F, D)), ("down", (D, F))):
+            yield at.block(
+                f"model.layers.{i}.mlp.experts.{e}.{name}_proj.weight",
+                shape,
+                f"layers/mlp/experts/{name}",
+                slice(i, i + 1),
+                slice(e, e + 1),
+                axes=(0, 1, 3, 2),
+            )
+
+
+def _router(at: LeafBlocks, config: Config, i: int, rows: int) -> HfTensor:
+    return at.block(
+        f"model.layers.{i}.mlp.gate.weight",
+        (rows, config.model.embed_dim),
+        "layers/mlp/router/kernel",
+        slice(i, i + 1),
+        slice(None),
+        slice(rows),
+        axes=(0, 2, 1),
+    )
+
+
+# --- emo: the released checkpoints ----------------------------------------------------------------
+
+
+def _emo_tensors(at: LeafBlocks, config: Config, i: int) -> Iterator[HfTensor]:
+    """Shared experts are the last of the list; the gate has their rows too, which nothing uses."""
+    num_experts = moe_of(config).num_experts
+    yield _router(at, config, i, num_experts)
+    yield from _experts(at, config, i, num_experts)
+
+
+def _emo_fields(config: Config) -> dict[str, Any]:
+    moe = moe_of(config)
+    return {
+        "intermediate_size": moe.expert_dim,
+        "num_experts": moe.num_experts,
+        "num_experts_per_tok": moe.top_k,
+        "num_shared_experts": moe.num_shared_experts,
+    }
+
+
+def _emo_section(hf: Mapping[str, Any]) -> dict[str, int]:
+    return {
+        "expert_dim": hf["intermediate_size"],
+        "num_experts": hf["num_experts"],
+        "top_k": hf["num_experts_per_tok"],
+        "num_shared_experts": hf["num_shared_experts"],
+    }
+
+
+# --- qwen2_moe: the same function in an architecture that engines know ----------------------------
+
+
+def _qwen2_moe_tensors(at: LeafBlocks, config: Config, i: int) -> Iterator[HfTensor]:
+    """Shared experts side by side as one, at twice the output, behind a gate of sigmoid(0) = 1/2.
+
+    Both factors are exact in floating point. Without shared experts the one written is zero.
+    """
+    moe, D = moe_of(config), config.model.embed_dim
+    R, s, F = moe.num_routed_experts, moe.num_shared_experts, moe.expert_dim
+    prefix = f"model.layers.{i}.mlp"
+    yield _router(at, config, i, R)
+    yield from _experts(at, config, i, R)
+    width = max(s, 1) * F
+    for name, shape in (("gate", (width, D)), ("up", (width, D)), ("down", (D, width))):
+        tensor = f"{prefix}.shared_expert.{name}_proj.weight"
+        if s == 0:
+            yield HfTensor(tensor, shape)
+        else:
+            yield at.block(
+                tensor,
+                shape,
+                f"layers/mlp/experts/{name}",
+                slice(i, i + 1),
+                slice(R, R + s),
+                axes=(0, 3, 1, 2) if name == "down" else (0, 1, 3, 2),
+                scale=2.0 if name == "down" else 1.0,
+            )
+    yield HfTensor(f"{prefix}.shared_expert_gate.weight", (1, D))
+
+
+def _qwen2_moe_fields(config: Config) -> dict[str, Any]:
+    moe = moe_of(config)
+    return {
+        "moe_intermediate_size": moe.expert_dim,
+        "shared_expert_intermediate_size": max(moe.num_shared_experts, 1) * moe.expert_dim,
+        "num_experts": moe.num_routed_experts,
+        "num_experts_per_tok": moe.num_routed_picks,
+    }
+
+
+def _qwen2_moe_section(hf: Mapping[str, Any]) -> dict[str, int]:
+    """Without our own section a shared width of s·F is taken for s shared experts."""
+    shared = hf["shared_expert_intermediate_size"] // hf["moe_intermediate_size"]
+    return {
+        "expert_dim": hf["moe_intermediate_size"],
+        "num_experts": hf["num_experts"] + shared,
+        "top_k": hf["num_experts_per_tok"] + shared,
+        "num_shared_experts": shared,
+    }
+
+
+_FIXED = {"hidden_act": "silu", "norm_topk_prob": False, "tie_word_embeddings": False}
+
+LAYOUTS = {
+    "qwen2_moe": Layout(
+        name="qwen2_moe",
+        model_type="qwen2_moe",
+        architecture="Qwen2MoeForCausalLM",
+        attention_norm="input_layernorm",
+        mlp_norm="post_attention_layernorm",
+        fixed=_FIXED
+        | {
+            "qkv_bias": False,
+            "decoder_sparse_step": 1,
+            "mlp_only_layers": [],
+            "use_sliding_window": False,
+        },
+        when_absent={"qkv_bias": True},
+        mlp_fields=_qwen2_moe_fields,
+        moe_section=_qwen2_moe_section,
+        mlp_tensors=_qwen2_moe_tensors,
+    ),
+    "emo": Layout(
+        name="emo",
+        model_type="emo",
+        architecture="EmoForCausalLM",
+        attention_norm="pre_attention_layernorm",
+        mlp_norm="pre_feedforward_layernorm",
+        fixed=_FIXED
+        | {
+            "attention_bias": False,
+            "dense_mlp_bias": False,
+            "always_active_experts": None,
+            "always_active_experts_per_layer": None,
+            "dense_intermediate_size": None,
+            "num_experts_per_layer": None,
+            "num_shared_experts_per_layer": None,
+        },
+        mlp_fields=_emo_fields,
+        moe_section=_emo_section,
+        mlp_tensors=_emo_tensors,
+    ),
+}
+
+
+def layout_named(name: str) -> Layout:
+    """The layout called `name`."""
+    if name not in LAYOUTS:
+        raise UsageError(
+            f"layout {name!r}: must be one of {list(LAYOUTS)} (both for mixtures of experts; there "
+            "is none for dense models)"
+        )
+    return LAYOUTS[name]

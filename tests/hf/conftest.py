@@ -1,0 +1,59 @@
+"""Small random models, and golden folders of the PyTorch reference."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import emo_jax
+from emo_jax.config import Config, DataConfig, ModelConfig, MoeConfig, OptimizerConfig, TrainConfig
+from emo_jax.hf.tree import leaf_shapes, unflatten
+
+CASES = Path(emo_jax.__file__).parent / "verify_cases"
+
+
+@pytest.fixture(params=["step_emo", "run_emo"])
+def golden(request) -> Path:
+    return CASES / request.param
+
+
+@pytest.fixture
+def step_emo() -> Path:
+    return CASES / "step_emo"
+
+
+@pytest.fixture
+def make_model():
+    """A config and random float32 parameters; padding rows and dead router rows are random too."""
+
+    def make(*, shared: int = 1, routed: int = 8, vocab: int = 96, head_dim: int = 8):
+        config = Config(
+            name="small",
+            model=ModelConfig(
+                vocab_size=vocab,
+                num_layers=2,
+                embed_dim=32,
+                num_heads=4,
+                head_dim=head_dim,
+                norm_eps=1e-5,
+                rope_theta=30_000.0,
+                compute_dtype="float32",
+            ),
+            moe=MoeConfig(
+                num_experts=routed + shared,
+                top_k=3 + shared,
+                expert_dim=16,
+                num_shared_experts=shared,
+            ),
+            data=DataConfig(seq_len=48),
+            optimizer=OptimizerConfig(warmup_steps=3),
+            train=TrainConfig(steps=7, batch_size=4),
+        )
+        rng = np.random.default_rng(0)
+        leaves = {
+            path: rng.normal(size=shape).astype(np.float32) * 0.3
+            for path, shape in leaf_shapes(config).items()
+        }
+        return unflatten(leaves), config
+
+    return make

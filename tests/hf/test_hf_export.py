@@ -1,0 +1,265 @@
+"""What an export writes beside the tensors, what it refuses, and where it reads from."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+from jax.sharding import NamedSharding, PartitionSpec
+from safetensors.numpy import load_file
+
+from emo_jax.config import Config, ModelConfig, TrainConfig, from_config_dict
+from emo_jax.errors import EmoError, UsageError
+from emo_jax.hf import export_model, weights
+from emo_jax.hf import tensors as tensors_lib
+from emo_jax.hf.layouts import LAYOUTS
+from emo_jax.hf.tree import count_parameters, flatten, unflatten
+from emo_jax.presets import emo_1b14b
+
+EMO_1B14B_TENSORS = 6_259  # SPEC 9.1
+
+
+def test_released_shape_has_the_published_tensor_and_parameter_counts():
+    config = from_config_dict(emo_1b14b())
+    assert len(LAYOUTS["emo"].tensors(config)) == EMO_1B14B_TENSORS
+    total, active = count_parameters(config)
+    padding = 2 * 74 * 2048  # SPEC 1.1 counts 100352 rows
+    assert total + padding == 13_568_641_024
+    assert active + padding == 1_489_045_504
+
+
+def test_every_element_of_the_tree_is_stored_once(make_model):
+    """The blocks of a layout tile the tree: nothing is left out, nothing is written twice."""
+    params, config = make_model(shared=2)
+    for layout in LAYOUTS.values():
+        counts = {path: np.zeros(leaf.shape, int) for path, leaf in flatten(params).items()}
+        for tensor in layout.tensors(config):
+            if tensor.path:
+                counts[tensor.path][tensor.block] += 1
+        counts["embed/embedding"][96:] += 1
+        counts["lm_head/kernel"][:, 96:] += 1
+        if layout.name == "qwen2_moe":
+            counts["layers/mlp/router/kernel"][:, :, 8:] += 1
+        assert all((count == 1).all() for count in counts.values()), layout.name
+
+
+def test_linear_weights_are_transposes(make_model, tmp_path):
+    params, config = make_model(shared=2)
+    out = load_file(export_model(params, config, tmp_path / "out") / "model.safetensors")
+    layers = params["layers"]
+    x = np.random.default_rng(0).normal(size=32).astype(np.float32)
+    for letter, name in (("q", "query"), ("k", "key"), ("v", "value")):
+        weight = out[f"model.layers.1.self_attn.{letter}_proj.weight"]
+        ours = np.einsum("d,dhk->hk", x, layers["attention"][name][1])
+        np.testing.assert_allclose(weight @ x, ours.ravel(), rtol=1e-4, atol=1e-5)
+    heads = np.random.default_rng(1).normal(size=(4, 8)).astype(np.float32)
+    weight = out["model.layers.1.self_attn.o_proj.weight"]
+    ours = np.einsum("hk,hkd->d", heads, layers["attention"]["out"][1])
+    np.testing.assert_allclose(weight @ heads.ravel(), ours, rtol=1e-4, atol=1e-5)
+    experts = layers["mlp"]["experts"]
+    for name in ("gate", "up", "down"):
+        np.testing.assert_array_equal(
+            out[f"model.layers.1.mlp.experts.2.{name}_proj.weight"], experts[name][1, 2].T
+        )
+    np.testing.assert_array_equal(
+        out["model.layers.1.mlp.gate.weight"], layers["mlp"]["router"]["kernel"][1, :, :8].T
+    )
+    np.testing.assert_array_equal(
+        out["model.layers.1.mlp.shared_expert.up_proj.weight"],
+        np.concatenate([experts["up"][1, 8].T, experts["up"][1, 9].T]),
+    )
+    np.testing.assert_array_equal(
+        out["model.layers.1.mlp.shared_expert.down_proj.weight"],
+        2 * np.concatenate([experts["down"][1, 8].T, experts["down"][1, 9].T], axis=1),
+    )
+
+
+def test_sharded_jax_arrays_write_the_same_file(make_model, tmp_path):
+    params, config = make_model(shared=2)
+    assert len(jax.devices()) >= 2, "tests/conftest.py forces several CPU devices"
+    mesh = jax.make_mesh((2,), ("x",), devices=jax.devices()[:2])
+    axes = {"embed/embedding": 0, "layers/mlp/experts/gate": 1, "layers/mlp/experts/down": 2}
+    leaves = {}
+    for path, leaf in flatten(params).items():
+        spec = [None] * leaf.ndim
+        if path in axes:
+            spec[axes[path]] = "x"
+        leaves[path] = jax.device_put(leaf, NamedSharding(mesh, PartitionSpec(*spec)))
+    numpy_file = export_model(params, config, tmp_path / "numpy") / "model.safetensors"
+    jax_file = export_model(unflatten(leaves), config, tmp_path / "jax")
+    assert (jax_file / "model.safetensors").read_bytes() == numpy_file.read_bytes()
+
+
+def test_only_one_tensor_is_held_at_a_time(make_model, tmp_path, monkeypatch):
+    """Reads and writes alternate, so an export needs no second copy of a model."""
+    params, config = make_model()
+    events = []
+    read = tensors_lib.HfTensor.read
+
+    def logged(self, leaves):
+        events.append("read")
+        return read(self, leaves)
+
+    def write_file(path, tensors, values):
+        def logged_values():
+            for value in values:
+                yield value
+                events.append("written")
+
+        weights_write(path, tensors, logged_values())
+
+    weights_write = weights.write_file
+    monkeypatch.setattr(tensors_lib.HfTensor, "read", logged)
+    monkeypatch.setattr("emo_jax.hf.export.write_file", write_file)
+    export_model(params, config, tmp_path / "out")
+    assert events == ["read", "written"] * (len(events) // 2)
+
+
+def test_files_of_a_folder(make_model, tmp_path):
+    params, config = make_model()
+    out = export_model(
+        params,
+        config,
+        tmp_path / "new" / "out",
+        eos_token_id=3,
+        card={"step": 12, "losses": {"loss": 2.5, "loss pool=32": 2.25}},
+    )
+    assert sorted(p.name for p in out.iterdir()) == [
+        "README.md",
+        "config.json",
+        "generation_config.json",
+        "model.safetensors",
+    ]
+    assert json.loads((out / "generation_config.json").read_text()) == {"eos_token_id": 3}
+    card = (out / "README.md").read_text()
+    for fact in ("qwen2_moe", "8 routed + 1 shared", "| step | 12 |", "| losses / loss | 2.5000 |"):
+        assert fact in card
+    assert list(out.parent.iterdir()) == [out]  # nothing unfinished is left
+
+
+def tokenizer_folder(path, *, size=90, config=True):
+    vocab = {f"t{i}": i for i in range(size - 2)}
+    added = [{"content": c, "id": size - 2 + i} for i, c in enumerate(["<pad>", "<eos>"])]
+    path.mkdir()
+    (path / "tokenizer.json").write_text(
+        json.dumps({"model": {"type": "WordLevel", "vocab": vocab}, "added_tokens": added})
+    )
+    if config:
+        fields = {"eos_token": {"content": "<eos>"}, "pad_token": "<pad>", "tokenizer_class": "X"}
+        (path / "tokenizer_config.json").write_text(json.dumps(fields))
+    (path / "notes.txt").write_text("mine")
+    return path
+
+
+def test_tokenizer_is_copied_and_names_the_special_tokens(make_model, tmp_path):
+    params, config = make_model()
+    tokenizer = tokenizer_folder(tmp_path / "tokenizer")
+    out = export_model(params, config, tmp_path / "out", tokenizer_dir=tokenizer)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        assert (out / name).read_bytes() == (tokenizer / name).read_bytes()
+    assert not (out / "notes.txt").exists()
+    said = json.loads((out / "generation_config.json").read_text())
+    assert said == {"eos_token_id": 89, "pad_token_id": 88}
+    assert json.loads((out / "config.json").read_text())["eos_token_id"] == 89
+
+
+def test_tokenizer_without_config_gets_one(make_model, tmp_path):
+    params, config = make_model()
+    tokenizer = tokenizer_folder(tmp_path / "tokenizer", config=False)
+    out = export_model(params, config, tmp_path / "out", tokenizer_dir=tokenizer, eos_token_id=89)
+    assert json.loads((out / "tokenizer_config.json").read_text()) == {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "eos_token": "<eos>",
+    }
+
+
+@pytest.mark.parametrize("given", [{}, {"tokenizer_class": "TokenizersBackend"}])
+def test_tokenizer_config_names_a_class_that_every_version_knows(make_model, tmp_path, given):
+    params, config = make_model()
+    tokenizer = tokenizer_folder(tmp_path / "tokenizer", config=False)
+    theirs = given | {"model_max_length": 7, "eos_token": "t1"}
+    (tokenizer / "tokenizer_config.json").write_text(json.dumps(theirs))
+    out = export_model(params, config, tmp_path / "out", tokenizer_dir=tokenizer)
+    said = json.loads((out / "tokenizer_config.json").read_text())
+    assert said == theirs | {"tokenizer_class": "PreTrainedTokenizerFast"}
+    assert json.loads((out / "config.json").read_text())["eos_token_id"] == 1
+
+
+def test_tokenizer_with_more_ids_than_the_model_is_refused(make_model, tmp_path):
+    params, config = make_model()
+    tokenizer = tokenizer_folder(tmp_path / "tokenizer", size=97)
+    with pytest.raises(UsageError, match="has id 96, but the model ends at 95"):
+        export_model(params, config, tmp_path / "out", tokenizer_dir=tokenizer)
+
+
+def test_folder_without_tokenizer_is_refused(make_model, tmp_path):
+    params, config = make_model()
+    with pytest.raises(UsageError, match=r"tokenizer\.json"):
+        export_model(params, config, tmp_path / "out", tokenizer_dir=tmp_path)
+
+
+def test_existing_folder_is_left_alone(make_model, tmp_path):
+    params, config = make_model()
+    (tmp_path / "out").mkdir()
+    export_model(params, config, tmp_path / "out")  # empty: fine
+    before = (tmp_path / "out" / "model.safetensors").read_bytes()
+    with pytest.raises(UsageError, match="not an empty folder"):
+        export_model(params, config, tmp_path / "out")
+    assert (tmp_path / "out" / "model.safetensors").read_bytes() == before
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(UsageError, match="not an empty folder"):
+        export_model(params, config, tmp_path / "file")
+
+
+def test_a_failed_export_leaves_nothing(make_model, tmp_path, monkeypatch):
+    params, config = make_model()
+
+    def full_disk(path, tensors, values):
+        path.write_bytes(next(iter(values)).tobytes())
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("emo_jax.hf.export.write_file", full_disk)
+    with pytest.raises(EmoError, match="No space left on device"):
+        export_model(params, config, tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_wrong_file_does_not_become_the_output(make_model, tmp_path, monkeypatch):
+    params, config = make_model()
+
+    def forgets_one(path, tensors, values):
+        weights.write_file(path, tensors[:-1], list(values)[:-1])
+
+    monkeypatch.setattr("emo_jax.hf.export.write_file", forgets_one)
+    with pytest.raises(EmoError, match=r"missing tensors: 1 \(lm_head.weight\)"):
+        export_model(params, config, tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_dense_models_are_refused(tmp_path):
+    config = Config(
+        name="dense",
+        model=ModelConfig(
+            vocab_size=96, num_layers=1, embed_dim=8, num_heads=2, head_dim=4, mlp_dim=16
+        ),
+        train=TrainConfig(steps=2000, batch_size=1),
+    )
+    with pytest.raises(UsageError, match="only mixture-of-experts models"):
+        export_model({}, config, tmp_path / "out")
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+def test_unknown_layout_is_refused(make_model, tmp_path, name):
+    params, config = make_model()
+    with pytest.raises(UsageError, match="must be one of"):
+        export_model(params, config, tmp_path / "out", layout=name)
+
+
+def test_parameters_of_another_config_are_refused(make_model, tmp_path):
+    params, config = make_model()
+    params["final_norm"]["scale"] = np.ones(31, np.float32)
+    with pytest.raises(UsageError, match=r"final_norm/scale has shape \(31,\)"):
+        export_model(params, config, tmp_path / "out")
+    del params["final_norm"]
+    with pytest.raises(UsageError, match="final_norm/scale is missing"):
+        export_model(params, config, tmp_path / "out")

@@ -1,0 +1,235 @@
+"""A folder that is not exactly a model of ours is refused in one line that names what is wrong."""
+
+import json
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from emo_jax.errors import HfFormatError
+from emo_jax.hf import export_model, import_model
+
+
+@pytest.fixture(params=["qwen2_moe", "emo"])
+def folder(request, make_model, tmp_path):
+    params, config = make_model()
+    return export_model(params, config, tmp_path / "model", layout=request.param)
+
+
+@pytest.fixture
+def qwen(make_model, tmp_path):
+    params, config = make_model()
+    return export_model(params, config, tmp_path / "qwen", layout="qwen2_moe")
+
+
+def change_tensors(folder, change):
+    tensors = load_file(folder / "model.safetensors")
+    change(tensors)
+    save_file(tensors, folder / "model.safetensors")
+
+
+def change_config(folder, **fields):
+    said = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(said | fields))
+
+
+def drop(folder, *fields):
+    said = json.loads((folder / "config.json").read_text())
+    for field in fields:
+        del said[field]
+    (folder / "config.json").write_text(json.dumps(said))
+
+
+def refused(folder, *parts):
+    with pytest.raises(HfFormatError) as caught:
+        import_model(folder)
+    message = str(caught.value)
+    assert "\n" not in message
+    for part in parts:
+        assert part in message
+    return message
+
+
+def test_missing_and_unexpected_tensors_are_counted_and_named(folder):
+    def change(tensors):
+        for e in range(5):
+            del tensors[f"model.layers.0.mlp.experts.{e}.up_proj.weight"]
+        tensors["model.layers.0.self_attn.q_proj.bias"] = np.zeros(32, np.float32)
+
+    change_tensors(folder, change)
+    message = refused(
+        folder,
+        "missing tensors: 5 (model.layers.0.mlp.experts.0.up_proj.weight",
+        "and 2 more",
+        "unexpected tensors: 1 (model.layers.0.self_attn.q_proj.bias)",
+    )
+    assert "experts.4" not in message
+
+
+def test_one_missing_tensor(folder):
+    change_tensors(folder, lambda tensors: tensors.pop("lm_head.weight"))
+    assert "unexpected" not in refused(folder, "missing tensors: 1 (lm_head.weight)")
+
+
+def test_one_unexpected_tensor(folder):
+    name = "model.layers.0.self_attn.q_proj.bias"
+    change_tensors(folder, lambda tensors: tensors.update({name: np.zeros(32, np.float32)}))
+    assert "missing" not in refused(folder, f"unexpected tensors: 1 ({name})")
+
+
+def test_wrong_shape_is_named(folder):
+    name = "model.layers.1.mlp.experts.2.down_proj.weight"
+    change_tensors(folder, lambda t: t.update({name: np.zeros((16, 32), np.float32)}))
+    refused(folder, name, "(16, 32)", "(32, 16)")
+
+
+def test_wrong_vocabulary_rows_are_named(folder):
+    change_tensors(folder, lambda t: t.update({"lm_head.weight": np.zeros((95, 32), np.float32)}))
+    refused(folder, "lm_head.weight", "(95, 32)", "(96, 32)")
+
+
+def test_integer_weights_are_refused(folder):
+    change_tensors(folder, lambda t: t.update({"model.norm.weight": np.zeros(32, np.int8)}))
+    refused(folder, "model.norm.weight is I8", "F32")
+
+
+def test_another_architecture_is_named_with_those_supported(folder):
+    change_config(folder, model_type="llama", architectures=["LlamaForCausalLM"])
+    refused(folder, "llama", "LlamaForCausalLM", "Qwen2MoeForCausalLM", "EmoForCausalLM")
+
+
+@pytest.mark.parametrize(
+    "field,value",
+    [
+        ("tie_word_embeddings", True),
+        ("norm_topk_prob", True),
+        ("hidden_act", "gelu"),
+        ("use_sliding_window", True),
+        ("mlp_only_layers", [0]),
+        ("decoder_sparse_step", 2),
+        ("qkv_bias", True),
+    ],
+)
+def test_a_field_that_changes_the_function_is_refused(qwen, field, value):
+    change_config(qwen, **{field: value})
+    refused(qwen, field, repr(value))
+
+
+def test_qkv_bias_left_out_means_biases(qwen):
+    drop(qwen, "qkv_bias")
+    refused(qwen, "qkv_bias = True")
+
+
+def test_unequal_experts_per_layer_are_refused(step_emo, tmp_path):
+    params, config = import_model(step_emo)
+    out = export_model(params, config, tmp_path / "out", layout="emo")
+    change_config(out, num_experts_per_layer=[9, 5])
+    refused(out, "num_experts_per_layer", "[9, 5]")
+
+
+@pytest.mark.parametrize(
+    "fields", [{"num_key_value_heads": 2}, {"num_hidden_layers": 3}, {"rms_norm_eps": 1e-3}]
+)
+def test_fields_that_contradict_our_section_are_refused(folder, fields):
+    change_config(folder, **fields)
+    refused(folder, next(iter(fields)), "'emo_jax'")
+
+
+@pytest.mark.parametrize(
+    "fields,named",
+    [
+        ({"num_key_value_heads": 2}, "num_key_value_heads"),
+        ({"num_hidden_layers": 3}, "missing tensors: 3"),
+        ({"num_experts_per_tok": 40}, "moe.top_k"),
+    ],
+)
+def test_impossible_fields_are_refused(folder, fields, named):
+    change_config(folder, **fields)
+    drop(folder, "emo_jax")
+    refused(folder, named)
+
+
+@pytest.mark.parametrize(
+    "fields,named",
+    [
+        ({"rope_theta": 10_000.0}, "(found [10000.0, 30000.0])"),
+        ({"rope_theta": None, "rope_parameters": None}, "(found [])"),
+        ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 30_000.0}}, "yarn"),
+        ({"rope_parameters": None, "rope_scaling": {"type": "linear", "factor": 2.0}}, "linear"),
+    ],
+)
+def test_another_rotary_embedding_is_refused(folder, fields, named):
+    change_config(folder, **fields)
+    refused(folder, "config.json", named)
+
+
+def test_rope_theta_is_read_from_either_place(folder):
+    change_config(folder, rope_theta=None)
+    assert import_model(folder)[1].model.rope_theta == 30_000.0
+    change_config(folder, rope_theta=30_000, rope_parameters=None)
+    assert import_model(folder)[1].model.rope_theta == 30_000.0
+
+
+def test_a_shared_gate_that_was_trained_elsewhere_is_refused(qwen):
+    name = "model.layers.1.mlp.shared_expert_gate.weight"
+    change_tensors(qwen, lambda t: t.update({name: np.full((1, 32), 0.1, np.float32)}))
+    refused(qwen, name, "zeros")
+
+
+def test_missing_field_is_named(step_emo, tmp_path):
+    params, config = import_model(step_emo)
+    out = export_model(params, config, tmp_path / "out")
+    drop(out, "emo_jax", "hidden_size")
+    refused(out, "config.json", "hidden_size")
+
+
+def test_broken_config_is_one_line(folder):
+    (folder / "config.json").write_text('{"a": \n 1,')
+    refused(folder, "config.json", "JSON")
+
+
+def test_folder_without_config_is_named(tmp_path):
+    refused(tmp_path, "config.json", "missing")
+
+
+def test_truncated_file_is_named(folder):
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-10])
+    refused(folder, "model.safetensors", "not a whole safetensors file")
+
+
+@pytest.mark.parametrize("content", [b"", b"\x10\0\0\0\0\0\0\0{broken header!!", b"\xff" * 64])
+def test_broken_header_is_one_line(folder, content):
+    (folder / "model.safetensors").write_bytes(content)
+    refused(folder, "model.safetensors", "copy it again")
+
+
+def test_folder_without_weights_is_named(folder):
+    (folder / "model.safetensors").unlink()
+    refused(folder, "model.safetensors", "missing")
+
+
+def test_missing_shard_is_named(make_model, tmp_path):
+    params, config = make_model()
+    out = export_model(params, config, tmp_path / "out", max_shard_bytes=60_000)
+    lost = sorted(out.glob("model-*.safetensors"))[1]
+    lost.unlink()
+    refused(out, lost.name, "missing")
+
+
+def test_index_that_points_outside_the_folder_is_refused(make_model, tmp_path):
+    params, config = make_model()
+    out = export_model(params, config, tmp_path / "out", max_shard_bytes=60_000)
+    index = out / "model.safetensors.index.json"
+    said = json.loads(index.read_text())
+    said["weight_map"]["lm_head.weight"] = "../elsewhere.safetensors"
+    index.write_text(json.dumps(said))
+    refused(out, "weight_map")
+
+
+def test_a_tensor_in_two_files_is_refused(make_model, tmp_path):
+    params, config = make_model()
+    out = export_model(params, config, tmp_path / "out", max_shard_bytes=60_000)
+    first, second = sorted(out.glob("model-*.safetensors"))[:2]
+    save_file(load_file(second) | load_file(first), second)
+    refused(out, second.name, first.name, "too; remove one")

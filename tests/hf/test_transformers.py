@@ -1,0 +1,185 @@
+"""Exported folders in transformers itself: no remote code, no name left over, the same logits.
+
+Needs torch and transformers (CI installs them before `-m system`).
+"""
+
+import json
+
+import numpy as np
+import pytest
+
+from emo_jax.hf import export_model, import_model
+from emo_jax.hf.tree import flatten
+
+pytestmark = pytest.mark.system
+
+TOLERANCE = 1e-4
+
+
+@pytest.fixture(scope="module")
+def torch():
+    import torch
+
+    return torch
+
+
+@pytest.fixture
+def load(torch):
+    """The model of a folder, loaded as a user would, with everything that loading reports."""
+    from transformers import AutoModelForCausalLM
+
+    def load(folder):
+        model, report = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True)
+        for what in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+            assert not report[what], f"{what}: {report[what]}"
+        assert not report.get("error_msgs")
+        assert type(model).__module__.startswith("transformers.models.qwen2_moe")
+        assert {p.dtype for p in model.parameters()} == {torch.float32}
+        return model.eval()
+
+    return load
+
+
+def logits_of(torch, model, tokens):
+    with torch.no_grad():
+        return model(torch.as_tensor(np.asarray(tokens), dtype=torch.long)).logits.numpy()
+
+
+def forward(params, config, tokens):
+    """SPEC 1.2 and 2.5 in NumPy float64: no pool, plain causal attention. (B,S) → (B,S,V)."""
+    leaves = {path: np.asarray(leaf, np.float64) for path, leaf in flatten(params).items()}
+    model, moe = config.model, config.moe
+    S, Dh, R = tokens.shape[1], model.head_dim, moe.num_routed_experts
+
+    def norm(x, scale):
+        return x / np.sqrt((x**2).mean(-1, keepdims=True) + model.norm_eps) * scale
+
+    def softmax(x):
+        e = np.exp(x - x.max(-1, keepdims=True))
+        return e / e.sum(-1, keepdims=True)
+
+    def rotate(x):  # (B,S,H,Dh), dims i and i + Dh/2 are a pair
+        angles = np.arange(S)[:, None] * model.rope_theta ** (-np.arange(0, Dh, 2) / Dh)
+        cos, sin = np.cos(angles)[:, None], np.sin(angles)[:, None]
+        a, b = x[..., : Dh // 2], x[..., Dh // 2 :]
+        return np.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
+
+    def expert(x, layer, e):
+        gate, up, down = (
+            leaves[f"layers/mlp/experts/{name}"][layer, e] for name in ("gate", "up", "down")
+        )
+        hidden = x @ gate
+        return (hidden / (1 + np.exp(-hidden)) * (x @ up)) @ down
+
+    x = leaves["embed/embedding"][tokens]
+    causal = np.tril(np.ones((S, S), bool))
+    for layer in range(model.num_layers):
+        h = norm(x, leaves["layers/attention_norm/scale"][layer])
+        q, k, v = (
+            np.einsum("bsd,dhk->bshk", h, leaves[f"layers/attention/{name}"][layer])
+            for name in ("query", "key", "value")
+        )
+        scores = np.einsum("bqhk,bshk->bhqs", rotate(q), rotate(k)) / np.sqrt(Dh)
+        weights = softmax(np.where(causal, scores, -np.inf))
+        out = np.einsum("bhqs,bshk->bqhk", weights, v)
+        x = x + np.einsum("bqhk,hkd->bqd", out, leaves["layers/attention/out"][layer])
+
+        h = norm(x, leaves["layers/mlp_norm/scale"][layer])
+        router = leaves["layers/mlp/router/kernel"][layer][:, :R]
+        probs = softmax(h @ router)
+        kept = np.sort(probs, axis=-1)[..., -moe.num_routed_picks][..., None]
+        combine = np.where(probs >= kept, probs, 0.0)
+        y = sum(combine[..., e, None] * expert(h, layer, e) for e in range(R))
+        y = y + sum(expert(h, layer, e) for e in range(R, moe.num_experts))
+        x = x + y
+    logits = norm(x, leaves["final_norm/scale"]) @ leaves["lm_head/kernel"]
+    return logits[..., : model.vocab_size]
+
+
+def compare(name, got, expected):
+    worst = float(np.abs(got - expected).max())
+    print(
+        f"{name}: largest logit difference {worst:.2e}, logits up to {np.abs(expected).max():.1f}"
+    )
+    assert got.shape == expected.shape
+    assert worst < TOLERANCE
+
+
+def test_golden_folders_load_with_every_name_in_its_place(golden, tmp_path, load):
+    params, config = import_model(golden)
+    model = load(export_model(params, config, tmp_path / "out"))
+    assert model.config.num_experts == 8
+    assert model.config.num_experts_per_tok == 2
+    assert model.config.qkv_bias is False
+
+
+def test_step_emo_has_the_reference_logits(step_emo, tmp_path, load, torch):
+    params, config = import_model(step_emo)
+    model = load(export_model(params, config, tmp_path / "out"))
+    case = np.load(step_emo / "case.npz")
+    got = logits_of(torch, model, case["input_ids"])
+    compare("step_emo, transformers", got, case["logits_inference"])
+    ours = forward(params, config, case["input_ids"])
+    compare("step_emo, NumPy", ours, case["logits_inference"])
+
+
+@pytest.mark.parametrize("shared,routed", [(0, 8), (1, 8), (2, 8), (1, 3)])
+def test_random_model_computes_the_same_function(make_model, tmp_path, load, torch, shared, routed):
+    """(1, 3): a selected module that uses all the routed experts it has."""
+    params, config = make_model(shared=shared, routed=routed)
+    params["layers"]["mlp"]["experts"]["down"] *= 3  # so that a wrong expert shows in the logits
+    model = load(export_model(params, config, tmp_path / "out", max_shard_bytes=100_000))
+    tokens = np.random.default_rng(1).integers(0, config.model.vocab_size, (2, 40))
+    got = logits_of(torch, model, tokens)
+    compare(f"{shared} shared, {routed} routed experts", got, forward(params, config, tokens))
+
+
+def test_saved_again_by_transformers_it_imports_bit_equal(make_model, tmp_path, load):
+    """transformers rewrites config.json its own way and fuses experts in memory."""
+    params, config = make_model(shared=2)
+    first = export_model(params, config, tmp_path / "first")
+    load(first).save_pretrained(tmp_path / "second")
+    ours, config_ours = import_model(first)
+    theirs, config_theirs = import_model(tmp_path / "second")
+    assert config_theirs == config_ours
+    for path, leaf in flatten(ours).items():
+        np.testing.assert_array_equal(flatten(theirs)[path], leaf, err_msg=path)
+
+
+@pytest.mark.parametrize(
+    "config_file", [None, {}, {"tokenizer_class": "TokenizersBackend", "pad_token": "<pad>"}]
+)
+def test_tokenizer_makes_the_same_ids(make_model, tmp_path, config_file):
+    """A tokenizer.json alone is enough; its own way of splitting text is kept."""
+    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import AutoTokenizer
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(r"\d{1,2}|\p{L}+| ?[^\s\p{L}\d]+|\s"), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=300,
+        special_tokens=["<pad>", "<eos>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    text = "In 1984 the 12 modules of 2024's model, organised by document, met 31337 tokens."
+    tokenizer.train_from_iterator([text] * 3, trainer)
+    (tmp_path / "tokenizer").mkdir()
+    tokenizer.save(str(tmp_path / "tokenizer" / "tokenizer.json"))
+    params, config = make_model(vocab=300)
+    if config_file is not None:
+        (tmp_path / "tokenizer" / "tokenizer_config.json").write_text(json.dumps(config_file))
+    out = export_model(
+        params, config, tmp_path / "out", tokenizer_dir=tmp_path / "tokenizer", eos_token_id=1
+    )
+    loaded = AutoTokenizer.from_pretrained(out)
+    assert loaded(text)["input_ids"] == tokenizer.encode(text).ids
+    assert loaded.decode(loaded(text)["input_ids"]) == text
+    assert loaded.eos_token_id == 1
+    assert json.loads((out / "generation_config.json").read_text())["eos_token_id"] == 1
