@@ -66,7 +66,8 @@ class Checkpointer:
         self._folder = epath.Path(workdir) / _FOLDER
         self._config = config
         self._saves = 0
-        self._own: set[int] = set()  # steps this run saved or restored
+        self._own: set[int] = set()  # steps this run saved or restored, on every process
+        self._started: set[int] = set()  # the save under way, or none
         self._thread: threading.Thread | None = None
         self._error: CheckpointError | None = None
         _quiet_orbax()
@@ -96,7 +97,8 @@ class Checkpointer:
         except (TypeError, ValueError) as e:
             raise CheckpointError(f"step {step}: extra is not JSON: {one_line(e)}") from e
         leaves = {path: savable(path, leaf) for path, leaf in leaves_of(state).items()}
-        all_succeed(lambda: self._prepare(step, force) if jax.process_index() == 0 else None)
+        first = jax.process_index() == 0
+        all_succeed(lambda: self._prepare(step, force) if first else None, CheckpointError)
         # A step that is replaced keeps its files in the other of two folders until the end.
         folder = self._folder / str(step)
         old = read_manifest(folder)["data"] if (folder / MANIFEST).exists() else ""
@@ -115,11 +117,14 @@ class Checkpointer:
             target=self._finish, args=(writer, folder, head), name=f"checkpoint-{step}"
         )
         self._thread.start()
+        self._started = {step}
         return True
 
     def wait(self) -> None:
         """Waits for the save in the background; raises CheckpointError where it failed."""
-        all_succeed(self._join)
+        started, self._started = self._started, set()
+        all_succeed(self._join, CheckpointError)
+        self._own |= started
 
     def close(self) -> None:
         """Like `wait`, but this process alone, so that one that fails can leave."""
@@ -203,7 +208,6 @@ class Checkpointer:
             writer.wait_until_finished()  # of all processes
             if jax.process_index() == 0:
                 publish(folder, head)
-            self._own.add(step)
         except BaseException as e:
             self._error = self._failure(step, e)
             self._undo(folder, head["data"])
@@ -235,8 +239,8 @@ class Checkpointer:
         Later steps than `step` are not touched: they are not this run's.
         """
         every, steps = self._config.keep_every, [s for s in self.steps() if s <= step]
-        damaged = {s for s, _ in self.skipped}
-        good = [s for s in steps if s not in damaged or s in self._own]
+        damaged = {s for s, _ in self.skipped} - self._own - {step}
+        good = [s for s in steps if s not in damaged]
         keep = {*good[-self._config.keep_last :], *(s for s in steps if every and s % every == 0)}
         for s in numbered(self._folder):
             if s < step and s not in keep:
@@ -309,9 +313,7 @@ def restore_params(
 
     Nested dicts of host arrays, or the tree and shardings of `abstract_params` where given.
     """
-    wanted = None
-    if abstract_params is not None:
-        wanted = leaves_of({"params": abstract_params})
+    wanted = None if abstract_params is None else leaves_of({"params": abstract_params})
 
     def load(folder: epath.Path, manifest: dict[str, Any]) -> dict[LeafPath, Any]:
         if wanted is not None:

@@ -93,7 +93,7 @@ def savable(path: LeafPath, leaf: Any) -> Any:
         if isinstance(leaf, bool | int | float):
             return np.asarray(leaf, jnp.result_type(leaf))
         if isinstance(leaf, np.ndarray | np.generic) and leaf.dtype.kind != "O":
-            return np.array(leaf)  # a copy: the caller may go on writing to its own
+            return np.asarray(leaf)  # orbax takes a copy before save returns
     except OverflowError as e:
         raise CheckpointError(f"state {name} = {leaf}: does not fit a 32-bit integer") from e
     raise CheckpointError(f"state {name}: a {type(leaf).__name__} cannot be saved; use an array")

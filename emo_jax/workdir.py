@@ -61,10 +61,10 @@ def one_line(error: BaseException, limit: int = 300) -> str:
     return text if len(text) <= limit else "…" + text[-limit:]
 
 
-def all_succeed(action: Callable[[], None]) -> None:
+def all_succeed(action: Callable[[], None], kind: type[EmoError] = EmoError) -> None:
     """Runs `action` on every process; raises on all of them where it fails on any.
 
-    Without this the processes that succeeded would wait for ever at the next collective.
+    Those where it succeeded raise `kind`; else they would wait for ever at the next collective.
     """
     error: Exception | None = None
     try:
@@ -74,7 +74,7 @@ def all_succeed(action: Callable[[], None]) -> None:
     if jax.process_count() > 1:
         failed = np.asarray(multihost_utils.process_allgather(np.asarray(error is not None)))
         if error is None and failed.any():
-            raise EmoError(f"process {int(failed.argmax())} failed; see its log")
+            raise kind(f"process {int(failed.argmax())} failed; see its log")
     if error is not None:
         raise error
 
@@ -94,7 +94,8 @@ def claim_workdir(workdir: str | os.PathLike[str], config: Config) -> bool:
     resumes = (folder / CONFIG_FILE).exists()
     # Every process has looked before process 0 writes.
     all_succeed(lambda: None)
-    all_succeed(lambda: _claim(folder, config) if jax.process_index() == 0 else None)
+    first = jax.process_index() == 0
+    all_succeed(lambda: _claim(folder, config) if first else None, UsageError)
     return resumes
 
 
