@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import absl.logging  # before anything asks for the logger "absl", which would be another one
 import click
 
 from emo_jax import __version__
@@ -24,7 +25,7 @@ class _Command(click.Command):
                 formatter.write(f"  {line}\n")
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(no_args_is_help=False, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="emo")
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
 def cli(debug: bool) -> None:
@@ -46,7 +47,9 @@ def _command(example: str, **settings: Any) -> Callable:
     help="Your own JSONL files or folders of text instead of the sample corpus; may be repeated.",
 )
 @click.option("--output", default="emo_quickstart", show_default=True, help="Folder to make.")
-@click.option("--steps", type=int, default=None, help="Training steps of each model.")
+@click.option(
+    "--steps", type=click.IntRange(min=1), default=None, help="Training steps of each model."
+)
 def quickstart(documents: tuple[str, ...], output: str, steps: int | None) -> None:
     """Real documents to two trained models, a keep-k table and a Hugging Face folder."""
     from emo_jax.quickstart import run_quickstart
@@ -75,7 +78,7 @@ def prepare(inputs: tuple[str, ...], output: str, tokenizer: str, **settings: An
     run(inputs, output, load_tokenizer(tokenizer), **settings)
 
 
-@cli.group()
+@cli.group(no_args_is_help=False)
 def tokenizer() -> None:
     """Make tokenizers."""
 
@@ -89,13 +92,15 @@ def tokenizer() -> None:
 @click.option("--text-field", default="text", show_default=True)
 def tokenizer_train(inputs: tuple[str, ...], vocab_size: int, output: str, text_field: str) -> None:
     """Train a byte-level BPE tokenizer on documents."""
-    from emo_jax.data.documents import read_documents
+    from emo_jax.data.documents import ReadReport, read_documents
     from emo_jax.data.tokenizers import train_bpe
 
     refuse_existing(output)
-    texts = (d.text for d in read_documents(list(inputs), text_field=text_field))
-    trained = train_bpe(texts, vocab_size)
+    report = ReadReport()
+    documents = read_documents(list(inputs), text_field=text_field, report=report)
+    trained = train_bpe((d.text for d in documents), vocab_size)
     trained.save(output)
+    click.echo(report.summary())
     click.echo(f"{output}: {trained.vocab_size} entries, fingerprint {trained.fingerprint[:12]}")
 
 
@@ -139,6 +144,7 @@ def export(workdir: str, output: str, layout: str, step: int | None, tokenizer: 
     """Write a Hugging Face folder."""
     from emo_jax.transfer import export_workdir
 
+    refuse_existing(output)  # before a large checkpoint is read
     made = export_workdir(workdir, output, layout=layout, step=step, tokenizer_dir=tokenizer)
     click.echo(f"{made}: layout {layout}")
 
@@ -185,19 +191,37 @@ def main(argv: list[str] | None = None) -> None:
     # --debug is accepted anywhere.
     debug = "--debug" in argv
     argv = [a for a in argv if a != "--debug"]
-    logging.getLogger("absl").setLevel(logging.WARNING)
+    absl.logging.get_absl_logger().setLevel(logging.WARNING)
+    if not debug:
+        _drop_afterwords()
     sys.exit(_run(argv, debug))
+
+
+def _drop_afterwords() -> None:
+    """Keeps asyncio and tensorstore from printing tracebacks of writes that failed.
+
+    The failure itself reaches `_run`; these come once more for each file that was under way.
+    """
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)
+    show = sys.unraisablehook
+
+    def hook(unraisable: Any) -> None:
+        if str(unraisable.exc_value) != "Event loop is closed":
+            show(unraisable)
+
+    sys.unraisablehook = hook
 
 
 def _run(argv: list[str], debug: bool) -> int:
     try:
-        cli(argv, prog_name="emo", standalone_mode=False)
+        cli(argv or ["--help"], prog_name="emo", standalone_mode=False)
         return 0
     except click.exceptions.Exit as e:
         return e.exit_code
     except click.ClickException as e:
         where = e.ctx.command_path if isinstance(e, click.UsageError) and e.ctx else "emo"
-        return _fail(f"{e.format_message()} (see {where} --help)", EXIT_USAGE, debug)
+        text = " ".join(e.format_message().split()).rstrip(".")
+        return _fail(f"{text} (see {where} --help)", EXIT_USAGE, debug)
     except PreemptedError as e:
         return _fail(str(e), e.exit_code, debug=False)
     except EmoError as e:

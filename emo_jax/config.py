@@ -8,7 +8,6 @@ and the nearest known name. Section numbers in comments point at the EMO recipe 
 import dataclasses
 import difflib
 import math
-import types
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -308,7 +307,7 @@ class Config:
             micro % rows == 0,
             "train.batch_size",
             self.train.batch_size,
-            f"such that a micro-batch ({micro} windows) divides over the {rows} devices of the mesh",
+            f"such that a micro-batch ({micro} windows) divides over the mesh's {rows} devices",
         )
 
 
@@ -321,10 +320,12 @@ def nearest(name: str, known: list[str]) -> str:
     return f"; did you mean {close[0]!r}?" if close else ""
 
 
-def _sections(kind: Any) -> type | None:
+def _section(kind: Any) -> type | None:
     """The dataclass of a field annotated `Section` or `Section | None`."""
-    options = typing.get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
-    return next((o for o in options if dataclasses.is_dataclass(o)), None)  # type: ignore[arg-type]
+    for option in typing.get_args(kind) or (kind,):
+        if isinstance(option, type) and dataclasses.is_dataclass(option):
+            return option
+    return None
 
 
 def _leaf(value: Any, kind: Any, path: str) -> Any:
@@ -361,7 +362,7 @@ def _build(cls: type, values: Mapping[str, Any], path: str) -> Any:
                 raise ConfigError(f"config.{dot}{f.name}: missing, and it has no default")
             continue
         value, kind = values[f.name], hints[f.name]
-        section = _sections(kind)
+        section = _section(kind)
         if section is None:
             made[f.name] = _leaf(value, kind, dot + f.name)
         elif value is None and type(None) in typing.get_args(kind):

@@ -62,7 +62,7 @@ def _parse(file: str, overrides: Sequence[str]) -> ConfigDict:
         return values.config
     except EmoError:
         raise
-    except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
+    except Exception as error:  # the file is the user's and may raise anything
         if not overrides:
             raise ConfigError(f"--config {file}: {type(error).__name__}: {error}") from error
         defaults, name = _leaves(_parse(file, [])), _name(overrides[0])
@@ -72,7 +72,7 @@ def _parse(file: str, overrides: Sequence[str]) -> ConfigDict:
 
 
 def _leaves(config: ConfigDict, path: str = "") -> dict:
-    out = {}
+    out: dict = {}
     for key, value in config.items():
         if isinstance(value, ConfigDict):
             out |= _leaves(value, f"{path}{key}.")

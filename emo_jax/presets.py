@@ -34,10 +34,15 @@ def _length(arg: str) -> tuple[int, int]:
 
 def _model_1b(**changes) -> config_lib.ModelConfig:
     """The 1b family: width 2048, 16 layers, vocabulary of the dolma2 tokenizer."""
-    shape = dict(
-        vocab_size=100_278, num_layers=16, embed_dim=2048, num_heads=16, head_dim=128, remat="full"
+    return config_lib.ModelConfig(
+        vocab_size=100_278,
+        num_layers=16,
+        embed_dim=2048,
+        num_heads=16,
+        head_dim=128,
+        remat="full",
+        **changes,
     )
-    return config_lib.ModelConfig(**(shape | changes))
 
 
 def _run_1b(

@@ -1,4 +1,4 @@
-"""`emo quickstart`: documents to two trained models, what each loses with fewer experts, a HF folder.
+"""`emo quickstart`: documents, two trained models, what each loses with fewer experts, a HF folder.
 
 Every stage leaves its result in the output folder and is skipped when it is there, so a quickstart
 that was stopped goes on where it was.
@@ -72,6 +72,8 @@ def run_quickstart(documents: list[str], output: Path, *, steps: int | None = No
       UsageError: the output folder is in use by something else.
     """
     console = Console(highlight=False)
+    if documents:
+        read_documents(documents)  # a mistyped path is refused before the folder is made
     _claim(output, {"documents": documents, "steps": steps})
     stages = _Stages(console, 7)
     store = _store(documents, output, stages, console)
@@ -80,8 +82,10 @@ def run_quickstart(documents: list[str], output: Path, *, steps: int | None = No
     workdirs, tables = {}, {}
     for preset in (presets.emo_tiny, presets.stdmoe_tiny):
         config = _config(preset(), store, output / "store", steps)
-        stages.start(f"train {config.name}: {config.train.steps} steps of "
-                     f"{config.train.batch_size}×{config.data.seq_len} tokens")
+        stages.start(
+            f"train {config.name}: {config.train.steps} steps of "
+            f"{config.train.batch_size}×{config.data.seq_len} tokens"
+        )
         workdirs[config.name] = output / config.name
         state = Trainer(config, workdirs[config.name]).run()
         tables[config.name] = (config, state.params)
@@ -110,7 +114,8 @@ def _claim(output: Path, settings: dict[str, Any]) -> None:
         theirs = json.loads(path.read_text())
         if theirs != settings:
             raise UsageError(
-                f"{output}: holds a quickstart with other settings ({theirs}); give another --output"
+                f"{output}: holds a quickstart with other settings ({theirs}); give another"
+                " --output"
             )
         return
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
@@ -119,9 +124,7 @@ def _claim(output: Path, settings: dict[str, Any]) -> None:
     write_atomic(path, json.dumps(settings) + "\n")
 
 
-def _store(
-    documents: list[str], output: Path, stages: _Stages, console: Console
-) -> TokenStore:
+def _store(documents: list[str], output: Path, stages: _Stages, console: Console) -> TokenStore:
     target, tokenizer_dir = output / "store", output / "tokenizer"
     if documents:
         stages.start("your documents")

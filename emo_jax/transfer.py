@@ -8,6 +8,7 @@ import numpy as np
 from emo_jax import config as config_lib
 from emo_jax.checkpoint import Checkpointer, restore_params
 from emo_jax.config import Config
+from emo_jax.data.tokenizers import load_tokenizer
 from emo_jax.errors import UsageError
 from emo_jax.hf.export import export_model
 from emo_jax.hf.importing import import_model
@@ -28,6 +29,17 @@ def tokenizer_of(workdir: Path, config: Config) -> Path | None:
     return None
 
 
+def _check_tokenizer(given: Path, of_run: Path | None) -> None:
+    """Raises UsageError where a tokenizer is known not to be the one the model was trained with."""
+    fingerprint = load_tokenizer(given).fingerprint
+    expected = fingerprint if of_run is None else load_tokenizer(of_run).fingerprint
+    if fingerprint != expected:
+        raise UsageError(
+            f"--tokenizer {given}: not the tokenizer of the run ({fingerprint[:12]} is not"
+            f" {expected[:12]}, of {of_run}); leave out --tokenizer to export that one"
+        )
+
+
 def export_workdir(
     workdir: str | os.PathLike[str],
     output: str | os.PathLike[str],
@@ -39,13 +51,17 @@ def export_workdir(
     """Writes the newest good checkpoint of a run, or that of `step`, as a Hugging Face folder.
 
     Raises:
-      UsageError: not a workdir, or the output is there already.
+      UsageError: not a workdir, the output is there already, or `tokenizer_dir` holds another
+        tokenizer than the run's.
       CheckpointError: no good checkpoint.
     """
     folder = Path(workdir).absolute()
     config = read_workdir_config(folder)
+    tokenizer = of_run = tokenizer_of(folder, config)
+    if tokenizer_dir:
+        tokenizer = Path(tokenizer_dir)
+        _check_tokenizer(tokenizer, of_run)
     params, _, found = restore_params(folder, step)
-    tokenizer = Path(tokenizer_dir) if tokenizer_dir else tokenizer_of(folder, config)
     card = {"step": found, **_last_losses(folder, found)}
     return export_model(
         params, config, Path(output), layout=layout, tokenizer_dir=tokenizer, card=card
@@ -56,7 +72,7 @@ def _last_losses(workdir: Path, step: int) -> dict[str, float]:
     """Training and held-out loss at a step, as far as the log has them."""
     if not (workdir / METRICS_FILE).exists():
         return {}
-    losses = {}
+    losses: dict[str, float] = {}
     for record in read_metrics(workdir):
         if record["step"] == step:
             wanted = (name for name in ("ce_loss", "heldout_loss") if name in record)
@@ -72,9 +88,9 @@ def import_folder(hf_dir: str | os.PathLike[str], workdir: str | os.PathLike[str
       UsageError: the workdir is in use.
     """
     folder = Path(workdir).absolute()
-    if folder.exists() and any(folder.iterdir()):
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UsageError(f"{folder}: is there already; give a new or empty folder")
-    params, config = import_model(hf_dir)
+    params, config = import_model(Path(hf_dir))
     ModelFunctions(config)  # refuses what the model cannot be
     opt_state = make_optimizer(config).init(params)
     claim_workdir(folder, config)

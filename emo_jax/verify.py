@@ -211,7 +211,7 @@ def _twenty_steps(case: Path) -> dict[str, Quantity]:
     def step(params: Params, opt_state: Any, batch: Batch, sizes: jax.Array) -> tuple:
         grads, metrics = loss_and_grads(params, batch, sizes, config=config, model=model)
         updates, opt_state = optimizer.update(grads, opt_state, params)
-        return optax.apply_updates(params, updates), opt_state, metrics, optax.global_norm(grads)
+        return optax.apply_updates(params, updates), opt_state, metrics, optax.tree.norm(grads)
 
     # Micro-batch j of our step is rows j, j+m, …: (m,B,…) becomes (B·m,…) in that order.
     interleave = lambda a: np.moveaxis(a, 0, 1).reshape(B * micro, *a.shape[2:])  # noqa: E731
@@ -220,8 +220,8 @@ def _twenty_steps(case: Path) -> dict[str, Quantity]:
         batch = from_documents(interleave(ref["input_ids"][i]), interleave(ref["segment_ids"][i]))
         sizes_mLBG = ref["pool_sizes"][i]
         sizes = np.stack([interleave(sizes_mLBG[:, layer]) for layer in range(sizes_mLBG.shape[1])])
-        sizes = _sizes(sizes, sizes.shape[0], B * micro, S)
-        params, opt_state, metrics, norm = step(params, opt_state, batch, sizes)
+        sizes_LBG = _sizes(sizes, sizes.shape[0], B * micro, S)
+        params, opt_state, metrics, norm = step(params, opt_state, batch, sizes_LBG)
         ours["ce_loss"].append(float(metrics["ce_loss"]))
         ours["grad_norm"].append(float(norm))
         ours["learning_rate"].append(float(schedule(jnp.asarray(i))))

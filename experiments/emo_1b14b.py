@@ -2,8 +2,8 @@
 
 emo train --config experiments/emo_1b14b.py:130b --config.data.store=STORE --workdir WORKDIR
 
-Hardware and hours: the reference trained on 128 H100 at about 19k tokens/s a GPU, 15 hours for 130b (SPEC 12);
-not yet run with this code at full size.
+Hardware and hours: the reference trained on 128 H100 at about 19k tokens/s a GPU (SPEC 12), which is
+15 hours for 130b. Not yet run with this code at full size.
 """
 
 from ml_collections import ConfigDict

@@ -2,7 +2,8 @@
 
 emo train --config experiments/stdmoe_1b4b.py --config.data.store=STORE --workdir WORKDIR
 
-Hardware and hours: as stdmoe_1b14b, with a third of its memory; not yet run with this code at full size.
+Hardware and hours: as stdmoe_1b14b, with a third of its memory. Not yet run with this code at
+full size.
 """
 
 from ml_collections import ConfigDict

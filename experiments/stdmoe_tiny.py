@@ -2,7 +2,7 @@
 
 emo train --config experiments/stdmoe_tiny.py --config.data.store=STORE --workdir WORKDIR
 
-Hardware and hours: two CPU cores, about four minutes; held-out losses: README.md, "What quickstart prints".
+Hardware and hours: two CPU cores, minutes; losses: README.md, "What quickstart prints".
 """
 
 from ml_collections import ConfigDict

@@ -46,10 +46,10 @@ class Attention(nnx.Module):
             config.head_dim,
             ("layers",) * len(stack),
         )
-        to_heads = dict(shape=(*stack, D, H, h), axes=(*lead, "embed", "heads", None))
-        self.query = weight(rngs, config, **to_heads)
-        self.key = weight(rngs, config, **to_heads)
-        self.value = weight(rngs, config, **to_heads)
+        shape, axes = (*stack, D, H, h), (*lead, "embed", "heads", None)
+        self.query = weight(rngs, config, shape, axes)
+        self.key = weight(rngs, config, shape, axes)
+        self.value = weight(rngs, config, shape, axes)
         self.out = weight(rngs, config, (*stack, H, h, D), (*lead, "heads", None, "embed"))
         self.theta = config.rope_theta
         self.mesh = mesh

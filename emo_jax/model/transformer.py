@@ -55,9 +55,9 @@ class Experts(nnx.Module):
 
     def __init__(self, model: ModelConfig, moe: MoeConfig, rngs: nnx.Rngs, stack=()):
         lead, E, D, F = ("layers",) * len(stack), moe.num_experts, model.embed_dim, moe.expert_dim
-        into = dict(shape=(*stack, E, D, F), axes=(*lead, "expert", "embed", "mlp"))
-        self.gate = weight(rngs, model, **into)
-        self.up = weight(rngs, model, **into)
+        shape, axes = (*stack, E, D, F), (*lead, "expert", "embed", "mlp")
+        self.gate = weight(rngs, model, shape, axes)
+        self.up = weight(rngs, model, shape, axes)
         self.down = weight(rngs, model, (*stack, E, F, D), (*lead, "expert", "mlp", "embed"))
 
 
@@ -88,7 +88,8 @@ class MoeMlp(nnx.Module):
             num_domains=num_domains,
         )
         weights = ExpertWeights(
-            *(w[...].astype(x_BSD.dtype) for w in (self.experts.gate, self.experts.up)),
+            self.experts.gate[...].astype(x_BSD.dtype),
+            self.experts.up[...].astype(x_BSD.dtype),
             self.experts.down[...].astype(x_BSD.dtype),
         )
         out_BSD = experts(
@@ -242,9 +243,10 @@ class ModelFunctions:
 
     def param_shardings(self) -> Params:
         """A `NamedSharding` for every parameter."""
-        assert self.mesh is not None
+        mesh = self.mesh
+        assert mesh is not None
         return jax.tree.map(
-            lambda leaf, axes: mesh_lib.sharding(self.mesh, axes, leaf.shape),
+            lambda leaf, axes: mesh_lib.sharding(mesh, axes, leaf.shape),
             self.abstract_params,
             self.logical_axes,
         )

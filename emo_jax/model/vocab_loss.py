@@ -109,6 +109,7 @@ def _forward(hidden_BSD, kernel_DV, labels_BS, mask_BS, vocab_size, z_weight, ch
     out = ce_sum + z_weight * z_sum, VocabLoss(ce_sum, z_sum, _unchunk(ce_nBC))
     if not with_grads:
         return out, None
+    assert grad_kernel_DV is not None
     return out, (_unchunk(grad_x_nBCD), grad_kernel_DV.astype(kernel_DV.dtype))
 
 

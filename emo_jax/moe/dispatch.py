@@ -16,6 +16,7 @@ class Permutation(NamedTuple):
     """Order in which the (token, pick) pairs stand by expert."""
 
     token_M: jax.Array  # int32, token of sorted row m
+    pick_M: jax.Array  # int32, n·K + k of sorted row m
     row_NK: jax.Array  # int32, sorted row of pick k of token n
     group_sizes_R: jax.Array  # int32, rows of each expert; rows of index R stand last, uncounted
 
@@ -31,7 +32,7 @@ def sort_by_expert(indices_NK: jax.Array, num_experts: int) -> Permutation:
         .set(jnp.arange(N * K, dtype=jnp.int32), unique_indices=True)
     )
     sizes_R = jnp.sum(flat_M[:, None] == jnp.arange(num_experts), axis=0, dtype=jnp.int32)
-    return Permutation(order_M // K, row_M.reshape(N, K), sizes_R)
+    return Permutation(order_M // K, order_M, row_M.reshape(N, K), sizes_R)
 
 
 @jax.custom_vjp
@@ -67,12 +68,7 @@ def _combine_bwd(residuals, grad_ND):
     grad32_ND = grad_ND.astype(jnp.float32)
     picked_NKD = y_MD[perm.row_NK].astype(jnp.float32)
     grad_weights_NK = jnp.sum(grad32_ND[:, None] * picked_NKD, axis=-1)
-    N, K = weights_NK.shape
-    weight_M = (
-        jnp.zeros((N * K,), jnp.float32)
-        .at[perm.row_NK.reshape(-1)]
-        .set(weights_NK.reshape(-1), unique_indices=True)
-    )
+    weight_M = weights_NK.reshape(-1)[perm.pick_M]
     grad_y_MD = (grad32_ND[perm.token_M] * weight_M[:, None]).astype(y_MD.dtype)
     return grad_y_MD, grad_weights_NK, None
 

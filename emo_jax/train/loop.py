@@ -22,7 +22,7 @@ from emo_jax.config import Config
 from emo_jax.data.loader import Loader, heldout_batches
 from emo_jax.data.store import TokenStore
 from emo_jax.data.windows import Windows, open_source, open_windows
-from emo_jax.errors import ConfigError, DataError, PreemptedError, UsageError
+from emo_jax.errors import ConfigError, PreemptedError, UsageError
 from emo_jax.evals.heldout import HeldOut, evaluate, make_eval_step
 from emo_jax.model.transformer import ModelFunctions
 from emo_jax.parallel import mesh as mesh_lib
@@ -31,7 +31,7 @@ from emo_jax.train.metrics import MetricsFile, summarize
 from emo_jax.train.optimizer import make_optimizer
 from emo_jax.train.progress import TrainProgress
 from emo_jax.train.state import TrainState, abstract_state, init_state
-from emo_jax.train.step import make_train_step
+from emo_jax.train.step import jit_train_step
 from emo_jax.workdir import claim_workdir
 
 HELD_OUT_SPLIT = "select"  # watched while training; "test" stays unseen until the end
@@ -84,30 +84,23 @@ class Trainer:
                 "config.data.store = '': must be a token store (make one with emo prepare, then "
                 "give --config.data.store=STORE)"
             )
-        self.config, self.workdir, self.quiet = config, Path(workdir), quiet
+        self.config, self.workdir, self.quiet = config, Path(workdir).absolute(), quiet
         self.mesh = mesh_lib.make_mesh(config.mesh)
         mesh_lib.check_batch(self.mesh, config.train.batch_size // config.train.micro_batches)
         source = open_source(config.data.store)
         self.windows = open_windows(config.data, source=source)
         check_vocab(config, source)
-        if len(self.windows) == 0:
-            raise DataError(
-                f"{config.data.store}: the train split has not one window of "
-                f"{config.data.seq_len} tokens; give more documents or a smaller data.seq_len"
-            )
         self.heldout: Windows | None = None
-        if config.train.eval_windows and isinstance(source, TokenStore):
-            heldout = open_windows(config.data, split=HELD_OUT_SPLIT, source=source)
-            self.heldout = heldout if len(heldout) else None
+        has_split = isinstance(source, TokenStore) and source.count(HELD_OUT_SPLIT)
+        if config.train.eval_windows and has_split:
+            self.heldout = open_windows(config.data, split=HELD_OUT_SPLIT, source=source)
         self.model = ModelFunctions(config, self.mesh)
         self.optimizer = make_optimizer(config)
         self._batch_sharding = mesh_lib.windows_sharding(self.mesh)
         self._eval_step = None
         if self.heldout is not None:
             self._eval_step = make_eval_step(config, self.model, len(self.heldout.domains))
-        self.train_step = jax.jit(
-            make_train_step(config, self.model, self.optimizer), donate_argnums=0
-        )
+        self.train_step = jit_train_step(config, self.model, self.optimizer)
 
     def run(self) -> TrainState:
         """Trains from where the workdir stands to `train.steps`; returns the final state."""
@@ -157,15 +150,18 @@ class Trainer:
         clock = _Clock(self.config)
         pending: tuple[int, dict[str, Any]] | None = None
 
-        def flush() -> None:
-            """Logs the step before: its values are ready, the device is busy with the next."""
+        def flush(*, early: bool = False) -> None:
+            """Logs the step before: its values are ready, the device is busy with the next.
+
+            `early` waits for the step that was just started; nothing runs meanwhile.
+            """
             nonlocal pending
             if pending is None:
                 return
             step, metrics = pending
             pending = None
             record = {"step": step, **summarize(self.config, jax.device_get(metrics))}
-            record |= clock.speed(step)
+            record |= clock.speed(step, early=early)
             progress.record(record)
             if log:
                 log.write(record)
@@ -182,20 +178,20 @@ class Trainer:
                 pending = (step, metrics) if logged else None
                 last = step == train.steps
                 if last or (train.eval_every and step % train.eval_every == 0):
-                    flush()
+                    flush(early=True)
                     self._evaluate(state, step, progress, log)
                     clock.restart(step)
                 if last or step % save_every == 0:
+                    flush(early=True)  # a run killed after the save goes on behind this step
                     checkpointer.save(step, state, self._extra(step, window))
                 if stop.agreed() and not last:
-                    flush()
-                    checkpointer.save(step, state, self._extra(step, window), force=True)
+                    flush(early=True)
+                    checkpointer.save(step, state, self._extra(step, window))
                     checkpointer.wait()
                     raise PreemptedError(
                         f"stopped by a signal; step {step} is saved in {self.workdir}: run the "
                         "same command again to go on"
                     )
-            flush()
             progress.step(train.steps)
         finally:
             batches.close()
@@ -221,7 +217,7 @@ class Trainer:
         )
 
         def generate() -> Iterator[tuple[int, Batch]]:
-            with contextlib.closing(loader.iterate(window)) as batches:  # type: ignore[type-var]
+            with contextlib.closing(loader.iterate(window)) as batches:
                 for consumed, batch in batches:
                     yield consumed, self._put(batch)
 
@@ -291,9 +287,11 @@ class _Clock:
         """Forgets the time so far: something else than training ran."""
         self._mark = (step, time.perf_counter())
 
-    def speed(self, step: int) -> dict[str, float | None]:
-        """Since the last call; empty on the first."""
+    def speed(self, step: int, *, early: bool = False) -> dict[str, float | None]:
+        """Since the last call; empty on the first, and for a single step that was logged early."""
         now, mark = time.perf_counter(), self._mark
+        if early and mark is not None and step - mark[0] < 2:
+            return {}  # the step before was logged late: the time between says nothing
         self._mark = (step, now)
         if mark is None or step <= mark[0]:
             return {}

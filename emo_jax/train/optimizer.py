@@ -32,7 +32,7 @@ def decay_mask(params) -> dict:
 
 
 def make_optimizer(config: Config) -> optax.GradientTransformation:
-    """Clip to the global norm, then AdamW with decoupled weight decay: p -= lr · (update + wd·p)."""
+    """Clip to the global norm, then AdamW: p -= lr · (update + wd·p), decay decoupled."""
     opt = config.optimizer
     return optax.chain(
         optax.clip_by_global_norm(opt.clip_norm),

@@ -13,7 +13,7 @@ from emo_jax.parallel import mesh as mesh_lib
 class TrainState(NamedTuple):
     """Parameters and optimizer state after `step` steps; float32."""
 
-    step: jax.Array  # int32 scalar, steps done
+    step: Any  # int32 scalar, steps done
     params: Params
     opt_state: Any
 

@@ -15,8 +15,9 @@ from emo_jax.config import Config
 from emo_jax.model.transformer import ModelFunctions, Params
 from emo_jax.model.vocab_loss import vocab_loss
 from emo_jax.moe import pools
+from emo_jax.parallel import mesh as mesh_lib
 from emo_jax.train.optimizer import learning_rate
-from emo_jax.train.state import TrainState
+from emo_jax.train.state import TrainState, state_shardings
 
 Metrics = dict[str, Any]
 POOL_STREAM = 1  # folded into the seed's key, so that pool draws share nothing with others
@@ -146,7 +147,7 @@ def loss_and_grads(
 def make_train_step(
     config: Config, model: ModelFunctions, optimizer: optax.GradientTransformation
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
-    """The step as a pure function of arrays; the caller jits it and donates the state."""
+    """The step as a pure function of arrays; `jit_train_step` compiles it."""
     schedule = learning_rate(config.optimizer, config.train.steps)
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
@@ -154,10 +155,25 @@ def make_train_step(
         grads, metrics = loss_and_grads(
             state.params, batch, pool_size_LBG, config=config, model=model
         )
-        metrics["grad_norm"] = optax.global_norm(grads)
+        metrics["grad_norm"] = optax.tree.norm(grads)
         metrics["learning_rate"] = schedule(state.step)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         return TrainState(state.step + 1, params, opt_state), metrics
 
     return train_step
+
+
+def jit_train_step(
+    config: Config, model: ModelFunctions, optimizer: optax.GradientTransformation
+) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
+    """The compiled step. The state is donated, and comes out where it went in.
+
+    Without the shardings the compiler chooses those of the new state, and the second call would
+    compile again.
+    """
+    shardings = None
+    if model.mesh is not None:
+        shardings = (state_shardings(model, optimizer), mesh_lib.replicated(model.mesh))
+    step = make_train_step(config, model, optimizer)
+    return jax.jit(step, donate_argnums=0, out_shardings=shardings)

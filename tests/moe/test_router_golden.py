@@ -1,0 +1,88 @@
+"""The router against the PyTorch reference's numbers, gradients too (golden/router.npz)."""
+
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from emo_jax.config import MoeConfig, PoolConfig
+from emo_jax.moe.router import route
+
+GOLDEN = Path(__file__).parents[1] / "golden" / "router.npz"
+LIMIT = 1e-5
+
+
+def _cases() -> dict[str, dict[str, np.ndarray]]:
+    cases: dict[str, dict[str, np.ndarray]] = {}
+    with np.load(GOLDEN) as arrays:
+        for key in arrays.files:
+            case, field = key.rsplit("/", 1)
+            cases.setdefault(case, {})[field] = arrays[key]
+    return cases
+
+
+CASES = _cases()
+
+
+def relative_error(ours, ref) -> float:
+    ours, ref = np.asarray(ours, np.float64), np.asarray(ref, np.float64)
+    return float(np.linalg.norm(ours - ref) / np.linalg.norm(ref))
+
+
+def test_all_cases_are_here():
+    assert set(CASES) == {
+        "fixed7_shared1",
+        "fixed7_shared0",
+        "eval8_shared1",
+        "all_shared1",
+        "mixed_shared1",
+        "mixed_shared2",
+        "mixed_forced2",
+    }
+
+
+@pytest.mark.parametrize("name", sorted(CASES))
+def test_router_equals_the_reference(name):
+    case = CASES[name]
+    E, s = int(case["num_experts"]), int(case["num_shared_experts"])
+    moe = MoeConfig(
+        num_experts=E,
+        top_k=int(case["top_k"]),
+        expert_dim=1,
+        num_shared_experts=s,
+        pool=PoolConfig(kind="fixed", size=E, forced_experts=int(case["num_forced_experts"])),
+    )
+    train = bool(case["train"])
+
+    def objective(x_BSD, router_weight_ED):
+        routing, stats = route(
+            x_BSD,
+            router_weight_ED.T,
+            moe,
+            pool_ids_BS=jnp.asarray(case["segment_ids"]),
+            pool_size_BG=jnp.asarray(case["pool_size"], jnp.int32),
+            loss_tokens=case["segment_ids"].size,
+        )
+        one_hot = jax.nn.one_hot(routing.indices_BSK, E - s)
+        combine = jnp.sum(one_hot * routing.weights_BSK[..., None], axis=2)
+        combine = jnp.concatenate([combine, jnp.ones((*combine.shape[:2], s))], axis=-1)
+        aux = case["lb_weight"] * stats.load_balance_loss + case["z_weight"] * stats.router_z_loss
+        total = jnp.sum(combine * case["cotangent"]) + (aux if train else 0.0)
+        return total, (combine, stats, aux)
+
+    (grad_x, grad_w), (combine, stats, aux) = jax.jit(
+        jax.grad(objective, argnums=(0, 1), has_aux=True)
+    )(case["x"], case["router_weight"])
+
+    assert relative_error(combine, case["combine"]) < LIMIT
+    np.testing.assert_array_equal(np.asarray(stats.counts_E), case["counts"])
+    assert relative_error(grad_x, case["grad_x"]) < LIMIT
+    assert relative_error(grad_w, case["grad_router_weight"]) < LIMIT
+    if s:  # the shared rows are dead
+        assert not np.asarray(grad_w)[-s:].any()
+    if train:
+        assert relative_error(stats.load_balance_loss, case["lb_loss"]) < LIMIT
+        assert relative_error(stats.router_z_loss, case["z_loss"]) < LIMIT
+        assert relative_error(aux, case["aux_loss"]) < LIMIT
