@@ -1,0 +1,57 @@
+"""Imports go one way: a package may import what is to its right, and nothing to its left."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1] / "emo_jax"
+
+# Left to right. Names in one group do not import each other; each file of `top` may import all.
+ORDER: list[set[str]] = [
+    {"cli"},
+    {"quickstart"},
+    {"transfer", "verify", "configfile", "presets"},
+    {"train"},
+    {"evals"},
+    {"modularity"},
+    {"hf"},
+    {"data", "model", "checkpoint"},
+    {"manifest", "moe"},
+    {"workdir", "parallel"},
+    {"config", "batch"},
+    {"errors"},
+]
+RANK = {name: i for i, group in enumerate(ORDER) for name in group}
+
+
+def _part(path: Path) -> str:
+    return path.relative_to(ROOT).parts[0].removesuffix(".py")
+
+
+def _imports(path: Path) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("emo_jax"):
+            parts = node.module.split(".")
+            found |= {parts[1]} if len(parts) > 1 else {alias.name for alias in node.names}
+        elif isinstance(node, ast.Import):
+            found |= {a.name.split(".")[1] for a in node.names if a.name.startswith("emo_jax.")}
+        assert "experiments" not in ast.dump(node) or not isinstance(
+            node, ast.Import | ast.ImportFrom
+        )
+    return found - {"__version__"}
+
+
+FILES = sorted(p for p in ROOT.rglob("*.py") if p.parent != ROOT or p.name != "__init__.py")
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_imports_go_one_way(path):
+    part = _part(path)
+    for imported in _imports(path) - {part}:
+        assert RANK[part] < RANK[imported], f"{path.name}: {part} imports {imported}"
+
+
+def test_data_and_model_meet_in_the_batch_only():
+    assert RANK["data"] == RANK["model"]
