@@ -120,6 +120,15 @@ class Checkpointer:
         self._started = {step}
         return True
 
+    def check(self) -> None:
+        """Raises where the save in the background has failed already; never waits.
+
+        With several processes the failure shows at the next `save` or `wait`, to all of them.
+        """
+        done = self._thread is not None and not self._thread.is_alive()
+        if done and jax.process_count() == 1:
+            self.wait()
+
     def wait(self) -> None:
         """Waits for the save in the background; raises CheckpointError where it failed."""
         started, self._started = self._started, set()

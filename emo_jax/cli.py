@@ -43,18 +43,23 @@ def _command(example: str, **settings: Any) -> Callable:
 @click.option(
     "--documents",
     multiple=True,
-    type=click.Path(),
-    help="Your own JSONL files or folders of text instead of the sample corpus; may be repeated.",
+    metavar="FILE…",
+    help="Your own JSONL files or folders of text instead of the sample corpus.",
 )
+@click.argument("more_documents", nargs=-1, metavar="")
 @click.option("--output", default="emo_quickstart", show_default=True, help="Folder to make.")
 @click.option(
     "--steps", type=click.IntRange(min=1), default=None, help="Training steps of each model."
 )
-def quickstart(documents: tuple[str, ...], output: str, steps: int | None) -> None:
+def quickstart(
+    documents: tuple[str, ...], more_documents: tuple[str, ...], output: str, steps: int | None
+) -> None:
     """Real documents to two trained models, a keep-k table and a Hugging Face folder."""
     from emo_jax.quickstart import run_quickstart
 
-    run_quickstart(list(documents), Path(output), steps=steps)
+    if more_documents and not documents:
+        raise UsageError(f"{more_documents[0]}: unknown argument; documents come after --documents")
+    run_quickstart([*documents, *more_documents], Path(output), steps=steps)
 
 
 @_command("emo prepare docs.jsonl.zst more_texts/ --output store --tokenizer tokenizer.json")
@@ -191,6 +196,7 @@ def main(argv: list[str] | None = None) -> None:
     # --debug is accepted anywhere.
     debug = "--debug" in argv
     argv = [a for a in argv if a != "--debug"]
+    logging.basicConfig(format="emo: %(message)s", level=logging.WARNING)
     absl.logging.get_absl_logger().setLevel(logging.WARNING)
     if not debug:
         _drop_afterwords()

@@ -140,7 +140,7 @@ def _tiny(name: str, pool: config_lib.PoolConfig) -> ConfigDict:
             moe=config_lib.MoeConfig(num_experts=64, top_k=4, expert_dim=64, pool=pool),
             data=config_lib.DataConfig(seq_len=256),
             optimizer=config_lib.OptimizerConfig(peak_lr=4e-3, warmup_steps=40),
-            train=config_lib.TrainConfig(steps=300, batch_size=32, loss_chunk=256, eval_every=150),
+            train=config_lib.TrainConfig(steps=200, batch_size=32, loss_chunk=256, eval_every=100),
             checkpoint=config_lib.CheckpointConfig(save_every=100),
         )
     )

@@ -15,6 +15,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -193,13 +194,18 @@ def _keep_table(config: Config, params: Params, store: TokenStore) -> KeepTable:
 
 def _render(config: Config, table: KeepTable) -> Table:
     assert config.moe is not None
-    out = Table(title=f"{config.name}: test loss, nats a token (rise over all experts)")
-    out.add_column("domain")
-    out.add_column(f"all {config.moe.num_experts} experts", justify="right")
+    out = Table(
+        title=f"{config.name}: test loss (nats a token) with all and with a part of the experts",
+        box=box.SIMPLE_HEAD,
+        padding=(0, 0),
+        collapse_padding=True,
+    )
+    out.add_column("domain", no_wrap=True)
+    out.add_column(f"all {config.moe.num_experts}", justify="right")
     if table.pool_loss_M is not None:
         out.add_column(f"pool={table.pool_size}", justify="right")
     for keep, percent in zip(table.kept, KEEP_PERCENT, strict=True):
-        out.add_column(f"best {percent:g} % ({keep})", justify="right")
+        out.add_column(f"{percent:g} % ({keep})", justify="right")
     rows = table.rows()
     for i, (name, values) in enumerate(rows):
         full = values[0]
@@ -207,7 +213,7 @@ def _render(config: Config, table: KeepTable) -> Table:
         for value in values[1:]:
             rise = value - full
             colour = "red" if rise > 0.15 else "yellow" if rise > 0.05 else "green"
-            cells.append(f"{value:.3f} [{colour}]({rise:+.3f})[/{colour}]")
+            cells.append(f"{value:.3f} [{colour}]({rise:+.2f})[/{colour}]")
         out.add_row(name, *cells, end_section=i == len(rows) - 2, style="bold" * (name == "mean"))
     return out
 

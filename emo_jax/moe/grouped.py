@@ -4,7 +4,8 @@
 many small batched ones, and its `ragged_dot` is dense. So rows are taken in blocks that belong to
 one expert, each block a few plain dots, in a loop whose length is the number of blocks there are.
 
-Legend: M rows sorted by expert, R routed experts, D width, F hidden size of an expert.
+Legend: M rows sorted by expert, m rows of a block, R routed experts, D width, F hidden size of an
+expert, G = 2F.
 """
 
 from functools import partial
@@ -85,79 +86,77 @@ def _expert(w_RDF: jax.Array, expert: jax.Array) -> jax.Array:
 _dot = partial(jnp.dot, preferred_element_type=jnp.float32)
 
 
-@jax.custom_vjp
 def _blocked(x_MD, gate_RDF, up_RDF, down_RFD, group_sizes_R):
-    return _blocked_fwd(x_MD, gate_RDF, up_RDF, down_RFD, group_sizes_R)[0]
+    # Side by side, gate and up are one dot of twice the width, forward and backward.
+    gate_up_RDG = jnp.concatenate([gate_RDF, up_RDF], axis=-1)
+    return _blocked_swiglu(x_MD, gate_up_RDG, down_RFD, group_sizes_R)
 
 
-def _blocked_fwd(x_MD, gate_RDF, up_RDF, down_RFD, group_sizes_R):
-    M, dtype, F = x_MD.shape[0], x_MD.dtype, gate_RDF.shape[-1]
+def _swiglu_halves(gate_up_mG: jax.Array) -> jax.Array:
+    return swiglu(*jnp.split(gate_up_mG, 2, axis=-1))
+
+
+@jax.custom_vjp
+def _blocked_swiglu(x_MD, gate_up_RDG, down_RFD, group_sizes_R):
+    return _blocked_fwd(x_MD, gate_up_RDG, down_RFD, group_sizes_R)[0]
+
+
+def _blocked_fwd(x_MD, gate_up_RDG, down_RFD, group_sizes_R):
+    (M, D), dtype = x_MD.shape, x_MD.dtype
     blocks = _Blocks(group_sizes_R, M)
     padded_MD = _pad_rows(x_MD, blocks.rows)
     rows = padded_MD.shape[0]
 
     def body(j, carry):
-        y_MD, gate_MF, up_MF = carry
+        y_MD, hidden_MG = carry
         expert, start, valid_m1 = blocks.locate(j)
         x_mD = _slice(padded_MD, start, blocks.rows)
-        gate_mF = _dot(x_mD, _expert(gate_RDF, expert)).astype(dtype)
-        up_mF = _dot(x_mD, _expert(up_RDF, expert)).astype(dtype)
-        y_mD = _dot(swiglu(gate_mF, up_mF), _expert(down_RFD, expert)).astype(dtype)
+        hidden_mG = _dot(x_mD, _expert(gate_up_RDG, expert)).astype(dtype)
+        y_mD = _dot(_swiglu_halves(hidden_mG), _expert(down_RFD, expert)).astype(dtype)
         put = partial(lax.dynamic_update_slice_in_dim, start_index=start, axis=0)
-        y_mD = jnp.where(valid_m1, y_mD, 0)
-        return put(y_MD, y_mD), put(gate_MF, gate_mF), put(up_MF, up_mF)
+        return put(y_MD, jnp.where(valid_m1, y_mD, 0)), put(hidden_MG, hidden_mG)
 
-    zeros = (
-        jnp.zeros((rows, x_MD.shape[1]), dtype),
-        jnp.zeros((rows, F), dtype),
-        jnp.zeros((rows, F), dtype),
-    )
-    y_MD, gate_MF, up_MF = lax.fori_loop(0, blocks.count, body, zeros)
-    residuals = (x_MD, gate_RDF, up_RDF, down_RFD, group_sizes_R, gate_MF, up_MF)
-    return y_MD[:M], residuals
+    zeros = (jnp.zeros((rows, D), dtype), jnp.zeros((rows, gate_up_RDG.shape[-1]), dtype))
+    y_MD, hidden_MG = lax.fori_loop(0, blocks.count, body, zeros)
+    return y_MD[:M], (x_MD, gate_up_RDG, down_RFD, group_sizes_R, hidden_MG)
 
 
 def _blocked_bwd(residuals, grad_MD):
-    x_MD, gate_RDF, up_RDF, down_RFD, group_sizes_R, gate_MF, up_MF = residuals
+    x_MD, gate_up_RDG, down_RFD, group_sizes_R, hidden_MG = residuals
     M, dtype = x_MD.shape[0], x_MD.dtype
     blocks = _Blocks(group_sizes_R, M)
     padded_MD = _pad_rows(x_MD, blocks.rows)
     padded_grad_MD = _pad_rows(grad_MD, blocks.rows)
 
     def body(j, carry):
-        dx_MD, dgate_RDF, dup_RDF, ddown_RFD = carry
+        dx_MD, dgate_up_RDG, ddown_RFD = carry
         expert, start, valid_m1 = blocks.locate(j)
         take = partial(_slice, start=start, rows=blocks.rows)
-        x_mD, gate_mF, up_mF = take(padded_MD), take(gate_MF), take(up_MF)
+        x_mD = take(padded_MD)
         # Rows of other experts are zeroed once, here: every gradient below is then zero for them.
         grad_mD = jnp.where(valid_m1, take(padded_grad_MD), 0)
-        hidden_mF, swiglu_vjp = jax.vjp(swiglu, gate_mF, up_mF)
-        dgate_mF, dup_mF = swiglu_vjp(_dot(grad_mD, _expert(down_RFD, expert).T).astype(dtype))
-        dx_mD = _dot(dgate_mF, _expert(gate_RDF, expert).T) + _dot(
-            dup_mF, _expert(up_RDF, expert).T
-        )
+        act_mF, act_vjp = jax.vjp(_swiglu_halves, take(hidden_MG))
+        (dhidden_mG,) = act_vjp(_dot(grad_mD, _expert(down_RFD, expert).T).astype(dtype))
+        dx_mD = _dot(dhidden_mG, _expert(gate_up_RDG, expert).T).astype(dtype)
 
         def add(total_R, part):
             old = _expert(total_R, expert)
             return lax.dynamic_update_index_in_dim(total_R, old + part, expert, 0)
 
         return (
-            lax.dynamic_update_slice_in_dim(dx_MD, dx_mD.astype(dtype), start, 0),
-            add(dgate_RDF, _dot(x_mD.T, dgate_mF)),
-            add(dup_RDF, _dot(x_mD.T, dup_mF)),
-            add(ddown_RFD, _dot(hidden_mF.T, grad_mD)),
+            lax.dynamic_update_slice_in_dim(dx_MD, dx_mD, start, 0),
+            add(dgate_up_RDG, _dot(x_mD.T, dhidden_mG)),
+            add(ddown_RFD, _dot(act_mF.T, grad_mD)),
         )
 
     # Weight gradients gather many blocks: summed in float32, then cast to the weights' dtype.
     zeros = (
         jnp.zeros(padded_MD.shape, dtype),
-        *(jnp.zeros(w.shape, jnp.float32) for w in (gate_RDF, up_RDF, down_RFD)),
+        jnp.zeros(gate_up_RDG.shape, jnp.float32),
+        jnp.zeros(down_RFD.shape, jnp.float32),
     )
-    dx_MD, *dweights = lax.fori_loop(0, blocks.count, body, zeros)
-    dgate, dup, ddown = (
-        d.astype(w.dtype) for d, w in zip(dweights, (gate_RDF, up_RDF, down_RFD), strict=True)
-    )
-    return dx_MD[:M], dgate, dup, ddown, None
+    dx_MD, dgate_up_RDG, ddown_RFD = lax.fori_loop(0, blocks.count, body, zeros)
+    return dx_MD[:M], dgate_up_RDG.astype(dtype), ddown_RFD.astype(dtype), None
 
 
-_blocked.defvjp(_blocked_fwd, _blocked_bwd)
+_blocked_swiglu.defvjp(_blocked_fwd, _blocked_bwd)

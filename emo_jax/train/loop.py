@@ -113,8 +113,6 @@ class Trainer:
                 config.name, total=steps, done=start, enabled=not self.quiet and _is_first()
             )
             stack.callback(progress.close)
-            for step, why in checkpointer.skipped:
-                progress.line(f"checkpoint of step {step} is damaged ({why}); using step {start}")
             if start:
                 progress.line(f"resumed at step {start}")
             if start >= steps:
@@ -174,6 +172,7 @@ class Trainer:
                     state, metrics = self.train_step(state, batch)
                 progress.step(step - 1)
                 flush()
+                checkpointer.check()
                 logged = step % train.log_every == 0 or step in (start + 1, train.steps)
                 pending = (step, metrics) if logged else None
                 last = step == train.steps
