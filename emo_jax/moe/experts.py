@@ -7,7 +7,6 @@ F hidden size of an expert.
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from emo_jax.moe import dispatch, grouped
@@ -63,12 +62,10 @@ def _local_experts(
     E, K = weights.gate_EDF.shape[0], routing.indices_BSK.shape[-1]
     R = E - num_shared_experts
     x_ND = x_BSD.reshape(B * S, D)
-    out_ND = jnp.zeros_like(x_ND)
-    if K:
-        perm = dispatch.sort_by_expert(routing.indices_BSK.reshape(-1, K), R)
-        rows_MD = dispatch.gather_rows(x_ND, perm)
-        y_MD = grouped.grouped_swiglu(rows_MD, *weights, perm.group_sizes_R, backend=backend)
-        out_ND = dispatch.combine_rows(y_MD, routing.weights_BSK.reshape(-1, K), perm)
+    perm = dispatch.sort_by_expert(routing.indices_BSK.reshape(-1, K), R)
+    rows_MD = dispatch.gather_rows(x_ND, perm)
+    y_MD = grouped.grouped_swiglu(rows_MD, *weights, perm.group_sizes_R, backend=backend)
+    out_ND = dispatch.combine_rows(y_MD, routing.weights_BSK.reshape(-1, K), perm)
     # A shared expert sees every token with weight 1: plain matmuls, no routing.
     for e in range(R, E):
         hidden_NF = grouped.swiglu(x_ND @ weights.gate_EDF[e], x_ND @ weights.up_EDF[e])

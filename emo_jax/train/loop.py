@@ -21,6 +21,7 @@ from emo_jax.checkpoint import Checkpointer
 from emo_jax.config import Config
 from emo_jax.data.loader import Loader, heldout_batches
 from emo_jax.data.store import TokenStore
+from emo_jax.data.stream import TokenSource
 from emo_jax.data.windows import Windows, open_source, open_windows
 from emo_jax.errors import ConfigError, PreemptedError, UsageError
 from emo_jax.evals.heldout import HeldOut, evaluate, make_eval_step
@@ -260,13 +261,13 @@ def held_out_record(result: HeldOut, domains: tuple[str, ...], pool_size: int) -
     return record
 
 
-def check_vocab(config: Config, source: Any) -> None:
+def check_vocab(config: Config, source: TokenSource) -> None:
     """Raise when the store's ids do not fit the model.
 
     Raises:
       UsageError: with both numbers.
     """
-    if isinstance(source, TokenStore) and source.vocab_size > config.model.vocab_size:
+    if source.vocab_size > config.model.vocab_size:
         raise UsageError(
             f"{config.data.store}: its tokenizer has {source.vocab_size} ids, "
             f"config.model.vocab_size = {config.model.vocab_size}; give "
