@@ -2,7 +2,7 @@
 
 An experiment file returns an `ml_collections.ConfigDict`; `from_config_dict` turns it at once into
 the frozen dataclasses below. A wrong field is refused with its name, its value, what is allowed
-and the nearest known name. Section numbers in comments point at the EMO recipe (arXiv 2605.06663).
+and the nearest known name. SPEC and DESIGN in comments are docs/spec.md and docs/design.md.
 """
 
 import dataclasses
@@ -71,6 +71,13 @@ class MoeConfig:
             _require(getattr(self, name) >= 0, f"moe.{name}", getattr(self, name), "at least 0")
         picks, routed = self.num_routed_picks, self.num_routed_experts
         allowed = f"{picks}..{n} (moe.top_k picks {picks} routed experts; moe.num_experts is {n})"
+        read = {"fixed": {"size"}, "uniform": {"min_size", "max_size"}}
+        read["top_p"] = read["uniform"] | {"top_p"}
+        for name in ("size", "min_size", "max_size", "top_p"):
+            value = getattr(pool, name)
+            if name not in read.get(pool.kind, ()):
+                unread = f"0: pools of kind {pool.kind!r} do not read it"
+                _require(value == 0, f"moe.pool.{name}", value, unread)
         if pool.kind == "fixed":
             _require(picks <= pool.size <= n, "moe.pool.size", pool.size, allowed)
         if pool.kind in ("uniform", "top_p"):

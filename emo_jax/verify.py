@@ -25,9 +25,9 @@ from emo_jax.batch import Batch, from_documents
 from emo_jax.config import Config, OptimizerConfig, TrainConfig
 from emo_jax.errors import DataError, UsageError
 from emo_jax.hf.export import export_model
-from emo_jax.hf.importing import import_model
+from emo_jax.hf.importing import import_model, import_tensors
 from emo_jax.hf.layouts import layout_named
-from emo_jax.hf.tree import flatten, leaf_shapes, unflatten
+from emo_jax.hf.tree import flatten
 from emo_jax.model.transformer import ModelFunctions, Params
 from emo_jax.train.optimizer import learning_rate, make_optimizer
 from emo_jax.train.step import loss_and_grads
@@ -124,13 +124,6 @@ def _hf_tensors(tree: Params, config: Config) -> dict[str, np.ndarray]:
     return {tensor.name: tensor.read(leaves) for tensor in layout_named("emo").tensors(config)}
 
 
-def _from_hf_tensors(tensors: Mapping[str, np.ndarray], config: Config) -> Params:
-    leaves = {path: np.zeros(shape, np.float32) for path, shape in leaf_shapes(config).items()}
-    for tensor in layout_named("emo").tensors(config):
-        tensor.write(tensors[tensor.name], leaves)
-    return unflatten(leaves)
-
-
 def _with_schedule(config: Config, *, peak: float, warmup: int, steps: int, micro: int) -> Config:
     """The case's recipe: everything that is not in the files is the default, SPEC 4."""
     return dataclasses.replace(
@@ -181,7 +174,7 @@ def _one_step(case: Path) -> dict[str, Quantity]:
     for name in ("ce_loss", "lm_z_loss", "router_aux_loss", "loss"):
         out[name] = (metrics[name], ref[name])
     quantities = {name: Quantity(relative_error(*pair), 1e-5) for name, pair in out.items()}
-    golden_grads = jax.tree.map(jnp.asarray, _from_hf_tensors(ref_grads, config))
+    golden_grads = import_tensors(case / "grads.safetensors", config)
     counts_equal = np.array_equal(np.asarray(metrics["expert_counts"]), ref["expert_counts"])
     return quantities | {
         "grads": Quantity(worst_tensor(_hf_tensors(grads, config), ref_grads), 1e-4),

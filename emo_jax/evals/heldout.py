@@ -27,7 +27,7 @@ class HeldOut:
 
     ce_sum_M: np.ndarray  # nats
     labels_M: np.ndarray
-    router_probs_LMR: np.ndarray | None  # sums over tokens; None for dense models
+    router_probs_LMR: np.ndarray | None  # sums over tokens; None where not asked for
 
     @property
     def loss_M(self) -> np.ndarray:
@@ -42,9 +42,13 @@ class HeldOut:
 
 
 def make_eval_step(
-    config: Config, model: ModelFunctions, num_domains: int
+    config: Config, model: ModelFunctions, num_domains: int, *, router_probs: bool = True
 ) -> Callable[..., dict[str, Any]]:
-    """Jitted (params, batch, keep_LMR | None, pool_size static) -> sums by domain."""
+    """Jitted (params, batch, keep_LMR | None, pool_size static) -> sums by domain.
+
+    Args:
+      router_probs: sum the router's probabilities too.
+    """
 
     def eval_step(
         params: Params, batch: Batch, keep_LMR: jax.Array | None, pool_size: int
@@ -58,7 +62,7 @@ def make_eval_step(
             batch,
             pool_size_LBG=pool_size_LBG,
             keep_LMR=keep_LMR,
-            num_domains=num_domains,
+            num_domains=num_domains if router_probs else 0,
         )
         next_ids_BS = jnp.pad(batch.segment_ids[:, 1:], ((0, 0), (0, 1)), constant_values=-1)
         mask_BS = batch.loss_mask * (next_ids_BS == batch.segment_ids)
@@ -71,12 +75,10 @@ def make_eval_step(
             0.0,
             config.train.loss_chunk,
         )
-        member_BSM = (batch.domain_ids[..., None] == jnp.arange(num_domains)).astype(jnp.float32)
-        sums = {
-            "ce_sum_M": jnp.einsum("bs,bsm->m", vocab.ce_BS, member_BSM),
-            "labels_M": jnp.einsum("bs,bsm->m", mask_BS, member_BSM),
-        }
-        if stats is not None:
+        ids_BS = jnp.where(batch.domain_ids >= 0, batch.domain_ids, num_domains)
+        by_domain = lambda a_BS: jnp.zeros(num_domains + 1).at[ids_BS].add(a_BS)[:-1]  # noqa: E731
+        sums = {"ce_sum_M": by_domain(vocab.ce_BS), "labels_M": by_domain(mask_BS)}
+        if stats is not None and router_probs:
             sums["router_probs_LMR"] = stats.domain_probs_MR
         return sums
 

@@ -42,6 +42,13 @@ class PerLayer(NamedTuple):
     keep_MR: jax.Array | None  # bool, stacked: (L,M,R)
 
 
+class Options(NamedTuple):
+    """Settings of a forward pass, known when it is compiled."""
+
+    top_p: float
+    num_domains: int
+
+
 class Router(nnx.Module):
     """Weights of the router; the shared experts' columns are dead (SPEC 2.2)."""
 
@@ -71,7 +78,7 @@ class MoeMlp(nnx.Module):
         self.mesh = mesh
 
     def __call__(
-        self, x_BSD: jax.Array, inputs: ForwardInputs, per_layer: PerLayer, num_domains: int
+        self, x_BSD: jax.Array, inputs: ForwardInputs, per_layer: PerLayer, options: Options
     ) -> tuple[jax.Array, RouterStats]:
         """Output (B,S,D) and the router's statistics of this layer."""
         keep_MR, domain_ids_BS = per_layer.keep_MR, inputs.domain_ids_BS
@@ -85,7 +92,8 @@ class MoeMlp(nnx.Module):
             loss_tokens=inputs.loss_tokens,
             allowed_BSR=allowed_BSR,
             domain_ids_BS=domain_ids_BS,
-            num_domains=num_domains,
+            top_p=options.top_p,
+            num_domains=options.num_domains,
         )
         weights = ExpertWeights(
             self.experts.gate[...].astype(x_BSD.dtype),
@@ -115,7 +123,7 @@ class DecoderLayer(nnx.Module):
         )
 
     def __call__(
-        self, x_BSD: jax.Array, inputs: ForwardInputs, per_layer: PerLayer, num_domains: int
+        self, x_BSD: jax.Array, inputs: ForwardInputs, per_layer: PerLayer, options: Options
     ) -> tuple[jax.Array, RouterStats | None]:
         """The residual stream (B,S,D) after this layer; statistics are None in a dense one."""
         x_BSD = x_BSD + self.attention(
@@ -126,7 +134,7 @@ class DecoderLayer(nnx.Module):
         normed_BSD = self.mlp_norm(x_BSD)
         if isinstance(self.mlp, DenseMlp):
             return x_BSD + self.mlp(normed_BSD), None
-        out_BSD, stats = self.mlp(normed_BSD, inputs, per_layer, num_domains)
+        out_BSD, stats = self.mlp(normed_BSD, inputs, per_layer, options)
         return x_BSD + out_BSD, stats
 
 
@@ -163,6 +171,7 @@ class Transformer(nnx.Module):
         batch: Batch,
         *,
         pool_size_LBG: jax.Array | None = None,
+        top_p: float = 0.0,
         keep_LMR: jax.Array | None = None,
         num_domains: int = 0,
         loss_tokens: jax.Array | float = 1.0,
@@ -172,6 +181,7 @@ class Transformer(nnx.Module):
         Args:
           batch: B windows; labels are not used.
           pool_size_LBG: pool sizes, or None: no pool.
+          top_p: above 0, pools hold this share of the probability and the sizes bound them.
           keep_LMR: bool, the routed experts that exist for the tokens of each domain; None: all.
           num_domains: M, to sum router probabilities by domain; 0: they are not.
           loss_tokens: label tokens of the whole step, for the router's losses.
@@ -179,12 +189,14 @@ class Transformer(nnx.Module):
         inputs = ForwardInputs(
             batch.segment_ids, batch.pool_ids, batch.positions, batch.domain_ids, loss_tokens
         )
-        x_BSD = self.embed.embedding[...].astype(self.dtype)[batch.tokens]
+        # Gathered before the cast: the gradient adds up a frequent token's rows in float32.
+        x_BSD = self.embed.embedding[...][batch.tokens].astype(self.dtype)
         graphdef, stacked = nnx.split(self.layers)
+        options = Options(top_p, num_domains)
 
         def one_layer(x_BSD, scanned):
             weights, per_layer = scanned
-            return nnx.merge(graphdef, weights)(x_BSD, inputs, per_layer, num_domains)
+            return nnx.merge(graphdef, weights)(x_BSD, inputs, per_layer, options)
 
         if self.remat == "full":
             one_layer = jax.checkpoint(one_layer)

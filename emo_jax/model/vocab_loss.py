@@ -40,15 +40,6 @@ def _unchunk(x_nBC: jax.Array) -> jax.Array:
     return jnp.moveaxis(x_nBC, 0, 1).reshape(B, n * C, *rest)
 
 
-def _num_chunks(seq_len: int, chunk: int) -> int:
-    """The fewest equal chunks of at most `chunk` tokens."""
-    count = -(-seq_len // chunk)
-    while seq_len % count:
-        count += 1
-    return count
-
-
-@partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6))
 def vocab_loss(
     hidden_BSD: jax.Array,
     kernel_DV: jax.Array,
@@ -67,13 +58,23 @@ def vocab_loss(
       mask_BS: float32, 1 where the label counts.
       chunk: tokens of a window whose logits exist at once.
     """
-    return _forward(hidden_BSD, kernel_DV, labels_BS, mask_BS, vocab_size, z_weight, chunk, False)[
-        0
-    ]
+    S = hidden_BSD.shape[1]
+    num_chunks = -(-S // chunk)
+    pad = -S % num_chunks  # equal chunks; what is added is masked
+    hidden_BSD = jnp.pad(hidden_BSD, ((0, 0), (0, pad), (0, 0)))
+    labels_BS, mask_BS = (jnp.pad(a, ((0, 0), (0, pad))) for a in (labels_BS, mask_BS))
+    loss, parts = _chunked(
+        hidden_BSD, kernel_DV, labels_BS, mask_BS, vocab_size, z_weight, num_chunks
+    )
+    return loss, parts._replace(ce_BS=parts.ce_BS[:, :S])
 
 
-def _forward(hidden_BSD, kernel_DV, labels_BS, mask_BS, vocab_size, z_weight, chunk, with_grads):
-    n = _num_chunks(hidden_BSD.shape[1], chunk)
+@partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6))
+def _chunked(hidden_BSD, kernel_DV, labels_BS, mask_BS, vocab_size, z_weight, n):
+    return _forward(hidden_BSD, kernel_DV, labels_BS, mask_BS, vocab_size, z_weight, n, False)[0]
+
+
+def _forward(hidden_BSD, kernel_DV, labels_BS, mask_BS, vocab_size, z_weight, n, with_grads):
     D, V = kernel_DV.shape
 
     def one_chunk(carry, parts):
@@ -113,11 +114,11 @@ def _forward(hidden_BSD, kernel_DV, labels_BS, mask_BS, vocab_size, z_weight, ch
     return out, (_unchunk(grad_x_nBCD), grad_kernel_DV.astype(kernel_DV.dtype))
 
 
-def _fwd(hidden_BSD, kernel_DV, labels_BS, mask_BS, vocab_size, z_weight, chunk):
-    return _forward(hidden_BSD, kernel_DV, labels_BS, mask_BS, vocab_size, z_weight, chunk, True)
+def _fwd(hidden_BSD, kernel_DV, labels_BS, mask_BS, vocab_size, z_weight, n):
+    return _forward(hidden_BSD, kernel_DV, labels_BS, mask_BS, vocab_size, z_weight, n, True)
 
 
-def _bwd(vocab_size, z_weight, chunk, residuals, cotangents):
+def _bwd(vocab_size, z_weight, n, residuals, cotangents):
     grad_x_BSD, grad_kernel_DV = residuals
     scale = cotangents[0]
     return (
@@ -128,4 +129,4 @@ def _bwd(vocab_size, z_weight, chunk, residuals, cotangents):
     )
 
 
-vocab_loss.defvjp(_fwd, _bwd)
+_chunked.defvjp(_fwd, _bwd)

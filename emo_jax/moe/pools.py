@@ -83,7 +83,7 @@ def pool_mask(
         if top_p > 0:
             mass_before_BgR = jnp.where(before_BgRR, sums_BgR[..., None, :], 0.0).sum(-1)
             needed_Bg = (mass_before_BgR < top_p * sums_BgR.sum(-1, keepdims=True)).sum(-1)
-            size_Bg = jnp.clip(needed_Bg, min_size, size_Bg)
+            size_Bg = jnp.clip(needed_Bg, max(min_size, forced_experts), size_Bg)
         return rank_BgR < size_Bg[..., None]
 
     def one_block(i: jax.Array, keep_BSR: jax.Array) -> jax.Array:

@@ -41,13 +41,11 @@ def _sum_by_domain(
 ) -> jax.Array:
     if num_domains == 0 or domain_ids_BS is None:
         return jnp.zeros((0, probs_BSR.shape[-1]), jnp.float32)
-    member_BSM = (domain_ids_BS[..., None] == jnp.arange(num_domains)) & valid_BS[..., None]
-    return jnp.einsum(
-        "bsm,bsr->mr",
-        member_BSM.astype(jnp.float32),
-        jax.lax.stop_gradient(probs_BSR),
-        precision=jax.lax.Precision.HIGHEST,
-    )
+    R = probs_BSR.shape[-1]
+    # A scatter, not a one-hot product: a store may have as many domains as the web has sites.
+    ids_N = jnp.where(valid_BS & (domain_ids_BS >= 0), domain_ids_BS, num_domains).reshape(-1)
+    sums = jnp.zeros((num_domains + 1, R), jnp.float32)
+    return sums.at[ids_N].add(jax.lax.stop_gradient(probs_BSR).reshape(-1, R))[:-1]
 
 
 def route(
@@ -58,6 +56,7 @@ def route(
     pool_ids_BS: jax.Array,
     pool_size_BG: jax.Array | None,
     loss_tokens: jax.Array | float,
+    top_p: float = 0.0,
     allowed_BSR: jax.Array | None = None,
     domain_ids_BS: jax.Array | None = None,
     num_domains: int = 0,
@@ -72,6 +71,8 @@ def route(
       kernel_DE: router weights.
       pool_ids_BS: document of each token, -1 for padding.
       pool_size_BG: pool size of document g of row b, or None: no pool.
+      top_p: above 0, pools are the smallest sets of this probability, at most of `pool_size_BG`
+        and at least of the config's `min_size`; else `pool_size_BG` is their size.
       loss_tokens: T of SPEC 3, the denominator of the load-balancing counts and the z-loss.
       allowed_BSR: routed experts that exist for a token, as if the others had been pruned.
       domain_ids_BS, num_domains: for the sums of probabilities by domain; 0 domains: none kept.
@@ -96,7 +97,7 @@ def route(
             pool_ids_BS,
             pool_size_BG,
             forced_experts=pool.forced_experts,
-            top_p=pool.top_p if pool.kind == "top_p" else 0.0,
+            top_p=top_p,
             min_size=pool.min_size,
         )
         masked_BSR = jnp.where(keep_BSR, logits_BSR, -jnp.inf)

@@ -13,8 +13,7 @@ AXES = ("replica", "fsdp", "expert")
 BATCH_AXES = AXES  # windows are spread over every axis
 
 # Logical axis -> mesh axis. A weight names its logical axes where it is made.
-RULES: dict[str | None, str | tuple[str, ...] | None] = {
-    "windows": BATCH_AXES,
+RULES: dict[str | None, str | None] = {
     "embed": "fsdp",
     "expert": "expert",
     "vocab": None,
@@ -50,19 +49,20 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
     )
 
 
-def spec(logical_axes: Sequence[str | None]) -> PartitionSpec:
-    """Mesh axes of an array that names its logical axes."""
-    return PartitionSpec(*(RULES[axis] for axis in logical_axes))
-
-
 def sharding(mesh: Mesh, logical_axes: Sequence[str | None], shape: Sequence[int]) -> NamedSharding:
-    """Where an array lives; an axis that does not divide over its mesh axis stays whole."""
-    parts = []
+    """Where an array lives.
+
+    Raises:
+      ConfigError: an axis does not divide over its mesh axis.
+    """
     for axis, size in zip(logical_axes, shape, strict=True):
         part = RULES[axis]
-        names = (part,) if isinstance(part, str) else (part or ())
-        parts.append(part if size % math.prod(mesh.shape[n] for n in names) == 0 else None)
-    return NamedSharding(mesh, PartitionSpec(*parts))
+        if part is not None and size % mesh.shape[part]:
+            raise ConfigError(
+                f"config.mesh.{part} = {mesh.shape[part]}: does not divide the {size} of weight"
+                f" axis {axis!r}; change mesh.{part} or the model"
+            )
+    return NamedSharding(mesh, PartitionSpec(*(RULES[axis] for axis in logical_axes)))
 
 
 def windows_sharding(mesh: Mesh) -> NamedSharding:

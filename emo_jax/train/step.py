@@ -62,7 +62,13 @@ def micro_batch_loss(
 
     Summed over the micro-batches of a step the parts are the losses of SPEC 3.
     """
-    hidden_BSD, stats = model.hidden(params, batch, pool_size_LBG=pool_size_LBG, loss_tokens=T)
+    hidden_BSD, stats = model.hidden(
+        params,
+        batch,
+        pool_size_LBG=pool_size_LBG,
+        top_p=config.moe.pool.top_p if config.moe else 0.0,
+        loss_tokens=T,
+    )
     vocab_sum, vocab = vocab_loss(
         hidden_BSD,
         params["lm_head"]["kernel"].astype(hidden_BSD.dtype),

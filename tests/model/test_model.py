@@ -216,3 +216,15 @@ def test_bfloat16_keeps_the_router_in_float32():
     assert ours.dtype == jnp.float32
     error = jnp.linalg.norm((ours - reference)[..., :50]) / jnp.linalg.norm(reference[..., :50])
     assert error < 0.1
+
+
+def test_the_pool_of_an_evaluation_has_its_size_whatever_the_training_pools_are():
+    pool = PoolConfig(kind="top_p", top_p=0.3, min_size=2, max_size=7, eval_size=6)
+    config = tiny_config(pool=pool)
+    model, batch = ModelFunctions(config), tiny_batch(config)
+    params, sizes = model.init(0), jnp.full((2, *batch.tokens.shape), 6)
+    tokens = (batch.pool_ids >= 0).sum()
+    _, stats = model.hidden(params, batch, pool_size_LBG=sizes)
+    np.testing.assert_allclose(stats.pool_size_sum / tokens, 6)
+    _, stats = model.hidden(params, batch, pool_size_LBG=sizes, top_p=0.3)
+    assert (stats.pool_size_sum / tokens < 5).all()

@@ -29,9 +29,9 @@ def slow_pool(probs, ids, sizes, *, forced=0, top_p=0.0, min_size=0):
             free = sums[: R - forced] if forced else sums
             order = np.argsort(-free, kind="stable")
             size = int(sizes[b, g])
-            if top_p:
-                order = np.argsort(-sums, kind="stable")
-                reached = np.cumsum(sums[order]) >= top_p * sums.sum() * (1 - 1e-7)
+            if top_p:  # the forced ones count first, then the others by their sums
+                ranked = [*range(R - forced, R), *order]
+                reached = np.cumsum(sums[ranked]) >= top_p * sums.sum() * (1 - 1e-7)
                 size = int(np.clip(reached.argmax() + 1, min_size, size))
             kept = set(range(R - forced, R)) | set(order[: max(size - forced, 0)])
             keep[b, tokens] = [e in kept for e in range(R)]
@@ -47,13 +47,15 @@ def test_pool_is_the_experts_with_the_largest_sums(seed, forced):
     np.testing.assert_array_equal(ours, slow_pool(probs, ids, sizes, forced=forced))
 
 
-@pytest.mark.parametrize("top_p", [0.3, 0.8, 1.0])
-def test_top_p_is_the_smallest_set_with_that_mass(top_p):
+@pytest.mark.parametrize("forced", [0, 5])
+@pytest.mark.parametrize("top_p", [0.1, 0.3, 0.8, 1.0])
+def test_top_p_is_the_smallest_set_with_that_mass(top_p, forced):
     probs, ids, _ = _inputs(4)
     probs = (probs**4 / (probs**4).sum(-1, keepdims=True)).astype(np.float32)
     sizes = np.full((B, S), 8, np.int32)
-    ours = pools.pool_mask(probs, ids, jnp.asarray(sizes), top_p=top_p, min_size=3)
-    np.testing.assert_array_equal(ours, slow_pool(probs, ids, sizes, top_p=top_p, min_size=3))
+    options = {"top_p": top_p, "min_size": 3}
+    ours = pools.pool_mask(probs, ids, jnp.asarray(sizes), forced_experts=forced, **options)
+    np.testing.assert_array_equal(ours, slow_pool(probs, ids, sizes, forced=forced, **options))
 
 
 def test_any_number_of_documents():

@@ -1,0 +1,113 @@
+"""What a config refuses, and how it says so."""
+
+import dataclasses
+
+import pytest
+
+from emo_jax import presets
+from emo_jax.config import (
+    Config,
+    MeshConfig,
+    MoeConfig,
+    PoolConfig,
+    differences,
+    from_config_dict,
+    to_dict,
+)
+from emo_jax.errors import ConfigError, UsageError
+
+
+def changed(preset=presets.emo_tiny, **fields) -> Config:
+    """The config of a preset with `section__field=value`."""
+    config = preset().to_dict()
+    for name, value in fields.items():
+        node = config
+        *path, last = name.split("__")
+        for part in path:
+            node = node[part]
+        node[last] = value
+    return from_config_dict(config)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        (
+            {"model__num_layer": 3},
+            r"config\.model\.num_layer = 3: no such field; did you mean 'num_l",
+        ),
+        ({"model__num_layers": "3"}, r"config\.model\.num_layers = '3': must be int, not str"),
+        ({"model__num_layers": True}, r"must be int, not bool"),
+        ({"model__num_layers": 0}, r"config\.model\.num_layers = 0: must be at least 1"),
+        (
+            {"model__attention": "windows"},
+            r"one of \['document', 'window'\]; did you mean 'window'",
+        ),
+        ({"model__head_dim": 7}, r"config\.model\.head_dim = 7: must be even"),
+        ({"model__rope_theta": float("nan")}, r"must be finite"),
+        ({"moe__top_k": 65}, r"config\.moe\.top_k = 65: must be 2\.\.64"),
+        ({"moe__top_k": 1}, r"config\.moe\.top_k = 1: must be 2\.\.64"),
+        ({"moe__pool__max_size": 65}, r"config\.moe\.pool\.max_size = 65"),
+        ({"moe__pool__min_size": 2}, r"min_size = 2: must be 3\.\.64 \(moe\.top_k picks 3"),
+        ({"moe__pool__size": 8}, r"pool\.size = 8: must be 0: pools of kind 'uniform' do not"),
+        ({"moe__pool__eval_size": 2}, r"pool\.eval_size = 2"),
+        ({"moe__pool__forced_experts": 64}, r"forced_experts = 64: must be 0\.\.63"),
+        ({"moe__num_shared_experts": 64}, r"num_shared_experts = 64"),
+        (
+            {"mesh__expert": 3},
+            r"config\.moe\.num_experts = 64: must be divisible by mesh\.expert = 3",
+        ),
+        ({"mesh__fsdp": 0}, r"config\.mesh\.fsdp = 0"),
+        ({"train__micro_batches": 5}, r"micro_batches = 5: must be a divisor"),
+        ({"train__steps": 10}, r"warmup_steps = 40: must be at most train\.steps = 10"),
+        ({"checkpoint__keep_every": 150}, r"keep_every = 150: must be 0 or a multiple"),
+        ({"model__mlp_dim": 64}, r"config\.model\.mlp_dim = 64: must be 0 in a mixture"),
+        ({"moe": None}, r"config\.model\.mlp_dim = 0: must be at least 1 in a dense model"),
+        ({"optimizer": 3}, r"config\.optimizer = 3: must be a section of fields"),
+    ],
+)
+def test_refused_with_name_value_and_what_is_allowed(fields, message):
+    with pytest.raises(ConfigError, match=message):
+        changed(**fields)
+
+
+def test_refusals_are_usage_errors():
+    assert issubclass(ConfigError, UsageError) and ConfigError.exit_code == 2
+
+
+def test_two_free_mesh_axes():
+    with pytest.raises(ConfigError, match=r"cannot all be -1"):
+        MeshConfig(replica=-1, fsdp=-1)
+
+
+def test_missing_field():
+    with pytest.raises(ConfigError, match=r"config\.model: missing"):
+        from_config_dict({"name": "x"})
+
+
+def test_pool_kinds():
+    moe = dict(num_experts=16, top_k=3, expert_dim=4)
+    for pool in (
+        PoolConfig(),
+        PoolConfig(kind="fixed", size=2),
+        PoolConfig(kind="uniform", min_size=2, max_size=16),
+        PoolConfig(kind="top_p", top_p=0.9, min_size=2, max_size=15),
+    ):
+        assert MoeConfig(**moe, pool=pool).num_routed_picks == 2
+    for pool, field in (
+        (PoolConfig(kind="fixed", size=1), "size"),
+        (PoolConfig(kind="fixed", size=17), "size"),
+        (PoolConfig(kind="uniform", min_size=5, max_size=4), "max_size"),
+        (PoolConfig(kind="top_p", top_p=1.5, min_size=2, max_size=15), "top_p"),
+        (PoolConfig(kind="none", size=3), "size"),
+    ):
+        with pytest.raises(ConfigError, match=rf"moe\.pool\.{field} "):
+            MoeConfig(**moe, pool=pool)
+
+
+def test_round_trip_and_differences():
+    config = changed()
+    assert from_config_dict(to_dict(config)) == config
+    other = dataclasses.replace(config, seed=3)
+    assert differences(other, config) == ["seed: 0 -> 3"]
+    assert differences(config, config) == []
