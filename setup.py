@@ -8,7 +8,7 @@ from setuptools import find_packages, setup
 HERE = pathlib.Path(__file__).parent
 VERSION = re.search(r'__version__ = "(.+)"', (HERE / "emo_jax/__init__.py").read_text())[1]
 
-TOKENIZERS = ["tokenizers>=0.22"]
+TOKENIZERS = ["tokenizers>=0.22.0"]
 # seqio brings TensorFlow: it is for preparing data, never for training.
 PREPARE = ["seqio>=0.0.18"]
 
@@ -23,19 +23,21 @@ setup(
     packages=find_packages(include=["emo_jax", "emo_jax.*"]),
     package_data={"emo_jax": ["verify_cases/*/*", "py.typed"]},
     install_requires=[
-        "absl-py>=2.1",
-        "click>=8.1",
+        "absl-py>=2.1.0",
+        "click>=8.1.8",
+        "etils[epath]>=1.12",
         "flax>=0.12.8",
         "grain>=0.2.18",
         "jax>=0.10.2",
         "ml_collections>=1.1.0",
-        "numpy>=2.0",
+        "ml_dtypes>=0.5",
+        "numpy>=2.1.3",
         "optax>=0.2.8",
         "orbax-checkpoint>=0.12.8",
-        "rich>=13.7",
-        "safetensors>=0.5",
+        "rich>=13.9.4",
+        "safetensors>=0.5.3",
         "tensorstore>=0.1.84",
-        "zstandard>=0.23",
+        "zstandard>=0.23.0",
         *TOKENIZERS,
     ],
     extras_require={

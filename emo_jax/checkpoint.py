@@ -46,14 +46,13 @@ from emo_jax.manifest import (
     publish,
     read_manifest,
     remove,
-    remove_others,
     savable,
     versions,
 )
 from emo_jax.workdir import all_succeed, one_line
 
 _LOG = logging.getLogger(__name__)
-_FOLDER = "checkpoints"
+_FOLDER, _DATA = "checkpoints", "data"
 _CHUNK_BYTES = 64 * 2**20  # unit of reading: another mesh reads little more than its own shards
 _SAVE_TIMEOUT = 1800  # seconds that processes wait for each other's writes
 
@@ -72,25 +71,25 @@ class Checkpointer:
         self._error: CheckpointError | None = None
         _quiet_orbax()
 
-    def save(self, step: int, state: Any, extra: Mapping[str, Any], force: bool = False) -> bool:
+    def save(self, step: int, state: Any, extra: Mapping[str, Any]) -> bool:
         """Starts to save a pytree of arrays and `extra` (JSON); returns when the state is copied.
 
         The caller may donate the state at once. One save runs at a time: this first waits for the
         one before and raises its failure. `step` and the library versions are added to `extra`.
 
-        Args:
-          force: replace a checkpoint of this step; the old one stays until the new is complete.
+        A damaged checkpoint of this step, of those in `skipped`, is replaced.
 
         Returns:
           False where this run already saved, or was restored from, this step: nothing to do.
         """
         self.wait()
-        if step in self._own and not force:
+        if step in self._own:
             return False
         try:
             head: dict[str, Any] = {
                 "format": FORMAT,
                 "step": step,
+                "data": _DATA,
                 "extra": {"versions": versions(), **extra, "step": step},
             }
             json.dumps(head)
@@ -98,20 +97,17 @@ class Checkpointer:
             raise CheckpointError(f"step {step}: extra is not JSON: {one_line(e)}") from e
         leaves = {path: savable(path, leaf) for path, leaf in leaves_of(state).items()}
         first = jax.process_index() == 0
-        all_succeed(lambda: self._prepare(step, force) if first else None, CheckpointError)
-        # A step that is replaced keeps its files in the other of two folders until the end.
+        all_succeed(lambda: self._prepare(step) if first else None, CheckpointError)
         folder = self._folder / str(step)
-        old = read_manifest(folder)["data"] if (folder / MANIFEST).exists() else ""
-        head["data"] = "data.1" if old == "data" else "data"
         head["leaves"] = [
             {"path": list(path), "shape": list(leaf.shape), "dtype": dtype_name(leaf)}
             for path, leaf in leaves.items()
         ]
         self._saves += 1
         try:
-            writer = _start(folder / head["data"], f"step{step}.{self._saves}", leaves)
+            writer = _start(folder / _DATA, f"step{step}.{self._saves}", leaves)
         except Exception as e:
-            self._undo(folder, head["data"])
+            self._undo(folder)
             raise self._failure(step, e) from e
         self._thread = threading.Thread(
             target=self._finish, args=(writer, folder, head), name=f"checkpoint-{step}"
@@ -189,7 +185,7 @@ class Checkpointer:
 
     # --- saving, step by step --------------------------------------------------------------------
 
-    def _prepare(self, step: int, force: bool) -> None:
+    def _prepare(self, step: int) -> None:
         """Process 0: the folder of the step, free of what is not a good checkpoint."""
         folder = self._folder / str(step)
         try:
@@ -197,15 +193,11 @@ class Checkpointer:
                 manifest = read_manifest(folder)
             except DamagedError:
                 manifest = None
-            if manifest is None or any(s == step for s, _ in self.skipped):
-                remove(folder)
-            elif not force:
+            if manifest is not None and all(s != step for s, _ in self.skipped):
                 raise CheckpointError(
-                    f"{folder} already holds step {step}, of an earlier run: save with force to"
-                    " replace it, or use a new workdir"
+                    f"{folder} already holds step {step}, of an earlier run: use a new workdir"
                 )
-            else:
-                remove_others(folder, manifest["data"])
+            remove(folder)
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as e:
             raise self._failure(step, e) from e
@@ -219,28 +211,27 @@ class Checkpointer:
                 publish(folder, head)
         except BaseException as e:
             self._error = self._failure(step, e)
-            self._undo(folder, head["data"])
-            return
-        finally:
-            with contextlib.suppress(BaseException):
-                writer.close()
-        if jax.process_index() == 0:
+        with contextlib.suppress(BaseException):
+            writer.close()
+        if self._error is not None:
+            self._undo(folder)
+        elif jax.process_index() == 0:
             try:
-                remove_others(folder, head["data"])
                 self._retire(step)
             except OSError as e:
                 _LOG.warning("old checkpoints in %s stay: %s", self._folder, one_line(e))
 
-    def _undo(self, folder: epath.Path, data: str) -> None:
+    def _undo(self, folder: epath.Path) -> None:
         """Gives the space of a failed save back, as far as that goes; the disk may be full."""
         if jax.process_index() != 0:
             return
-        for _ in range(10):  # after a failed write orbax's others may go on for a moment
+        # After a failed write orbax's others may go on for a moment, and make the folder again.
+        for _ in range(10):
             with contextlib.suppress(OSError):
-                if not (folder / MANIFEST).exists():
-                    return remove(folder)
-                return remove_others(folder, "data" if data == "data.1" else "data.1")
+                remove(folder)
             time.sleep(0.2)
+            if not folder.exists():
+                return
 
     def _retire(self, step: int) -> None:
         """Deletes what the newest `keep_last`, and every `keep_every`-th, make superfluous.

@@ -2,9 +2,10 @@
 
 import json
 import logging
+import os
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -98,12 +99,25 @@ def tokenizer() -> None:
 def tokenizer_train(inputs: tuple[str, ...], vocab_size: int, output: str, text_field: str) -> None:
     """Train a byte-level BPE tokenizer on documents."""
     from emo_jax.data.documents import ReadReport, read_documents
+    from emo_jax.data.progress import Progress
     from emo_jax.data.tokenizers import train_bpe
 
     refuse_existing(output)
     report = ReadReport()
     documents = read_documents(list(inputs), text_field=text_field, report=report)
-    trained = train_bpe((d.text for d in documents), vocab_size)
+    with Progress("tokenizer") as shown:
+
+        def texts() -> Iterator[str]:
+            size = 0
+            for document in documents:
+                yield document.text
+                size += len(document.text)
+                if report.documents % 100 == 0:
+                    shown.show(f"{report.documents:,} documents, {size / 1e6:,.0f} MB read")
+            # Merging many documents takes long and says nothing itself.
+            shown.show(f"merging pairs of {size / 1e6:,.0f} MB", always=size > 10_000_000)
+
+        trained = train_bpe(texts(), vocab_size)
     trained.save(output)
     click.echo(report.summary())
     click.echo(f"{output}: {trained.vocab_size} entries, fingerprint {trained.fingerprint[:12]}")
@@ -142,9 +156,7 @@ def train(config: str, workdir: str, overrides: tuple[str, ...]) -> None:
 @click.option(
     "--step", type=int, default=None, help="Checkpoint; the newest good one if not given."
 )
-@click.option(
-    "--tokenizer", default=None, help="Folder of the tokenizer; the store's if not given."
-)
+@click.option("--tokenizer", default=None, help="Folder of the tokenizer; the run's if not given.")
 def export(workdir: str, output: str, layout: str, step: int | None, tokenizer: str | None) -> None:
     """Write a Hugging Face folder."""
     from emo_jax.transfer import export_workdir
@@ -152,11 +164,21 @@ def export(workdir: str, output: str, layout: str, step: int | None, tokenizer: 
     refuse_existing(output)  # before a large checkpoint is read
     made = export_workdir(workdir, output, layout=layout, step=step, tokenizer_dir=tokenizer)
     click.echo(f"{made}: layout {layout}")
+    if not (made / "tokenizer.json").exists():
+        click.echo(
+            f"emo: no tokenizer found in {workdir} or its store, so {made} has none;"
+            " give --tokenizer FOLDER",
+            err=True,
+        )
 
 
 @_command("emo import hf/tiny --workdir runs/imported", name="import")
 @click.argument("hf_dir")
-@click.option("--workdir", required=True, help="Folder to make; emo export and emo train read it.")
+@click.option(
+    "--workdir",
+    required=True,
+    help="Folder to make; emo export reads it (training on from it comes later).",
+)
 def import_(hf_dir: str, workdir: str) -> None:
     """Read a Hugging Face folder (qwen2_moe or emo) into a workdir."""
     from emo_jax.transfer import import_folder
@@ -170,6 +192,8 @@ def import_(hf_dir: str, workdir: str) -> None:
 @click.option("--json", "json_file", default=None, help="Write the errors and limits here.")
 def verify(case_dir: str | None, json_file: str | None) -> None:
     """Hold this machine's numerics against golden numbers of the PyTorch reference."""
+    if json_file:
+        _refuse_unwritable("--json", Path(json_file))  # before minutes of work
     from emo_jax.verify import verify_cases
 
     results, failed = verify_cases(Path(case_dir) if case_dir else None, show=click.echo)
@@ -188,6 +212,16 @@ def refuse_existing(folder: str | Path) -> None:
     path = Path(folder)
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise UsageError(f"{path}: is there already; give a new or empty folder")
+
+
+def _refuse_unwritable(option: str, file: Path) -> None:
+    """Raises UsageError where a file cannot be made or replaced."""
+    if not file.parent.is_dir():
+        raise UsageError(f"{option} {file}: no such folder {file.parent}; make it first")
+    if file.is_dir():
+        raise UsageError(f"{option} {file}: is a folder; give a file")
+    if not os.access(file if file.exists() else file.parent, os.W_OK):
+        raise UsageError(f"{option} {file}: cannot be written; give a file in another folder")
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -1,6 +1,7 @@
 """Experiment files and `--config.section.field=value` overrides, read by ml_collections' flags."""
 
 import contextlib
+import difflib
 import io
 from collections.abc import Sequence
 from pathlib import Path
@@ -31,14 +32,47 @@ def load_config(file: str, overrides: Sequence[str] = ()) -> Config:
             "experiments/*.py"
         )
     defaults = _parse(file, [])
-    known = set(_leaves(defaults))
+    # A section that is left out is None, and no field has another meaning of None.
+    known = {name for name, value in _leaves(defaults).items() if value is not None}
     for override in overrides:
         name = _name(override)
         if name not in known:
-            near = config_lib.nearest(name, sorted(known))
-            raise ConfigError(f"--config.{name}: no such field of {path.name}{near}")
+            raise ConfigError(f"{override}: {_unknown(name, defaults, path.name)}")
         _parse(file, [override])  # one by one, so that the message names the one that is wrong
     return config_lib.from_config_dict(_parse(file, overrides))
+
+
+def _unknown(name: str, defaults: ConfigDict, file: str) -> str:
+    """What is wrong with a name that is no field, what is allowed, and the nearest known name."""
+    *parents, field = name.split(".")
+    section, path = defaults, ""
+    for parent in parents:
+        inner = section.get(parent)
+        if not isinstance(inner, ConfigDict):
+            return _no_section(parent, section, path, file)
+        section, path = inner, f"{path}{parent}."
+    if field not in section:
+        near = _near(field, list(section), path) or _near(name, list(_leaves(defaults)))
+        where = path.rstrip(".") or "config"
+        return f"no such field of {file}{near} (allowed in {where}: {', '.join(section)})"
+    if section[field] is None:
+        return _no_section(field, section, path, file)
+    inside = ", ".join(section[field])
+    return f"{name} is a section of {file}; set its fields (allowed in {name}: {inside})"
+
+
+def _no_section(name: str, parent: ConfigDict, path: str, file: str) -> str:
+    sections = [key for key, value in parent.items() if isinstance(value, ConfigDict)]
+    # A section that this file leaves out (moe, in a dense model) is not a misspelling.
+    near = "" if name in parent else _near(name, sections, path)
+    allowed = ", ".join(path + key for key in sections) or "none"
+    return f"there is no section {path + name} in {file}{near} (sections: {allowed})"
+
+
+def _near(name: str, known: list[str], path: str = "") -> str:
+    """`; did you mean X?` with `path` before X, or nothing."""
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    return f"; did you mean {path + close[0]!r}?" if close else ""
 
 
 def _name(override: str) -> str:

@@ -144,13 +144,6 @@ def remove(folder: epath.Path) -> None:
         folder.unlink(missing_ok=True)
 
 
-def remove_others(folder: epath.Path, data: str) -> None:
-    """Leaves of a checkpoint's folder the manifest and the data it names."""
-    for child in list(folder.iterdir()):
-        if child.name not in (MANIFEST, data):
-            remove(child)
-
-
 def _files(folder: epath.Path, prefix: str = "") -> Iterator[str]:
     for child in sorted(folder.iterdir()):
         if child.is_dir():

@@ -7,6 +7,7 @@ that was stopped goes on where it was.
 import dataclasses
 import importlib.util
 import json
+import math
 import random
 import time
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ import jax
 import numpy as np
 from rich import box
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from emo_jax import presets
@@ -25,6 +27,7 @@ from emo_jax.config import Config, from_config_dict
 from emo_jax.data.documents import read_documents
 from emo_jax.data.loader import heldout_batches
 from emo_jax.data.prepare import prepare
+from emo_jax.data.progress import Progress
 from emo_jax.data.sample import sample_corpus
 from emo_jax.data.store import TokenStore
 from emo_jax.data.tokenizers import Tokenizer, load_tokenizer, train_bpe
@@ -36,7 +39,7 @@ from emo_jax.model.generate import continue_tokens
 from emo_jax.model.transformer import ModelFunctions, Params
 from emo_jax.train.loop import Trainer
 from emo_jax.transfer import export_workdir
-from emo_jax.workdir import write_atomic
+from emo_jax.workdir import one_line, write_atomic
 
 SETTINGS_FILE = "quickstart.json"
 SAMPLE_CAP_MB = 1.5  # a domain: about one pass of the training steps
@@ -71,6 +74,7 @@ def run_quickstart(documents: list[str], output: Path, *, steps: int | None = No
 
     Raises:
       UsageError: the output folder is in use by something else.
+      DataError: too few documents, before anything is trained.
     """
     console = Console(highlight=False)
     if documents:
@@ -104,7 +108,8 @@ def run_quickstart(documents: list[str], output: Path, *, steps: int | None = No
     if not folder.exists():
         export_workdir(workdirs["emo_tiny"], folder, layout="qwen2_moe")
     config, params = tables["emo_tiny"]
-    console.print(_generated(folder, config, params, store))
+    # The text of a document is not markup.
+    console.print(_generated(folder, config, params, store), markup=False)
     _print_files(console, output, store, workdirs, folder)
 
 
@@ -112,14 +117,24 @@ def _claim(output: Path, settings: dict[str, Any]) -> None:
     """Makes the folder ours, or finds that it is ours and made with the same settings."""
     path = output / SETTINGS_FILE
     if path.exists():
-        theirs = json.loads(path.read_text())
+        try:
+            theirs = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise UsageError(
+                f"{path}: cannot be read as a quickstart's settings ({one_line(error)}); give"
+                " another --output, or delete the folder"
+            ) from error
         if theirs != settings:
             raise UsageError(
                 f"{output}: holds a quickstart with other settings ({theirs}); give another"
                 " --output"
             )
         return
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+    # A claim cut short leaves only its temporary file, which still is an empty folder.
+    leftover = f".{SETTINGS_FILE}.tmp"
+    if output.exists() and (
+        not output.is_dir() or any(p.name != leftover for p in output.iterdir())
+    ):
         raise UsageError(f"{output}: is there already; give another --output")
     output.mkdir(parents=True, exist_ok=True)
     write_atomic(path, json.dumps(settings) + "\n")
@@ -161,10 +176,12 @@ def _config(config_dict: Any, store: TokenStore, path: Path, steps: int | None) 
         config_dict.train.steps = steps
         config_dict.optimizer.warmup_steps = min(config_dict.optimizer.warmup_steps, steps)
     config = from_config_dict(config_dict)
-    if store.count("train") < config.data.seq_len or not store.count("test"):
+    train, select, test = (store.count(split) for split in ("train", "select", "test"))
+    if train < config.data.seq_len or not select or not test:
         raise DataError(
-            f"{path}: {store.count('train')} training tokens and {store.count('test')} test tokens "
-            "are too few for a quickstart; give more documents"
+            f"{path}: {train} training, {select} select and {test} test tokens are too few for a"
+            f" quickstart (at least {config.data.seq_len}, 1 and 1); give more documents and"
+            " another --output"
         )
     return config
 
@@ -181,15 +198,17 @@ def _keep_table(config: Config, params: Params, store: TokenStore) -> KeepTable:
     )
     assert config.moe is not None
     keeps = [round(config.moe.num_experts * percent / 100) for percent in KEEP_PERCENT]
-    return keep_table(
-        config,
-        make_eval_step(within, ModelFunctions(within), len(store.domains)),
-        params,
-        domains=store.domains,
-        select_batches=_heldout(config, store, "select"),
-        test_batches=_heldout(config, store, "test"),
-        keeps=keeps,
-    )
+    with Progress(config.name) as shown:
+        return keep_table(
+            config,
+            make_eval_step(within, ModelFunctions(within), len(store.domains)),
+            params,
+            domains=store.domains,
+            select_batches=_heldout(config, store, "select"),
+            test_batches=_heldout(config, store, "test"),
+            keeps=keeps,
+            progress=lambda line: shown.show(line, always=True),
+        )
 
 
 def _render(config: Config, table: KeepTable) -> Table:
@@ -208,14 +227,26 @@ def _render(config: Config, table: KeepTable) -> Table:
         out.add_column(f"{percent:g} % ({keep})", justify="right")
     rows = table.rows()
     for i, (name, values) in enumerate(rows):
-        full = values[0]
-        cells = [f"{full:.3f}"]
-        for value in values[1:]:
-            rise = value - full
-            colour = "red" if rise > 0.15 else "yellow" if rise > 0.05 else "green"
-            cells.append(f"{value:.3f} [{colour}]({rise:+.2f})[/{colour}]")
-        out.add_row(name, *cells, end_section=i == len(rows) - 2, style="bold" * (name == "mean"))
+        last = i == len(rows) - 1
+        cells = [_cell(value, value - values[0]) for value in values[1:]]
+        out.add_row(
+            escape(name),
+            _cell(values[0]),
+            *cells,
+            end_section=i == len(rows) - 2,
+            style="bold" if last else "",
+        )
     return out
+
+
+def _cell(loss: float, rise: float | None = None) -> str:
+    """A loss and its rise over that of all experts; a dash where it was not measured."""
+    if math.isnan(loss):
+        return "–"
+    if rise is None:
+        return f"{loss:.3f}"
+    colour = "red" if rise > 0.15 else "yellow" if rise > 0.05 else "green"
+    return f"{loss:.3f} [{colour}]({rise:+.2f})[/{colour}]"
 
 
 def _generated(folder: Path, config: Config, params: Params, store: TokenStore) -> str:
@@ -268,4 +299,4 @@ def _print_files(
     }
     width = max(len(str(path)) for path in rows)
     for path, what in rows.items():
-        console.print(f"  {path!s:<{width}}  {what}")
+        console.print(f"  {path!s:<{width}}  {what}", markup=False)

@@ -1,6 +1,9 @@
 """Workdirs to Hugging Face folders and back: checkpoint, config and tokenizer brought together."""
 
+import dataclasses
 import os
+import secrets
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -16,17 +19,15 @@ from emo_jax.model.transformer import ModelFunctions
 from emo_jax.train.metrics import METRICS_FILE, read_metrics
 from emo_jax.train.optimizer import make_optimizer
 from emo_jax.train.state import TrainState
-from emo_jax.workdir import claim_workdir, read_workdir_config
-
-TOKENIZER_FOLDER = "tokenizer"  # of an imported workdir, and of a token store
+from emo_jax.workdir import TOKENIZER_FOLDER, claim_workdir, one_line, read_workdir_config
 
 
 def tokenizer_of(workdir: Path, config: Config) -> Path | None:
     """The folder of the run's tokenizer: its own, or its store's; None where neither is there."""
-    for folder in (workdir / TOKENIZER_FOLDER, Path(config.data.store) / TOKENIZER_FOLDER):
-        if (folder / "tokenizer.json").exists():
-            return folder
-    return None
+    folders = [workdir / TOKENIZER_FOLDER]
+    if config.data.store:
+        folders.append(Path(config.data.store) / TOKENIZER_FOLDER)
+    return next((folder for folder in folders if (folder / "tokenizer.json").exists()), None)
 
 
 def _check_tokenizer(given: Path, of_run: Path | None) -> None:
@@ -63,6 +64,8 @@ def export_workdir(
         _check_tokenizer(tokenizer, of_run)
     params, _, found = restore_params(folder, step)
     card = {"step": found, **_last_losses(folder, found)}
+    # Where the store lies on this machine is nobody else's business.
+    config = dataclasses.replace(config, data=dataclasses.replace(config.data, store=""))
     return export_model(
         params, config, Path(output), layout=layout, tokenizer_dir=tokenizer, card=card
     )
@@ -83,21 +86,31 @@ def _last_losses(workdir: Path, step: int) -> dict[str, float]:
 def import_folder(hf_dir: str | os.PathLike[str], workdir: str | os.PathLike[str]) -> Config:
     """Makes a workdir that holds a Hugging Face folder's model as step 0, optimizer fresh.
 
+    It appears when it is whole: one without its checkpoint would train from random parameters.
+
     Raises:
       HfFormatError: the folder is of another architecture or incomplete.
-      UsageError: the workdir is in use.
+      UsageError: the workdir is in use or cannot be made.
     """
-    folder = Path(workdir).absolute()
+    folder = Path(workdir).resolve()
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UsageError(f"{folder}: is there already; give a new or empty folder")
     params, config = import_model(Path(hf_dir))
     ModelFunctions(config)  # refuses what the model cannot be
     opt_state = make_optimizer(config).init(params)
-    claim_workdir(folder, config)
-    copy_tokenizer(Path(hf_dir), folder / TOKENIZER_FOLDER)
-    with Checkpointer(folder, config.checkpoint) as checkpointer:
-        state = TrainState(np.zeros((), np.int32), params, opt_state)
-        checkpointer.save(0, state, {"config": config_lib.to_dict(config), "windows": 0})
+    unfinished = folder.parent / f".{folder.name}.{secrets.token_hex(4)}.partial"
+    try:
+        unfinished.mkdir(parents=True)
+        claim_workdir(unfinished, config)
+        copy_tokenizer(Path(hf_dir), unfinished / TOKENIZER_FOLDER)
+        with Checkpointer(unfinished, config.checkpoint) as checkpointer:
+            state = TrainState(np.zeros((), np.int32), params, opt_state)
+            checkpointer.save(0, state, {"config": config_lib.to_dict(config), "windows": 0})
+        os.rename(unfinished, folder)
+    except OSError as e:
+        raise UsageError(f"{folder}: cannot be made a workdir: {one_line(e)}") from e
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
     return config
 
 

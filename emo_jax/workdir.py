@@ -1,7 +1,7 @@
 """The folder of a run: who may use it, and files that are never half written.
 
-A workdir holds `config.json` (the full config, written first) and `checkpoints/`. A folder that
-holds anything else is somebody else's and is left alone.
+A workdir holds `config.json` (the full config, written first), `tokenizer/` and `checkpoints/`. A
+folder that holds anything else is somebody else's and is left alone.
 """
 
 import json
@@ -18,6 +18,7 @@ from emo_jax.config import Config
 from emo_jax.errors import EmoError, UsageError
 
 CONFIG_FILE = "config.json"
+TOKENIZER_FOLDER = "tokenizer"  # of a workdir, and of a token store
 
 # What a resumed run may change: none of it alters what the run computes.
 _FREE_SECTIONS = ("checkpoint", "mesh")
@@ -79,10 +80,15 @@ def all_succeed(action: Callable[[], None], kind: type[EmoError] = EmoError) -> 
         raise error
 
 
-def claim_workdir(workdir: str | os.PathLike[str], config: Config) -> bool:
+def claim_workdir(
+    workdir: str | os.PathLike[str], config: Config, check: Callable[[], None] | None = None
+) -> bool:
     """Makes a new or empty folder this run's, or resumes the run that is there.
 
     Called by every process with the same arguments; process 0 does the work.
+
+    Args:
+      check: looks at a run that is there before anything of it is overwritten; raises to refuse.
 
     Returns:
       True where the workdir already belongs to this run (resume).
@@ -95,7 +101,7 @@ def claim_workdir(workdir: str | os.PathLike[str], config: Config) -> bool:
     # Every process has looked before process 0 writes.
     all_succeed(lambda: None)
     first = jax.process_index() == 0
-    all_succeed(lambda: _claim(folder, config) if first else None, UsageError)
+    all_succeed(lambda: _claim(folder, config, check) if first else None, UsageError)
     return resumes
 
 
@@ -104,7 +110,7 @@ def _free(difference: str) -> bool:
     return name in _FREE_FIELDS or name.partition(".")[0] in _FREE_SECTIONS
 
 
-def _claim(folder: epath.Path, config: Config) -> None:
+def _claim(folder: epath.Path, config: Config, check: Callable[[], None] | None) -> None:
     text = json.dumps(config_lib.to_dict(config), indent=2) + "\n"
     try:
         if not (folder / CONFIG_FILE).exists():
@@ -123,8 +129,6 @@ def _claim(folder: epath.Path, config: Config) -> None:
             write_atomic(folder / CONFIG_FILE, text)
             return
         theirs = read_workdir_config(folder)
-        if theirs == config:
-            return
         changed = [line for line in config_lib.differences(config, theirs) if not _free(line)]
         if changed:
             more = f"; and {len(changed) - 5} more" if len(changed) > 5 else ""
@@ -132,8 +136,11 @@ def _claim(folder: epath.Path, config: Config) -> None:
                 f"{folder} belongs to a run with another config ({'; '.join(changed[:5])}{more});"
                 " give another workdir, or the config that run was started with"
             )
-        # Commands that read the workdir later want where the store is now, not where it was.
-        write_atomic(folder / CONFIG_FILE, text)
+        if check is not None:
+            check()
+        if theirs != config:
+            # Commands that read the workdir later want where the store is now, not where it was.
+            write_atomic(folder / CONFIG_FILE, text)
     except OSError as e:
         raise UsageError(f"{folder}: cannot be used as a workdir: {one_line(e)}") from e
 

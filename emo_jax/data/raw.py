@@ -5,6 +5,7 @@ each followed by the end-of-document id.
 """
 
 import glob
+import hashlib
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -60,6 +61,9 @@ class RawTokens:
                 raise UsageError(f"{text}: no file fits this pattern")
             domain = self.domains.index(labels[i]) if labels else -1
             self._streams += [_RawStream(Path(f), self, domain, floor_to) for f in found]
+        # Of names and lengths, not of the tokens: the files are large, and may be moved.
+        named = [(Path(s.name).name, s.num_tokens) for s in self._streams]
+        self.fingerprint = hashlib.sha256(repr((vocab_size, eos_id, named)).encode()).hexdigest()
 
     def streams(self, split: str) -> list["_RawStream"]:
         """Every file under "train"; nothing is held out of raw files."""

@@ -137,8 +137,8 @@ class TokenStore:
         """Raises DataError where a model's tokenizer is not the one that made the ids."""
         if fingerprint != self.tokenizer_fingerprint:
             raise DataError(
-                f"{self.path}: the tokenizer is not the store's ({fingerprint[:12]} is not"
-                f" {self.tokenizer_fingerprint[:12]}); prepare the documents with the model's"
+                f"{self.path}: the tokenizer is not the store's (the model's {fingerprint[:12]} is"
+                f" not {self.tokenizer_fingerprint[:12]}); prepare the documents with the model's"
                 " tokenizer"
             )
 

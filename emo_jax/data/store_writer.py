@@ -8,6 +8,7 @@ import contextlib
 import hashlib
 import json
 import os
+import secrets
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -103,7 +104,8 @@ def write_store(
 def new_folder(target: Path) -> Iterator[Path]:
     """A folder beside `target` that becomes it at the end, or vanishes if the body fails."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    folder = target.parent / f".{target.name}.{os.getpid()}.tmp"
+    # A name nobody had: a killed process leaves its folder, and pids come again in containers.
+    folder = target.parent / f".{target.name}.{secrets.token_hex(8)}.tmp"
     folder.mkdir()
     try:
         yield folder

@@ -19,7 +19,10 @@ from emo_jax.modularity.select import keep_experts
 
 @dataclass(frozen=True)
 class KeepTable:
-    """Test losses, nats a token, no pool but in `pool_loss_M`."""
+    """Test losses, nats a token, no pool but in `pool_loss_M`.
+
+    NaN for a domain without test tokens, and in `kept` for one without select tokens.
+    """
 
     domains: list[str]
     full_M: np.ndarray
@@ -28,24 +31,38 @@ class KeepTable:
     pool_loss_M: np.ndarray | None
 
     def rows(self) -> list[tuple[str, list[float]]]:
-        """(domain, [full, (pool,) loss at each keep …]); the last row is the mean of domains."""
+        """(domain, [full, (pool,) loss at each keep …]); the last row is the mean.
+
+        The mean is over the domains that have every loss, so that its columns compare.
+        """
         columns = [self.full_M]
         if self.pool_loss_M is not None:
             columns.append(self.pool_loss_M)
         columns += list(self.kept.values())
-        rows = [(name, [float(c[i]) for c in columns]) for i, name in enumerate(self.domains)]
-        return [*rows, ("mean", [float(np.nanmean(c)) for c in columns])]
+        table_MC = np.stack(columns, axis=1)
+        complete = table_MC[~np.isnan(table_MC).any(axis=1)]
+        mean_C = complete.mean(axis=0) if len(complete) else np.full(len(columns), np.nan)
+        rows = [(name, table_MC[i].tolist()) for i, name in enumerate(self.domains)]
+        return [*rows, ("mean", mean_C.tolist())]
 
     def to_json(self) -> dict[str, Any]:
-        """Losses by domain, and the mean rise at each keep."""
+        """Losses by domain, and the mean rise at each keep; null for NaN, which JSON has not."""
+        rises_M = {keep: loss_M - self.full_M for keep, loss_M in self.kept.items()}
         return {
             "domains": self.domains,
-            "full": self.full_M.tolist(),
-            "kept": {str(k): v.tolist() for k, v in self.kept.items()},
+            "full": _numbers(self.full_M),
+            "kept": {str(keep): _numbers(loss_M) for keep, loss_M in self.kept.items()},
             "pool_size": self.pool_size,
-            "pool": None if self.pool_loss_M is None else self.pool_loss_M.tolist(),
-            "mean_rise": {str(k): float(np.nanmean(v - self.full_M)) for k, v in self.kept.items()},
+            "pool": None if self.pool_loss_M is None else _numbers(self.pool_loss_M),
+            "mean_rise": {
+                str(keep): float(np.nanmean(rise_M)) if np.isfinite(rise_M).any() else None
+                for keep, rise_M in rises_M.items()
+            },
         }
+
+
+def _numbers(values: np.ndarray) -> list[float | None]:
+    return [None if np.isnan(value) else float(value) for value in values]
 
 
 def keep_table(
@@ -63,7 +80,7 @@ def keep_table(
 
     Experts are chosen on the select split by summed router probability (SPEC 7.2, method 4) and
     judged on the test split; each domain's tokens see that domain's experts only, as in a pruned
-    model.
+    model. A domain that is not in the select split has nothing to choose by: its losses are NaN.
 
     Args:
       eval_step: made for a config whose attention stays within the document: a pruned model serves
@@ -77,6 +94,7 @@ def keep_table(
     progress("router probabilities on the select split")
     scores_LMR = evaluate(eval_step, params, select_batches).router_probs_LMR
     assert scores_LMR is not None
+    unseen_M = scores_LMR.sum(axis=(0, 2)) == 0
     progress("test loss with all experts")
     full_M = evaluate(eval_step, params, test_batches).loss_M
     pool_size, pool_loss_M = config.moe.pool.eval_size, None
@@ -87,5 +105,6 @@ def keep_table(
     for keep in keeps:
         progress(f"test loss with {keep} of {config.moe.num_experts} experts")
         keep_LMR = keep_experts(scores_LMR, config.moe, keep)
-        kept[keep] = evaluate(eval_step, params, test_batches, keep_LMR=keep_LMR).loss_M
+        loss_M = evaluate(eval_step, params, test_batches, keep_LMR=keep_LMR).loss_M
+        kept[keep] = np.where(unseen_M, np.nan, loss_M)
     return KeepTable(list(domains), full_M, kept, pool_size, pool_loss_M)

@@ -12,9 +12,11 @@ PEAK_FLOPS = {
     "A100": 312e12,
     "TPU v4": 275e12,
     "TPU v5 lite": 197e12,
+    "TPU v5e": 197e12,
     "TPU v5p": 459e12,
     "TPU v5": 459e12,
     "TPU v6 lite": 918e12,
+    "TPU v6e": 918e12,
 }
 
 
@@ -38,10 +40,9 @@ def flops_per_token(config: Config) -> int:
 
 def peak_flops(device: jax.Device) -> float | None:
     """Peak of one device, or None where it is not known (a CPU)."""
-    for name, peak in PEAK_FLOPS.items():
-        if name in device.device_kind:
-            return peak
-    return None
+    # The longest name that fits: "TPU v5" is part of "TPU v5e".
+    names = [name for name in PEAK_FLOPS if name in device.device_kind]
+    return PEAK_FLOPS[max(names, key=len)] if names else None
 
 
 def mfu(config: Config, tokens_per_second: float, devices: list[jax.Device]) -> float | None:

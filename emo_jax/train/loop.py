@@ -1,11 +1,12 @@
 """The training loop: data, step, log, save; resumed from the newest good checkpoint.
 
-Order of a start: 1. the workdir is claimed; 2. the newest good checkpoint is restored if there is
-one; 3. else a fresh state is made. Step k-1 is logged while step k runs, so the device never waits
-for the log.
+Order of a start: 1. the workdir is claimed, unless its run was trained on another corpus; 2. the
+newest good checkpoint is restored if there is one; 3. else a fresh state is made. Step k-1 is
+logged while step k runs, so the device never waits for the log.
 """
 
 import contextlib
+import shutil
 import signal
 import time
 from collections.abc import Iterator
@@ -22,8 +23,9 @@ from emo_jax.config import Config
 from emo_jax.data.loader import Loader, heldout_batches
 from emo_jax.data.store import TokenStore
 from emo_jax.data.stream import TokenSource
+from emo_jax.data.tokenizers import load_tokenizer
 from emo_jax.data.windows import Windows, open_source, open_windows
-from emo_jax.errors import ConfigError, PreemptedError, UsageError
+from emo_jax.errors import CheckpointError, ConfigError, DataError, PreemptedError, UsageError
 from emo_jax.evals.heldout import HeldOut, evaluate, make_eval_step
 from emo_jax.model.transformer import ModelFunctions
 from emo_jax.parallel import mesh as mesh_lib
@@ -33,16 +35,21 @@ from emo_jax.train.optimizer import make_optimizer
 from emo_jax.train.progress import TrainProgress
 from emo_jax.train.state import TrainState, abstract_state, init_state
 from emo_jax.train.step import jit_train_step
-from emo_jax.workdir import claim_workdir
+from emo_jax.workdir import TOKENIZER_FOLDER, all_succeed, claim_workdir, one_line
 
 HELD_OUT_SPLIT = "select"  # watched while training; "test" stays unseen until the end
 
 
 class _StopRequest:
-    """True once SIGTERM or SIGINT came; the step that runs is finished first."""
+    """True once SIGTERM or SIGINT came; the step that runs is finished first.
 
-    def __init__(self) -> None:
+    Args:
+      every: steps from one agreement of several processes to the next; each waits for all.
+    """
+
+    def __init__(self, every: int) -> None:
         self.requested = False
+        self._every = every
         self._old: dict[int, Any] = {}
 
     def __enter__(self) -> "_StopRequest":
@@ -58,10 +65,12 @@ class _StopRequest:
         for number, old in self._old.items():
             signal.signal(number, old)
 
-    def agreed(self) -> bool:
+    def agreed(self, step: int) -> bool:
         """Whether any process was asked: all must save the same step."""
         if jax.process_count() == 1:
             return self.requested
+        if step % self._every:
+            return False
         from jax.experimental import multihost_utils
 
         return bool(multihost_utils.process_allgather(np.asarray(self.requested)).any())
@@ -88,7 +97,7 @@ class Trainer:
         self.config, self.workdir, self.quiet = config, Path(workdir).absolute(), quiet
         self.mesh = mesh_lib.make_mesh(config.mesh)
         mesh_lib.check_batch(self.mesh, config.train.batch_size // config.train.micro_batches)
-        source = open_source(config.data.store)
+        self.source = source = open_source(config.data.store)
         self.windows = open_windows(config.data, source=source)
         check_vocab(config, source)
         self.heldout: Windows | None = None
@@ -100,15 +109,18 @@ class Trainer:
         self._batch_sharding = mesh_lib.windows_sharding(self.mesh)
         self._eval_step = None
         if self.heldout is not None:
-            self._eval_step = make_eval_step(config, self.model, len(self.heldout.domains))
+            self._eval_step = make_eval_step(
+                config, self.model, len(self.heldout.domains), router_probs=False
+            )
         self.train_step = jit_train_step(config, self.model, self.optimizer)
 
     def run(self) -> TrainState:
         """Trains from where the workdir stands to `train.steps`; returns the final state."""
         config, steps = self.config, self.config.train.steps
-        claim_workdir(self.workdir, config)
         with contextlib.ExitStack() as stack:
+            stop = stack.enter_context(_StopRequest(config.train.log_every))
             checkpointer = stack.enter_context(Checkpointer(self.workdir, config.checkpoint))
+            claim_workdir(self.workdir, config, lambda: self._check_source(checkpointer))
             state, start, window = self._start(checkpointer)
             progress = TrainProgress(
                 config.name, total=steps, done=start, enabled=not self.quiet and _is_first()
@@ -119,13 +131,56 @@ class Trainer:
             if start >= steps:
                 progress.line(f"already finished at step {start}; nothing to do")
                 return state
+            if start == 0:
+                all_succeed(lambda: self._keep_tokenizer() if _is_first() else None)
+            if stop.agreed(0):
+                raise PreemptedError(
+                    "stopped before the first step; run the same command again to go on"
+                )
             log = MetricsFile(self.workdir, resume_step=start) if _is_first() else None
             if log:
                 stack.callback(log.close)
-            stop = stack.enter_context(_StopRequest())
             state = self._train(state, start, window, checkpointer, progress, log, stop)
             checkpointer.wait()
             return state
+
+    def _check_source(self, checkpointer: Checkpointer) -> None:
+        """Refuses to go on with other tokens, or ids of another tokenizer, than the run has had.
+
+        Checkpoints made before the store was recorded are taken as they are.
+        """
+        own, source = self.workdir / TOKENIZER_FOLDER, self.source
+        if isinstance(source, TokenStore) and (own / "tokenizer.json").exists():
+            try:
+                source.check_tokenizer(load_tokenizer(own).fingerprint)
+            except DataError as e:
+                raise UsageError(f"{self.workdir} has a tokenizer of its own; {e}") from e
+        for step in reversed(checkpointer.steps()):
+            try:
+                extra = checkpointer.read_extra(step)
+            except CheckpointError:
+                continue  # damaged: the one before it will be restored
+            if extra.get("store", source.fingerprint) != source.fingerprint:
+                raise UsageError(
+                    f"{self.workdir} was trained on another store than"
+                    f" {self.config.data.store} ({extra['store'][:12]}, then at"
+                    f" {extra['config']['data']['store']}, is not {source.fingerprint[:12]}); give"
+                    " that store with --config.data.store=STORE, or another workdir"
+                )
+            return
+
+    def _keep_tokenizer(self) -> None:
+        """Copies the store's tokenizer into the workdir: an export needs it, a store may move."""
+        folder = self.workdir / TOKENIZER_FOLDER
+        if folder.exists() or not isinstance(self.source, TokenStore):
+            return
+        unfinished = folder.with_name(f".{folder.name}.tmp")
+        shutil.rmtree(unfinished, ignore_errors=True)
+        try:
+            self.source.tokenizer().save(unfinished)
+            unfinished.rename(folder)
+        except OSError as e:
+            raise UsageError(f"{folder}: cannot be written: {one_line(e)}") from e
 
     def _start(self, checkpointer: Checkpointer) -> tuple[TrainState, int, int]:
         if checkpointer.latest_step() is None:
@@ -184,7 +239,7 @@ class Trainer:
                 if last or step % save_every == 0:
                     flush(early=True)  # a run killed after the save goes on behind this step
                     checkpointer.save(step, state, self._extra(step, window))
-                if stop.agreed() and not last:
+                if stop.agreed(step) and not last:
                     flush(early=True)
                     checkpointer.save(step, state, self._extra(step, window))
                     checkpointer.wait()
@@ -198,7 +253,11 @@ class Trainer:
         return state
 
     def _extra(self, step: int, window: int) -> dict[str, Any]:
-        return {"config": config_lib.to_dict(self.config), "windows": window}
+        return {
+            "config": config_lib.to_dict(self.config),
+            "windows": window,
+            "store": self.source.fingerprint,
+        }
 
     def _put(self, batch: Batch) -> Batch:
         """This process's rows as part of the global arrays."""

@@ -6,10 +6,15 @@ import shutil
 import signal
 from pathlib import Path
 
+import numpy as np
 import pytest
 import runs
 
+from emo_jax.checkpoint import Checkpointer
+from emo_jax.configfile import load_config
 from emo_jax.data.store import TokenStore
+from emo_jax.data.windows import open_source
+from emo_jax.workdir import claim_workdir
 
 FAILED, USAGE = 1, 2
 
@@ -249,6 +254,84 @@ def test_a_workdir_of_another_run(refused, finished_run, store, tmp_path):
     assert _content(workdir) == before
 
 
+def _begun(store: Path, workdir: Path, extra: dict) -> None:
+    """A run at step 3, of a state that fits no model: nothing but a refusal comes before that."""
+    _, _, file, _, _, *overrides = _train(store, workdir)
+    config = load_config(file, overrides)
+    claim_workdir(workdir, config)
+    with Checkpointer(workdir, config.checkpoint) as checkpointer:
+        state = {"params": {"w": np.zeros(2)}, "step": np.int32(3)}
+        about = {"config": {"data": {"store": config.data.store}}, "windows": 24}
+        checkpointer.save(3, state, about | extra)
+
+
+@pytest.mark.parametrize("where", ["same path", "elsewhere"])
+def test_going_on_with_another_corpus(refused, run, store, tmp_path, where):
+    workdir, old, new = tmp_path / "run", tmp_path / "store", tmp_path / "new"
+    shutil.copytree(store, old)
+    _begun(old, workdir, {"store": TokenStore.open(old).fingerprint})
+    other = runs.write_corpus(tmp_path / "other.jsonl", documents=230)
+    assert run(*_prepare(other, new)) == 0
+    if where == "same path":
+        shutil.rmtree(old)
+        new = new.rename(old)
+    before = _content(workdir)
+    line = refused(USAGE, *_train(new, workdir, train__log_every=7))
+    assert "was trained on another store" in line and str(workdir) in line
+    assert str(old) in line and TokenStore.open(store).fingerprint[:12] in line
+    assert str(new) in line and TokenStore.open(new).fingerprint[:12] in line
+    assert "--config.data.store=STORE" in line
+    assert _content(workdir) == before
+
+
+def test_going_on_with_another_tokenizer(refused, run, store, corpus, tmp_path):
+    workdir, made, new = tmp_path / "run", tmp_path / "tokenizer", tmp_path / "new"
+    assert run("tokenizer", "train", corpus, "--vocab-size", 259, "--output", made) == 0
+    assert run("prepare", corpus, "--output", new, "--tokenizer", made) == 0
+    _begun(store, workdir, {})
+    shutil.copytree(store / "tokenizer", workdir / "tokenizer")
+    before = _content(workdir)
+    line = refused(USAGE, *_train(new, workdir, train__log_every=7))
+    assert str(workdir) in line and f"{new}: the tokenizer is not the store's" in line
+    assert _content(workdir) == before
+
+
+@pytest.mark.parametrize("recorded", [True, False])
+def test_going_on_with_the_same_corpus(refused, store, tmp_path, recorded):
+    """Moved, or with checkpoints from before the store was recorded."""
+    workdir, moved = tmp_path / "run", tmp_path / "moved"
+    shutil.copytree(store, moved)
+    _begun(store, workdir, {"store": TokenStore.open(store).fingerprint} if recorded else {})
+    assert "is of another model" in refused(FAILED, *_train(moved, workdir))  # it went on
+
+
+def test_a_damaged_newest_checkpoint_does_not_hide_another_corpus(refused, run, store, tmp_path):
+    workdir = tmp_path / "run"
+    _begun(store, workdir, {"store": "0" * 64})
+    damaged = workdir / "checkpoints/4"
+    damaged.mkdir()
+    (damaged / "manifest.json").write_text("{")
+    assert "another store" in refused(USAGE, *_train(store, workdir))
+
+
+def test_going_on_with_other_raw_files(refused, tmp_path):
+    raw, workdir = tmp_path / "raw", tmp_path / "run"
+    raw.mkdir()
+    for name, size in (("a", 4096), ("b", 8192)):
+        np.zeros(size, np.uint32).tofile(raw / f"{name}.npy")
+    fields = {"model__vocab_size": 100_278, "train__eval_windows": 0}
+    _, _, file, _, _, *overrides = _train(raw / "a.npy", workdir, **fields)
+    config = load_config(file, overrides)
+    claim_workdir(workdir, config)
+    with Checkpointer(workdir, config.checkpoint) as checkpointer:
+        extra = {"config": {"data": {"store": "a"}}, "windows": 8}
+        extra["store"] = open_source(raw / "a.npy").fingerprint
+        checkpointer.save(1, {"params": {"w": np.zeros(2)}}, extra)
+    assert "another store" in refused(USAGE, *_train(raw / "*.npy", workdir, **fields))
+    moved = raw.rename(tmp_path / "moved")
+    assert "another model" in refused(FAILED, *_train(moved / "a.npy", workdir, **fields))
+
+
 def test_a_folder_that_is_no_workdir(refused, store, tmp_path):
     workdir = tmp_path / "thesis"
     workdir.mkdir()
@@ -345,6 +428,27 @@ def test_import_of_an_incomplete_folder(refused, run, finished_run, tmp_path):
     weights.unlink()
     assert "model.safetensors" in refused(FAILED, "import", folder, "--workdir", workdir)
     assert not workdir.exists()
+
+
+@pytest.mark.parametrize(
+    ("error", "code"), [(OSError(28, "No space"), 2), (KeyboardInterrupt, 130)]
+)
+def test_an_import_cut_short_leaves_nothing(run, finished_run, tmp_path, monkeypatch, error, code):
+    """A claimed workdir without a checkpoint would train from random parameters."""
+    folder, workdir = tmp_path / "hf", tmp_path / "run"
+    assert run("export", finished_run, "--output", folder) == 0
+
+    def fail(*args):
+        raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr("emo_jax.transfer.Checkpointer.save", fail)
+        assert run("import", folder, "--workdir", workdir) == code
+    assert list(tmp_path.iterdir()) == [folder]
+    workdir.mkdir()  # an empty one will do
+    assert run("import", folder, "--workdir", workdir) == 0
+    assert sorted(tmp_path.iterdir()) == [folder, workdir]
+    assert runs.checkpoints(workdir) == [0]
 
 
 def test_an_output_that_is_there(refused, run, finished_run, corpus, tmp_path):

@@ -110,6 +110,38 @@ def test_export_of_an_older_step(run, finished_run, tmp_path):
     assert new != old
 
 
+def test_export_needs_no_store(run, finished_run, store, tmp_path, capsys):
+    """A relative path of it may lead nowhere from here, and is nobody else's business."""
+    workdir, folder = tmp_path / "run", tmp_path / "hf"
+    shutil.copytree(finished_run, workdir)
+    text = (workdir / "config.json").read_text()
+    assert str(store) in text
+    (workdir / "config.json").write_text(text.replace(str(store), "gone/private"))
+    assert run("export", workdir, "--output", folder) == 0
+    assert capsys.readouterr().err == ""
+    assert load_tokenizer(folder).fingerprint == TokenStore.open(store).tokenizer_fingerprint
+    assert not any("gone/private" in p.read_text() for p in folder.glob("*.json"))
+
+    shutil.rmtree(workdir / "tokenizer")  # as of a run of raw tokens
+    assert run("export", workdir, "--output", tmp_path / "without") == 0
+    line = capsys.readouterr().err
+    assert line.startswith("emo: no tokenizer found") and line.count("\n") == 1
+    assert str(workdir) in line and "give --tokenizer FOLDER" in line
+
+
+def test_export_of_a_run_without_a_store_takes_no_tokenizer_from_here(
+    run, finished_run, store, tmp_path, capsys, monkeypatch
+):
+    workdir = tmp_path / "run"
+    shutil.copytree(finished_run, workdir)
+    shutil.rmtree(workdir / "tokenizer")
+    text = (workdir / "config.json").read_text()
+    (workdir / "config.json").write_text(text.replace(str(store), ""))
+    monkeypatch.chdir(store)  # holds a folder "tokenizer"
+    assert run("export", workdir, "--output", tmp_path / "hf") == 0
+    assert "no tokenizer found" in capsys.readouterr().err
+
+
 def test_export_with_the_runs_own_tokenizer_named(run, finished_run, store, tmp_path):
     argv = ["export", finished_run, "--output", tmp_path / "hf", "--tokenizer", store / "tokenizer"]
     assert run(*argv) == 0

@@ -4,7 +4,9 @@ import click
 import pytest
 import regenerate
 
+from emo_jax import verify
 from emo_jax.cli import cli
+from emo_jax.data import progress
 
 HOW = "if this is wanted: python tests/cli/regenerate.py"
 
@@ -52,3 +54,65 @@ def test_the_example_in_help_is_a_possible_command(path):
     words = ALL[path].epilog.split()
     assert tuple(words[1 : 1 + len(path)]) == path
     ALL[path].make_context(" ".join(path), words[1 + len(path) :])
+
+
+def test_help_of_import_does_not_promise_training(run, capsys):
+    assert run("import", "--help") == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "emo export reads it" in shown and "emo train read" not in shown
+
+
+# --- names that a config has not -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("experiment", "override", "named", "not_named"),
+    [
+        (
+            "emo_tiny",
+            "model.num_layer=3",
+            ["did you mean 'model.num_layers'?", "(allowed in model: attention, "],
+            [],
+        ),
+        ("emo_tiny", "train.step=3", ["did you mean 'train.steps'?", "batch_size"], []),
+        ("emo_tiny", "moe.pool.eval=4", ["'moe.pool.eval_size'?", "allowed in moe.pool: "], []),
+        # The nearest of the same section, though another section has one that is nearer.
+        ("emo_tiny", "checkpoint.save=4", ["did you mean 'checkpoint.save_every'?"], []),
+        ("emo_tiny", "optimizer.train.step=4", ["no section optimizer.train in"], []),
+        ("emo_tiny", "modle.num_layers=3", ["no section modle in", "'model'?", "sections: "], []),
+        ("emo_tiny", "num_layers=3", ["did you mean 'model.num_layers'?"], []),
+        ("emo_tiny", "nmae=x", ["did you mean 'name'?", "(allowed in config: checkpoint, "], []),
+        ("emo_tiny", "moe=3", ["moe is a section", "top_k)"], ["did you mean"]),
+        ("dense_1b", "moe=3", ["no section moe in dense_1b.py"], ["NoneType"]),
+        ("dense_1b", "moe.top_k=3", ["no section moe in dense_1b.py"], ["did you mean", "theta"]),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_a_name_that_is_not_known(refused, tmp_path, experiment, override, named, not_named):
+    file = regenerate.EXPERIMENTS / f"{experiment}.py"
+    override = f"--config.{override}"
+    line = refused(2, "train", "--config", file, "--workdir", tmp_path / "run", override)
+    assert line.startswith(f"emo: {override}: ") and f"{experiment}.py" in line
+    assert all(text in line for text in named), line
+    assert not any(text in line for text in not_named), line
+
+
+# --- before and while long work is done ----------------------------------------------------------
+
+
+@pytest.mark.parametrize("target", ["none/verify.json", "file/verify.json", "folder"])
+def test_verify_refuses_a_report_that_cannot_be_written(refused, tmp_path, monkeypatch, target):
+    monkeypatch.setattr(verify, "verify_cases", lambda *_, **__: pytest.fail("ran first"))
+    (tmp_path / "file").write_text("precious")
+    (tmp_path / "folder").mkdir()
+    line = refused(2, "verify", "--json", tmp_path / target)
+    assert line.startswith(f"emo: --json {tmp_path / target}: ")
+
+
+def test_tokenizer_train_shows_that_it_works(run, corpus, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(progress, "_SECONDS_BETWEEN_LINES", -1)
+    argv = ["tokenizer", "train", corpus, "--vocab-size", 300, "--output"]
+    assert run(*argv, tmp_path / "tokenizer") == 0
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == "tokenizer: 100 documents, 0 MB read"
+    assert lines[-1].startswith("tokenizer: merging")

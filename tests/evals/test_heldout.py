@@ -1,5 +1,7 @@
 """Held-out losses by domain, and the choice of experts that a domain keeps."""
 
+import json
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,7 +10,7 @@ from tiny import NO_POOL, UNIFORM, tiny_batch, tiny_config
 
 from emo_jax.errors import UsageError
 from emo_jax.evals.heldout import evaluate, make_eval_step
-from emo_jax.evals.keep_k import keep_table
+from emo_jax.evals.keep_k import KeepTable, keep_table
 from emo_jax.model.transformer import ModelFunctions
 from emo_jax.modularity.select import keep_experts
 
@@ -121,3 +123,40 @@ def test_table_keeps_what_the_select_split_says():
     np.testing.assert_allclose(
         table.to_json()["mean_rise"]["4"], (table.kept[4] - table.full_M).mean()
     )
+
+
+def test_a_domain_that_a_split_lacks_has_no_losses():
+    """`b` has no select tokens, so nothing chose its experts; `c` has no test tokens."""
+    config = tiny_config(pool=UNIFORM)
+    params, batches = ModelFunctions(config).init(0), _batches(config)
+    without = [
+        [b._replace(domain_ids=np.where(b.domain_ids == m, 0, b.domain_ids)) for b in batches]
+        for m in range(M)
+    ]
+    said = []
+    table = keep_table(
+        config,
+        make_eval_step(config, ModelFunctions(config), M),
+        params,
+        domains=DOMAINS,
+        select_batches=without[1],
+        test_batches=without[2],
+        keeps=[4],
+        progress=said.append,
+    )
+    np.testing.assert_array_equal(np.isnan(table.full_M), [False, False, True])
+    np.testing.assert_array_equal(np.isnan(table.pool_loss_M), [False, False, True])
+    np.testing.assert_array_equal(np.isnan(table.kept[4]), [False, True, True])
+    assert len(said) == 4
+    rows = dict(table.rows())
+    np.testing.assert_array_equal(rows["mean"], rows["a"])  # the only one with every loss
+    written = json.loads(json.dumps(table.to_json(), allow_nan=False))
+    assert written["full"][2] is None and written["kept"]["4"][1:] == [None, None]
+    np.testing.assert_allclose(written["mean_rise"]["4"], table.kept[4][0] - table.full_M[0])
+
+
+def test_a_table_without_any_loss():
+    nothing = np.full(2, np.nan)
+    table = KeepTable(["a", "b"], np.ones(2), {4: nothing}, 0, None)
+    assert np.isnan(table.rows()[-1][1]).all()
+    assert table.to_json()["mean_rise"] == {"4": None}

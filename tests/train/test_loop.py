@@ -5,6 +5,7 @@ import math
 import shutil
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,6 +13,8 @@ import runs
 
 from emo_jax.checkpoint import restore_params
 from emo_jax.data.store import TokenStore
+from emo_jax.data.tokenizers import load_tokenizer
+from emo_jax.train import flops, loop
 
 SCALARS = {
     *("step", "loss", "ce_loss", "lm_z_loss", "grad_norm", "learning_rate", "router_aux_loss"),
@@ -155,6 +158,15 @@ def test_the_step_compiles_once_and_nothing_heavy_is_imported(env, finished_run,
     assert runs.log_as_written(tmp_path / "run") == runs.log_as_written(finished_run)
 
 
+def test_a_run_keeps_the_tokenizer_and_names_the_store(finished_run, store):
+    opened = TokenStore.open(store)
+    kept = load_tokenizer(finished_run / "tokenizer")
+    assert kept.fingerprint == opened.tokenizer_fingerprint
+    assert (kept.eos_token, kept.pad_token) == ("</s>", "<pad>")
+    assert restore_params(finished_run)[1]["store"] == opened.fingerprint
+    assert [p.name for p in finished_run.iterdir() if p.name.startswith(".")] == []
+
+
 def test_a_finished_run_does_nothing_more(env, finished_run, store, tmp_path):
     workdir = tmp_path / "run"
     shutil.copytree(finished_run, workdir)
@@ -190,6 +202,42 @@ def test_a_moved_store_and_other_checkpointing_are_the_same_experiment(
     assert done.returncode == 0, done.stderr
     config = json.loads((workdir / "config.json").read_text())
     assert config["data"]["store"] == str(moved)
+
+
+@pytest.mark.parametrize(
+    ("kind", "peak"),
+    [
+        ("NVIDIA H100 80GB HBM3", 989.5e12),
+        ("NVIDIA H200", 989.5e12),
+        ("TPU v4", 275e12),
+        ("TPU v5 lite", 197e12),
+        ("TPU v5e", 197e12),
+        ("TPU v5", 459e12),
+        ("TPU v5p", 459e12),
+        ("TPU v6 lite", 918e12),
+        ("TPU v6e", 918e12),
+        ("cpu", None),
+    ],
+)
+def test_the_peak_of_a_device(kind, peak):
+    assert flops.peak_flops(SimpleNamespace(device_kind=kind)) == peak
+
+
+def test_several_processes_agree_to_stop_at_logged_steps_only(monkeypatch):
+    asked = []
+
+    def allgather(value):
+        asked.append(bool(value))
+        return np.array([value, True])  # the other process was told to stop
+
+    monkeypatch.setattr("jax.experimental.multihost_utils.process_allgather", allgather)
+    stop = loop._StopRequest(every=5)
+    assert not any(stop.agreed(step) for step in range(20)) and not asked  # one process
+    monkeypatch.setattr("jax.process_count", lambda: 2)
+    assert [step for step in range(12) if stop.agreed(step)] == [0, 5, 10]
+    assert asked == [False] * 3
+    stop.requested = True
+    assert not stop.agreed(11) and stop.agreed(15)  # all stop at the same step
 
 
 # --- micro-batches -------------------------------------------------------------------------------

@@ -66,6 +66,34 @@ def test_stopped_by_a_signal(env, finished_run, store, tmp_path, number):
     _assert_same_run(workdir, finished_run)
 
 
+# A run that is told to stop while it still looks at its workdir.
+_STOPPED = """
+import os, signal
+from emo_jax.cli import main
+from emo_jax.train import loop
+
+claim = loop.claim_workdir
+
+def claim_and_stop(*args):
+    os.kill(os.getpid(), signal.SIGTERM)
+    return claim(*args)
+
+loop.claim_workdir = claim_and_stop
+main()
+"""
+
+
+def test_stopped_before_the_first_step(env, store, tmp_path):
+    workdir = tmp_path / "run"
+    command = [sys.executable, "-c", _STOPPED, *runs.train_argv(store, workdir)]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 75, done.stderr
+    said = "emo: stopped before the first step; run the same command again to go on"
+    assert done.stderr.splitlines()[-1] == said
+    assert runs.checkpoints(workdir) == [] and runs.steps_logged(workdir) == 0
+    assert (workdir / "config.json").exists()
+
+
 @pytest.mark.system
 def test_killed_again_and_again(store, tmp_path):
     """Each process compiles anew, as a restart on another machine does."""
