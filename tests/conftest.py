@@ -1,6 +1,7 @@
 """Eight CPU devices for every test, so that sharded code is tested on any machine."""
 
 import os
+from pathlib import Path
 
 # Before jax is imported anywhere.
 os.environ["XLA_FLAGS"] = (
@@ -9,6 +10,7 @@ os.environ["XLA_FLAGS"] = (
 
 import jax
 import pytest
+import runs
 
 
 @pytest.fixture(autouse=True)
@@ -25,3 +27,21 @@ def one_device_mesh():
     from emo_jax.parallel.mesh import make_mesh
 
     return make_mesh(MeshConfig(), jax.devices()[:1])
+
+
+@pytest.fixture(scope="session")
+def store(tmp_path_factory) -> Path:
+    """A token store that every process of the tests shares."""
+    return runs.shared_store(tmp_path_factory.getbasetemp())
+
+
+@pytest.fixture(scope="session")
+def finished_run(tmp_path_factory) -> Path:
+    """The workdir of a run that was left alone."""
+    return runs.shared_run(tmp_path_factory.getbasetemp())
+
+
+@pytest.fixture(scope="session")
+def env(tmp_path_factory) -> dict[str, str]:
+    """The environment of a process of the tests: one device, a shared compile cache."""
+    return runs.environment(runs.shared_cache(tmp_path_factory.getbasetemp()))

@@ -1,4 +1,4 @@
-"""A corpus, its store and a finished run, shared with tests/train (see tests/runs.py)."""
+"""A corpus, and commands run in this process (see tests/runs.py)."""
 
 from pathlib import Path
 
@@ -9,21 +9,6 @@ import runs
 @pytest.fixture
 def corpus(tmp_path) -> Path:
     return runs.write_corpus(tmp_path / "corpus.jsonl")
-
-
-@pytest.fixture(scope="session")
-def store(tmp_path_factory) -> Path:
-    return runs.shared_store(tmp_path_factory.getbasetemp())
-
-
-@pytest.fixture(scope="session")
-def finished_run(tmp_path_factory) -> Path:
-    return runs.shared_run(tmp_path_factory.getbasetemp())
-
-
-@pytest.fixture(scope="session")
-def env(tmp_path_factory) -> dict[str, str]:
-    return runs.environment(runs.shared_cache(tmp_path_factory.getbasetemp()))
 
 
 @pytest.fixture

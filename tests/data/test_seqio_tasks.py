@@ -41,7 +41,6 @@ seqio.MixtureRegistry.add("emo_mix", [("emo_kept", 1), ("emo_ids", 9)])
 
 @pytest.fixture(scope="module")
 def module(tmp_path_factory):
-    pytest.importorskip("seqio", reason="extra test")
     folder = tmp_path_factory.mktemp("tasks")
     (folder / "emo_test_tasks.py").write_text(MODULE, encoding="utf-8")
     sys.path.insert(0, str(folder))

@@ -10,7 +10,8 @@ TEXTS = ["", "plain", "a</s>b<pad><unk>", "naïve 日本 🎉\x00\t\n  two", "<|
 
 
 def seqio_ids(texts):
-    seqio = pytest.importorskip("seqio", reason="extra test")
+    import seqio  # of the extra `test`; slow to import
+
     vocabulary = seqio.ByteVocabulary()
     assert (vocabulary.pad_id, vocabulary.eos_id, vocabulary.unk_id) == (0, 1, 2)
     return vocabulary.vocab_size, [vocabulary.encode(t) for t in texts]
@@ -128,7 +129,8 @@ def test_training_needs_room_and_text():
 @pytest.mark.system
 @pytest.mark.parametrize("make", [byte_tokenizer, lambda: train_bpe(["one two two"] * 9, 280)])
 def test_transformers_loads_it(make, tmp_path):
-    transformers = pytest.importorskip("transformers")
+    import transformers
+
     tokenizer = make()
     tokenizer.save(tmp_path)
     theirs = transformers.AutoTokenizer.from_pretrained(str(tmp_path))
