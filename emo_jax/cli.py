@@ -101,6 +101,7 @@ def tokenizer_train(inputs: tuple[str, ...], vocab_size: int, output: str, text_
     from emo_jax.data.documents import ReadReport, read_documents
     from emo_jax.data.progress import Progress
     from emo_jax.data.tokenizers import train_bpe
+    from emo_jax.workdir import refuse_existing
 
     refuse_existing(output)
     report = ReadReport()
@@ -160,6 +161,7 @@ def train(config: str, workdir: str, overrides: tuple[str, ...]) -> None:
 def export(workdir: str, output: str, layout: str, step: int | None, tokenizer: str | None) -> None:
     """Write a Hugging Face folder."""
     from emo_jax.transfer import export_workdir
+    from emo_jax.workdir import refuse_existing
 
     refuse_existing(output)  # before a large checkpoint is read
     made = export_workdir(workdir, output, layout=layout, step=step, tokenizer_dir=tokenizer)
@@ -201,17 +203,6 @@ def verify(case_dir: str | None, json_file: str | None) -> None:
         Path(json_file).write_text(json.dumps(results, indent=2) + "\n")
     if failed:
         raise EmoError(f"{failed} quantities are beyond their limits")
-
-
-def refuse_existing(folder: str | Path) -> None:
-    """Raise when a folder to be made has something in it.
-
-    Raises:
-      UsageError: it does.
-    """
-    path = Path(folder)
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise UsageError(f"{path}: is there already; give a new or empty folder")
 
 
 def _refuse_unwritable(option: str, file: Path) -> None:

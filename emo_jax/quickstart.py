@@ -56,7 +56,7 @@ class _Stages:
 
     def __init__(self, console: Console, total: int):
         self._console, self._total, self._done = console, total, 0
-        self._begin = self._last = time.monotonic()
+        self._begin = time.monotonic()
 
     def start(self, text: str) -> None:
         self._done += 1

@@ -19,7 +19,13 @@ from emo_jax.model.transformer import ModelFunctions
 from emo_jax.train.metrics import METRICS_FILE, read_metrics
 from emo_jax.train.optimizer import make_optimizer
 from emo_jax.train.state import TrainState
-from emo_jax.workdir import TOKENIZER_FOLDER, claim_workdir, one_line, read_workdir_config
+from emo_jax.workdir import (
+    TOKENIZER_FOLDER,
+    claim_workdir,
+    one_line,
+    read_workdir_config,
+    refuse_existing,
+)
 
 
 def tokenizer_of(workdir: Path, config: Config) -> Path | None:
@@ -93,8 +99,7 @@ def import_folder(hf_dir: str | os.PathLike[str], workdir: str | os.PathLike[str
       UsageError: the workdir is in use or cannot be made.
     """
     folder = Path(workdir).resolve()
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UsageError(f"{folder}: is there already; give a new or empty folder")
+    refuse_existing(folder)
     params, config = import_model(Path(hf_dir))
     ModelFunctions(config)  # refuses what the model cannot be
     opt_state = make_optimizer(config).init(params)

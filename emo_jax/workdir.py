@@ -7,6 +7,7 @@ folder that holds anything else is somebody else's and is left alone.
 import json
 import os
 from collections.abc import Callable
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -54,6 +55,17 @@ def sync_folder(path: epath.Path) -> None:
         os.fsync(fd)
     finally:
         os.close(fd)
+
+
+def refuse_existing(folder: str | os.PathLike[str]) -> None:
+    """Raise when a folder to be made has something in it.
+
+    Raises:
+      UsageError: it does.
+    """
+    path = Path(folder)
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise UsageError(f"{path}: is there already; give a new or empty folder")
 
 
 def one_line(error: BaseException, limit: int = 300) -> str:

@@ -33,7 +33,6 @@ def init_state(
 
 def abstract_state(model: ModelFunctions, optimizer: optax.GradientTransformation) -> TrainState:
     """Shapes, dtypes and, with a mesh, shardings of the state: what a restore wants."""
-
     abstract = jax.eval_shape(
         lambda p: TrainState(jnp.zeros((), jnp.int32), p, optimizer.init(p)), model.abstract_params
     )
