@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from emo_jax.cli import _run
+from emo_jax.cli.app import _run
 from emo_jax.train.metrics import METRICS_FILE
 
 REPO = Path(__file__).parent.parent

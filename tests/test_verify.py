@@ -7,7 +7,8 @@ import jax
 import numpy as np
 import pytest
 
-from emo_jax import cli, verify
+from emo_jax import verify
+from emo_jax.cli import app
 from emo_jax.errors import EXIT_FAILED, EXIT_USAGE
 
 ONE_STEP = {
@@ -34,7 +35,7 @@ def test_one_step_case():
 def test_command_and_json(tmp_path, capsys):
     case = verify.SHIPPED_CASES / "run_emo"
     target = tmp_path / "verify.json"
-    assert cli._run(["verify", str(case), "--json", str(target)], debug=False) == 0
+    assert app._run(["verify", str(case), "--json", str(target)], debug=False) == 0
     results = json.loads(target.read_text())
     assert {"ce_loss", "grad_norm", "learning_rate"} <= set(results)
     for result in results.values():
@@ -51,7 +52,7 @@ def test_a_wrong_number_fails(tmp_path, capsys):
         ref = dict(arrays)
     ref["ce_loss"][7] *= 1.001
     np.savez(case / "run.npz", **ref)
-    assert cli._run(["verify", str(case)], debug=False) == EXIT_FAILED
+    assert app._run(["verify", str(case)], debug=False) == EXIT_FAILED
     out = capsys.readouterr()
     assert [line.split()[0] for line in out.out.splitlines() if "FAIL" in line] == ["ce_loss"]
     assert out.err.startswith("emo: 1 quantities")
@@ -62,7 +63,7 @@ def test_not_a_case(tmp_path, make, capsys):
     case = tmp_path / "case"
     if make:
         case.mkdir()
-    assert cli._run(["verify", str(case)], debug=False) == EXIT_USAGE
+    assert app._run(["verify", str(case)], debug=False) == EXIT_USAGE
     assert str(case) in capsys.readouterr().err
 
 

@@ -1,0 +1,111 @@
+"""The command `emo`: its group, its exit codes, and errors as one line."""
+
+import logging
+import os
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import absl.logging  # before anything asks for the logger "absl", which would be another one
+import click
+
+from emo_jax import __version__
+from emo_jax.errors import EXIT_FAILED, EXIT_USAGE, EmoError, PreemptedError, UsageError
+
+
+class Command(click.Command):
+    """Shows its example as typed, unwrapped."""
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Writes the example below the options."""
+        if self.epilog:
+            formatter.write("\nExample:\n")
+            for line in self.epilog.splitlines():
+                formatter.write(f"  {line}\n")
+
+
+@click.group(no_args_is_help=False, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="emo")
+@click.option("--debug", is_flag=True, help="Show the traceback of an error.")
+def cli(debug: bool) -> None:
+    """Pretrain modular mixture-of-experts language models (EMO) and use their modules.
+
+    Exit codes: 0 finished, 1 failed, 2 bad usage, 75 state saved: run again.
+    """
+
+
+def command(example: str, **settings: Any) -> Callable:
+    """Decorator: a subcommand of `emo`; `example` is shown by --help and can be typed."""
+    return cli.command(cls=Command, epilog=example, **settings)
+
+
+def refuse_unwritable(option: str, file: Path) -> None:
+    """Raises UsageError where a file cannot be made or replaced."""
+    if not file.parent.is_dir():
+        raise UsageError(f"{option} {file}: no such folder {file.parent}; make it first")
+    if file.is_dir():
+        raise UsageError(f"{option} {file}: is a folder; give a file")
+    if not os.access(file if file.exists() else file.parent, os.W_OK):
+        raise UsageError(f"{option} {file}: cannot be written; give a file in another folder")
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Runs the command and exits with its code; errors are one line without `--debug`."""
+    argv = sys.argv[1:] if argv is None else argv
+    # --debug is accepted anywhere.
+    debug = "--debug" in argv
+    argv = [a for a in argv if a != "--debug"]
+    logging.basicConfig(format="emo: %(message)s", level=logging.WARNING)
+    absl.logging.get_absl_logger().setLevel(logging.WARNING)
+    if not debug:
+        _drop_afterwords()
+    sys.exit(_run(argv, debug))
+
+
+def _drop_afterwords() -> None:
+    """Keeps asyncio and tensorstore from printing tracebacks of writes that failed.
+
+    The failure itself reaches `_run`; these come once more for each file that was under way.
+    """
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)
+    show = sys.unraisablehook
+
+    def hook(unraisable: Any) -> None:
+        if str(unraisable.exc_value) != "Event loop is closed":
+            show(unraisable)
+
+    sys.unraisablehook = hook
+
+
+def _run(argv: list[str], debug: bool) -> int:
+    try:
+        cli(argv or ["--help"], prog_name="emo", standalone_mode=False)
+        return 0
+    except click.exceptions.Exit as e:
+        return e.exit_code
+    except click.ClickException as e:
+        where = e.ctx.command_path if isinstance(e, click.UsageError) and e.ctx else "emo"
+        text = " ".join(e.format_message().split()).rstrip(".")
+        return _fail(f"{text} (see {where} --help)", EXIT_USAGE, debug)
+    except PreemptedError as e:
+        return _fail(str(e), e.exit_code, debug=False)
+    except EmoError as e:
+        return _fail(str(e), e.exit_code, debug)
+    except (KeyboardInterrupt, click.Abort):
+        return _fail("interrupted", 130, debug)
+    except Exception as e:
+        text = " ".join(str(e).split())[:500]
+        return _fail(
+            f"{type(e).__name__}: {text} (run again with --debug for the traceback)",
+            EXIT_FAILED,
+            debug,
+        )
+
+
+def _fail(message: str, code: int, debug: bool) -> int:
+    if debug:
+        traceback.print_exc()
+    click.echo(f"emo: {message}", err=True)
+    return code
