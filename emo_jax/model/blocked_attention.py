@@ -1,11 +1,13 @@
 """Causal attention in blocks of queries: the score matrix of a window never exists at once.
 
 Each block sees only the keys up to its last query, so that nearly half of the work is not done;
-the backward pass makes the probabilities again from the saved logsumexp.
+the backward pass makes the probabilities again from the saved logsumexp. Windows are taken two at a
+time: what a few windows need stays in the cache, and little memory is touched at all.
 
 Legend: B windows, S tokens, H heads, h head size, C queries of a block, T keys that a block sees.
 """
 
+import math
 from collections.abc import Iterator
 from functools import partial
 
@@ -16,6 +18,7 @@ MASKED = -1e30  # finite: a padded token, which may attend to nothing, gives a n
 # Small blocks skip more of the upper half, many of them make a long program. Measured at S = 256
 # and 512 on two cores: 64 is fastest.
 MIN_BLOCK, MAX_BLOCKS = 64, 16
+WINDOWS = 2  # taken at a time
 
 _dot = partial(jnp.einsum, preferred_element_type=jnp.float32)
 
@@ -39,12 +42,36 @@ def _scores(q_BHCh, k_BHTh, ids_BS, first, within_document):
     return jnp.where(seen_BCT[:, None], scores_BHCT, MASKED)
 
 
+def _by_windows(f, *arrays_B):
+    """f(*arrays_B), `WINDOWS` windows at a time where their number allows it."""
+    B = arrays_B[0].shape[0]
+    c = math.gcd(B, WINDOWS)
+    out = jax.lax.map(
+        lambda parts: f(*parts), [a.reshape(B // c, c, *a.shape[1:]) for a in arrays_B]
+    )
+    return jax.tree.map(lambda a: a.reshape(B, *a.shape[2:]), out)
+
+
 @partial(jax.custom_vjp, nondiff_argnums=(4,))
 def _attend(q_BHSh, k_BHSh, v_BHSh, ids_BS, within_document):
     return _attend_fwd(q_BHSh, k_BHSh, v_BHSh, ids_BS, within_document)[0]
 
 
 def _attend_fwd(q_BHSh, k_BHSh, v_BHSh, ids_BS, within_document):
+    inputs = q_BHSh, k_BHSh, v_BHSh, ids_BS
+    out_BHSh, lse_BHS = _by_windows(partial(_forward, within_document), *inputs)
+    return out_BHSh, (*inputs, out_BHSh, lse_BHS)
+
+
+def _attend_bwd(within_document, residuals, grad_BHSh):
+    return *_by_windows(partial(_backward, within_document), *residuals, grad_BHSh), None
+
+
+_attend.defvjp(_attend_fwd, _attend_bwd)
+
+
+def _forward(within_document, q_BHSh, k_BHSh, v_BHSh, ids_BS):
+    """The output, and the logsumexp of the scores (B,H,S)."""
     dtype = v_BHSh.dtype
     outs, lses = [], []
     for i, T in _blocks(q_BHSh.shape[2]):
@@ -55,14 +82,13 @@ def _attend_fwd(q_BHSh, k_BHSh, v_BHSh, ids_BS, within_document):
         mixed_BHCh = _dot("bhct,bhtk->bhck", probs_BHCT.astype(dtype), v_BHSh[:, :, :T])
         outs.append((mixed_BHCh / sum_BHC1).astype(dtype))
         lses.append((top_BHC1 + jnp.log(sum_BHC1))[..., 0])
-    out_BHSh, lse_BHS = jnp.concatenate(outs, axis=2), jnp.concatenate(lses, axis=2)
-    return out_BHSh, (q_BHSh, k_BHSh, v_BHSh, ids_BS, out_BHSh, lse_BHS)
+    return jnp.concatenate(outs, axis=2), jnp.concatenate(lses, axis=2)
 
 
-def _attend_bwd(within_document, residuals, grad_BHSh):
-    q_BHSh, k_BHSh, v_BHSh, ids_BS, out_BHSh, lse_BHS = residuals
+def _backward(within_document, q_BHSh, k_BHSh, v_BHSh, ids_BS, out_BHSh, lse_BHS, grad_BHSh):
+    """Gradients of q, k and v."""
     dtype, S, scale = q_BHSh.dtype, q_BHSh.shape[2], q_BHSh.shape[-1] ** -0.5
-    dot_BHS = jnp.sum(out_BHSh.astype(jnp.float32) * grad_BHSh.astype(jnp.float32), axis=-1)
+    dot_BHS = _dot("bhsk,bhsk->bhs", out_BHSh, grad_BHSh)
     dk_BHSh, dv_BHSh = (jnp.zeros(a.shape, jnp.float32) for a in (k_BHSh, v_BHSh))
     dqs = []
     for i, T in _blocks(S):
@@ -77,10 +103,7 @@ def _attend_bwd(within_document, residuals, grad_BHSh):
         dv_BHSh += jnp.pad(_dot("bhct,bhck->bhtk", probs_BHCT, grad_BHCh), later)
         dk_BHSh += jnp.pad(_dot("bhct,bhck->bhtk", dscores_BHCT, q_BHCh), later)
         dqs.append(_dot("bhct,bhtk->bhck", dscores_BHCT, k_BHTh).astype(dtype))
-    return jnp.concatenate(dqs, axis=2), dk_BHSh.astype(dtype), dv_BHSh.astype(dtype), None
-
-
-_attend.defvjp(_attend_fwd, _attend_bwd)
+    return jnp.concatenate(dqs, axis=2), dk_BHSh.astype(dtype), dv_BHSh.astype(dtype)
 
 
 def blocked_attention(

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import jax
 from jax.sharding import Mesh
 
-from emo_jax.moe import dispatch, grouped
+from emo_jax.moe import blocked, dispatch, grouped
 from emo_jax.moe.router import Routing
 from emo_jax.parallel.mesh import over_windows
 
@@ -63,9 +63,13 @@ def _local_experts(
     R = E - num_shared_experts
     x_ND = x_BSD.reshape(B * S, D)
     perm = dispatch.sort_by_expert(routing.indices_BSK.reshape(-1, K), R)
-    rows_MD = dispatch.gather_rows(x_ND, perm)
-    y_MD = grouped.grouped_swiglu(rows_MD, *weights, perm.group_sizes_R, backend=backend)
-    out_ND = dispatch.combine_rows(y_MD, routing.weights_BSK.reshape(-1, K), perm)
+    weights_NK = routing.weights_BSK.reshape(-1, K)
+    if backend == "blocked":
+        out_ND = blocked.routed_swiglu(x_ND, weights_NK, perm, *weights)
+    else:
+        rows_MD = dispatch.gather_rows(x_ND, perm)
+        y_MD = grouped.grouped_swiglu(rows_MD, *weights, perm.group_sizes_R)
+        out_ND = dispatch.combine_rows(y_MD, weights_NK, perm)
     # A shared expert sees every token with weight 1: plain matmuls, no routing.
     for e in range(R, E):
         hidden_NF = grouped.swiglu(x_ND @ weights.gate_EDF[e], x_ND @ weights.up_EDF[e])

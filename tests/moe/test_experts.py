@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from emo_jax.moe import dispatch, grouped
+from emo_jax.moe import blocked, dispatch
 from emo_jax.moe.experts import ExpertWeights, experts
 from emo_jax.moe.router import Routing
 
@@ -44,7 +44,7 @@ def _indices(kind, rng, routed):
 @pytest.mark.parametrize("s", [0, 1, 2])
 @pytest.mark.parametrize("kind", ["spread", "all on one", "some with none", "padding"])
 def test_experts_equal_the_obvious_sum(backend, s, kind, monkeypatch):
-    monkeypatch.setattr(grouped, "BLOCK_ROWS", 8)  # several blocks an expert, cut anywhere
+    monkeypatch.setattr(blocked, "BLOCK_ROWS", 8)  # several blocks an expert, cut anywhere
     x, weights, rng = _weights()
     indices = jnp.asarray(_indices(kind, rng, E - s), jnp.int32)
     pick_weights = jnp.asarray(rng.random((B, S, K)), jnp.float32)
