@@ -10,7 +10,13 @@ VERSION = re.search(r'__version__ = "(.+)"', (HERE / "emo_jax/__init__.py").read
 
 TOKENIZERS = ["tokenizers>=0.22.0"]
 # seqio brings TensorFlow: it is for preparing data, never for training.
-PREPARE = ["seqio>=0.0.18"]
+PREPARE = ["seqio>=0.0.18", "pyarrow>=18.1.0", "sentencepiece>=0.2.0"]
+# Trackers and the site: none is imported unless asked for.
+TENSORBOARD = ["tensorboard>=2.21.0"]
+WANDB = ["wandb>=0.31.0"]
+MLFLOW = ["mlflow-skinny>=3.17.2", "sqlalchemy>=2.1", "alembic>=1.20"]  # the last two: sqlite:///
+HUB = ["huggingface_hub>=0.36.2"]  # emo export --push
+DOCS = ["mkdocs>=1.6.1,<2", "mkdocs-material>=9.8.1"]
 
 setup(
     name="emo-jax",
@@ -41,8 +47,24 @@ setup(
         *TOKENIZERS,
     ],
     extras_require={
-        "test": ["pytest>=8", "pytest-xdist>=3.6", "mypy>=1.15", "ruff>=0.12", *PREPARE],
+        "test": [
+            "pytest>=8",
+            "pytest-xdist>=3.6",
+            "mypy>=1.15",
+            "ruff>=0.12",
+            *PREPARE,
+            *TENSORBOARD,
+            *WANDB,
+            *MLFLOW,
+            *DOCS,
+            *HUB,
+        ],
         "prepare": PREPARE,
+        "tensorboard": TENSORBOARD,
+        "wandb": WANDB,
+        "mlflow": MLFLOW,
+        "docs": DOCS,
+        "hub": HUB,
         "tpu": ["jax[tpu]>=0.10.2"],
         "gpu": ["jax[cuda12]>=0.10.2"],
     },

@@ -49,6 +49,7 @@ from emo_jax.manifest import (
     savable,
     versions,
 )
+from emo_jax.slices import WRITE_BYTES, SlicedLeaf, SliceReader, sliced_registry
 from emo_jax.workdir import all_succeed, one_line
 
 _LOG = logging.getLogger(__name__)
@@ -160,6 +161,17 @@ class Checkpointer:
             return read_manifest(self._folder / str(step))["extra"]
         except DamagedError as e:
             raise CheckpointError(f"checkpoint of step {step} in {self._folder}: {e}") from e
+
+    def items(self, step: int) -> set[str]:
+        """What a step holds: `params` and the `rest` of the state, or `params` alone.
+
+        The latter is what an import makes: `restore_params` reads it, the optimizer starts fresh.
+        """
+        try:
+            manifest = read_manifest(self._folder / str(step))
+        except DamagedError as e:
+            raise CheckpointError(f"checkpoint of step {step} in {self._folder}: {e}") from e
+        return {item_of(tuple(leaf["path"])) for leaf in manifest["leaves"]}
 
     def restore(self, abstract_state: Any, step: int | None = None) -> tuple[Any, dict, int]:
         """The newest good checkpoint, or the one of `step`, as (state, extra, step).
@@ -279,8 +291,10 @@ def _start(folder: epath.Path, barrier: str, leaves: dict[LeafPath, Any]) -> Any
             items.setdefault(item_of(path), {})[path] = leaf
     # Compression gains under a tenth on weights and takes processors from the input pipeline.
     handlers = {
-        name: ocp.PyTreeCheckpointHandler(save_concurrent_gb=limit, use_compression=False)
-        for name in items
+        name: ocp.PyTreeCheckpointHandler(
+            save_concurrent_gb=limit, use_compression=False, **_handler_options(of)
+        )
+        for name, of in items.items()
     }
     # Made at once, a folder that cannot be made is an error now; made by a thread, it leaves
     # others waiting for minutes.
@@ -297,13 +311,29 @@ def _start(folder: epath.Path, barrier: str, leaves: dict[LeafPath, Any]) -> Any
         multiprocessing_options=processes,
     )
     args = {
-        name: ocp.args.PyTreeSave(
-            nest(of), nest({p: ocp.SaveArgs(chunk_byte_size=_CHUNK_BYTES) for p in of})
-        )
+        name: ocp.args.PyTreeSave(nest(of), nest({p: _save_args(p, x) for p, x in of.items()}))
         for name, of in items.items()
     }
     writer.save(folder, args=ocp.args.Composite(**args))
     return writer
+
+
+def _handler_options(leaves: Mapping[LeafPath, Any]) -> dict[str, Any]:
+    if all(isinstance(leaf, SlicedLeaf) for leaf in leaves.values()):
+        return {"type_handler_registry": sliced_registry()}
+    return {}
+
+
+def _save_args(path: LeafPath, leaf: Any) -> Any:
+    """How an array is cut into chunks on disk.
+
+    A chunk of stacked layers is of one layer, whatever mesh wrote it: left to itself orbax cuts
+    the longest axes, and then one layer, or one expert, lies in every chunk of the array.
+    """
+    axes: tuple[int, ...] = (0,) if "layers" in path and len(leaf.shape) > 1 else ()
+    if isinstance(leaf, SlicedLeaf):
+        return ocp.SaveArgs(chunk_byte_size=WRITE_BYTES, shard_axes=leaf.chunk_axes)
+    return ocp.SaveArgs(chunk_byte_size=_CHUNK_BYTES, shard_axes=axes)
 
 
 def restore_params(
@@ -327,21 +357,17 @@ def restore_params(
     return like({"params": abstract_params}, values)["params"], extra, found
 
 
-def stream_params(
+def open_params(
     workdir: str | os.PathLike[str], step: int | None = None
-) -> tuple[Iterator[tuple[LeafPath, np.ndarray]], dict[str, Any], int]:
-    """Like `restore_params`, one host array after the other: (iterator of (path, array), …).
+) -> tuple[SliceReader, dict[str, Any], int]:
+    """Like `restore_params`, to be read block by block: (reader, extra, step).
 
-    Paths are below `params`. Memory holds one array at a time.
+    Paths are below `params`, joined by `/`. Memory holds the blocks that are asked for.
     """
 
-    def load(folder: epath.Path, manifest: dict[str, Any]) -> Iterator[tuple[LeafPath, np.ndarray]]:
-        for path, spec in param_specs(manifest).items():
-            try:
-                (value,) = dict(_read(folder, manifest, {path: spec})).values()
-            except DamagedError as e:
-                raise CheckpointError(f"{folder}: {'/'.join(path)}: {e}") from e
-            yield path[1:], value
+    def load(folder: epath.Path, manifest: dict[str, Any]) -> SliceReader:
+        specs = {"/".join(path[1:]): spec for path, spec in param_specs(manifest).items()}
+        return SliceReader(folder / manifest["data"] / "params", specs, ("params",))
 
     return newest_good(epath.Path(workdir) / _FOLDER, step, {"params"}, load, [])
 

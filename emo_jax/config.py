@@ -20,6 +20,9 @@ AttentionScope = Literal["document", "window"]
 Remat = Literal["none", "full"]
 Dtype = Literal["float32", "bfloat16"]
 ExpertBackend = Literal["auto", "blocked", "ragged_dot"]
+BalanceScope = Literal["micro", "step"]
+Schedule = Literal["cosine", "wsd"]
+WandbMode = Literal["online", "offline", "disabled"]
 
 
 def _require(ok: bool, name: str, value: Any, allowed: str) -> None:
@@ -38,10 +41,10 @@ class PoolConfig:
     """
 
     kind: PoolKind = "none"
-    size: int = 0
-    min_size: int = 0
-    max_size: int = 0
-    top_p: float = 0.0
+    size: int = 0  # of fixed
+    min_size: int = 0  # of uniform and top_p
+    max_size: int = 0  # likewise
+    top_p: float = 0.0  # of top_p: share of the probability
     eval_size: int = 0  # pool of `pool=N` held-out losses; 0: none is reported
     forced_experts: int = 0  # the last routed experts, that are in every pool
 
@@ -51,13 +54,16 @@ class MoeConfig:
     """Mixture-of-experts feed-forward. Counts of experts and picks include the shared ones."""
 
     num_experts: int
-    top_k: int
-    expert_dim: int
-    num_shared_experts: int = 1
+    top_k: int  # experts that a token uses
+    expert_dim: int  # hidden size of one
+    num_shared_experts: int = 1  # the last ones, used by every token with weight 1
     pool: PoolConfig = field(default_factory=PoolConfig)
     load_balance_weight: float = 0.1  # divided by the number of layers in the loss
     router_z_weight: float = 0.001  # likewise
-    backend: ExpertBackend = "auto"
+    # Whose counts the load balance is of: a micro-batch's (the reference's), or the whole step's,
+    # which takes one more forward pass where train.micro_batches is above 1.
+    balance_scope: BalanceScope = "micro"
+    backend: ExpertBackend = "auto"  # of the expert matrix products; auto: what suits the device
 
     def __post_init__(self) -> None:
         n, k, s, pool = self.num_experts, self.top_k, self.num_shared_experts, self.pool
@@ -121,17 +127,17 @@ class ModelConfig:
 
     vocab_size: int  # ids the tokenizer can produce
     num_layers: int
-    embed_dim: int
-    num_heads: int
+    embed_dim: int  # width
+    num_heads: int  # of attention
     head_dim: int
     mlp_dim: int = 0  # hidden size of a dense model; 0 for a mixture of experts
     vocab_multiple: int = 128  # table rows are vocab_size rounded up; rows above are masked out
-    attention: AttentionScope = "document"
+    attention: AttentionScope = "document"  # what a token sees; window: across documents too
     rope_theta: float = 500_000.0
     norm_eps: float = 1e-6
     init_std: float = 0.02  # truncated normal, cut at three of these
-    compute_dtype: Dtype = "bfloat16"
-    remat: Remat = "none"
+    compute_dtype: Dtype = "bfloat16"  # parameters, router and losses are float32
+    remat: Remat = "none"  # full: computes layers again in the backward pass, to save memory
 
     def __post_init__(self) -> None:
         for name in ("vocab_size", "num_layers", "embed_dim", "num_heads", "vocab_multiple"):
@@ -156,30 +162,50 @@ class ModelConfig:
 class DataConfig:
     """Windows of a token store, or of headerless `.npy` token files read in place."""
 
-    store: str = ""
-    seq_len: int = 4096
+    store: str = ""  # folder of emo prepare, or patterns of .npy files with commas between
+    seq_len: int = 4096  # tokens of a window
     seed: int = 0  # order of the windows
     eos_starts_next_pool: bool = False  # the reference's off-by-one (SPEC 2.1)
     repetition_filter: bool = True  # mask windows with a short pattern repeated (SPEC 5.5)
     prefetch: int = 2  # batches made ahead
+    raw_vocab_size: int = 100_278  # of .npy files, which do not say it; Dolma 2's (SPEC 5.1)
+    raw_eos_id: int = 100_257  # likewise: ends a document
+    raw_pad_id: int = 100_277  # likewise: fills a window
 
     def __post_init__(self) -> None:
         _require(self.seq_len >= 2, "data.seq_len", self.seq_len, "at least 2")
         _require(self.prefetch >= 1, "data.prefetch", self.prefetch, "at least 1")
+        _require(self.raw_vocab_size >= 1, "data.raw_vocab_size", self.raw_vocab_size, "at least 1")
+        for name in ("raw_eos_id", "raw_pad_id"):
+            _require(
+                0 <= getattr(self, name) < self.raw_vocab_size,
+                f"data.{name}",
+                getattr(self, name),
+                f"0..{self.raw_vocab_size - 1} (below data.raw_vocab_size)",
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:
-    """AdamW with warm-up and cosine (SPEC 4)."""
+    """AdamW (SPEC 4). After a linear warm-up the learning rate falls to a fraction of its peak.
 
-    peak_lr: float = 4e-3
-    warmup_steps: int = 2000
-    final_lr_fraction: float = 0.1
-    b1: float = 0.9
-    b2: float = 0.95
+    `cosine` falls from there to `train.steps`; `wsd` is constant and falls linearly over the last
+    `decay_steps`. A step whose loss or gradient norm is above the mean of the last `skip_window`
+    steps by `skip_sigma` of their standard deviations is skipped.
+    """
+
+    peak_lr: float = 4e-3  # learning rate at the end of the warm-up
+    schedule: Schedule = "cosine"
+    warmup_steps: int = 2000  # linear
+    decay_steps: int = 0  # of wsd, the last steps of train.steps
+    final_lr_fraction: float = 0.1  # of peak_lr, at train.steps
+    skip_window: int = 0  # steps; 0: none is skipped
+    skip_sigma: float = 6.0  # standard deviations above the mean
+    b1: float = 0.9  # of Adam's first moment
+    b2: float = 0.95  # of its second
     eps: float = 1e-8
     weight_decay: float = 0.1  # decoupled; on everything but the input embedding
-    clip_norm: float = 1.0
+    clip_norm: float = 1.0  # of all gradients together
 
     def __post_init__(self) -> None:
         _require(self.peak_lr > 0, "optimizer.peak_lr", self.peak_lr, "above 0")
@@ -197,6 +223,15 @@ class OptimizerConfig:
                 getattr(self, name),
                 "at least 0 and below 1",
             )
+        decay, window = self.decay_steps, self.skip_window
+        if self.schedule == "wsd":
+            _require(decay >= 1, "optimizer.decay_steps", decay, "at least 1 in a wsd schedule")
+        else:
+            unread = f"0: a {self.schedule} schedule does not read it"
+            _require(decay == 0, "optimizer.decay_steps", decay, unread)
+        # Half a window must hold two steps before the newest, or they have no deviation.
+        _require(window == 0 or window >= 6, "optimizer.skip_window", window, "0 or at least 6")
+        _require(self.skip_sigma > 0, "optimizer.skip_sigma", self.skip_sigma, "above 0")
         _require(self.eps > 0, "optimizer.eps", self.eps, "above 0")
         _require(self.clip_norm > 0, "optimizer.clip_norm", self.clip_norm, "above 0")
         _require(self.weight_decay >= 0, "optimizer.weight_decay", self.weight_decay, "at least 0")
@@ -206,12 +241,12 @@ class OptimizerConfig:
 class TrainConfig:
     """The loop. A batch is `batch_size` windows, cut into `micro_batches` equal parts."""
 
-    steps: int
-    batch_size: int
-    micro_batches: int = 1
+    steps: int  # the run ends here
+    batch_size: int  # windows of a step, over all devices
+    micro_batches: int = 1  # one after the other, to save memory
     z_loss_weight: float = 1e-5  # on logsumexp² of the vocabulary logits
     loss_chunk: int = 1024  # tokens whose logits exist at once, per window row
-    log_every: int = 10
+    log_every: int = 10  # steps
     eval_every: int = 0  # steps; 0: only at the end
     eval_windows: int = 64  # held-out windows per evaluation; 0: none
 
@@ -232,8 +267,8 @@ class TrainConfig:
 class CheckpointConfig:
     """When to save, and what to keep: the newest `keep_last`, and every `keep_every`-th step."""
 
-    save_every: int = 100
-    keep_last: int = 2
+    save_every: int = 100  # steps
+    keep_last: int = 2  # checkpoints
     keep_every: int = 0  # steps; 0: none beyond keep_last
 
     def __post_init__(self) -> None:
@@ -251,9 +286,9 @@ class CheckpointConfig:
 class MeshConfig:
     """Sizes of the mesh axes; one of them may be -1, the devices that are left."""
 
-    replica: int = 1
-    fsdp: int = -1
-    expert: int = 1
+    replica: int = 1  # copies of the parameters
+    fsdp: int = -1  # devices that share one copy
+    expert: int = 1  # devices that share the experts
 
     def __post_init__(self) -> None:
         sizes = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
@@ -268,10 +303,64 @@ class MeshConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class InitConfig:
+    """A run that starts from the checkpoint of another (`emo train --init-from`).
+
+    A difference between the two configs that is not expected is refused.
+    """
+
+    expected_changes: tuple[str, ...] = ()  # fields and sections: ("moe.pool", "train.steps")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrackingConfig:
+    """Where a run's metrics go besides WORKDIR/metrics.jsonl. Each needs its extra of emo-jax.
+
+    None of it changes what a run computes, so a resumed run may change all of it.
+    """
+
+    tensorboard: bool = False  # event files in WORKDIR/tensorboard
+    wandb_project: str = ""  # of Weights & Biases; empty: not used
+    wandb_entity: str = ""  # team or user; empty: the account's default
+    wandb_mode: WandbMode = "online"  # offline: files in WORKDIR/wandb, no network
+    mlflow_uri: str = ""  # https://HOST, sqlite:///FILE or databricks; empty: not used
+    mlflow_experiment: str = "emo_jax"  # made where it is not there
+
+    def __post_init__(self) -> None:
+        project, uri = self.wandb_project, self.mlflow_uri
+        named = not set(project) & set("/\\#?%:") and len(project) <= 128
+        _require(
+            named, "tracking.wandb_project", project, "at most 128 characters, none of / \\ # ? % :"
+        )
+        for name, unset in (("wandb_entity", ""), ("wandb_mode", "online")):
+            value = getattr(self, name)
+            needs = f"{unset!r} without tracking.wandb_project"
+            _require(bool(project) or value == unset, f"tracking.{name}", value, needs)
+        # Not shown: it is a secret, and the config is written into the workdir and the trackers.
+        if "@" in uri.partition("://")[2].partition("/")[0]:
+            raise ConfigError(
+                "config.tracking.mlflow_uri: must not hold a user or password; set"
+                " MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD instead"
+            )
+        known = uri == "databricks" or uri.startswith(
+            ("http://", "https://", "sqlite:///", "databricks://")
+        )
+        _require(
+            not uri or known,
+            "tracking.mlflow_uri",
+            uri,
+            "http://HOST, https://HOST, sqlite:///FILE or databricks (MLflow has closed folders)",
+        )
+        unread = "'emo_jax' without tracking.mlflow_uri" if not uri else "a name"
+        ok = self.mlflow_experiment == "emo_jax" if not uri else bool(self.mlflow_experiment)
+        _require(ok, "tracking.mlflow_experiment", self.mlflow_experiment, unread)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Config:
     """One run."""
 
-    name: str
+    name: str  # shown, and that of the run in trackers
     model: ModelConfig
     train: TrainConfig
     moe: MoeConfig | None = None  # None: a dense model
@@ -279,6 +368,8 @@ class Config:
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     mesh: MeshConfig = field(default_factory=MeshConfig)
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    init: InitConfig = field(default_factory=InitConfig)
     seed: int = 0  # initialisation and pool draws
 
     def __post_init__(self) -> None:
@@ -308,6 +399,18 @@ class Config:
             self.optimizer.warmup_steps,
             f"at most train.steps = {self.train.steps}",
         )
+        _require(
+            self.optimizer.warmup_steps + self.optimizer.decay_steps <= self.train.steps,
+            "optimizer.decay_steps",
+            self.optimizer.decay_steps,
+            f"at most {self.train.steps - self.optimizer.warmup_steps}"
+            " (train.steps - optimizer.warmup_steps)",
+        )
+        for name in self.init.expected_changes:
+            fields = list(flatten(self))
+            known = any(f == name or f.startswith(f"{name}.") for f in fields)
+            allowed = f"fields or sections of the config{nearest(name, fields)}"
+            _require(known, "init.expected_changes", name, allowed)
         micro = self.train.batch_size // self.train.micro_batches
         rows = max(self.mesh.replica, 1) * max(self.mesh.fsdp, 1) * max(self.mesh.expert, 1)
         _require(
@@ -342,6 +445,11 @@ def _leaf(value: Any, kind: Any, path: str) -> Any:
             near = nearest(str(value), list(choices))
             raise ConfigError(f"config.{path} = {value!r}: must be one of {list(choices)}{near}")
         return value
+    if kind == tuple[str, ...]:
+        # A list in JSON; `a,b` on the command line comes as ("a,b",).
+        if not isinstance(value, list | tuple) or any(not isinstance(x, str) for x in value):
+            raise ConfigError(f"config.{path} = {value!r}: must be names, like ('a', 'b')")
+        return tuple(name for name in ",".join(value).replace(" ", "").split(",") if name)
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):

@@ -21,12 +21,14 @@ import numpy as np
 from etils import epath
 from jax.experimental import multihost_utils
 
+from emo_jax import __version__
 from emo_jax.errors import CheckpointError
+from emo_jax.slices import SlicedLeaf
 from emo_jax.workdir import one_line, sync_folder, write_atomic
 
 MANIFEST, FORMAT = "manifest.json", 1
 _LOG = logging.getLogger(__name__)
-_HASH_THREADS, _HASH_BLOCK = 4, 8 * 2**20
+_HASH_THREADS, _HASH_BLOCK = 4, 2**20
 
 LeafPath = tuple[str, ...]  # of a leaf in the state: ("params", "layers", "router")
 
@@ -85,6 +87,8 @@ def dtype_name(leaf: Any) -> str:
 def savable(path: LeafPath, leaf: Any) -> Any:
     """A leaf as an array that can be written; CheckpointError for one that cannot."""
     name = "/".join(path)
+    if isinstance(leaf, SlicedLeaf):
+        return leaf
     if isinstance(leaf, jax.Array):
         if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
             raise CheckpointError(f"state {name}: a random key; save jax.random.key_data of it")
@@ -280,8 +284,8 @@ def _agreed(reason: str | None) -> str | None:
 
 def versions() -> dict[str, str]:
     """Versions of the libraries that decide what a checkpoint looks like."""
-    found = {"python": platform.python_version()}
-    for name in ("emo_jax", "jax", "flax", "optax", "orbax-checkpoint"):
+    found = {"python": platform.python_version(), "emo_jax": __version__}
+    for name in ("jax", "flax", "optax", "orbax-checkpoint"):
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             found[name] = importlib.metadata.version(name)
     return found

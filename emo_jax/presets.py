@@ -14,6 +14,7 @@ from emo_jax.errors import ConfigError
 
 TOKENS_130B = 130_000_000_000
 TOKENS_1T = 1_000_000_000_000
+TOKENS_ANNEAL = 50_000_000_000
 
 
 def _as_config_dict(config: config_lib.Config) -> ConfigDict:
@@ -60,6 +61,7 @@ def _run_1b(
     length: _Length,
     eos_starts_next_pool: bool = False,
     weight_decay: float = 0.1,
+    skip_window: int = 0,
 ) -> ConfigDict:
     batch_size, seq_len = 1024, 4096
     return _as_config_dict(
@@ -68,7 +70,9 @@ def _run_1b(
             model=model,
             moe=moe,
             data=config_lib.DataConfig(seq_len=seq_len, eos_starts_next_pool=eos_starts_next_pool),
-            optimizer=config_lib.OptimizerConfig(weight_decay=weight_decay),
+            optimizer=config_lib.OptimizerConfig(
+                weight_decay=weight_decay, skip_window=skip_window
+            ),
             train=config_lib.TrainConfig(
                 steps=_steps(length.num_tokens, batch_size, seq_len),
                 batch_size=batch_size,
@@ -115,16 +119,14 @@ def stdmoe_1b4b() -> ConfigDict:
 
 
 def dense_1b() -> ConfigDict:
-    """Dense 1b: SwiGLU of hidden 8192, weight decay 0.033 (SPEC 4, right column).
-
-    The reference also skips steps on spikes of the loss here; that is not built yet.
-    """
+    """Dense 1b: SwiGLU of hidden 8192, weight decay 0.033, spikes skipped (SPEC 4, right)."""
     return _run_1b(
         "dense_1b",
         model=_model_1b(attention="window", mlp_dim=8192),
         moe=None,
         length=_length("130b"),
         weight_decay=0.033,
+        skip_window=128,
     )
 
 
@@ -160,3 +162,77 @@ def emo_tiny() -> ConfigDict:
 def stdmoe_tiny() -> ConfigDict:
     """The standard-MoE twin of `emo_tiny`: same shape, data and attention, no pool."""
     return _tiny("stdmoe_tiny", config_lib.PoolConfig())
+
+
+# --- anneals -------------------------------------------------------------------------------------
+
+
+def _anneal(
+    arg: str, emo: ConfigDict, std: ConfigDict, *, decay_steps: int, name: str
+) -> ConfigDict:
+    """A run's last state trained on, to a learning rate of 0 (SPEC 4, 13.16): `--init all`.
+
+    The peak is the learning rate that the run ended at. `std_to_emo` switches a standard mixture
+    of experts to pools, and with them to attention inside of documents.
+    """
+    bases = {"emo": emo, "std": std, "std_to_emo": std}
+    if arg not in bases:
+        raise ConfigError(f"config argument {arg!r}: must be one of {', '.join(bases)}")
+    config = bases[arg].copy_and_resolve_references()
+    config.name = f"{name}_{arg}"
+    expected = ["train.steps"]
+    config.train.steps += decay_steps
+    optimizer = {
+        "schedule": "wsd",
+        "peak_lr": config.optimizer.peak_lr * config.optimizer.final_lr_fraction,
+        "final_lr_fraction": 0.0,
+        "decay_steps": decay_steps,
+    }
+    config.optimizer.update(optimizer)
+    expected += [f"optimizer.{field}" for field in optimizer]
+    if arg == "std_to_emo":
+        config.moe.pool = emo.moe.pool
+        config.model.attention = emo.model.attention
+        expected += ["moe.pool", "model.attention"]
+    config.init.expected_changes = tuple(expected)
+    return config
+
+
+def anneal_1b14b(arg: str = "emo") -> ConfigDict:
+    """50 B tokens after a run of 1 T: steps 238 420 to 250 339, from 4e-4 to 0."""
+    emo, std = emo_1b14b("1t"), stdmoe_1b14b("1t")
+    # Whole steps of the tokens, where a run takes one more for the rest (SPEC 4).
+    decay_steps = TOKENS_ANNEAL // (emo.train.batch_size * emo.data.seq_len)
+    return _anneal(arg, emo, std, decay_steps=decay_steps, name="anneal_1b14b")
+
+
+def anneal_tiny(arg: str = "emo") -> ConfigDict:
+    """60 steps after the 200 of `emo_tiny` or `stdmoe_tiny`."""
+    return _anneal(arg, emo_tiny(), stdmoe_tiny(), decay_steps=60, name="anneal_tiny")
+
+
+def bench_cpu(arg: str = "emo") -> ConfigDict:
+    """The shape that `emo bench train` is compared at: arg `emo`, or `standard` without pools."""
+    pools = {
+        "emo": config_lib.PoolConfig(kind="uniform", min_size=4, max_size=32),
+        "standard": config_lib.PoolConfig(),
+    }
+    if arg not in pools:
+        raise ConfigError(f"config argument {arg!r}: must be one of {', '.join(pools)}")
+    return _as_config_dict(
+        config_lib.Config(
+            name=f"bench_cpu_{arg}",
+            model=config_lib.ModelConfig(
+                vocab_size=8192,
+                num_layers=4,
+                embed_dim=256,
+                num_heads=4,
+                head_dim=64,
+                compute_dtype="float32",
+            ),
+            moe=config_lib.MoeConfig(num_experts=33, top_k=5, expert_dim=128, pool=pools[arg]),
+            data=config_lib.DataConfig(seq_len=512),
+            optimizer=config_lib.OptimizerConfig(peak_lr=1e-3, warmup_steps=0),
+            train=config_lib.TrainConfig(steps=1000, batch_size=16, loss_chunk=64),
+        )
+    )

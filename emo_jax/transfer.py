@@ -1,24 +1,34 @@
 """Workdirs to Hugging Face folders and back: checkpoint, config and tokenizer brought together."""
 
+import contextlib
 import dataclasses
+import math
 import os
 import secrets
 import shutil
+import threading
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from emo_jax import config as config_lib
-from emo_jax.checkpoint import Checkpointer, restore_params
-from emo_jax.config import Config
-from emo_jax.data.tokenizers import load_tokenizer
-from emo_jax.errors import UsageError
-from emo_jax.hf.export import export_model
-from emo_jax.hf.importing import import_model
+from emo_jax.checkpoint import Checkpointer, open_params
+from emo_jax.config import Config, TrackingConfig
+from emo_jax.data.progress import Progress
+from emo_jax.data.tokenizers import has_tokenizer, load_tokenizer
+from emo_jax.errors import CheckpointError, UsageError
+from emo_jax.hf.card import Card
+from emo_jax.hf.export import export_leaves
+from emo_jax.hf.importing import open_folder
+from emo_jax.hf.layouts import layout_for
+from emo_jax.hf.sources import FolderSource
+from emo_jax.hf.tensors import F32_BYTES
+from emo_jax.hf.tree import count_parameters, unflatten, unit_axes
 from emo_jax.model.transformer import ModelFunctions
+from emo_jax.slices import Block, SlicedLeaf
 from emo_jax.train.metrics import METRICS_FILE, read_metrics
-from emo_jax.train.optimizer import make_optimizer
-from emo_jax.train.state import TrainState
 from emo_jax.workdir import (
     TOKENIZER_FOLDER,
     claim_workdir,
@@ -33,7 +43,7 @@ def tokenizer_of(workdir: Path, config: Config) -> Path | None:
     folders = [workdir / TOKENIZER_FOLDER]
     if config.data.store:
         folders.append(Path(config.data.store) / TOKENIZER_FOLDER)
-    return next((folder for folder in folders if (folder / "tokenizer.json").exists()), None)
+    return next((folder for folder in folders if has_tokenizer(folder)), None)
 
 
 def _check_tokenizer(given: Path, of_run: Path | None) -> None:
@@ -51,48 +61,102 @@ def export_workdir(
     workdir: str | os.PathLike[str],
     output: str | os.PathLike[str],
     *,
-    layout: str = "qwen2_moe",
+    layout: str | None = None,
     step: int | None = None,
     tokenizer_dir: str | os.PathLike[str] | None = None,
-) -> Path:
+    quiet: bool = True,
+) -> tuple[Path, str]:
     """Writes the newest good checkpoint of a run, or that of `step`, as a Hugging Face folder.
 
+    Memory: a few slices of the checkpoint, see `emo_jax.slices`.
+
+    Returns:
+      The folder, and the name of the layout: the one given, or the one stock transformers loads.
+
     Raises:
-      UsageError: not a workdir, the output is there already, or `tokenizer_dir` holds another
-        tokenizer than the run's.
+      UsageError: not a workdir, the output is there already, a layout for other models, or
+        `tokenizer_dir` holds another tokenizer than the run's.
       CheckpointError: no good checkpoint.
     """
     folder = Path(workdir).absolute()
     config = read_workdir_config(folder)
+    chosen = layout_for(config, layout)
     tokenizer = of_run = tokenizer_of(folder, config)
     if tokenizer_dir:
         tokenizer = Path(tokenizer_dir)
         _check_tokenizer(tokenizer, of_run)
-    params, _, found = restore_params(folder, step)
-    card = {"step": found, **_last_losses(folder, found)}
-    # Where the store lies on this machine is nobody else's business.
-    config = dataclasses.replace(config, data=dataclasses.replace(config.data, store=""))
-    return export_model(
-        params, config, Path(output), layout=layout, tokenizer_dir=tokenizer, card=card
+    elif tokenizer and not (tokenizer / "tokenizer.json").exists():
+        tokenizer = None  # a vocabulary that is kept as it is: no file that transformers reads
+    with Progress("export", enabled=not quiet) as progress:
+        progress.show(f"verifying the checkpoint in {folder}")
+        params, extra, found = open_params(folder, step)
+        total = count_parameters(config)[0] * F32_BYTES
+        made = export_leaves(
+            params,
+            _public(config),
+            Path(output),
+            layout=chosen.name,
+            tokenizer_dir=tokenizer,
+            card=_card(folder, config, extra, found),
+            on_bytes=_counter(progress, total),
+        )
+    return made, chosen.name
+
+
+def _public(config: Config) -> Config:
+    """Without where things lie on this machine, and where its metrics go."""
+    return dataclasses.replace(
+        config,
+        data=dataclasses.replace(config.data, store=""),
+        tracking=TrackingConfig(),
+    )
+
+
+def _counter(progress: Progress, total: int) -> Callable[[int], None]:
+    """Shows how much of `total` bytes is written, told of one piece after the other."""
+    done = 0
+
+    def count(nbytes: int) -> None:
+        nonlocal done
+        done += nbytes
+        progress.show(f"{done / 1e9:.2f} of {total / 1e9:.2f} GB")
+
+    return count
+
+
+def _card(workdir: Path, config: Config, extra: Mapping[str, Any], step: int) -> Card:
+    windows = int(extra.get("windows", 0))
+    facts: dict[str, Any] = {"step": step, "tokens seen": f"{windows * config.data.seq_len:,}"}
+    if "store" in extra:
+        facts["data fingerprint"] = extra["store"]
+    return Card(
+        facts=facts | _last_losses(workdir, step),
+        versions=extra.get("versions", {}),
     )
 
 
 def _last_losses(workdir: Path, step: int) -> dict[str, float]:
-    """Training and held-out loss at a step, as far as the log has them."""
+    """Training and held-out losses at a step, as far as the log has them."""
     if not (workdir / METRICS_FILE).exists():
         return {}
     losses: dict[str, float] = {}
     for record in read_metrics(workdir):
         if record["step"] == step:
-            wanted = (name for name in ("ce_loss", "heldout_loss") if name in record)
-            losses |= {name: record[name] for name in wanted}
+            losses |= {
+                name: value
+                for name, value in record.items()
+                if name == "ce_loss" or name.startswith("heldout_loss")
+            }
     return losses
 
 
-def import_folder(hf_dir: str | os.PathLike[str], workdir: str | os.PathLike[str]) -> Config:
-    """Makes a workdir that holds a Hugging Face folder's model as step 0, optimizer fresh.
+def import_folder(
+    hf_dir: str | os.PathLike[str], workdir: str | os.PathLike[str], *, quiet: bool = True
+) -> Config:
+    """Makes a workdir that holds a Hugging Face folder's model as step 0: parameters alone.
 
     It appears when it is whole: one without its checkpoint would train from random parameters.
+    Memory: a few slices of the model, see `emo_jax.slices`.
 
     Raises:
       HfFormatError: the folder is of another architecture or incomplete.
@@ -100,23 +164,59 @@ def import_folder(hf_dir: str | os.PathLike[str], workdir: str | os.PathLike[str
     """
     folder = Path(workdir).resolve()
     refuse_existing(folder)
-    params, config = import_model(Path(hf_dir))
+    source, config, _ = open_folder(Path(hf_dir))
     ModelFunctions(config)  # refuses what the model cannot be
-    opt_state = make_optimizer(config).init(params)
     unfinished = folder.parent / f".{folder.name}.{secrets.token_hex(4)}.partial"
+    total = sum(math.prod(shape) for shape in source.shapes.values()) * F32_BYTES
     try:
         unfinished.mkdir(parents=True)
         claim_workdir(unfinished, config)
         copy_tokenizer(Path(hf_dir), unfinished / TOKENIZER_FOLDER)
-        with Checkpointer(unfinished, config.checkpoint) as checkpointer:
-            state = TrainState(np.zeros((), np.int32), params, opt_state)
-            checkpointer.save(0, state, {"config": config_lib.to_dict(config), "windows": 0})
+        with (
+            Progress("import", enabled=not quiet) as progress,
+            Checkpointer(unfinished, config.checkpoint) as checkpointer,
+        ):
+            stopped = threading.Event()
+            state = {"params": _sliced(source, _counter(progress, total), stopped)}
+            extra = {"config": config_lib.to_dict(config), "windows": 0}
+            try:
+                checkpointer.save(0, state, extra)
+                checkpointer.wait()
+            except BaseException:
+                # Interrupted: the writer ends at its next slice, and then its files can go.
+                stopped.set()
+                with contextlib.suppress(CheckpointError):
+                    checkpointer.close()
+                raise
         os.rename(unfinished, folder)
     except OSError as e:
         raise UsageError(f"{folder}: cannot be made a workdir: {one_line(e)}") from e
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
     return config
+
+
+def _sliced(
+    source: FolderSource, on_bytes: Callable[[int], None], stopped: threading.Event
+) -> dict[str, Any]:
+    """The parameters as leaves that are read when the checkpoint is written, until stopped."""
+
+    def reader(path: str) -> Callable[[Block], np.ndarray]:
+        def read(block: Block) -> np.ndarray:
+            if stopped.is_set():
+                raise CheckpointError("stopped")
+            value = source.read(path, block)
+            on_bytes(value.nbytes)
+            return value
+
+        return read
+
+    return unflatten(
+        {
+            path: SlicedLeaf(shape, np.dtype(np.float32), reader(path), unit_axes(path))
+            for path, shape in source.shapes.items()
+        }
+    )
 
 
 def copy_tokenizer(source: Path, target: Path) -> None:

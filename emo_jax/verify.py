@@ -27,6 +27,7 @@ from emo_jax.errors import DataError, UsageError
 from emo_jax.hf.export import export_model
 from emo_jax.hf.importing import import_model, import_tensors
 from emo_jax.hf.layouts import layout_named
+from emo_jax.hf.sources import TreeSource
 from emo_jax.hf.tree import flatten
 from emo_jax.model.transformer import ModelFunctions, Params
 from emo_jax.train.optimizer import learning_rate, make_optimizer
@@ -120,8 +121,8 @@ def _load(path: Path) -> dict[str, np.ndarray]:
 
 def _hf_tensors(tree: Params, config: Config) -> dict[str, np.ndarray]:
     """A parameter-shaped tree under the released names."""
-    leaves = flatten(jax.device_get(tree))
-    return {tensor.name: tensor.read(leaves) for tensor in layout_named("emo").tensors(config)}
+    source = TreeSource(flatten(jax.device_get(tree)))
+    return {tensor.name: tensor.read(source) for tensor in layout_named("emo").tensors(config)}
 
 
 def _with_schedule(config: Config, *, peak: float, warmup: int, steps: int, micro: int) -> Config:

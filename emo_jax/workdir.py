@@ -1,12 +1,14 @@
 """The folder of a run: who may use it, and files that are never half written.
 
-A workdir holds `config.json` (the full config, written first), `tokenizer/` and `checkpoints/`. A
-folder that holds anything else is somebody else's and is left alone.
+A workdir holds `config.json` (the full config, written first), `tokenizer/` and `checkpoints/`; one
+that began from another run's checkpoint also holds `init.json`, written before. A folder that holds
+anything else is somebody else's and is left alone.
 """
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -19,10 +21,11 @@ from emo_jax.config import Config
 from emo_jax.errors import EmoError, UsageError
 
 CONFIG_FILE = "config.json"
+INIT_FILE = "init.json"  # of a workdir: whose checkpoint its run began from
 TOKENIZER_FOLDER = "tokenizer"  # of a workdir, and of a token store
 
 # What a resumed run may change: none of it alters what the run computes.
-_FREE_SECTIONS = ("checkpoint", "mesh")
+_FREE_SECTIONS = ("checkpoint", "mesh", "tracking", "init")
 _FREE_FIELDS = (
     "train.log_every",
     "train.eval_every",
@@ -34,12 +37,17 @@ _FREE_FIELDS = (
 
 def write_atomic(path: epath.Path, text: str) -> None:
     """Writes a file that is either absent (or the old one) or complete, also after a power cut."""
+    write_bytes_atomic(path, text.encode())
+
+
+def write_bytes_atomic(path: epath.Path, content: bytes) -> None:
+    """The same, of bytes."""
     if "://" in str(path):  # object stores publish an object only when it is complete
-        path.write_text(text)
+        path.write_bytes(content)
         return
     temporary = path.parent / f".{path.name}.tmp"
-    with open(temporary, "w", encoding="utf-8") as f:
-        f.write(text)
+    with open(temporary, "wb") as f:
+        f.write(content)
         f.flush()
         os.fsync(f.fileno())
     os.replace(temporary, path)
@@ -92,8 +100,18 @@ def all_succeed(action: Callable[[], None], kind: type[EmoError] = EmoError) -> 
         raise error
 
 
+def refused_changes(config: Config, theirs: Config) -> list[str]:
+    """The differences that a resumed run may not have, as `field: theirs -> ours`."""
+    return [line for line in config_lib.differences(config, theirs) if not is_free(line)]
+
+
 def claim_workdir(
-    workdir: str | os.PathLike[str], config: Config, check: Callable[[], None] | None = None
+    workdir: str | os.PathLike[str],
+    config: Config,
+    check: Callable[[], None] | None = None,
+    *,
+    refused: Callable[[Config, Config], list[str]] = refused_changes,
+    files: Mapping[str, str] | None = None,
 ) -> bool:
     """Makes a new or empty folder this run's, or resumes the run that is there.
 
@@ -101,6 +119,8 @@ def claim_workdir(
 
     Args:
       check: looks at a run that is there before anything of it is overwritten; raises to refuse.
+      refused: of (config, the config there), the differences that make it another run.
+      files: name and text of what is written before the config, so that no run is without them.
 
     Returns:
       True where the workdir already belongs to this run (resume).
@@ -113,24 +133,33 @@ def claim_workdir(
     # Every process has looked before process 0 writes.
     all_succeed(lambda: None)
     first = jax.process_index() == 0
-    all_succeed(lambda: _claim(folder, config, check) if first else None, UsageError)
+    claim = partial(_claim, folder, config, check, refused, files or {})
+    all_succeed(lambda: claim() if first else None, UsageError)
     return resumes
 
 
-def _free(difference: str) -> bool:
+def is_free(difference: str) -> bool:
+    """Whether a line of `differences` is of a field that does not alter what a run computes."""
     name = difference.partition(":")[0]
     return name in _FREE_FIELDS or name.partition(".")[0] in _FREE_SECTIONS
 
 
-def _claim(folder: epath.Path, config: Config, check: Callable[[], None] | None) -> None:
+def _claim(
+    folder: epath.Path,
+    config: Config,
+    check: Callable[[], None] | None,
+    refused: Callable[[Config, Config], list[str]],
+    files: Mapping[str, str],
+) -> None:
     text = json.dumps(config_lib.to_dict(config), indent=2) + "\n"
     try:
         if not (folder / CONFIG_FILE).exists():
-            # A claim cut short leaves only its temporary file, which still is an empty workdir.
+            # What a claim that was cut short leaves still is an empty workdir.
+            ours = {f".{CONFIG_FILE}.tmp", INIT_FILE, f".{INIT_FILE}.tmp"}
             others = []
             if folder.exists():
                 names = sorted(entry.name for entry in folder.iterdir())
-                others = [name for name in names if name != f".{CONFIG_FILE}.tmp"]
+                others = [name for name in names if name not in ours]
             if others:
                 raise UsageError(
                     f"{folder}: not empty and not a workdir (no {CONFIG_FILE}; it holds"
@@ -138,10 +167,12 @@ def _claim(folder: epath.Path, config: Config, check: Callable[[], None] | None)
                     " empty folder"
                 )
             folder.mkdir(parents=True, exist_ok=True)
+            for name, content in files.items():
+                write_atomic(folder / name, content)
             write_atomic(folder / CONFIG_FILE, text)
             return
         theirs = read_workdir_config(folder)
-        changed = [line for line in config_lib.differences(config, theirs) if not _free(line)]
+        changed = refused(config, theirs)
         if changed:
             more = f"; and {len(changed) - 5} more" if len(changed) > 5 else ""
             raise UsageError(
@@ -150,6 +181,8 @@ def _claim(folder: epath.Path, config: Config, check: Callable[[], None] | None)
             )
         if check is not None:
             check()
+        for name, content in files.items():
+            write_atomic(folder / name, content)
         if theirs != config:
             # Commands that read the workdir later want where the store is now, not where it was.
             write_atomic(folder / CONFIG_FILE, text)

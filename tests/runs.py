@@ -64,6 +64,7 @@ def environment(cache: Path | None = None, **changes: str) -> dict[str, str]:
         "JAX_PLATFORMS": "cpu",
         "XLA_FLAGS": "--xla_backend_optimization_level=0",
         "PYTHONPATH": str(REPO),
+        "EMO_COMPILE_CACHE": "off",  # the user's own is not for tests
     }
     if cache is not None:
         env |= {

@@ -1,8 +1,10 @@
 """What a config refuses, and how it says so."""
 
 import dataclasses
+import json
 
 import pytest
+from runs import REPO
 
 from emo_jax import presets
 from emo_jax.config import (
@@ -14,6 +16,7 @@ from emo_jax.config import (
     from_config_dict,
     to_dict,
 )
+from emo_jax.configfile import load_config
 from emo_jax.errors import ConfigError, UsageError
 
 
@@ -60,9 +63,26 @@ def changed(preset=presets.emo_tiny, **fields) -> Config:
         ({"mesh__fsdp": 0}, r"config\.mesh\.fsdp = 0"),
         ({"train__micro_batches": 5}, r"micro_batches = 5: must be a divisor"),
         ({"train__steps": 10}, r"warmup_steps = 40: must be at most train\.steps = 10"),
+        ({"optimizer__decay_steps": 5}, r"decay_steps = 5: must be 0: a cosine schedule does not"),
+        ({"optimizer__schedule": "wsd"}, r"decay_steps = 0: must be at least 1 in a wsd"),
+        (
+            {"optimizer__schedule": "wsd", "optimizer__decay_steps": 161},
+            r"decay_steps = 161: must be at most 160",
+        ),
+        ({"optimizer__schedule": "wds"}, r"one of \['cosine', 'wsd'\]; did you mean 'wsd'"),
+        ({"optimizer__skip_window": 5}, r"skip_window = 5: must be 0 or at least 6"),
+        ({"optimizer__skip_sigma": 0.0}, r"skip_sigma = 0\.0: must be above 0"),
+        ({"moe__balance_scope": "steps"}, r"one of \['micro', 'step'\]; did you mean 'step'"),
+        ({"init__expected_changes": ("moe.poll",)}, r"'moe\.poll': must be fields or sections"),
+        ({"init__expected_changes": (3,)}, r"\(3,\): must be names, like \('a', 'b'\)"),
+        ({"init__expected_changes": "moe"}, r"'moe': must be names"),
         ({"checkpoint__keep_every": 150}, r"keep_every = 150: must be 0 or a multiple"),
         ({"model__mlp_dim": 64}, r"config\.model\.mlp_dim = 64: must be 0 in a mixture"),
         ({"moe": None}, r"config\.model\.mlp_dim = 0: must be at least 1 in a dense model"),
+        (
+            {"data__raw_vocab_size": 32_000},
+            r"config\.data\.raw_eos_id = 100257: must be 0\.\.31999 \(below data\.raw_vocab_size",
+        ),
         ({"optimizer": 3}, r"config\.optimizer = 3: must be a section of fields"),
     ],
 )
@@ -103,6 +123,18 @@ def test_pool_kinds():
     ):
         with pytest.raises(ConfigError, match=rf"moe\.pool\.{field} "):
             MoeConfig(**moe, pool=pool)
+
+
+def test_expected_changes_are_names_however_they_are_written(tmp_path):
+    names = ("moe.pool", "train.steps")
+    for value in (names, list(names), ("moe.pool, train.steps",)):
+        config = changed(init__expected_changes=value)
+        assert config.init.expected_changes == names
+        assert from_config_dict(json.loads(json.dumps(to_dict(config)))) == config
+    file = "experiments/emo_tiny.py"
+    for text in ("moe.pool,train.steps", "('moe.pool', 'train.steps')"):
+        override = f"--config.init.expected_changes={text}"
+        assert load_config(str(REPO / file), [override]).init.expected_changes == names
 
 
 def test_round_trip_and_differences():

@@ -10,7 +10,8 @@ ROOT = Path(__file__).parents[1] / "emo_jax"
 # Left to right. Names in one group do not import each other; each file of `top` may import all.
 ORDER: list[set[str]] = [
     {"cli"},
-    {"quickstart"},
+    {"quickstart", "bench"},
+    {"loading", "generation"},
     {"transfer", "verify", "configfile", "presets"},
     {"train"},
     {"evals"},
@@ -18,7 +19,8 @@ ORDER: list[set[str]] = [
     {"hf"},
     {"data", "model", "checkpoint"},
     {"manifest", "moe"},
-    {"workdir", "parallel"},
+    {"slices"},
+    {"workdir", "parallel", "compile_cache"},
     {"config", "batch"},
     {"errors"},
 ]

@@ -11,7 +11,7 @@ from typing import Any
 import absl.logging  # before anything asks for the logger "absl", which would be another one
 import click
 
-from emo_jax import __version__
+from emo_jax import __version__, compile_cache
 from emo_jax.errors import EXIT_FAILED, EXIT_USAGE, EmoError, PreemptedError, UsageError
 
 
@@ -61,6 +61,7 @@ def main(argv: list[str] | None = None) -> None:
     absl.logging.get_absl_logger().setLevel(logging.WARNING)
     if not debug:
         _drop_afterwords()
+    compile_cache.enable()
     sys.exit(_run(argv, debug))
 
 

@@ -1,11 +1,12 @@
-"""emo verify."""
+"""emo verify, emo bench."""
 
 import json
+import statistics
 from pathlib import Path
 
 import click
 
-from emo_jax.cli.app import command, refuse_unwritable
+from emo_jax.cli.app import Command, cli, command, refuse_unwritable
 from emo_jax.errors import EmoError
 
 
@@ -23,3 +24,69 @@ def verify(case_dir: str | None, json_file: str | None) -> None:
         Path(json_file).write_text(json.dumps(results, indent=2) + "\n")
     if failed:
         raise EmoError(f"{failed} quantities are beyond their limits")
+
+
+@cli.group(no_args_is_help=False)
+def bench() -> None:
+    """Measure speed on this machine."""
+
+
+@bench.command(
+    "train",
+    cls=Command,
+    epilog="emo bench train --config experiments/bench_cpu.py",
+    context_settings={"ignore_unknown_options": True, "allow_extra_args": True},
+)
+@click.option("--config", required=True, help="Experiment file, with its argument after a colon.")
+@click.option("--against", default=None, help="Another one, to be timed in turns with the first.")
+@click.option(
+    "--rounds",
+    type=click.IntRange(min=1),
+    default=5,
+    show_default=True,
+    help="Turns of each config.",
+)
+@click.option(
+    "--steps", type=click.IntRange(min=1), default=3, show_default=True, help="Steps of a turn."
+)
+@click.option("--json", "json_file", default=None, help="Write the figures here.")
+@click.argument("overrides", nargs=-1, type=click.UNPROCESSED)
+def bench_train(
+    config: str,
+    against: str | None,
+    rounds: int,
+    steps: int,
+    json_file: str | None,
+    overrides: tuple[str, ...],
+) -> None:
+    """Tokens a second of the whole train step, on made-up documents.
+
+    OVERRIDES change the config, and that of --against: --config.model.num_layers=8.
+    """
+    from emo_jax import bench
+    from emo_jax.configfile import load_config
+
+    if json_file:
+        refuse_unwritable("--json", Path(json_file))
+    files = [config] if against is None else [config, against]
+    configs = [load_config(file, overrides) for file in files]
+    timings = bench.bench_train(
+        configs, rounds=rounds, steps=steps, progress=lambda line: click.echo(line, err=True)
+    )
+    results: dict = {"configs": [timing.as_json() for timing in timings]}
+    for timing in timings:
+        speed = sorted(timing.tokens_per_second)
+        click.echo(
+            f"{timing.config.name}: {statistics.median(speed):,.0f} tokens/s (median of {rounds}"
+            f" rounds, {speed[0]:,.0f} to {speed[-1]:,.0f};"
+            f" first step {timing.compile_seconds:.1f} s)"
+        )
+    if against is not None:
+        slower = bench.slowdown(*timings)
+        results["slowdown"] = slower._asdict()
+        click.echo(
+            f"{timings[0].config.name} takes {slower.median:+.1%} of the time of"
+            f" {timings[1].config.name} (95 % interval {slower.low:+.1%} to {slower.high:+.1%})"
+        )
+    if json_file:
+        Path(json_file).write_text(json.dumps(results, indent=2) + "\n")

@@ -8,25 +8,82 @@ import click
 from emo_jax.cli.app import Command, cli, command
 
 
-@command("emo prepare docs.jsonl.zst more_texts/ --output store --tokenizer tokenizer.json")
+@command(
+    "emo prepare docs.jsonl.zst parquet_files/ --output store --tokenizer tokenizer.json",
+)
 @click.argument("inputs", nargs=-1, required=True)
 @click.option("--output", required=True, help="Folder of the token store to make.")
 @click.option(
     "--tokenizer",
     required=True,
-    help='A tokenizer.json, a folder that holds one, or "bytes".',
+    help='A tokenizer.json, a SentencePiece .model, a folder that holds one, "bytes", or'
+    " seqio:MODULE:VOCABULARY; sentencepiece:FILE keeps a .model unconverted.",
 )
-@click.option("--text-field", default="text", show_default=True)
+@click.option("--eos-id", type=int, default=None, help="Ends a document; the tokenizer's if unset.")
+@click.option("--add-bos", is_flag=True, help="Begin documents with the tokenizer's begin token.")
+@click.option("--text-field", default="text", show_default=True, help="A dot looks inside: a.b")
 @click.option("--id-field", default="id", show_default=True)
 @click.option("--domain-field", default="domain", show_default=True)
+@click.option("--min-chars", type=int, default=None, help="Drop documents with fewer characters.")
+@click.option("--max-chars", type=int, default=None, help="Drop documents with more.")
+@click.option("--min-tokens", type=int, default=None, help="Drop documents with fewer tokens.")
+@click.option("--max-tokens", type=int, default=None, help="Drop documents with more.")
+@click.option(
+    "--language",
+    "languages",
+    multiple=True,
+    help="Keep documents of this language only; may be given several times.",
+)
+@click.option(
+    "--language-field",
+    default="language",
+    show_default=True,
+    help="Where it is: a name, a list (its first), or {name: score} (the best).",
+)
 @click.option("--seed", default=0, show_default=True, help="Of the order of documents.")
 @click.option("--strict", is_flag=True, help="Fail at the first unusable document.")
-def prepare(inputs: tuple[str, ...], output: str, tokenizer: str, **settings: Any) -> None:
-    """Tokenise documents into a store with the splits train, select and test."""
+def prepare(
+    inputs: tuple[str, ...],
+    output: str,
+    tokenizer: str,
+    eos_id: int | None,
+    add_bos: bool,
+    text_field: str,
+    id_field: str,
+    domain_field: str,
+    seed: int,
+    strict: bool,
+    **bounds: Any,
+) -> None:
+    """Tokenise documents into a store with the splits train, select and test.
+
+    INPUTS are files (.jsonl, .parquet, .txt, .md; texts also .gz, .zst), folders of them, and seqio
+    tasks: seqio:MODULE:TASK or seqio:MODULE:TASK:SPLIT.
+    """
     from emo_jax.data.prepare import prepare as run
+    from emo_jax.data.prepare import sample_texts
+    from emo_jax.data.selection import Selection
+    from emo_jax.data.store_writer import check_target
     from emo_jax.data.tokenizers import load_tokenizer
 
-    run(inputs, output, load_tokenizer(tokenizer), **settings)
+    check_target(output)
+    selection = Selection(**bounds)
+
+    def sample() -> Iterator[str]:
+        return sample_texts(inputs, text_field=text_field, selection=selection)
+
+    run(
+        inputs,
+        output,
+        load_tokenizer(tokenizer, eos_id=eos_id, sample=sample),
+        text_field=text_field,
+        id_field=id_field,
+        domain_field=domain_field,
+        selection=selection,
+        seed=seed,
+        strict=strict,
+        add_bos=add_bos,
+    )
 
 
 @cli.group(no_args_is_help=False)

@@ -7,32 +7,73 @@ from emo_jax.cli.app import command
 
 @command("emo export runs/tiny --output hf/tiny --layout qwen2_moe")
 @click.argument("workdir")
-@click.option("--output", required=True, help="Folder to make.")
+@click.option(
+    "--output",
+    default=None,
+    help="Folder to make. Without it, WORKDIR is a folder exported before, to be pushed.",
+)
 @click.option(
     "--layout",
-    type=click.Choice(["qwen2_moe", "emo"]),
-    default="qwen2_moe",
-    show_default=True,
-    help="qwen2_moe loads in stock transformers; emo has the released checkpoints' names.",
+    type=click.Choice(["qwen2_moe", "llama", "emo"]),
+    default=None,
+    help="qwen2_moe (experts) and llama (dense) load in stock transformers, and one of them is"
+    " taken if not given; emo has the released checkpoints' names.",
 )
 @click.option(
     "--step", type=int, default=None, help="Checkpoint; the newest good one if not given."
 )
 @click.option("--tokenizer", default=None, help="Folder of the tokenizer; the run's if not given.")
-def export(workdir: str, output: str, layout: str, step: int | None, tokenizer: str | None) -> None:
-    """Write a Hugging Face folder."""
+@click.option(
+    "--push",
+    default=None,
+    metavar="ORG/NAME",
+    help="Upload the folder to this repository on the Hugging Face hub, in one commit; weights"
+    " there that are not of this model are removed. Log in before with hf auth login.",
+)
+@click.option(
+    "--private/--public",
+    default=True,
+    show_default=True,
+    help="Of a repository that is made; one that is there stays as it is.",
+)
+def export(
+    workdir: str,
+    output: str | None,
+    layout: str | None,
+    step: int | None,
+    tokenizer: str | None,
+    push: str | None,
+    private: bool,
+) -> None:
+    """Write a Hugging Face folder, and push it to the hub where asked."""
+    from emo_jax.errors import UsageError
+    from emo_jax.hf.push import check_repo, push_folder
     from emo_jax.transfer import export_workdir
     from emo_jax.workdir import refuse_existing
 
-    refuse_existing(output)  # before a large checkpoint is read
-    made = export_workdir(workdir, output, layout=layout, step=step, tokenizer_dir=tokenizer)
-    click.echo(f"{made}: layout {layout}")
-    if not (made / "tokenizer.json").exists():
-        click.echo(
-            f"emo: no tokenizer found in {workdir} or its store, so {made} has none;"
-            " give --tokenizer FOLDER",
-            err=True,
+    if push:
+        check_repo(push)
+    if output is not None:
+        refuse_existing(output)  # before a large checkpoint is read
+        made, layout = export_workdir(
+            workdir, output, layout=layout, step=step, tokenizer_dir=tokenizer, quiet=False
         )
+        click.echo(f"{made}: layout {layout}")
+        if not (made / "tokenizer.json").exists():
+            click.echo(
+                f"emo: no tokenizer.json found in {workdir} or its store, so {made} has none;"
+                " give --tokenizer FOLDER",
+                err=True,
+            )
+    elif push is None:
+        raise UsageError("--output: missing; give the folder to make")
+    elif layout or tokenizer or step is not None:
+        raise UsageError(
+            f"--push without --output uploads {workdir} as it is; leave out --layout, --step and"
+            " --tokenizer, or give --output FOLDER to export anew"
+        )
+    if push:
+        click.echo(push_folder(output or workdir, push, private=private))
 
 
 @command("emo import hf/tiny --workdir runs/imported", name="import")
@@ -40,11 +81,11 @@ def export(workdir: str, output: str, layout: str, step: int | None, tokenizer: 
 @click.option(
     "--workdir",
     required=True,
-    help="Folder to make; emo export reads it (training on from it comes later).",
+    help="Folder to make; emo export reads it, and emo train goes on from it.",
 )
 def import_(hf_dir: str, workdir: str) -> None:
-    """Read a Hugging Face folder (qwen2_moe or emo) into a workdir."""
+    """Read a Hugging Face folder (qwen2_moe, llama or emo) into a workdir."""
     from emo_jax.transfer import import_folder
 
-    config = import_folder(hf_dir, workdir)
+    config = import_folder(hf_dir, workdir, quiet=False)
     click.echo(f"{workdir}: {config.name}, {config.model.num_layers} layers")

@@ -37,15 +37,44 @@ def quickstart(
 )
 @click.option("--config", required=True, help="Experiment file, with its argument after a colon.")
 @click.option("--workdir", required=True, help="Folder of the run; a run that is there goes on.")
+@click.option(
+    "--init-from",
+    metavar="WORKDIR[@STEP]",
+    default=None,
+    help="Begin from a checkpoint of another run: its newest, or that of STEP. Not read again once"
+    " the new run has a checkpoint.",
+)
+@click.option(
+    "--init",
+    type=click.Choice(["weights", "weights+optimizer", "all"]),
+    default=None,
+    help="What --init-from takes over. all, if not given: optimizer, step and place in the data,"
+    " so that the run goes on, as an anneal does. weights: parameters only. weights+optimizer:"
+    " Adam's moments too. The last two begin at step 0 and with the first window.",
+)
 @click.argument("overrides", nargs=-1, type=click.UNPROCESSED)
-def train(config: str, workdir: str, overrides: tuple[str, ...]) -> None:
+def train(
+    config: str,
+    workdir: str,
+    init_from: str | None,
+    init: str | None,
+    overrides: tuple[str, ...],
+) -> None:
     """Train, or go on training.
 
-    OVERRIDES change the config: --config.model.num_layers=8.
+    OVERRIDES change the config: --config.model.num_layers=8. With --init-from, differences to
+    that run's config are shown, and refused where config.init.expected_changes does not name them.
     """
-    from emo_jax.configfile import load_config
+    from emo_jax.train.stop import StopRequest
 
-    loaded = load_config(config, overrides)
-    from emo_jax.train.loop import Trainer
+    if init is not None and init_from is None:
+        raise UsageError(f"--init {init} says what --init-from takes over; give --init-from too")
+    with StopRequest() as stop:  # before the slow imports
+        from emo_jax.configfile import load_config
 
-    Trainer(loaded, workdir).run()
+        loaded = load_config(config, overrides)
+        from emo_jax.train.init_from import InitFrom
+        from emo_jax.train.loop import Trainer
+
+        asked = None if init_from is None else InitFrom.parse(init_from, init or "all")
+        Trainer(loaded, workdir, init_from=asked, stop=stop).run()

@@ -1,68 +1,30 @@
-"""Readers: JSONL files and folders of text become a stream of documents.
+"""Readers: JSONL, Parquet and text files, folders of them and seqio tasks, as one stream.
 
-Nothing is held in memory but the document at hand. What cannot be used is counted, and the first
-few cases are named, so that a broken line is neither fatal nor silent.
+Nothing is held in memory but a few documents. What cannot be used is counted, and the first few
+cases are named, so that a broken line is neither fatal nor silent.
 """
 
-import gzip
-import io
 import json
 import os
 import zlib
-from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any, NamedTuple
 
 import zstandard
 
-from emo_jax.data import seqio_tasks
+from emo_jax.data import parquet, seqio_tasks
+from emo_jax.data.archives import PACKED, open_packed
+from emo_jax.data.records import Document, Documents, Fields, ReadReport, Source
+from emo_jax.data.selection import Selection
 from emo_jax.errors import DataError, UsageError
 
+__all__ = ["Document", "ReadReport", "read_documents"]
+
 UNKNOWN_DOMAIN = "unknown"
-NUM_EXAMPLES = 5
 _BOM = b"\xef\xbb\xbf"
 _JSONL = (".jsonl", ".ndjson", ".json")
 _TEXT = (".txt", ".md")
-_PACKED = (".gz", ".zst")
-
-
-class Document(NamedTuple):
-    """One text, the name of it, and the domain that it is reported under."""
-
-    text: str
-    id: str
-    domain: str
-
-
-@dataclass
-class ReadReport:
-    """What was read and what was left out; `examples` names the first few."""
-
-    documents: int = 0
-    skipped: Counter[str] = field(default_factory=Counter)
-    examples: list[str] = field(default_factory=list)
-    strict: bool = False
-
-    def skip(self, where: str, why: str) -> None:
-        """Counts one unusable document.
-
-        Raises:
-          DataError: at once, when strict.
-        """
-        if self.strict:
-            raise DataError(f"{where}: {why} (leave out --strict to skip such documents)")
-        self.skipped[why] += 1
-        if len(self.examples) < NUM_EXAMPLES:
-            self.examples.append(f"{where}: {why}")
-
-    def summary(self) -> str:
-        """One line of counts, then the named examples."""
-        lines = [f"{self.documents} documents read, {self.skipped.total()} skipped"]
-        lines += [f"  {count} x {why}" for why, count in sorted(self.skipped.items())]
-        lines += [f"  e.g. {example}" for example in self.examples]
-        return "\n".join(lines)
+_PARQUET = ".parquet"
 
 
 def read_documents(
@@ -71,37 +33,47 @@ def read_documents(
     text_field: str = "text",
     id_field: str = "id",
     domain_field: str = "domain",
+    selection: Selection | None = None,
+    ids: bool = False,
     strict: bool = False,
     report: ReadReport | None = None,
 ) -> Iterator[Document]:
     """Streams the documents of files and folders, in the order given and sorted within a folder.
 
-    An input `seqio:MODULE:TASK` is a seqio task or mixture that importing MODULE registers, see
-    `seqio_tasks`.
+    An input `seqio:MODULE:TASK` (or `…:SPLIT`) is a seqio task or mixture that importing MODULE
+    registers, see `seqio_tasks`.
 
-    A JSONL line is one document (`.jsonl`, `.ndjson`, `.json`, each also `.gz` or `.zst`); without
-    a domain it is "unknown", without an id its `file:line`. Any other file of a folder is one
-    document: its id is the relative path, its domain the first sub-folder.
+    A JSONL line (`.jsonl`, `.ndjson`, `.json`, each also `.gz` or `.zst`) or a row of a Parquet
+    file (`.parquet`) is one document; without a domain it is "unknown", without an id its
+    `file:number`. Any other file of a folder is one document: its id is the relative path, its
+    domain the first sub-folder.
 
     Args:
       inputs: files, folders or seqio tasks.
-      text_field: JSONL key of the text; likewise `id_field` and `domain_field`.
+      text_field: key or column of the text; likewise `id_field` and `domain_field`. A dot leads
+        inside: `metadata.source`.
+      selection: the documents wanted; the others are counted in `report.dropped`.
+      ids: the texts are token ids, see `Documents`.
       strict: stop at the first document that cannot be used.
       report: filled while reading, where given.
 
     Raises:
       UsageError: at once, for a path that does not exist or a file of unknown kind.
-      DataError: a damaged archive, no usable document at all, or (strict) a bad document.
+      DataError: at once, for a Parquet file that is damaged or has no such column; later for a
+        damaged archive, no usable document at all, or (strict) a bad document.
     """
     report = report if report is not None else ReadReport()
     report.strict = strict
+    fields = Fields(text_field, id_field, domain_field)
+    selection = selection or Selection()
     if not inputs:
-        raise UsageError("no input: name at least one JSONL file or folder of text files")
-    paths: list[Path | str] = []
+        raise UsageError(
+            "no input: name at least one JSONL or Parquet file or folder of text files"
+        )
+    paths: list[Path | seqio_tasks.Tasks] = []
     for given in (os.fspath(i) for i in inputs):
         if given.startswith(seqio_tasks.PREFIX):
-            seqio_tasks.check(given)
-            paths.append(given)
+            paths.append(seqio_tasks.find(given, text_field))
             continue
         path = Path(given)
         paths.append(path)
@@ -109,35 +81,48 @@ def read_documents(
             raise UsageError(f"{path}: no such file or folder")
         if path.is_file() and _kind(path) is None:
             raise UsageError(
-                f"{path}: unknown kind of file; give .jsonl, .txt or .md (also .gz, .zst) or a"
-                " folder"
+                f"{path}: unknown kind of file; give .jsonl, .parquet, .txt or .md (.jsonl and"
+                " texts also .gz, .zst) or a folder"
             )
-    return _read_all(paths, (text_field, id_field, domain_field), report)
+        # A file without texts is found now, not after the hours that those before it take.
+        for file, _, _ in _files(path):
+            if _kind(file) == "parquet":
+                parquet.check(file, text_field)
+    made = Documents(fields, selection, ids=ids, report=report)
+    wanted = [text_field, id_field, domain_field]
+    if selection.languages:
+        wanted.append(selection.language_field)
+    return _read_all(paths, made, wanted)
 
 
 def _read_all(
-    paths: list[Path | str], fields: tuple[str, str, str], report: ReadReport
+    paths: list[Path | seqio_tasks.Tasks], made: Documents, wanted: list[str]
 ) -> Iterator[Document]:
     for path in paths:
-        if isinstance(path, str):
+        if isinstance(path, seqio_tasks.Tasks):
             for text, name, domain in seqio_tasks.read(path):
-                yield from _usable(text, name, name, domain, report)
+                yield from made.of_text(text, Source(name, name, domain))
             continue
         for file, name, domain in _files(path):
+            kind = _kind(file)
             try:
-                if _kind(file) == "jsonl":
-                    yield from _read_jsonl(file, name, domain, fields, report)
+                if kind == "jsonl":
+                    yield from _read_jsonl(file, name, domain, made)
+                elif kind == "parquet":
+                    yield from _read_parquet(file, name, domain, made, wanted)
                 else:
-                    yield from _read_text(file, name, domain, report)
+                    yield from _read_text(file, name, domain, made)
             except (EOFError, OSError, zlib.error, zstandard.ZstdError) as error:
                 raise DataError(
                     f"{file}: cannot be read to its end ({error}); copy it again or leave it out"
                 ) from error
+    report = made.report
     if not report.documents:
-        where = ", ".join(str(p) for p in paths)
+        where = ", ".join(p.spec if isinstance(p, seqio_tasks.Tasks) else str(p) for p in paths)
         first = f"; the first: {report.examples[0]}" if report.examples else ""
+        dropped = "".join(f", {n} dropped by {why}" for why, n in sorted(report.dropped.items()))
         raise DataError(
-            f"{where}: no usable document ({report.skipped.total()} skipped{first});"
+            f"{where}: no usable document ({report.skipped.total()} skipped{first}{dropped});"
             " check the input and the field names"
         )
 
@@ -167,125 +152,50 @@ def _unreadable(error: OSError) -> None:
 
 def _kind(path: Path) -> str | None:
     suffixes = path.suffixes
-    if suffixes and suffixes[-1] in _PACKED:
+    if suffixes and suffixes[-1].lower() == _PARQUET:
+        return "parquet"
+    if suffixes and suffixes[-1] in PACKED:
         suffixes = suffixes[:-1]
     last = suffixes[-1].lower() if suffixes else ""
     return "jsonl" if last in _JSONL else "text" if last in _TEXT else None
 
 
-def _open(path: Path) -> IO[bytes]:
-    if path.suffix == ".gz":
-        return gzip.open(path, "rb")  # type: ignore[return-value]
-    if path.suffix == ".zst":
-        return io.BufferedReader(_ZstdReader(path), 1 << 20)
-    return path.open("rb")
-
-
-def _zstd_frame() -> Any:
-    return zstandard.ZstdDecompressor(max_window_size=2**31).decompressobj()
-
-
-class _ZstdReader(io.RawIOBase):
-    """Frames of a .zst file; unlike zstandard's own reader it notices a file cut short."""
-
-    def __init__(self, path: Path):
-        self._file = path.open("rb")
-        self._frame = _zstd_frame()
-        self._ready = b""
-        self._inside = False  # a frame has begun and not ended
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        while not self._ready:
-            block = self._frame.unused_data or self._file.read(1 << 18)
-            if self._frame.eof:
-                self._frame = _zstd_frame()
-                self._inside = False
-            if not block:
-                if self._inside:
-                    raise EOFError("the compressed stream is cut short")
-                return 0
-            self._inside = True
-            self._ready = self._frame.decompress(block)
-            self._inside = not self._frame.eof
-        size = min(len(buffer), len(self._ready))
-        buffer[:size] = self._ready[:size]
-        self._ready = self._ready[size:]
-        return size
-
-    def close(self) -> None:
-        self._file.close()
-        super().close()
-
-
-def _read_jsonl(
-    file: Path, name: str, default_domain: str, fields: tuple[str, str, str], report: ReadReport
-) -> Iterator[Document]:
-    text_field, id_field, domain_field = fields
-    with _open(file) as stream:
+def _read_jsonl(file: Path, name: str, domain: str, made: Documents) -> Iterator[Document]:
+    with open_packed(file) as stream:
         for number, line in enumerate(stream, 1):
             if number == 1:
                 line = line.removeprefix(_BOM)
             if not line.strip():
                 continue
-            where = f"{file}:{number}"
+            source = Source(f"{file}:{number}", f"{name}:{number}", domain)
             try:
                 record = json.loads(line)
             except UnicodeDecodeError:
-                report.skip(where, "invalid UTF-8")
+                made.report.skip(source.where, "invalid UTF-8")
                 continue
             except (ValueError, RecursionError):
-                report.skip(where, "broken JSON")
+                made.report.skip(source.where, "broken JSON")
                 continue
-            if not isinstance(record, dict):
-                report.skip(where, "not a JSON object")
-                continue
-            if text_field not in record:
-                report.skip(where, f"no field {text_field!r}")
-                continue
-            text = record[text_field]
-            if not isinstance(text, str):
-                report.skip(where, f"field {text_field!r} is not a string")
-                continue
-            document_id, domain = record.get(id_field), record.get(domain_field)
-            yield from _usable(
-                text,
-                where,
-                f"{name}:{number}" if document_id in (None, "") else str(document_id),
-                default_domain if domain in (None, "") else str(domain),
-                report,
-            )
+            yield from made.of_record(record, source)
 
 
-def _read_text(file: Path, name: str, domain: str, report: ReadReport) -> Iterator[Document]:
-    with _open(file) as stream:
+def _read_parquet(
+    file: Path, name: str, domain: str, made: Documents, wanted: list[str]
+) -> Iterator[Document]:
+    for number, record in enumerate(parquet.rows(file, wanted), 1):
+        source = Source(f"{file}:{number}", f"{name}:{number}", domain)
+        if record is None:
+            made.report.skip(source.where, "invalid UTF-8")
+        else:
+            yield from made.of_record(record, source)
+
+
+def _read_text(file: Path, name: str, domain: str, made: Documents) -> Iterator[Document]:
+    with open_packed(file) as stream:
         content = stream.read().removeprefix(_BOM)
     try:
         text = content.decode("utf-8")
     except UnicodeDecodeError:
-        report.skip(str(file), "invalid UTF-8")
+        made.report.skip(str(file), "invalid UTF-8")
         return
-    yield from _usable(text, str(file), name, domain, report)
-
-
-def _usable(
-    text: str, where: str, document_id: str, domain: str, report: ReadReport
-) -> Iterator[Document]:
-    if not text or text.isspace():
-        report.skip(where, "empty document")
-        return
-    try:
-        # JSON can spell half of a surrogate pair, which no tokenizer can take.
-        text.isascii() or text.encode("utf-8")
-    except UnicodeEncodeError:
-        report.skip(where, "invalid UTF-8")
-        return
-    report.documents += 1
-    yield Document(text, _printable(document_id), _printable(domain))
-
-
-def _printable(name: str) -> str:
-    """A name that can be written to a file whatever it was made from."""
-    return name.encode("utf-8", "replace").decode()
+    yield from made.of_text(text, Source(str(file), name, domain))

@@ -8,26 +8,37 @@ import contextlib
 import hashlib
 import os
 import re
-import tempfile
 import time
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from emo_jax.data.documents import Document, ReadReport, read_documents
+from emo_jax.data.partial import partial_folder, remove_left_over
 from emo_jax.data.progress import Progress
+from emo_jax.data.selection import Selection
 from emo_jax.data.store import TokenStore
-from emo_jax.data.store_writer import SplitContent, check_ids, check_target, write_store
+from emo_jax.data.store_writer import (
+    PARTIAL,
+    TOP,
+    SplitContent,
+    check_ids,
+    check_target,
+    write_store,
+)
 from emo_jax.data.stream import SPLITS, token_dtype
-from emo_jax.data.tokenizers import Tokenizer
+from emo_jax.data.tokenizer_base import Tokenizer
 from emo_jax.errors import DataError, UsageError
 
 DEFAULT_FRACTIONS = (0.9, 0.05, 0.05)
 _BATCH_CHARS = 4_000_000  # text tokenised at once
 _BLOCK_TOKENS = 1 << 20
+_SAMPLE_CHARS = 16_000_000
+_SPOOL, _TOKENS = "spool", "tokens"
 _TABLE_ROWS = 40  # domains may be as many as web sites
 _PIECE = re.compile(r"~\d+$")
 
@@ -68,8 +79,10 @@ def prepare(
     text_field: str = "text",
     id_field: str = "id",
     domain_field: str = "domain",
+    selection: Selection | None = None,
     seed: int = 0,
     strict: bool = False,
+    add_bos: bool = False,
     fractions: tuple[float, float, float] = DEFAULT_FRACTIONS,
     progress: bool = True,
 ) -> PrepareReport:
@@ -80,12 +93,14 @@ def prepare(
     seed and id.
 
     Args:
-      inputs: JSONL files and folders, see `read_documents`.
+      inputs: files and folders, see `read_documents`.
       output: a folder that does not exist yet, or is empty.
       tokenizer: kept in the store.
-      text_field: JSONL key of the text; likewise `id_field` and `domain_field`.
+      text_field: key or column of the text; likewise `id_field` and `domain_field`.
+      selection: the documents wanted; it and what it dropped is kept in the manifest.
       seed: of the order of documents.
       strict: fail at the first unusable document.
+      add_bos: begin every document with the tokenizer's beginning-of-document token.
       fractions: of the documents for train, select and test; they add up to 1.
       progress: show progress.
 
@@ -96,23 +111,38 @@ def prepare(
     started = time.monotonic()
     _check_fractions(fractions)
     target = check_target(output)
-    report = ReadReport()
+    report, selection = ReadReport(), selection or Selection()
+    if add_bos and tokenizer.bos_id is None:
+        raise UsageError(
+            "--add-bos: the tokenizer names no beginning-of-document token; name one as bos_token"
+            " in a tokenizer_config.json beside it"
+        )
     documents = read_documents(
         inputs,
         text_field=text_field,
         id_field=id_field,
         domain_field=domain_field,
+        selection=selection,
+        ids=tokenizer.reads_ids,
         strict=strict,
         report=report,
     )
+    facts: dict[str, Any] = {"bos_id": tokenizer.bos_id} if add_bos else {}
+    notes = [*tokenizer.notes, *remove_left_over(target, (PARTIAL, _SPOOL), (*TOP, _TOKENS))]
     try:
-        with Progress("prepare", progress) as shown:
-            notes = _write(target, documents, tokenizer, seed, fractions, report, shown)
+        with (
+            Progress("prepare", progress) as shown,
+            partial_folder(target, _SPOOL) as scratch,
+            contextlib.closing(
+                _Spool(scratch / _TOKENS, tokenizer, seed, selection, add_bos=add_bos)
+            ) as spool,
+        ):
+            notes += _write(target, documents, spool, fractions, report, shown, facts)
     except OSError as error:  # reading raises errors of its own
         raise DataError(f"{target}: cannot be written ({error}); free or choose a disk") from error
     # The files were hashed as they were written.
     store = TokenStore.open(target, verify=False)
-    made = PrepareReport(store, report, time.monotonic() - started, notes)
+    made = PrepareReport(store, report, time.monotonic() - started, tuple(notes))
     if progress:
         print(made.table(), flush=True)
     return made
@@ -121,36 +151,60 @@ def prepare(
 def _write(
     target: Path,
     documents: Iterator[Document],
-    tokenizer: Tokenizer,
-    seed: int,
+    spool: "_Spool",
     fractions: Sequence[float],
     report: ReadReport,
     shown: Progress,
+    facts: dict[str, Any],
 ) -> tuple[str, ...]:
     """Both passes; returns notes for the user."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with (
-        tempfile.TemporaryDirectory(prefix=f".{target.name}.spool-", dir=target.parent) as scratch,
-        contextlib.closing(_Spool(Path(scratch) / "tokens", tokenizer, seed)) as spool,
-    ):
-        for batch in _batches(documents):
-            spool.add(batch, report)
-            shown.show(f"{report.documents:,} documents, {spool.num_tokens:,} tokens")
-        if not spool.num_documents:
-            raise DataError("no document has a token; check the input and the tokenizer")
-        shown.show(f"writing {spool.num_tokens:,} tokens", always=True)
-        spool.finish()
-        splits, notes = assign_splits(np.asarray(spool.split_keys), fractions)
-        write_store(
-            target,
-            tokenizer=tokenizer,
-            domains=spool.domains,
-            splits={
-                name: spool.content(np.flatnonzero(splits == i)) for i, name in enumerate(SPLITS)
-            },
-            seed=seed,
+    for batch in _batches(documents):
+        spool.add(batch, report)
+        shown.show(f"{report.documents:,} documents, {spool.num_tokens:,} tokens")
+    if not spool.num_documents:
+        dropped = ", ".join(f"{n} dropped by {why}" for why, n in sorted(report.dropped.items()))
+        raise DataError(
+            f"no document is left ({dropped}); widen these bounds"
+            if dropped
+            else "no document has a token; check the input and the tokenizer"
         )
+    shown.show(f"writing {spool.num_tokens:,} tokens", always=True)
+    spool.finish()
+    splits, notes = assign_splits(np.asarray(spool.split_keys), fractions)
+    if spool.selection.settings():
+        dropped_by = dict(sorted(report.dropped.items()))
+        facts = facts | {"filter": {**spool.selection.settings(), "dropped": dropped_by}}
+    write_store(
+        target,
+        tokenizer=spool.tokenizer,
+        domains=spool.domains,
+        splits={name: spool.content(np.flatnonzero(splits == i)) for i, name in enumerate(SPLITS)},
+        seed=spool.seed,
+        facts=facts,
+    )
     return notes
+
+
+def sample_texts(
+    inputs: Sequence[str | os.PathLike[str]],
+    *,
+    progress: bool = True,
+    text_field: str = "text",
+    selection: Selection | None = None,
+) -> Iterator[str]:
+    """The first texts of every input, 16 million characters in all."""
+    with Progress("tokenizer", progress) as shown:
+        for given in inputs:
+            left = _SAMPLE_CHARS // len(inputs)
+            try:
+                for document in read_documents([given], text_field=text_field, selection=selection):
+                    yield document.text
+                    left -= len(document.text)
+                    if left <= 0:
+                        break
+                    shown.show("comparing its ids with those of its tokenizer.json")
+            except DataError:
+                continue  # the pass over all documents says it better
 
 
 def _check_fractions(fractions: Sequence[float]) -> None:
@@ -183,8 +237,11 @@ def _hash64(*parts: str) -> int:
 class _Spool:
     """Tokens of all documents in a file, in the order read, and a few numbers of each."""
 
-    def __init__(self, path: Path, tokenizer: Tokenizer, seed: int):
-        self._tokenizer, self._seed = tokenizer, seed
+    def __init__(
+        self, path: Path, tokenizer: Tokenizer, seed: int, selection: Selection, *, add_bos: bool
+    ):
+        self.tokenizer, self.seed, self.selection = tokenizer, seed, selection
+        self._bos = np.array([tokenizer.bos_id] if add_bos else [], np.int32)
         self._dtype = np.dtype(token_dtype(tokenizer.vocab_size))
         self._file = path.open("wb+")
         self._lengths, self._domain_ids = array("q"), array("i")
@@ -205,26 +262,38 @@ class _Spool:
         return sorted(self._domain_index)
 
     def add(self, documents: list[Document], report: ReadReport) -> None:
-        encoded = self._tokenizer.encode_batch([d.text for d in documents])
-        eos = self._tokenizer.eos_id
+        encoded = self.tokenizer.encode_batch([d.text for d in documents])
+        eos = self.tokenizer.eos_id
         for document, ids in zip(documents, encoded, strict=True):
+            if self.tokenizer.reads_ids and ids.size and ids[-1] == eos:
+                ids = ids[:-1]  # such documents often have their end already
             if not ids.size:
                 report.documents -= 1
                 report.skip(document.id, "no tokens")
                 continue
-            check_ids(ids, self._tokenizer.vocab_size, document.id)
+            check_ids(ids, self.tokenizer.vocab_size, document.id)
             if (ids == eos).any():
                 raise DataError(
-                    f"{document.id}: its tokens hold the end-of-document id {eos}; use a tokenizer"
-                    " that marks that token as special"
+                    f"{document.id}: its tokens hold the end-of-document id {eos}; "
+                    + (
+                        "make a document of each part"
+                        if self.tokenizer.reads_ids
+                        else "use a tokenizer that marks that token as special"
+                    )
                 )
-            self._file.write(np.append(ids, eos).astype(self._dtype).tobytes())
-            self._lengths.append(ids.size + 1)
-            self.num_tokens += ids.size + 1
+            against = self.selection.against_tokens(ids.size)
+            if against is not None:
+                report.documents -= 1
+                report.dropped[against] += 1
+                continue
+            whole = np.concatenate([self._bos, ids, [eos]]).astype(self._dtype)
+            self._file.write(whole.tobytes())
+            self._lengths.append(whole.size)
+            self.num_tokens += whole.size
             self._domain_ids.append(
                 self._domain_index.setdefault(document.domain, len(self._domain_index))
             )
-            self._order_keys.append(_hash64("order", str(self._seed), document.id))
+            self._order_keys.append(_hash64("order", str(self.seed), document.id))
             self.split_keys.append(_hash64("split", _PIECE.sub("", document.id)))
 
     def finish(self) -> None:

@@ -6,6 +6,7 @@ each followed by the end-of-document id.
 
 import glob
 import hashlib
+import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,6 +20,7 @@ from emo_jax.errors import DataError, UsageError
 DOLMA2_VOCAB_SIZE = 100_278
 DOLMA2_EOS_ID = 100_257
 DOLMA2_PAD_ID = 100_277
+_LOOK_AT = 1 << 20  # tokens; no corpus has documents that long at its start
 
 
 class RawTokens:
@@ -28,13 +30,13 @@ class RawTokens:
       paths: files, or patterns such as `dclm/*.npy`; patterns are sorted.
       vocab_size: of the tokenizer; it also decides the width of a token.
       eos_id: id that ends a document.
-      pad_id: id that fills a window.
+      pad_id: id that fills a window; `eos_id` where that is given and this is not.
       labels: domain of each path or pattern; without it the domain is unknown.
       floor_to: use whole groups of this many tokens of a file; the reference's data were cut to
         8192 (SPEC 5.2).
 
     Raises:
-      UsageError: no such file.
+      UsageError: no such file, or ids that are outside the vocabulary.
       DataError: a real `.npy` header, or a size that is not a whole number of tokens.
     """
 
@@ -44,12 +46,20 @@ class RawTokens:
         *,
         vocab_size: int = DOLMA2_VOCAB_SIZE,
         eos_id: int = DOLMA2_EOS_ID,
-        pad_id: int = DOLMA2_PAD_ID,
+        pad_id: int | None = None,
         labels: Sequence[str] | None = None,
         floor_to: int = 1,
     ):
         if labels is not None and len(labels) != len(paths):
             raise UsageError(f"{len(labels)} labels for {len(paths)} paths: give one each")
+        if pad_id is None:
+            pad_id = DOLMA2_PAD_ID if eos_id == DOLMA2_EOS_ID else eos_id
+        for name, i in (("eos_id", eos_id), ("pad_id", pad_id)):
+            if not 0 <= i < vocab_size:
+                raise UsageError(
+                    f"{name} = {i}: must be 0..{vocab_size - 1}, an id of the vocabulary that the"
+                    " .npy files are of (vocab_size)"
+                )
         self.vocab_size, self.eos_id, self.pad_id = vocab_size, eos_id, pad_id
         self.domains = tuple(sorted(set(labels or ())))
         self.tokenizer_fingerprint = ""
@@ -61,9 +71,22 @@ class RawTokens:
                 raise UsageError(f"{text}: no file fits this pattern")
             domain = self.domains.index(labels[i]) if labels else -1
             self._streams += [_RawStream(Path(f), self, domain, floor_to) for f in found]
+        self._warn_without_ends()
         # Of names and lengths, not of the tokens: the files are large, and may be moved.
         named = [(Path(s.name).name, s.num_tokens) for s in self._streams]
         self.fingerprint = hashlib.sha256(repr((vocab_size, eos_id, named)).encode()).hexdigest()
+
+    def _warn_without_ends(self) -> None:
+        """Ids of another tokenizer have no ends of documents: all of a file would be one."""
+        first = self._streams[0]
+        if first.num_tokens >= _LOOK_AT:
+            start = first.read(0, _LOOK_AT).tokens
+            if not (start == self.eos_id).any():
+                logging.warning(
+                    "%s: no end of document (id %d) in its first %d tokens; is it of this"
+                    " vocabulary of %d?",
+                    *(first.name, self.eos_id, _LOOK_AT, self.vocab_size),
+                )
 
     def streams(self, split: str) -> list["_RawStream"]:
         """Every file under "train"; nothing is held out of raw files."""

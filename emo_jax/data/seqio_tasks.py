@@ -1,64 +1,171 @@
-"""Documents out of seqio tasks and mixtures; the only place that imports seqio, and TensorFlow.
+"""Documents out of seqio tasks and mixtures; with `seqio_vocabulary` the only place that imports
+seqio, and TensorFlow.
 
 It is for preparing data (the extra `prepare`): training reads the token store that comes of it.
 """
 
+import difflib
 import importlib
 import importlib.util
-from collections.abc import Iterator
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from emo_jax.errors import DataError, UsageError
 
 PREFIX = "seqio:"
+DEFAULT_SPLIT = "train"
 _FEATURE = "targets"
 
 
-def check(spec: str) -> tuple[str, str]:
-    """(module, task) of a `seqio:MODULE:TASK`.
+@dataclass(frozen=True)
+class Tasks:
+    """The tasks of an input `seqio:MODULE:TASK` or `seqio:MODULE:TASK:SPLIT`.
+
+    Attributes:
+      spec: as given.
+      tasks: seqio tasks, sorted by name.
+      split: of each of them.
+      feature: that holds the text.
+    """
+
+    spec: str
+    tasks: tuple[Any, ...]
+    split: str
+    feature: str
+
+
+def short(error: BaseException) -> str:
+    """An exception as one short line; seqio's list every task there is."""
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text[:200]}"
+
+
+def nearest(name: str, known: Sequence[str]) -> str:
+    """What to add to an error about an unknown name."""
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    return f"; did you mean {near[0]!r}?" if near else ""
+
+
+def split(spec: str, what: str, example: str) -> tuple[str, str]:
+    """(module, the rest) of a `seqio:MODULE:REST`.
 
     Raises:
       UsageError: spelt otherwise, or seqio is not installed.
     """
-    module, _, task = spec.removeprefix(PREFIX).partition(":")
-    if not module or not task:
-        raise UsageError(f"{spec}: must be {PREFIX}MODULE:TASK, e.g. {PREFIX}my_tasks:wiki")
+    module, _, rest = spec.removeprefix(PREFIX).partition(":")
+    if not module or not rest:
+        raise UsageError(f"{spec}: must be {PREFIX}MODULE:{what}, e.g. {PREFIX}{example}")
     if importlib.util.find_spec("seqio") is None:
         raise UsageError(f"{spec}: seqio is not installed; pip install 'emo-jax[prepare]'")
-    return module, task
+    return module, rest
 
 
-def read(spec: str) -> Iterator[tuple[str, str, str]]:
-    """(text, id, domain) of every training example, in a fixed order and each once.
+def check(spec: str) -> tuple[str, str, str]:
+    """(module, task, split) of a `seqio:MODULE:TASK` or `seqio:MODULE:TASK:SPLIT`.
 
-    The text is the feature "targets" before the task turned it into ids, or, where the task does
-    not keep that, what its vocabulary makes of the ids. The domain is the name of the task; a
-    mixture gives those of all its tasks, whatever their rates.
+    Raises:
+      UsageError: spelt otherwise, or seqio is not installed.
+    """
+    module, rest = split(spec, "TASK", "my_tasks:wiki")
+    # Names of tasks may have colons of their own (task versions do); the last one may be a split.
+    name, _, last = rest.rpartition(":")
+    return (module, name, last) if name else (module, rest, DEFAULT_SPLIT)
+
+
+def import_module(name: str, spec: str) -> Any:
+    """A module of the user's.
+
+    Raises:
+      UsageError: it cannot be imported.
+    """
+    try:
+        return importlib.import_module(name)
+    except Exception as error:  # the user's code may raise anything
+        raise UsageError(
+            f"{spec}: module {name!r} cannot be imported ({short(error)}); mend it, or put its"
+            " folder on PYTHONPATH"
+        ) from error
+
+
+def find(spec: str, text_field: str = "text") -> Tasks:
+    """Imports the module and looks the task or mixture up.
+
+    The text is the feature "targets"; another one where `text_field` names it.
 
     Raises:
       UsageError: no such module or task.
-      DataError: the task has no "targets".
+      DataError: the task has no such feature or split.
     """
-    module, name = check(spec)
+    module, name, wanted = check(spec)
+    import_module(module, spec)
     import seqio
 
-    try:
-        importlib.import_module(module)
-        found = seqio.get_mixture_or_task(name)
-    except (ImportError, ValueError) as error:
-        raise UsageError(f"{spec}: {error}; the module must register the task") from error
+    known = [*seqio.TaskRegistry.names(), *seqio.MixtureRegistry.names()]
+    whole = f"{name}:{wanted}"
+    if whole in known:
+        name, wanted = whole, DEFAULT_SPLIT
+    if name not in known:
+        raise UsageError(
+            f"{spec}: {module!r} registers no task or mixture {name!r}{nearest(name, known)}"
+        )
+    found = seqio.get_mixture_or_task(name)
     tasks = found.tasks if isinstance(found, seqio.Mixture) else [found]
-    for task in sorted(tasks, key=lambda t: t.name):
-        if _FEATURE not in task.output_features:
-            raise DataError(f"{spec}: task {task.name!r} has no feature {_FEATURE!r}; add it")
-        examples = task.get_dataset(sequence_length=None, split="train", shuffle=False)
-        for i, example in enumerate(examples.as_numpy_iterator()):
-            yield _text(example, task), f"{task.name}:{i}", task.name
+    tasks = sorted(tasks, key=lambda t: t.name)
+    feature = _FEATURE
+    if all(text_field in task.output_features for task in tasks):
+        feature = text_field
+    for task in tasks:
+        if feature not in task.output_features:
+            there = ", ".join(task.output_features) or "none"
+            raise DataError(
+                f"{spec}: task {task.name!r} has no feature {feature!r}; it has {there}: name one"
+                " with --text-field"
+            )
+        if wanted not in task.splits:
+            there = ", ".join(task.splits) or "none"
+            raise DataError(
+                f"{spec}: task {task.name!r} has no split {wanted!r}; it has {there}: name one"
+                f" with {PREFIX}MODULE:TASK:SPLIT"
+            )
+    return Tasks(spec, tuple(tasks), wanted, feature)
 
 
-def _text(example: dict[str, Any], task: Any) -> str:
-    kept = example.get(f"{_FEATURE}_pretokenized", example[_FEATURE])
+def read(found: Tasks) -> Iterator[tuple[Any, str, str]]:
+    """(text, id, domain) of every example, in a fixed order and each once.
+
+    The text is the feature before the task turned it into ids, or, where the task does not keep
+    that, what its vocabulary makes of the ids: a list of ids where that passes them through. The
+    domain is the name of the task; a mixture gives those of all its tasks, whatever their rates.
+
+    Raises:
+      DataError: the task's own code fails.
+    """
+    mark = "" if found.split == DEFAULT_SPLIT else f"{found.split}:"
+    for task in found.tasks:
+        texts = _texts(task, found)
+        for i in itertools.count():
+            try:
+                text = next(texts)
+            except StopIteration:
+                break
+            except Exception as error:  # the user's code may raise anything
+                raise DataError(
+                    f"{found.spec}: task {task.name!r} cannot be read ({short(error)}); mend it"
+                ) from error
+            yield text, f"{task.name}:{mark}{i}", task.name
+
+
+def _texts(task: Any, found: Tasks) -> Iterator[Any]:
+    examples = task.get_dataset(sequence_length=None, split=found.split, shuffle=False)
+    for example in examples.as_numpy_iterator():
+        yield _text(example, task, found.feature)
+
+
+def _text(example: dict[str, Any], task: Any, feature: str) -> Any:
+    kept = example.get(f"{feature}_pretokenized", example[feature])
     if isinstance(kept, bytes):
         return kept.decode("utf-8", "replace")
-    vocabulary = task.output_features[_FEATURE].vocabulary
+    vocabulary = task.output_features[feature].vocabulary
     return vocabulary.decode([int(i) for i in kept])

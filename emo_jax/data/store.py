@@ -21,8 +21,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import tensorstore as ts
 
+from emo_jax.data import vocabularies
+from emo_jax.data.json_tokenizer import JsonTokenizer
 from emo_jax.data.stream import SPLITS, Span
-from emo_jax.data.tokenizers import Tokenizer, load_tokenizer
+from emo_jax.data.tokenizer_base import Tokenizer
+from emo_jax.data.tokenizers import load_tokenizer
 from emo_jax.errors import DataError, UsageError
 
 MANIFEST = "store.json"
@@ -127,10 +130,18 @@ class TokenStore:
         files = _Files(self.path)
         if files.folder is not None:
             return load_tokenizer(files.folder / "tokenizer")
+        kept = files.read(f"tokenizer/{vocabularies.FILE}")
+        if kept is not None:
+            model = files.read(f"tokenizer/{vocabularies.MODEL_FILE}")
+            return vocabularies.from_bytes(kept, model, self.path)
         content = files.read("tokenizer/tokenizer.json") or b""
         names = json.loads(files.read("tokenizer/special_tokens_map.json") or b"{}")
-        return Tokenizer(
-            content.decode(), eos=names["eos_token"], pad=names["pad_token"], where=self.path
+        return JsonTokenizer(
+            content.decode(),
+            eos=names["eos_token"],
+            pad=names["pad_token"],
+            bos=names.get("bos_token"),
+            where=self.path,
         )
 
     def check_tokenizer(self, fingerprint: str) -> None:

@@ -8,8 +8,6 @@ import contextlib
 import hashlib
 import json
 import os
-import secrets
-import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,14 +17,19 @@ import numpy as np
 import tensorstore as ts
 
 from emo_jax.data import store
-from emo_jax.data.stream import token_dtype
-from emo_jax.data.tokenizers import Tokenizer
+from emo_jax.data.partial import partial_folder
+from emo_jax.data.stream import SPLITS, token_dtype
+from emo_jax.data.tokenizer_base import Tokenizer
 from emo_jax.errors import DataError, UsageError
 
 # A file holds this many items and is written from one buffer; a chunk is the unit of reading and
 # carries its own CRC-32C.
 _SHARD_ITEMS = 1 << 25
 _CHUNK_ITEMS = 1 << 14
+
+PARTIAL = "tmp"
+# What a store, and so one that is half written, has at its top.
+TOP = (store.MANIFEST, "tokenizer", *SPLITS)
 
 
 @dataclass(frozen=True)
@@ -68,8 +71,9 @@ def write_store(
     domains: Sequence[str],
     splits: Mapping[str, SplitContent],
     seed: int = 0,
+    facts: Mapping[str, Any] | None = None,
 ) -> None:
-    """Writes a token store at `path`.
+    """Writes a token store at `path`; `facts` are added to its manifest.
 
     Raises:
       UsageError: `path` holds something.
@@ -93,6 +97,7 @@ def write_store(
             "domains": list(domains),
             "splits": described,
             "files": dict(_describe_files(folder)),
+            **(facts or {}),
         }
         manifest["checksum"] = store.checksum(manifest)
         (folder / store.MANIFEST).write_text(
@@ -103,17 +108,10 @@ def write_store(
 @contextlib.contextmanager
 def new_folder(target: Path) -> Iterator[Path]:
     """A folder beside `target` that becomes it at the end, or vanishes if the body fails."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    # A name nobody had: a killed process leaves its folder, and pids come again in containers.
-    folder = target.parent / f".{target.name}.{secrets.token_hex(8)}.tmp"
-    folder.mkdir()
-    try:
+    with partial_folder(target, PARTIAL) as folder:
         yield folder
         check_target(target)
         folder.rename(target)  # an empty folder may be there, nothing else
-    except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)
-        raise
 
 
 def _write_split(

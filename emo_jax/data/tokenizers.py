@@ -1,12 +1,12 @@
-"""One tokenizer interface, whatever the ids come from; every one of them is a `tokenizer.json`.
+"""One tokenizer interface, whatever the ids come from; nearly all of them are a `tokenizer.json`.
 
 A tokenizer is saved beside the tokens, in the files that stock `transformers.AutoTokenizer` reads,
-so that training and export need neither seqio nor TensorFlow.
+so that training and export need neither seqio, SentencePiece nor TensorFlow. What cannot be written
+as a `tokenizer.json` is kept as it is, see `vocabularies`.
 """
 
-import hashlib
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,86 +14,21 @@ import numpy as np
 from tokenizers import Tokenizer as _Backend
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
+from emo_jax.data import sentencepiece_model, seqio_tasks, seqio_vocabulary, vocabularies
+from emo_jax.data.json_tokenizer import JsonTokenizer, token_of
+from emo_jax.data.tokenizer_base import Tokenizer
 from emo_jax.errors import DataError, UsageError
 
 EOS_TEXT = "<|endoftext|>"
 PAD_TEXT = "<|padding|>"
 _EOS_NAMES = (EOS_TEXT, "<|end_of_text|>", "</s>", "<eos>", "[EOS]")
 _PAD_NAMES = (PAD_TEXT, "<|pad|>", "<pad>", "[PAD]")
+_SENTENCEPIECE = "sentencepiece:"
 _BYTE_OFFSET = 3  # seqio.ByteVocabulary: 0 padding, 1 end, 2 unknown, then the 256 bytes
 _BYTE_SPECIAL = {"<pad>": 0, "</s>": 1, "<unk>": 2}
 
 
-class Tokenizer:
-    """Text to ids and back; special-token strings in a text are plain text.
-
-    Args:
-      content: the text of a `tokenizer.json`.
-      eos: the token that ends a document.
-      pad: the token that fills a window; `eos` where there is none.
-      where: named in errors.
-    """
-
-    def __init__(self, content: str, *, eos: str, pad: str | None = None, where: str = "tokenizer"):
-        self._content = content
-        try:
-            self._json = _Backend.from_str(content)
-            canonical = json.dumps(json.loads(content), sort_keys=True, separators=(",", ":"))
-        except Exception as error:  # the library raises bare Exception
-            raise DataError(f"{where}: not a tokenizer.json ({error}); save it again") from error
-        self._json.encode_special_tokens = True  # a document may quote "</s>"
-        self._json.no_truncation()
-        self._json.no_padding()
-        self.eos_token, self.pad_token = eos, pad or eos
-        self.eos_id, self.pad_id = (
-            self._id(token, where) for token in (self.eos_token, self.pad_token)
-        )
-        # The content as it was saved, not as this version of the library would write it.
-        self.fingerprint = hashlib.sha256(canonical.encode()).hexdigest()
-        # Ids may have gaps: what counts is the size of the table that they index.
-        self.vocab_size = max(self._json.get_vocab(with_added_tokens=True).values()) + 1
-        if self.eos_id in self._json.encode(f"a{eos}b", add_special_tokens=False).ids:
-            raise DataError(
-                f"{where}: the text {eos!r} becomes the end-of-document id; mark that token as"
-                ' "special": true under added_tokens'
-            )
-
-    def _id(self, token: str, where: str) -> int:
-        found = self._json.token_to_id(token)
-        if found is None:
-            raise DataError(f"{where}: no token {token!r}; name one that the vocabulary has")
-        return found
-
-    def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
-        """Ids of each text, int32 and without an end of document; uses all cores."""
-        encoded = self._json.encode_batch_fast(list(texts), add_special_tokens=False)
-        return [np.asarray(e.ids, np.int32) for e in encoded]
-
-    def decode(self, ids: Iterable[int], *, skip_special: bool = True) -> str:
-        """The text of some ids; special tokens are left out unless asked for."""
-        return self._json.decode([int(i) for i in ids], skip_special_tokens=skip_special)
-
-    def save(self, folder: str | Path) -> None:
-        """Writes `tokenizer.json`, `tokenizer_config.json` and `special_tokens_map.json`."""
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        special = {"eos_token": self.eos_token, "pad_token": self.pad_token}
-        settings: dict[str, Any] = {
-            "tokenizer_class": "PreTrainedTokenizerFast",
-            **special,
-            "split_special_tokens": False,
-            "clean_up_tokenization_spaces": False,
-            "model_max_length": int(1e30),
-        }
-        (folder / "tokenizer.json").write_text(self._content, encoding="utf-8")
-        for name, value in (
-            ("tokenizer_config.json", settings),
-            ("special_tokens_map.json", special),
-        ):
-            (folder / name).write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
-
-
-class _ByteTokenizer(Tokenizer):
+class _ByteTokenizer(JsonTokenizer):
     """The same ids as its `tokenizer.json`, made by an addition instead of a merge table."""
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
@@ -166,52 +101,193 @@ def train_bpe(texts: Iterable[str], vocab_size: int, *, min_frequency: int = 2) 
     tokenizer.train_from_iterator(counted(), trainer)
     if not seen:
         raise DataError("no documents to train a tokenizer on; check the input")
-    return Tokenizer(tokenizer.to_str(), eos=EOS_TEXT, pad=PAD_TEXT, where="trained tokenizer")
+    return JsonTokenizer(tokenizer.to_str(), eos=EOS_TEXT, pad=PAD_TEXT, where="trained tokenizer")
 
 
-def load_tokenizer(spec: str | Path) -> Tokenizer:
-    """The tokenizer that `spec` names: "bytes", a `tokenizer.json`, or a folder that holds one.
+def load_tokenizer(
+    spec: str | Path,
+    *,
+    eos_id: int | None = None,
+    sample: Callable[[], Iterable[str]] | None = None,
+) -> Tokenizer:
+    """The tokenizer that `spec` names.
+
+    One of: "bytes"; a `tokenizer.json`; a SentencePiece `.model` file; a folder that holds one of
+    these (the first that is there, in this order: what `vocabularies` wrote, `tokenizer.json`,
+    `tokenizer.model`, `spiece.model`); `seqio:MODULE:VOCABULARY`, see `seqio_vocabulary`. With
+    `sentencepiece:FILE` a `.model` is kept as it is, even where a tokenizer.json would do.
 
     The end-of-document and padding tokens are those of `tokenizer_config.json` or
-    `special_tokens_map.json` beside it, else the first of the usual names that it has.
+    `special_tokens_map.json` beside it, then those of the `.model`, else the first of the usual
+    names that it has.
+
+    Args:
+      spec: see above.
+      eos_id: the end-of-document id, whatever the files say.
+      sample: texts on which a `.model` and its conversion to a tokenizer.json must agree.
 
     Raises:
-      UsageError: no such file or folder.
+      UsageError: no such file or folder, or `eos_id` is no id.
       DataError: not a tokenizer, or none of its tokens can end a document.
     """
-    if str(spec) == "bytes":
+    text = str(spec)
+    if text == "bytes":
+        if eos_id not in (None, 1):
+            raise UsageError(f"--eos-id {eos_id}: bytes end a document with id 1; leave it out")
         return byte_tokenizer()
-    path = Path(spec)
-    file = path / "tokenizer.json" if path.is_dir() else path
-    if not file.is_file():
+    if text.startswith(seqio_tasks.PREFIX):
+        return _of_seqio(text, eos_id, sample)
+    keep = text.startswith(_SENTENCEPIECE)
+    path = Path(text.removeprefix(_SENTENCEPIECE))
+    file = _file_of(path, models_only=keep)
+    if file is None:
         raise UsageError(
-            f'{spec}: no such tokenizer; give "bytes", a tokenizer.json or a folder with one'
+            f'{spec}: no such tokenizer; give "bytes", a tokenizer.json, a SentencePiece .model, a'
+            " folder with one of these, or seqio:MODULE:VOCABULARY"
         )
+    if file.name == vocabularies.FILE:
+        return vocabularies.load(file.parent)
+    if file.suffix == ".json":
+        return _load_json(file, eos_id)
+    added, named = _added_tokens(file.parent), _named_tokens(file.parent)
+    return _sentencepiece(
+        file.read_bytes(),
+        str(file),
+        eos_id=eos_id,
+        added=added,
+        named=named,
+        sample=None if keep else sample or tuple,
+    )
+
+
+def has_tokenizer(folder: Path) -> bool:
+    """Whether a folder holds what `Tokenizer.save` writes, of either kind."""
+    return any((folder / name).is_file() for name in (vocabularies.FILE, "tokenizer.json"))
+
+
+def _file_of(path: Path, *, models_only: bool) -> Path | None:
+    if path.is_file():
+        return path
+    names: tuple[str, ...] = ("tokenizer.model", "spiece.model")
+    if not models_only:
+        names = (vocabularies.FILE, "tokenizer.json", *names)
+    return next((path / n for n in names if (path / n).is_file()), None)
+
+
+def _load_json(file: Path, eos_id: int | None) -> Tokenizer:
     try:
         content = file.read_text(encoding="utf-8")
         added = [t["content"] for t in json.loads(content).get("added_tokens", [])]
-        named = _special_tokens(file.parent)
+        named = _named_tokens(file.parent)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{file}: not a tokenizer.json ({error}); save it again") from error
     eos = named.get("eos_token") or next((t for t in _EOS_NAMES if t in added), None)
+    if eos_id is not None:
+        eos = token_of(content, eos_id, str(file))
     if eos is None:
         raise DataError(
             f"{file}: no end-of-document token; name one as eos_token in a tokenizer_config.json"
-            " beside it"
+            " beside it, or give --eos-id"
         )
     pad = named.get("pad_token") or next((t for t in _PAD_NAMES if t in added), None)
-    return Tokenizer(content, eos=eos, pad=pad, where=str(file))
+    return JsonTokenizer(content, eos=eos, pad=pad, bos=named.get("bos_token"), where=str(file))
 
 
-def _special_tokens(folder: Path) -> dict[str, str]:
-    """`eos_token` and `pad_token` of the settings beside a tokenizer, where they are set."""
+def _settings(folder: Path, name: str) -> dict[str, Any]:
+    """A JSON file beside a tokenizer; empty where there is none."""
+    file = folder / name
+    if not file.is_file():
+        return {}
+    try:
+        value = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise DataError(f"{file}: not readable as JSON ({error}); mend or remove it") from error
+    return value if isinstance(value, dict) else {}
+
+
+def _named_tokens(folder: Path) -> dict[str, str]:
+    """`eos_token`, `pad_token` and `bos_token` of the settings beside a tokenizer, where set."""
     found: dict[str, str] = {}
     for name in ("tokenizer_config.json", "special_tokens_map.json"):
-        if (folder / name).is_file():
-            values = json.loads((folder / name).read_text(encoding="utf-8"))
-            for key in ("eos_token", "pad_token"):
-                token = values.get(key)
-                token = token.get("content") if isinstance(token, dict) else token
-                if token:
-                    found.setdefault(key, token)
+        values = _settings(folder, name)
+        for key in ("eos_token", "pad_token", "bos_token"):
+            token = values.get(key)
+            token = token.get("content") if isinstance(token, dict) else token
+            if token:
+                found.setdefault(key, token)
     return found
+
+
+def _added_tokens(folder: Path) -> dict[int, str]:
+    """Tokens that a Hugging Face folder adds to its `.model`."""
+    found = {i: token for token, i in _settings(folder, "added_tokens.json").items()}
+    decoder = _settings(folder, "tokenizer_config.json").get("added_tokens_decoder", {})
+    return found | {int(i): token["content"] for i, token in decoder.items()}
+
+
+def _of_seqio(spec: str, eos_id: int | None, sample: Callable | None) -> Tokenizer:
+    vocabulary = seqio_vocabulary.find(spec)
+    if seqio_vocabulary.is_bytes(vocabulary) and eos_id in (None, 1):
+        return byte_tokenizer()
+    content = seqio_vocabulary.sentencepiece_content(vocabulary)
+    if content is not None:
+        return _sentencepiece(
+            content, spec, eos_id=eos_id, pad_id=vocabulary.pad_id, sample=sample or tuple
+        )
+    return vocabularies.of_seqio(vocabulary, spec, eos_id)
+
+
+def _sentencepiece(
+    content: bytes,
+    where: str,
+    *,
+    eos_id: int | None,
+    pad_id: int | None = None,
+    added: dict[int, str] | None = None,
+    named: dict[str, str] | None = None,
+    sample: Callable[[], Iterable[str]] | None,
+) -> Tokenizer:
+    """A SentencePiece model: a tokenizer.json where the ids are equal on `sample`, else kept."""
+    processor = sentencepiece_model.load_processor(content, where)
+    pieces = processor.GetPieceSize()
+    added = {i: token for i, token in (added or {}).items() if i >= pieces}
+    size = max([pieces - 1, *added]) + 1
+    ids = {token: i for i, token in added.items()}
+    unknown = processor.unk_id()
+
+    def id_of(key: str, own: int) -> int | None:
+        token = (named or {}).get(key)
+        if token is None:
+            return own if own >= 0 else None
+        found = ids.get(token, processor.PieceToId(token))
+        if found == unknown and processor.IdToPiece(unknown) != token:
+            raise DataError(f"{where}: no token {token!r}; name one that the vocabulary has")
+        return found
+
+    eos = eos_id if eos_id is not None else id_of("eos_token", processor.eos_id())
+    if eos is None:
+        raise DataError(f"{where}: no end-of-document token; give --eos-id")
+    vocabularies.check_eos(eos, size, where)
+    pad = pad_id if pad_id is not None else id_of("pad_token", processor.pad_id())
+    pad = eos if pad is None else pad
+    bos = id_of("bos_token", processor.bos_id())
+    reason = "as asked for"
+    if sample is not None:
+        try:
+            converted = sentencepiece_model.convert(content, added)
+            differing = sentencepiece_model.first_difference(converted, processor, sample())
+            if differing is None:
+                tokens = added | {i: processor.IdToPiece(i) for i in range(pieces)}
+                return JsonTokenizer(
+                    converted,
+                    eos=tokens[eos],
+                    pad=tokens[pad],
+                    bos=None if bos is None else tokens[bos],
+                    where=where,
+                )
+            reason = f"a tokenizer.json gives other ids, first for {differing!r}"
+        except sentencepiece_model.NotExactError as error:
+            reason = f"no tokenizer.json can stand for it: {error}"
+    kept = vocabularies.of_sentencepiece(content, size, eos_id=eos, pad_id=pad, bos_id=bos)
+    kept.notes = (f"note: {where} is kept as a SentencePiece model ({reason})",)
+    return kept

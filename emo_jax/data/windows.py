@@ -120,12 +120,22 @@ class Windows(Sequence[Batch]):
         )
 
 
-def open_source(location: str | os.PathLike[str]) -> TokenStore | RawTokens:
-    """A token store, or the Dolma files of a pattern such as `dclm/*.npy` (several: by commas)."""
+def open_source(location: str | os.PathLike[str], config: DataConfig) -> TokenStore | RawTokens:
+    """A token store, or headerless files of a pattern such as `dclm/*.npy` (several: by commas).
+
+    Args:
+      location: see above.
+      config: its `raw_…` fields say what headerless files do not; a store knows its own.
+    """
     text = os.fspath(location)
-    if text.endswith(".npy"):
-        return RawTokens(text.split(","))
-    return TokenStore.open(text)
+    if not text.endswith(".npy"):
+        return TokenStore.open(text)
+    return RawTokens(
+        text.split(","),
+        vocab_size=config.raw_vocab_size,
+        eos_id=config.raw_eos_id,
+        pad_id=config.raw_pad_id,
+    )
 
 
 def open_windows(
@@ -133,7 +143,7 @@ def open_windows(
 ) -> Windows:
     """The windows that a run's `data` section asks for; only training windows are filtered."""
     return Windows(
-        source if source is not None else open_source(config.store),
+        source if source is not None else open_source(config.store, config),
         config.seq_len,
         split=split,
         eos_starts_next_pool=config.eos_starts_next_pool,

@@ -102,9 +102,20 @@ def evaluate(
       pool_size: routed experts in each document's pool; 0: no pool.
     """
     total: dict[str, Any] | None = None
+    running: dict[str, Any] | None = None
+
+    def add(sums: dict[str, Any] | None) -> None:
+        """In float64, which a float32 sum over many batches is not."""
+        nonlocal total
+        if sums is not None:
+            host = jax.tree.map(lambda a: np.asarray(a, np.float64), jax.device_get(sums))
+            total = host if total is None else jax.tree.map(np.add, total, host)
+
     for batch in batches:
+        # The sums of the batch before are fetched while this one runs.
         sums = eval_step(params, batch, keep_LMR, pool_size=pool_size)
-        total = sums if total is None else jax.tree.map(jnp.add, total, sums)
+        add(running)
+        running = sums
+    add(running)
     assert total is not None, "no held-out windows"
-    total = jax.tree.map(lambda a: np.asarray(jax.device_get(a), np.float64), total)
     return HeldOut(total["ce_sum_M"], total["labels_M"], total.get("router_probs_LMR"))

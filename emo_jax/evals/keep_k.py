@@ -3,7 +3,7 @@
 Legend: L layers, M domains, R routed experts.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -65,6 +65,15 @@ def _numbers(values: np.ndarray) -> list[float | None]:
     return [None if np.isnan(value) else float(value) for value in values]
 
 
+def select_scores(
+    eval_step: Callable[..., dict[str, Any]], params: Params, batches: Iterable[Batch]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Summed router probabilities (L,M,R), and which domains (M,) have no tokens to choose by."""
+    scores_LMR = evaluate(eval_step, params, batches).router_probs_LMR
+    assert scores_LMR is not None
+    return scores_LMR, scores_LMR.sum(axis=(0, 2)) == 0
+
+
 def keep_table(
     config: Config,
     eval_step: Callable[..., dict[str, Any]],
@@ -92,9 +101,7 @@ def keep_table(
         (params, list(select_batches), list(test_batches))
     )
     progress("router probabilities on the select split")
-    scores_LMR = evaluate(eval_step, params, select_batches).router_probs_LMR
-    assert scores_LMR is not None
-    unseen_M = scores_LMR.sum(axis=(0, 2)) == 0
+    scores_LMR, unseen_M = select_scores(eval_step, params, select_batches)
     progress("test loss with all experts")
     full_M = evaluate(eval_step, params, test_batches).loss_M
     pool_size, pool_loss_M = config.moe.pool.eval_size, None

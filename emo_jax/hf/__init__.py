@@ -1,11 +1,20 @@
-"""Hugging Face folders: two layouts, export and import.
+"""Hugging Face folders: three layouts, export and import.
 
-`qwen2_moe` is loaded by transformers without remote code; `emo` has the tensor names of the
-checkpoints released with the EMO paper (SPEC 9.1).
+`qwen2_moe` and, for dense models, `llama` are loaded by transformers without remote code; `emo` has
+the tensor names of the checkpoints released with the EMO paper (SPEC 9.1).
 """
 
-from emo_jax.hf.export import export_model
-from emo_jax.hf.importing import import_model, import_tensors
-from emo_jax.hf.layouts import LAYOUTS, layout_named
+from emo_jax.hf.export import export_leaves, export_model
+from emo_jax.hf.importing import import_model, import_tensors, open_folder
+from emo_jax.hf.layouts import LAYOUTS, layout_for, layout_named
 
-__all__ = ["LAYOUTS", "export_model", "import_model", "import_tensors", "layout_named"]
+__all__ = [
+    "LAYOUTS",
+    "export_leaves",
+    "export_model",
+    "import_model",
+    "import_tensors",
+    "layout_for",
+    "layout_named",
+    "open_folder",
+]

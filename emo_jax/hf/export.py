@@ -4,64 +4,77 @@ import json
 import os
 import secrets
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from emo_jax.config import Config
-from emo_jax.errors import EmoError, HfFormatError, UsageError
+from emo_jax.errors import EmoError, HfFormatError
 from emo_jax.hf import tokenizer_files
-from emo_jax.hf.card import model_card
+from emo_jax.hf.card import Card, model_card
 from emo_jax.hf.hf_config import to_hf
-from emo_jax.hf.layouts import Layout, layout_named
-from emo_jax.hf.tensors import HfTensor
-from emo_jax.hf.tree import check_leaves, flatten, moe_of
-from emo_jax.hf.weights import check_names, plan_shards, read_headers, write_file, write_index
+from emo_jax.hf.layouts import Layout, layout_for
+from emo_jax.hf.sources import TreeSource
+from emo_jax.hf.tensors import HfTensor, LeafSource
+from emo_jax.hf.tree import check_shapes, flatten
+from emo_jax.hf.weights import check_names, plan_shards, read_headers, write_index, write_shards
+from emo_jax.workdir import one_line, refuse_existing
 
 MAX_SHARD_BYTES = 4_000_000_000
 
 
 def export_model(
-    params: Mapping[str, Any],
+    params: Mapping[str, Any], config: Config, output: str | Path, **options: Any
+) -> Path:
+    """`export_leaves` of parameters in memory: a nested dict of NumPy or JAX arrays.
+
+    JAX arrays may be sharded over the devices of this process.
+    """
+    return export_leaves(TreeSource(flatten(params)), config, output, **options)
+
+
+def export_leaves(
+    source: LeafSource,
     config: Config,
     output: str | Path,
     *,
-    layout: str = "qwen2_moe",
+    layout: str | None = None,
     tokenizer_dir: str | Path | None = None,
     eos_token_id: int | None = None,
     pad_token_id: int | None = None,
     max_shard_bytes: int = MAX_SHARD_BYTES,
-    card: Mapping[str, Any] | None = None,
+    card: Card | None = None,
+    on_bytes: Callable[[int], None] = lambda n: None,
 ) -> Path:
     """Writes `output`, which holds a whole model or does not appear.
 
-    Memory: one tensor beside the parameters, which may be sharded JAX arrays of this process.
+    Memory: a few slices of a leaf beside the source.
 
     Args:
-      params: nested dict of arrays, shaped as `config` says.
+      source: the parameters, shaped as `config` says.
       config: of the run; stored in config.json, so that an import restores it.
       output: a new or empty folder.
-      layout: `qwen2_moe` (read by transformers without remote code) or `emo` (the names of the
-        released checkpoints).
+      layout: `qwen2_moe` or `llama` (read by transformers without remote code), or `emo` (the
+        names of the released checkpoints); None: the one of the first two that the model takes.
       tokenizer_dir: folder with tokenizer.json; its files are copied.
       eos_token_id: written to config.json and generation_config.json; taken from the files of
         `tokenizer_dir` when None.
       pad_token_id: likewise.
       max_shard_bytes: size of one safetensors file, at most (but for a single larger tensor).
-      card: facts for the model card, such as step and losses.
+      card: what the model card says of the training.
+      on_bytes: told of every piece of the weights that was written.
 
     Returns:
       The path of the folder.
 
     Raises:
-      UsageError: `output` is there already, the model is dense, or params, config and tokenizer do
-        not belong together.
+      UsageError: `output` is there already, the layout is for other models, or parameters, config
+        and tokenizer do not belong together.
+      EmoError: the folder cannot be written.
     """
-    output, chosen = Path(output), layout_named(layout)
-    moe_of(config)
-    leaves = flatten(params)
-    check_leaves(leaves, config)
-    _refuse_existing(output)
+    output, chosen = Path(output), layout_for(config, layout)
+    check_shapes(source.shapes, config)
+    refuse_existing(output)
     tokenizer = Path(tokenizer_dir) if tokenizer_dir is not None else None
     if tokenizer is not None:
         tokenizer_files.check(tokenizer, config.model.vocab_size)
@@ -75,8 +88,7 @@ def export_model(
     unfinished = output.parent / f".{output.name}.{secrets.token_hex(4)}.partial"
     try:
         unfinished.mkdir(parents=True)
-        for name, part in shards.items():
-            write_file(unfinished / name, part, (tensor.read(leaves) for tensor in part))
+        write_shards(unfinished, shards, source, on_bytes)
         write_index(unfinished, shards)
         _write_json(
             unfinished / "config.json",
@@ -93,16 +105,11 @@ def export_model(
         os.rename(unfinished, output)
     except OSError as error:
         raise EmoError(
-            f"{output}: cannot be written: {error}; mend that and export again"
+            f"{output}: cannot be written: {one_line(error)}; mend that and export again"
         ) from error
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
     return output
-
-
-def _refuse_existing(output: Path) -> None:
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise UsageError(f"{output}: exists and is not an empty folder; give a new folder")
 
 
 def _write_json(path: Path, value: Mapping[str, Any]) -> None:

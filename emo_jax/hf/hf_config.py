@@ -31,12 +31,13 @@ def to_hf(layout: Layout, config: Config, *, eos_id: int | None, pad_id: int | N
         # transformers 4 reads rope_theta, transformers 5 rope_parameters.
         "rope_parameters": {"rope_type": "default", "rope_theta": config.model.rope_theta},
         "torch_dtype": "float32",
-        "output_router_logits": False,
         "use_cache": True,
         OUR_SECTION: config_lib.to_dict(config),
     }
+    if config.moe is None:
+        return fields
     # qwen2_moe also wants the width of dense layers, of which there are none.
-    return {"intermediate_size": config.moe.expert_dim if config.moe else 0} | fields
+    return {"intermediate_size": config.moe.expert_dim, "output_router_logits": False} | fields
 
 
 def load_json(path: Path) -> dict[str, Any]:
@@ -108,6 +109,8 @@ def from_hf(hf: Mapping[str, Any], layout: Layout, where: Path, *, name: str) ->
             config = config_lib.from_config_dict(hf[OUR_SECTION])
         else:
             config = config_lib.from_config_dict(_defaults(hf, layout) | {"name": name})
+        if (config.moe is None) != layout.dense:
+            raise ConfigError(f"{config.name!r} is no model for layout {layout.name}")
         expected = layout.shape_fields(config)
     except KeyError as error:
         raise HfFormatError(f"{where}: field {error} is missing; copy the file again") from None
@@ -143,19 +146,21 @@ def _rope_theta(hf: Mapping[str, Any], where: Path) -> float:
 
 def _defaults(hf: Mapping[str, Any], layout: Layout) -> dict[str, Any]:
     """Fields of a `Config` for a folder that is not ours; training fields get the least value."""
+    mlp = layout.mlp_sections(hf)
+    model = {
+        "vocab_size": hf["vocab_size"],
+        "num_layers": hf["num_hidden_layers"],
+        "embed_dim": hf["hidden_size"],
+        "num_heads": hf["num_attention_heads"],
+        "head_dim": hf.get("head_dim") or hf["hidden_size"] // hf["num_attention_heads"],
+        "rope_theta": hf["rope_theta"],
+        "norm_eps": hf["rms_norm_eps"],
+        "init_std": hf.get("initializer_range") or 0.02,
+        "compute_dtype": "float32",
+    }
     return {
-        "model": {
-            "vocab_size": hf["vocab_size"],
-            "num_layers": hf["num_hidden_layers"],
-            "embed_dim": hf["hidden_size"],
-            "num_heads": hf["num_attention_heads"],
-            "head_dim": hf.get("head_dim") or hf["hidden_size"] // hf["num_attention_heads"],
-            "rope_theta": hf["rope_theta"],
-            "norm_eps": hf["rms_norm_eps"],
-            "init_std": hf.get("initializer_range") or 0.02,
-            "compute_dtype": "float32",
-        },
-        "moe": layout.moe_section(hf),
+        "model": model | mlp.get("model", {}),
+        "moe": mlp.get("moe"),
         "data": {"seq_len": hf["max_position_embeddings"]},
         "optimizer": {"warmup_steps": 0},
         "train": {"steps": 1, "batch_size": 1},

@@ -1,18 +1,15 @@
 """A Hugging Face folder → parameters and config. Nothing is guessed: every name is asserted."""
 
-from itertools import groupby
 from pathlib import Path
 from typing import Any
-
-import numpy as np
-from safetensors import safe_open
 
 from emo_jax.config import Config
 from emo_jax.errors import HfFormatError
 from emo_jax.hf.hf_config import from_hf, layout_of, load_json, vocab_rows, vocab_size
 from emo_jax.hf.layouts import Layout, layout_named
+from emo_jax.hf.sources import FolderSource
 from emo_jax.hf.tensors import HfTensor
-from emo_jax.hf.tree import leaf_shapes, unflatten
+from emo_jax.hf.tree import unflatten
 from emo_jax.hf.weights import (
     READABLE_DTYPES,
     StoredTensor,
@@ -24,19 +21,16 @@ from emo_jax.hf.weights import (
 EMBEDDING = "model.embed_tokens.weight"  # the same name in every layout
 
 
-def import_model(folder: str | Path) -> tuple[dict[str, Any], Config]:
-    """Reads a folder of layout `qwen2_moe` or `emo`.
-
-    Memory: the parameters once, and one tensor.
+def open_folder(folder: str | Path) -> tuple[FolderSource, Config, Layout]:
+    """A folder's parameters, to be read block by block, their config, and the layout they are in.
 
     Args:
       folder: with config.json and model.safetensors (or shards and their index).
 
     Returns:
-      The parameters as a nested dict of float32 NumPy arrays, and their config: the run's own if
-      emo_jax wrote the folder, else with the least training fields. Rows that a layout does not
-      hold are zero: of the vocabulary's padding, and in `qwen2_moe` of the router for the shared
-      experts (no loss ever reaches those).
+      The config is the run's own if emo_jax wrote the folder, else with the least training
+      fields. Numbers that a layout does not hold are zero: those of the vocabulary's padding, and
+      in `qwen2_moe` of the router for the shared experts (no loss ever reaches those).
 
     Raises:
       HfFormatError: another architecture; a missing or broken file; names, shapes or dtypes that
@@ -51,7 +45,16 @@ def import_model(folder: str | Path) -> tuple[dict[str, Any], Config]:
     if table and isinstance(hf.get("vocab_size"), int):
         hf["vocab_size"] = vocab_size(hf, table[0])
     config = from_hf(hf, layout, where, name=folder.resolve().name)
-    return _read_tree(headers, config, layout, folder), config
+    return _open(headers, config, layout, folder), config, layout
+
+
+def import_model(folder: str | Path) -> tuple[dict[str, Any], Config]:
+    """Reads a folder into memory: a nested dict of float32 NumPy arrays, and their config.
+
+    Memory: the parameters once, and a slice. See `open_folder`.
+    """
+    source, config, _ = open_folder(folder)
+    return _read_tree(source), config
 
 
 def import_tensors(path: str | Path, config: Config, *, layout: str = "emo") -> dict[str, Any]:
@@ -61,21 +64,21 @@ def import_tensors(path: str | Path, config: Config, *, layout: str = "emo") -> 
       HfFormatError: names, shapes or dtypes are not the layout's for `config`.
     """
     path = Path(path)
-    return _read_tree(read_file_headers(path), config, layout_named(layout), path)
+    return _read_tree(_open(read_file_headers(path), config, layout_named(layout), path))
 
 
-def _read_tree(
+def _read_tree(source: FolderSource) -> dict[str, Any]:
+    return unflatten({leaf: source.read_whole(leaf) for leaf in source.shapes})
+
+
+def _open(
     headers: dict[str, StoredTensor], config: Config, layout: Layout, where: Path
-) -> dict[str, Any]:
+) -> FolderSource:
     tensors = layout.tensors(config)
     _check(headers, tensors, layout, where)
-    leaves = {path: np.zeros(shape, np.float32) for path, shape in leaf_shapes(config).items()}
-    tensors.sort(key=lambda tensor: str(headers[tensor.name].file))  # stable: layer order stays
-    for path, group in groupby(tensors, key=lambda tensor: headers[tensor.name].file):
-        with safe_open(path, framework="numpy") as file:
-            for tensor in group:
-                _read(file, tensor, leaves, path)
-    return unflatten(leaves)
+    source = FolderSource(headers, tensors, config)
+    source.check_zeros()
+    return source
 
 
 def _check(
@@ -96,13 +99,3 @@ def _check(
                 f"{stored.file}: {tensor.name} is {stored.dtype}, must be one of "
                 f"{', '.join(READABLE_DTYPES)}; convert the folder to one of them"
             )
-
-
-def _read(file: Any, tensor: HfTensor, leaves: dict[str, np.ndarray], path: Path) -> None:
-    value = file.get_tensor(tensor.name)[: tensor.shape[0]]
-    if tensor.path is None and np.any(value):
-        raise HfFormatError(
-            f"{path}: {tensor.name} must be all zeros (a shared expert of weight one cannot say "
-            "anything else); this model was trained further elsewhere and cannot be imported"
-        )
-    tensor.write(value, leaves)

@@ -1,8 +1,8 @@
-"""The two Hugging Face layouts: which tensors a folder holds, and what its config.json says.
+"""The Hugging Face layouts: which tensors a folder holds, and what its config.json says.
 
 A layout is one list of tensors and one table of config fields, each used to write and to read.
 Legend: V vocab_size, L layers, D width, H heads, Dh head_dim, E experts, s shared ones (the last),
-R = E - s routed, F expert hidden.
+R = E - s routed, F hidden size of an expert or of a dense model.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -17,9 +17,10 @@ from emo_jax.hf.tree import leaf_shapes, moe_of
 
 @dataclass(frozen=True, kw_only=True)
 class Layout:
-    """One way of laying a mixture-of-experts model out in a folder."""
+    """One way of laying a model out in a folder."""
 
     name: str
+    dense: bool = False  # of dense models; else of mixtures of experts
     model_type: str
     architecture: str
     attention_norm: str
@@ -28,9 +29,9 @@ class Layout:
     fixed: Mapping[str, Any]
     # What a folder means that leaves a fixed field out, where that is not the value we need.
     when_absent: Mapping[str, Any] = field(default_factory=dict)
-    # Fields of the feed-forward, from a config; and back, to the fields of the section `moe`.
+    # Fields of the feed-forward, from a config; and back, to fields of the sections of a config.
     mlp_fields: Callable[[Config], dict[str, Any]]
-    moe_section: Callable[[Mapping[str, Any]], dict[str, int]]
+    mlp_sections: Callable[[Mapping[str, Any]], dict[str, dict[str, int]]]
     mlp_tensors: Callable[["LeafBlocks", Config, int], Iterator[HfTensor]]
 
     def shape_fields(self, config: Config) -> dict[str, Any]:
@@ -165,12 +166,14 @@ def _emo_fields(config: Config) -> dict[str, Any]:
     }
 
 
-def _emo_section(hf: Mapping[str, Any]) -> dict[str, int]:
+def _emo_sections(hf: Mapping[str, Any]) -> dict[str, dict[str, int]]:
     return {
-        "expert_dim": hf["intermediate_size"],
-        "num_experts": hf["num_experts"],
-        "top_k": hf["num_experts_per_tok"],
-        "num_shared_experts": hf["num_shared_experts"],
+        "moe": {
+            "expert_dim": hf["intermediate_size"],
+            "num_experts": hf["num_experts"],
+            "top_k": hf["num_experts_per_tok"],
+            "num_shared_experts": hf["num_shared_experts"],
+        }
     }
 
 
@@ -215,18 +218,44 @@ def _qwen2_moe_fields(config: Config) -> dict[str, Any]:
     }
 
 
-def _qwen2_moe_section(hf: Mapping[str, Any]) -> dict[str, int]:
+def _qwen2_moe_sections(hf: Mapping[str, Any]) -> dict[str, dict[str, int]]:
     """Without our own section a shared width of s·F is taken for s shared experts."""
     shared = hf["shared_expert_intermediate_size"] // hf["moe_intermediate_size"]
     return {
-        "expert_dim": hf["moe_intermediate_size"],
-        "num_experts": hf["num_experts"] + shared,
-        "top_k": hf["num_experts_per_tok"] + shared,
-        "num_shared_experts": shared,
+        "moe": {
+            "expert_dim": hf["moe_intermediate_size"],
+            "num_experts": hf["num_experts"] + shared,
+            "top_k": hf["num_experts_per_tok"] + shared,
+            "num_shared_experts": shared,
+        }
     }
 
 
-_FIXED = {"hidden_act": "silu", "norm_topk_prob": False, "tie_word_embeddings": False}
+# --- llama: dense models --------------------------------------------------------------------------
+
+
+def _llama_tensors(at: LeafBlocks, config: Config, i: int) -> Iterator[HfTensor]:
+    D, F = config.model.embed_dim, config.model.mlp_dim
+    for name, shape in (("gate", (F, D)), ("up", (F, D)), ("down", (D, F))):
+        yield at.block(
+            f"model.layers.{i}.mlp.{name}_proj.weight",
+            shape,
+            f"layers/mlp/{name}",
+            slice(i, i + 1),
+            axes=(0, 2, 1),
+        )
+
+
+def _llama_fields(config: Config) -> dict[str, Any]:
+    return {"intermediate_size": config.model.mlp_dim}
+
+
+def _llama_sections(hf: Mapping[str, Any]) -> dict[str, dict[str, int]]:
+    return {"model": {"mlp_dim": hf["intermediate_size"]}}
+
+
+_FIXED_DENSE = {"hidden_act": "silu", "tie_word_embeddings": False}
+_FIXED = _FIXED_DENSE | {"norm_topk_prob": False}
 
 LAYOUTS = {
     "qwen2_moe": Layout(
@@ -244,7 +273,7 @@ LAYOUTS = {
         },
         when_absent={"qkv_bias": True},
         mlp_fields=_qwen2_moe_fields,
-        moe_section=_qwen2_moe_section,
+        mlp_sections=_qwen2_moe_sections,
         mlp_tensors=_qwen2_moe_tensors,
     ),
     "emo": Layout(
@@ -264,8 +293,20 @@ LAYOUTS = {
             "num_shared_experts_per_layer": None,
         },
         mlp_fields=_emo_fields,
-        moe_section=_emo_section,
+        mlp_sections=_emo_sections,
         mlp_tensors=_emo_tensors,
+    ),
+    "llama": Layout(
+        name="llama",
+        dense=True,
+        model_type="llama",
+        architecture="LlamaForCausalLM",
+        attention_norm="input_layernorm",
+        mlp_norm="post_attention_layernorm",
+        fixed=_FIXED_DENSE | {"attention_bias": False, "mlp_bias": False, "pretraining_tp": 1},
+        mlp_fields=_llama_fields,
+        mlp_sections=_llama_sections,
+        mlp_tensors=_llama_tensors,
     ),
 }
 
@@ -273,8 +314,23 @@ LAYOUTS = {
 def layout_named(name: str) -> Layout:
     """The layout called `name`."""
     if name not in LAYOUTS:
-        raise UsageError(
-            f"layout {name!r}: must be one of {list(LAYOUTS)} (both for mixtures of experts; there "
-            "is none for dense models)"
-        )
+        raise UsageError(f"layout {name!r}: must be one of {list(LAYOUTS)}")
     return LAYOUTS[name]
+
+
+def layout_for(config: Config, name: str | None = None) -> Layout:
+    """The layout of a model: by name, or the one that stock transformers loads.
+
+    Raises:
+      UsageError: no such layout, or it cannot hold this kind of model.
+    """
+    dense = config.moe is None
+    layout = layout_named(name or ("llama" if dense else "qwen2_moe"))
+    if layout.dense != dense:
+        kinds = {True: "dense models", False: "mixtures of experts"}
+        fitting = [other.name for other in LAYOUTS.values() if other.dense == dense]
+        raise UsageError(
+            f"layout {layout.name!r} is for {kinds[layout.dense]}, and {config.name!r} is one of"
+            f" the {kinds[dense]}; give layout {' or '.join(fitting)}, or none"
+        )
+    return layout

@@ -1,12 +1,27 @@
 """One Hugging Face tensor and its place in our tree; the same entry is used in both directions."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Protocol
 
 import numpy as np
 
-from emo_jax.hf.tree import Shape, read_block
+from emo_jax.hf.tree import Shape
+from emo_jax.slices import Block, extent
+
+F32_BYTES = 4
+
+
+class LeafSource(Protocol):
+    """Parameters that are read block by block: a tree, a checkpoint, or a Hugging Face folder."""
+
+    @property
+    def shapes(self) -> dict[str, Shape]:
+        """Every leaf by its `/`-joined path."""
+
+    def read(self, path: str, block: Block) -> np.ndarray:
+        """`leaf[block]` on the host, of any floating dtype."""
 
 
 @dataclass(frozen=True)
@@ -19,24 +34,76 @@ class HfTensor:
     name: str
     shape: Shape
     path: str | None = None
-    block: tuple[slice, ...] = ()  # start and stop on every axis of the leaf
+    block: Block = ()  # start and stop on every axis of the leaf
     axes: tuple[int, ...] = ()
     scale: float = 1.0  # a power of two, so that dividing by it gives the same bits back
     is_vocab: bool = False  # axis 0 is the vocabulary: files may hold its padding rows too
 
-    def read(self, leaves: Mapping[str, Any]) -> np.ndarray:
-        """The float32 tensor of `shape`, from the flat tree."""
+    @property
+    def nbytes(self) -> int:
+        """Bytes in a file of ours, which is float32."""
+        return math.prod(self.shape) * F32_BYTES
+
+    def read(self, source: LeafSource) -> np.ndarray:
+        """The float32 tensor of `shape`."""
         if self.path is None:
             return np.zeros(self.shape, np.float32)
-        value = read_block(leaves[self.path], self.block).transpose(self.axes).reshape(self.shape)
+        value = source.read(self.path, self.block).astype(np.float32, copy=False)
+        value = value.transpose(self.axes).reshape(self.shape)
         value = value if self.scale == 1.0 else value * np.float32(self.scale)
         return np.ascontiguousarray(value, "<f4")
 
-    def write(self, value: np.ndarray, leaves: Mapping[str, np.ndarray]) -> None:
-        """Puts a tensor of `shape` and any floating dtype into the flat tree, in place."""
-        if self.path is None:
+    def pieces(self, max_bytes: int) -> Iterator[tuple[int, "HfTensor"]]:
+        """(first row, tensor of some rows) in order; whole where rows are not one axis."""
+        rows = max(1, max_bytes // max(1, self.nbytes // self.shape[0]))
+        if self._row_axis() is None or rows >= self.shape[0]:
+            yield 0, self
             return
-        view = leaves[self.path][self.block].transpose(self.axes)
-        view[...] = value.astype(np.float32, copy=False).reshape(view.shape)
+        for start in range(0, self.shape[0], rows):
+            yield start, self._rows(start, min(start + rows, self.shape[0]))
+
+    def within(self, block: Block) -> tuple[int, "HfTensor"] | None:
+        """(first row, the rows that reach into a block of the leaf), or None where none does."""
+        overlap = [
+            (max(a.start, b.start), min(a.stop, b.stop))
+            for a, b in zip(self.block, block, strict=True)
+        ]
+        if any(start >= stop for start, stop in overlap):
+            return None
+        axis = self._row_axis()
+        if axis is None:
+            return 0, self
+        first = self.block[axis].start
+        start, stop = overlap[axis][0] - first, overlap[axis][1] - first
+        return start, self._rows(start, stop)
+
+    def write(self, value: np.ndarray, out: np.ndarray, block: Block) -> None:
+        """Puts what lies in a block of the leaf into `out`, which holds that block.
+
+        `value` has this tensor's shape and any floating dtype.
+        """
+        sizes = extent(self.block)
+        held = value.reshape([sizes[axis] for axis in self.axes])
+        held = held.transpose(np.argsort(self.axes))
+        inside, target = [], []
+        for ours, theirs in zip(self.block, block, strict=True):
+            start, stop = max(ours.start, theirs.start), min(ours.stop, theirs.stop)
+            inside.append(slice(start - ours.start, stop - ours.start))
+            target.append(slice(start - theirs.start, stop - theirs.start))
+        view = out[tuple(target)]
+        view[...] = held[tuple(inside)]
         if self.scale != 1.0:
             view /= np.float32(self.scale)
+
+    def _row_axis(self) -> int | None:
+        """The axis of the leaf that runs along axis 0 of the tensor, where one does alone."""
+        sizes = extent(self.block)
+        wide = [axis for axis in self.axes if sizes[axis] > 1]
+        return wide[0] if wide and sizes[wide[0]] == self.shape[0] else None
+
+    def _rows(self, start: int, stop: int) -> "HfTensor":
+        axis, block = self._row_axis(), list(self.block)
+        assert axis is not None
+        first = block[axis].start
+        block[axis] = slice(first + start, first + stop)
+        return replace(self, block=tuple(block), shape=(stop - start, *self.shape[1:]))

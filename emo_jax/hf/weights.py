@@ -1,30 +1,40 @@
-"""safetensors files of a folder: written one tensor at a time, read lazily by their headers.
+"""safetensors files of a folder: written piece by piece, read by their headers and by rows.
 
-The safetensors package writes a file from a dict that holds all its tensors; the writer here needs
-one tensor at a time, so that a 54 GB model is exported in the memory of its largest tensor. What it
-wrote is always read back through the package.
+The safetensors package writes a file from a dict that holds all its tensors, and reads by mapping
+the file, which counts as memory of the process. Here a 54 GB model passes through the memory of a
+few slices: pieces are written where the header says, and rows are read from there. The headers
+of every file, those written here too, are checked by the package.
 """
 
+import contextlib
 import json
 import math
+import os
 import struct
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import ml_dtypes  # noqa: F401  (safetensors reads bfloat16 into NumPy only where this is known)
+import ml_dtypes
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from emo_jax.errors import HfFormatError
 from emo_jax.hf.hf_config import load_json
-from emo_jax.hf.tensors import HfTensor
+from emo_jax.hf.tensors import HfTensor, LeafSource
 from emo_jax.hf.tree import Shape
+from emo_jax.slices import WRITE_BYTES
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
-READABLE_DTYPES = ("F32", "F16", "BF16")  # upcast to float32 without loss
-F32_BYTES = 4
+READABLE_DTYPES = {  # upcast to float32 without loss
+    "F32": np.dtype("<f4"),
+    "F16": np.dtype("<f2"),
+    "BF16": np.dtype(ml_dtypes.bfloat16),
+}
+
+
+# --- writing -------------------------------------------------------------------------------------
 
 
 def plan_shards(tensors: Sequence[HfTensor], max_shard_bytes: int) -> dict[str, list[HfTensor]]:
@@ -32,59 +42,116 @@ def plan_shards(tensors: Sequence[HfTensor], max_shard_bytes: int) -> dict[str, 
     shards: list[list[HfTensor]] = [[]]
     size = 0
     for tensor in tensors:
-        nbytes = math.prod(tensor.shape) * F32_BYTES
-        if shards[-1] and size + nbytes > max_shard_bytes:
+        if shards[-1] and size + tensor.nbytes > max_shard_bytes:
             shards.append([])
             size = 0
         shards[-1].append(tensor)
-        size += nbytes
+        size += tensor.nbytes
     if len(shards) == 1:
         return {SINGLE: shards[0]}
     n = len(shards)
     return {f"model-{i:05d}-of-{n:05d}.safetensors": part for i, part in enumerate(shards, 1)}
 
 
-def write_file(path: Path, tensors: Sequence[HfTensor], values: Iterable[np.ndarray]) -> None:
-    """One safetensors file of float32; `values` are asked for one at a time, in order."""
+def _header(tensors: Sequence[HfTensor]) -> tuple[bytes, dict[str, int]]:
+    """What a file begins with, and where in the file each tensor does."""
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}
-    end = 0
+    end, starts = 0, {}
     for tensor in tensors:
-        start, end = end, end + math.prod(tensor.shape) * F32_BYTES
+        start, end = end, end + tensor.nbytes
         header[tensor.name] = {
             "dtype": "F32",
             "shape": list(tensor.shape),
             "data_offsets": [start, end],
         }
+        starts[tensor.name] = start
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)  # the data begins aligned
-    with open(path, "wb") as file:
-        file.write(struct.pack("<Q", len(text)) + text)
-        for value in values:
-            file.write(value.data)
+    first = 8 + len(text)
+    return struct.pack("<Q", len(text)) + text, {n: first + at for n, at in starts.items()}
 
 
-def write_index(folder: Path, shards: dict[str, list[HfTensor]]) -> None:
+def write_shards(
+    folder: Path,
+    shards: Mapping[str, Sequence[HfTensor]],
+    source: LeafSource,
+    on_bytes: Callable[[int], None] = lambda n: None,
+) -> None:
+    """The files of a folder, float32; `on_bytes` is told of every piece that was written.
+
+    Leaf after leaf, not file after file: what lies together in a checkpoint is read once.
+    """
+    places: dict[str | None, list[tuple[HfTensor, int, int]]] = {}
+    with contextlib.ExitStack() as stack:
+        for name, tensors in shards.items():
+            file = stack.enter_context(open(folder / name, "wb"))
+            head, starts = _header(tensors)
+            file.write(head)
+            file.flush()
+            file.truncate(len(head) + sum(tensor.nbytes for tensor in tensors))
+            for tensor in tensors:
+                place = (tensor, file.fileno(), starts[tensor.name])
+                places.setdefault(tensor.path, []).append(place)
+        for held in places.values():
+            for tensor, fd, start in held:
+                row_bytes = tensor.nbytes // tensor.shape[0]
+                for row, piece in tensor.pieces(WRITE_BYTES):
+                    _write_at(fd, piece.read(source), start + row * row_bytes)
+                    on_bytes(piece.nbytes)
+
+
+def _write_at(fd: int, value: np.ndarray, start: int) -> None:
+    data = value.reshape(-1).view(np.uint8).data
+    while data:
+        done = os.pwrite(fd, data, start)
+        data, start = data[done:], start + done
+
+
+def write_index(folder: Path, shards: Mapping[str, Sequence[HfTensor]]) -> None:
     """The map from tensor to file; a folder of one file has none."""
     if SINGLE in shards:
         return
-    total = sum(math.prod(t.shape) * F32_BYTES for part in shards.values() for t in part)
+    total = sum(tensor.nbytes for part in shards.values() for tensor in part)
     names = {tensor.name: file for file, part in shards.items() for tensor in part}
     index = {"metadata": {"total_size": total}, "weight_map": names}
     (folder / INDEX).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
 
 
+# --- reading -------------------------------------------------------------------------------------
+
+
 @dataclass(frozen=True)
 class StoredTensor:
-    """What a file's header says of a tensor."""
+    """What a file's header says of a tensor, and its rows."""
 
     file: Path
     shape: Shape
     dtype: str
+    start: int  # of its bytes in the file
+
+    def read_rows(self, start: int, stop: int) -> np.ndarray:
+        """Rows of axis 0, in the tensor's dtype, which must be one of `READABLE_DTYPES`."""
+        dtype = READABLE_DTYPES[self.dtype]
+        row_bytes = math.prod(self.shape[1:]) * dtype.itemsize
+        out = np.empty((stop - start) * row_bytes, np.uint8)
+        left, at = out.data, self.start + start * row_bytes
+        fd = os.open(self.file, os.O_RDONLY)
+        try:
+            while left:
+                done = os.preadv(fd, [left], at)
+                if done == 0:
+                    raise HfFormatError(f"{self.file}: was cut short while it was read")
+                left, at = left[done:], at + done
+        finally:
+            os.close(fd)
+        return out.view(dtype).reshape((stop - start, *self.shape[1:]))
 
 
-def _open(path: Path):
+def _check_file(path: Path) -> None:
+    """Raises unless the safetensors package takes the file for a whole one."""
     try:
-        return safe_open(path, framework="numpy")
+        with safe_open(path, framework="numpy"):
+            pass
     except FileNotFoundError:
         raise HfFormatError(f"{path}: this file is missing; copy the folder again") from None
     except (SafetensorError, OSError) as error:
@@ -107,12 +174,17 @@ def weight_files(folder: Path) -> list[Path]:
 
 def read_file_headers(path: Path) -> dict[str, StoredTensor]:
     """Every tensor of one file; nothing but the header is read."""
-    found: dict[str, StoredTensor] = {}
-    with _open(path) as file:
-        for name in file.keys():  # noqa: SIM118  (not a mapping)
-            view = file.get_slice(name)
-            found[name] = StoredTensor(path, tuple(view.get_shape()), str(view.get_dtype()))
-    return found
+    _check_file(path)
+    with open(path, "rb") as file:
+        (length,) = struct.unpack("<Q", file.read(8))
+        header = json.loads(file.read(length))
+    header.pop("__metadata__", None)
+    return {
+        name: StoredTensor(
+            path, tuple(entry["shape"]), entry["dtype"], 8 + length + entry["data_offsets"][0]
+        )
+        for name, entry in header.items()
+    }
 
 
 def read_headers(folder: Path) -> dict[str, StoredTensor]:

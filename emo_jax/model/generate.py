@@ -1,13 +1,212 @@
-"""Text from a model, one token at a time, without a pool."""
+"""Tokens from a model, without a pool: prompts in one pass, then one token a row and step.
 
-from collections.abc import Sequence
+Both run on the device; the host looks in between, every few tokens. Lengths are rounded up to
+powers of two, so that few programs are compiled; they are compiled before the clock starts.
+
+Legend: B rows, S tokens of the padded prompts, T places of the cache, C tokens of a stretch.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from emo_jax.batch import from_documents
+from emo_jax.model.cache import Cache, append, inference_params, prefill
+from emo_jax.model.sampling import Sampling, sample
 from emo_jax.model.transformer import ModelFunctions, Params
+
+MIN_PLACES = 16  # the least number of tokens that a program is compiled for
+STRETCH = 64  # tokens of a row made on the device before the host looks
+SHORT_STRETCH = 8  # the same where the host may end a row, or shows what was made
+
+
+@dataclass
+class Speed:
+    """Work and time, padding left out of the tokens and compilation out of the seconds."""
+
+    prompt_tokens: int = 0
+    prompt_seconds: float = 0.0
+    new_tokens: int = 0  # without the first of each row, which comes with its prompt
+    new_seconds: float = 0.0
+    compile_seconds: float = 0.0
+
+
+class Row(NamedTuple):
+    """What was made of one prompt."""
+
+    tokens: list[int]  # without the end-of-document token
+    ended: str  # "eos", "stop", "max_tokens" or "window"
+
+
+class _Open(NamedTuple):
+    """Rows under way, on the device."""
+
+    cache: Cache
+    last_B: jax.Array  # int32, drawn and not in the cache yet
+    active_B: jax.Array  # bool
+
+
+# Told what each row has so far, says which rows end here.
+Watch = Callable[[list[list[int]]], Sequence[bool]]
+
+
+@dataclass
+class Generator:
+    """Makes tokens with one model and one way of drawing them.
+
+    Args:
+      model: on one device (no mesh).
+      params: as trained; they are cast to the compute dtype once.
+      eos_id: ends a document, and so a row.
+    """
+
+    model: ModelFunctions
+    params: Params
+    eos_id: int
+    sampling: Sampling = field(default_factory=Sampling)
+    seed: int = 0
+    speed: Speed = field(default_factory=Speed)
+
+    def __post_init__(self) -> None:
+        self.window: int = self.model.config.data.seq_len
+        self.params = inference_params(self.model.config, self.params)
+        self._key = jax.random.key(self.seed)
+        self._programs: dict[tuple, Any] = {}
+
+    def generate(
+        self,
+        prompts: Sequence[Sequence[int]],
+        max_tokens: int,
+        *,
+        rows: int | None = None,
+        watch: Watch | None = None,
+    ) -> list[Row]:
+        """Continues every prompt, all in one batch.
+
+        The same prompt and seed give the same tokens whatever else is in the batch, but for
+        rounding: programs for other shapes may add up in another order, which decides between
+        two tokens that are equally likely to the last bits.
+
+        Args:
+          prompts: each of 1..window-1 tokens; an end-of-document token begins a new document.
+          max_tokens: of each row; a row also ends at the window and at the end of its document.
+          rows: B, if more than there are prompts, so that a last batch needs no other program.
+          watch: called every few tokens with what each row has so far.
+        """
+        for prompt in prompts:
+            if not 0 < len(prompt) < self.window:
+                raise ValueError(f"prompt of {len(prompt)} tokens, not in 1..{self.window - 1}")
+        if max_tokens < 1 or not prompts:
+            return [Row([], "max_tokens") for _ in prompts]
+        B = max(rows or 0, len(prompts))
+        length_B, limit_B = np.ones(B, np.int32), np.zeros(B, np.int32)
+        length_B[: len(prompts)] = [len(prompt) for prompt in prompts]
+        limit_B[: len(prompts)] = [min(len(p) + max_tokens, self.window) for p in prompts]
+        tokens_BS = np.zeros((B, self._places(length_B.max())), np.int32)
+        for tokens_S, prompt in zip(tokens_BS, prompts, strict=False):
+            tokens_S[: len(prompt)] = prompt
+
+        made: list[list[int]] = [[] for _ in prompts]
+        ended = [""] * len(prompts)
+
+        def take(new_BC: np.ndarray) -> int:
+            """Adds new tokens; a row that is over gives -1."""
+            count = 0
+            for row, tokens in enumerate(new_BC[: len(prompts)]):
+                for token in tokens[tokens >= 0].tolist():
+                    count += 1
+                    if token == self.eos_id:
+                        ended[row] = "eos"
+                    else:
+                        made[row].append(token)
+                if not ended[row] and len(made[row]) >= limit_B[row] - length_B[row]:
+                    ended[row] = "max_tokens" if len(made[row]) == max_tokens else "window"
+            return count
+
+        opened, first_B = self._begin(tokens_BS, length_B, limit_B)
+        take(first_B[:, None])
+        stretch = STRETCH if watch is None else SHORT_STRETCH
+        while True:
+            if watch is not None:
+                for row, ends in enumerate(watch(made)):
+                    if ends and not ended[row]:
+                        ended[row] = "stop"
+                over = [bool(why) for why in ended] + [True] * (B - len(prompts))
+                opened = opened._replace(active_B=opened.active_B & ~jnp.asarray(over))
+            if all(ended):
+                break
+            opened, new_BC, seconds = self._go_on(opened, limit_B, stretch)
+            self.speed.new_seconds += seconds
+            self.speed.new_tokens += take(new_BC)
+        return [Row(tokens, why) for tokens, why in zip(made, ended, strict=True)]
+
+    def _places(self, tokens: int) -> int:
+        """A length rounded up to a power of two, at most the window."""
+        return min(max(MIN_PLACES, 1 << (int(tokens) - 1).bit_length()), self.window)
+
+    def _program(self, name: tuple, function: Callable, *args: Any, donate: tuple = ()) -> Any:
+        if name not in self._programs:
+            begin = time.perf_counter()
+            jitted = jax.jit(function, donate_argnums=donate)
+            self._programs[name] = jitted.lower(*args).compile()
+            self.speed.compile_seconds += time.perf_counter() - begin
+        return self._programs[name]
+
+    def _begin(
+        self, tokens_BS: np.ndarray, length_B: np.ndarray, limit_B: np.ndarray
+    ) -> tuple[_Open, np.ndarray]:
+        places = self._places(limit_B.max())
+        args = (self.params, tokens_BS, length_B, limit_B, self._key)
+        name = ("prefill", tokens_BS.shape, places)
+        program = self._program(name, partial(self._prefill, places=places), *args)
+        begin = time.perf_counter()
+        opened = jax.block_until_ready(program(*args))
+        self.speed.prompt_seconds += time.perf_counter() - begin
+        self.speed.prompt_tokens += int(length_B[limit_B > 0].sum())
+        return opened, np.where(limit_B > 0, np.asarray(opened.last_B), -1)
+
+    def _prefill(self, params, tokens_BS, length_B, limit_B, key, *, places) -> _Open:
+        cache, logits_BV = prefill(
+            self.model, params, tokens_BS, length_B, eos_id=self.eos_id, places=places
+        )
+        last_B = sample(logits_BV, self.sampling, key, length_B)
+        return _Open(cache, last_B, (last_B != self.eos_id) & (length_B + 1 < limit_B))
+
+    def _go_on(
+        self, opened: _Open, limit_B: np.ndarray, steps: int
+    ) -> tuple[_Open, np.ndarray, float]:
+        args = (opened, self.params, limit_B, self._key, np.int32(steps))
+        name = ("decode", opened.cache.entries.keys.shape)
+        program = self._program(name, self._decode, *args, donate=(0,))
+        begin = time.perf_counter()
+        opened, new_BC = program(*args)
+        new_BC = np.asarray(new_BC)
+        return opened, new_BC, time.perf_counter() - begin
+
+    def _decode(self, opened, params, limit_B, key, steps) -> tuple[_Open, jax.Array]:
+        """Up to `steps` more tokens of every active row."""
+
+        def wanted(carry):
+            i, opened, _ = carry
+            return (i < steps) & opened.active_B.any()
+
+        def one_token(carry):
+            i, (cache, last_B, active_B), new_BC = carry
+            fed_B = jnp.where(active_B, last_B, -1)
+            cache, logits_BV = append(self.model, params, fed_B, cache)
+            last_B = sample(logits_BV, self.sampling, key, cache.length_B)
+            new_BC = new_BC.at[:, i].set(jnp.where(active_B, last_B, -1))
+            active_B &= (last_B != self.eos_id) & (cache.length_B + 1 < limit_B)
+            return i + 1, _Open(cache, last_B, active_B), new_BC
+
+        new_BC = jnp.full((limit_B.shape[0], STRETCH), -1, jnp.int32)
+        _, opened, new_BC = jax.lax.while_loop(wanted, one_token, (0, opened, new_BC))
+        return opened, new_BC
 
 
 def continue_tokens(
@@ -20,34 +219,10 @@ def continue_tokens(
     temperature: float = 0.0,
     seed: int = 0,
 ) -> list[int]:
-    """Up to `num_tokens` ids after the prompt; ends before `eos_id`.
-
-    The whole window is computed again for every token: for a line, not for a service.
+    """Up to `num_tokens` ids after the prompt; ends before `eos_id` and at the window.
 
     Args:
       temperature: 0 takes the likeliest token.
     """
-    tokens = np.zeros((1, len(prompt) + num_tokens), np.int32)
-    tokens[0, : len(prompt)] = prompt
-
-    @jax.jit
-    def next_token(params: Params, tokens: jax.Array, last: jax.Array) -> jax.Array:
-        batch = from_documents_on_device(tokens)
-        logits_V = model.logits(params, batch)[0, last]
-        if temperature <= 0:
-            return jnp.argmax(logits_V)
-        key = jax.random.fold_in(jax.random.key(seed), last)
-        return jax.random.categorical(key, logits_V / temperature)
-
-    def from_documents_on_device(tokens: jax.Array):
-        batch = from_documents(np.zeros(tokens.shape), np.zeros(tokens.shape))
-        return batch._replace(tokens=tokens)
-
-    made: list[int] = []
-    for last in range(len(prompt) - 1, len(prompt) + num_tokens - 1):
-        token = int(next_token(params, jnp.asarray(tokens), jnp.asarray(last)))
-        if token == eos_id:
-            break
-        made.append(token)
-        tokens[0, last + 1] = token
-    return made
+    generator = Generator(model, params, eos_id, Sampling(temperature=temperature), seed)
+    return generator.generate([prompt], num_tokens)[0].tokens

@@ -7,6 +7,7 @@ Legend: B windows, S tokens, G documents, M domains, L layers, D width, E expert
 experts, F expert hidden, V rows.
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -14,12 +15,13 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import Mesh
 
-from emo_jax.batch import Batch
+from emo_jax.batch import PADDING_ID, Batch
 from emo_jax.config import Config, ModelConfig, MoeConfig
-from emo_jax.model.attention import Attention
+from emo_jax.model.attention import Attention, KeysValues
+from emo_jax.model.few_tokens import few_token_experts
 from emo_jax.model.layers import DenseMlp, RMSNorm, weight
 from emo_jax.moe.experts import ExpertWeights, experts
-from emo_jax.moe.router import RouterStats, route
+from emo_jax.moe.router import RouterStats, Routing, route
 from emo_jax.parallel import mesh as mesh_lib
 
 Params = dict[str, Any]  # nested dict of float32 arrays
@@ -38,15 +40,23 @@ class ForwardInputs(NamedTuple):
 class PerLayer(NamedTuple):
     """What differs between layers beside their weights; None where not used."""
 
-    pool_size_BG: jax.Array | None  # stacked: (L,B,G)
-    keep_MR: jax.Array | None  # bool, stacked: (L,M,R)
+    pool_size_BG: jax.Array | None = None  # stacked: (L,B,G)
+    keep_MR: jax.Array | None = None  # bool, stacked: (L,M,R)
+    step_load_R: jax.Array | None = None  # stacked: (L,R)
 
 
 class Options(NamedTuple):
     """Settings of a forward pass, known when it is compiled."""
 
-    top_p: float
-    num_domains: int
+    top_p: float = 0.0
+    num_domains: int = 0
+
+
+class AtLayer(NamedTuple):
+    """The experts of all layers and which layer is meant: generation touches a few of them."""
+
+    stacked: ExpertWeights  # (L,E,…)
+    layer: jax.Array
 
 
 class Router(nnx.Module):
@@ -67,6 +77,10 @@ class Experts(nnx.Module):
         self.up = weight(rngs, model, shape, axes)
         self.down = weight(rngs, model, (*stack, E, F, D), (*lead, "expert", "mlp", "embed"))
 
+    def weights(self, dtype: Any) -> ExpertWeights:
+        """As they are computed with."""
+        return ExpertWeights(*(w[...].astype(dtype) for w in (self.gate, self.up, self.down)))
+
 
 class MoeMlp(nnx.Module):
     """Mixture of experts: route, then compute the chosen experts and the shared ones."""
@@ -81,9 +95,35 @@ class MoeMlp(nnx.Module):
         self, x_BSD: jax.Array, inputs: ForwardInputs, per_layer: PerLayer, options: Options
     ) -> tuple[jax.Array, RouterStats]:
         """Output (B,S,D) and the router's statistics of this layer."""
+        routing, stats = self._route(x_BSD, inputs, per_layer, options)
+        out_BSD = experts(
+            x_BSD,
+            routing,
+            self.experts.weights(x_BSD.dtype),
+            num_shared_experts=self.config.num_shared_experts,
+            backend=self.config.backend,
+            mesh=self.mesh,
+        )
+        return out_BSD, stats
+
+    def decode(self, x_B1D: jax.Array, inputs: ForwardInputs, at: AtLayer) -> jax.Array:
+        """Output (B,1,D) for one token of each row."""
+        routing, _ = self._route(x_B1D, inputs, PerLayer(), Options())
+        return few_token_experts(
+            x_B1D,
+            routing,
+            at.stacked,
+            at.layer,
+            num_shared_experts=self.config.num_shared_experts,
+            backend=self.config.backend,
+        )
+
+    def _route(
+        self, x_BSD: jax.Array, inputs: ForwardInputs, per_layer: PerLayer, options: Options
+    ) -> tuple[Routing, RouterStats]:
         keep_MR, domain_ids_BS = per_layer.keep_MR, inputs.domain_ids_BS
         allowed_BSR = None if keep_MR is None else keep_MR[jnp.maximum(domain_ids_BS, 0)]
-        routing, stats = route(
+        return route(
             x_BSD,
             self.router.kernel[...],
             self.config,
@@ -94,21 +134,8 @@ class MoeMlp(nnx.Module):
             domain_ids_BS=domain_ids_BS,
             top_p=options.top_p,
             num_domains=options.num_domains,
+            step_load_R=per_layer.step_load_R,
         )
-        weights = ExpertWeights(
-            self.experts.gate[...].astype(x_BSD.dtype),
-            self.experts.up[...].astype(x_BSD.dtype),
-            self.experts.down[...].astype(x_BSD.dtype),
-        )
-        out_BSD = experts(
-            x_BSD,
-            routing,
-            weights,
-            num_shared_experts=self.config.num_shared_experts,
-            backend=self.config.backend,
-            mesh=self.mesh,
-        )
-        return out_BSD, stats
 
 
 class DecoderLayer(nnx.Module):
@@ -126,16 +153,43 @@ class DecoderLayer(nnx.Module):
         self, x_BSD: jax.Array, inputs: ForwardInputs, per_layer: PerLayer, options: Options
     ) -> tuple[jax.Array, RouterStats | None]:
         """The residual stream (B,S,D) after this layer; statistics are None in a dense one."""
-        x_BSD = x_BSD + self.attention(
+        x_BSD, stats, _ = self.with_keys(x_BSD, inputs, per_layer, options)
+        return x_BSD, stats
+
+    def with_keys(
+        self, x_BSD: jax.Array, inputs: ForwardInputs, per_layer: PerLayer, options: Options
+    ) -> tuple[jax.Array, RouterStats | None, KeysValues]:
+        """The same, with the keys and values of the tokens."""
+        attended_BSD, keys_values = self.attention(
             self.attention_norm(x_BSD),
             segment_ids_BS=inputs.segment_ids_BS,
             positions_BS=inputs.positions_BS,
         )
+        x_BSD = x_BSD + attended_BSD
         normed_BSD = self.mlp_norm(x_BSD)
         if isinstance(self.mlp, DenseMlp):
-            return x_BSD + self.mlp(normed_BSD), None
+            return x_BSD + self.mlp(normed_BSD), None, keys_values
         out_BSD, stats = self.mlp(normed_BSD, inputs, per_layer, options)
-        return x_BSD + out_BSD, stats
+        return x_BSD + out_BSD, stats, keys_values
+
+    def decode(
+        self,
+        x_B1D: jax.Array,
+        inputs: ForwardInputs,
+        cached: KeysValues,
+        seen_BT: jax.Array,
+        at: AtLayer | None,
+    ) -> tuple[jax.Array, KeysValues]:
+        """One more token of each row, and its key and value; see `Attention.decode`."""
+        attended_B1D, keys_values = self.attention.decode(
+            self.attention_norm(x_B1D), cached, seen_BT, inputs.positions_BS
+        )
+        x_B1D = x_B1D + attended_B1D
+        normed_B1D = self.mlp_norm(x_B1D)
+        if isinstance(self.mlp, DenseMlp):
+            return x_B1D + self.mlp(normed_B1D), keys_values
+        assert at is not None
+        return x_B1D + self.mlp.decode(normed_B1D, inputs, at), keys_values
 
 
 class Embedding(nnx.Module):
@@ -175,6 +229,7 @@ class Transformer(nnx.Module):
         keep_LMR: jax.Array | None = None,
         num_domains: int = 0,
         loss_tokens: jax.Array | float = 1.0,
+        step_load_LR: jax.Array | None = None,
     ) -> tuple[jax.Array, RouterStats | None]:
         """Hidden states before the head (B,S,D) and the router's statistics, stacked over L.
 
@@ -185,24 +240,80 @@ class Transformer(nnx.Module):
           keep_LMR: bool, the routed experts that exist for the tokens of each domain; None: all.
           num_domains: M, to sum router probabilities by domain; 0: they are not.
           loss_tokens: label tokens of the whole step, for the router's losses.
+          step_load_LR: picks a token of each expert in the whole step, where these windows are a
+            part of it and the load balance is to be the step's.
         """
         inputs = ForwardInputs(
             batch.segment_ids, batch.pool_ids, batch.positions, batch.domain_ids, loss_tokens
         )
-        # Gathered before the cast: the gradient adds up a frequent token's rows in float32.
-        x_BSD = self.embed.embedding[...][batch.tokens].astype(self.dtype)
-        graphdef, stacked = nnx.split(self.layers)
         options = Options(top_p, num_domains)
 
-        def one_layer(x_BSD, scanned):
-            weights, per_layer = scanned
-            return nnx.merge(graphdef, weights)(x_BSD, inputs, per_layer, options)
+        def one_layer(layer, x_BSD, per_layer):
+            return layer(x_BSD, inputs, per_layer, options)
 
-        if self.remat == "full":
-            one_layer = jax.checkpoint(one_layer)
-        per_layer = PerLayer(pool_size_LBG, keep_LMR)
-        x_BSD, stats_L = jax.lax.scan(one_layer, x_BSD, (stacked, per_layer))
-        return self.final_norm(x_BSD), stats_L
+        per_layer = PerLayer(pool_size_LBG, keep_LMR, step_load_LR)
+        return self._scan(one_layer, batch.tokens, per_layer, remat=self.remat)
+
+    def prefill(self, batch: Batch) -> tuple[jax.Array, KeysValues]:
+        """Hidden states (B,S,D) without a pool, and keys and values (L,B,H,S,h)."""
+        inputs = ForwardInputs(
+            batch.segment_ids, batch.pool_ids, batch.positions, batch.domain_ids, 1.0
+        )
+
+        def one_layer(layer, x_BSD, _):
+            x_BSD, _, keys_values = layer.with_keys(x_BSD, inputs, PerLayer(), Options())
+            return x_BSD, keys_values
+
+        return self._scan(one_layer, batch.tokens, None)
+
+    def decode(
+        self, tokens_B: jax.Array, positions_B: jax.Array, cached: KeysValues, seen_BT: jax.Array
+    ) -> tuple[jax.Array, KeysValues]:
+        """One more token of each row, without a pool: hidden states (B,D), keys and values.
+
+        Args:
+          tokens_B: int32; below 0: no token, which no routed expert computes.
+          positions_B: of the tokens.
+          cached: keys and values (L,B,H,T,h) of earlier tokens.
+          seen_BT: bool, which of them a row's token sees.
+        """
+        ids_B1 = jnp.where(tokens_B < 0, PADDING_ID, 0)[:, None]
+        inputs = ForwardInputs(ids_B1, ids_B1, positions_B[:, None], ids_B1, 1.0)
+
+        # The scan's own slices of them are not used, so they are not made.
+        mlp = self.layers.mlp
+        stacked = mlp.experts.weights(self.dtype) if isinstance(mlp, MoeMlp) else None
+
+        def one_layer(layer, x_B1D, scanned):
+            cached, number = scanned
+            at = None if stacked is None else AtLayer(stacked, number)
+            return layer.decode(x_B1D, inputs, cached, seen_BT, at)
+
+        per_layer = (cached, jnp.arange(cached.keys.shape[0]))
+        hidden_B1D, new = self._scan(one_layer, jnp.maximum(tokens_B, 0)[:, None], per_layer)
+        return hidden_B1D[:, 0], new
+
+    def _scan(
+        self,
+        one_layer: Callable[[DecoderLayer, jax.Array, Any], tuple[jax.Array, Any]],
+        tokens_BS: jax.Array,
+        per_layer: Any,
+        *,
+        remat: str = "none",
+    ) -> tuple[jax.Array, Any]:
+        """Hidden states before the head, and what `one_layer` gives, stacked over L."""
+        # Gathered before the cast: the gradient adds up a frequent token's rows in float32.
+        x_BSD = self.embed.embedding[...][tokens_BS].astype(self.dtype)
+        graphdef, stacked = nnx.split(self.layers)
+
+        def body(x_BSD, scanned):
+            weights, per_layer = scanned
+            return one_layer(nnx.merge(graphdef, weights), x_BSD, per_layer)
+
+        if remat == "full":
+            body = jax.checkpoint(body)
+        x_BSD, outputs_L = jax.lax.scan(body, x_BSD, (stacked, per_layer))
+        return self.final_norm(x_BSD), outputs_L
 
 
 def mask_padded_vocab(logits: jax.Array, vocab_size: int) -> jax.Array:
@@ -247,10 +358,14 @@ class ModelFunctions:
         return self.bind(params)(batch, **kwargs)
 
     def logits(self, params: Params, batch: Batch, **kwargs) -> jax.Array:
-        """Vocabulary logits (B,S,V) in float32, padded ids at -inf. For tests and generation."""
+        """Vocabulary logits (B,S,V) in float32, padded ids at -inf. For tests."""
         hidden_BSD, _ = self.hidden(params, batch, **kwargs)
-        kernel = params["lm_head"]["kernel"].astype(hidden_BSD.dtype)
-        logits = jnp.einsum("bsd,dv->bsv", hidden_BSD, kernel, preferred_element_type=jnp.float32)
+        return self.head(params, hidden_BSD)
+
+    def head(self, params: Params, hidden: jax.Array) -> jax.Array:
+        """Hidden states (…,D) to vocabulary logits (…,V) in float32, padded ids at -inf."""
+        kernel = params["lm_head"]["kernel"].astype(hidden.dtype)
+        logits = jnp.einsum("...d,dv->...v", hidden, kernel, preferred_element_type=jnp.float32)
         return mask_padded_vocab(logits, self.config.model.vocab_size)
 
     def param_shardings(self) -> Params:

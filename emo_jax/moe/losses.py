@@ -15,7 +15,9 @@ def load_balance_loss(
     The gradient flows through the probabilities only.
 
     Args:
-      counts_R: float32 N_e, tokens that chose routed expert e in this micro-batch.
+      counts_R: float32 N_e, tokens that chose routed expert e in this micro-batch; or this
+        micro-batch's share, by tokens, of those of the whole step. Summed over the micro-batches
+        that is the loss of the step in one piece.
       mean_probs_R: float32 P̄_e, mean routing probability in this micro-batch's tokens.
       num_picks: K, routed picks of a token.
       loss_tokens: T, label tokens of the whole step.

@@ -60,6 +60,7 @@ def route(
     allowed_BSR: jax.Array | None = None,
     domain_ids_BS: jax.Array | None = None,
     num_domains: int = 0,
+    step_load_R: jax.Array | None = None,
 ) -> tuple[Routing, RouterStats]:
     """Chooses experts for every token.
 
@@ -75,6 +76,8 @@ def route(
         and at least of the config's `min_size`; else `pool_size_BG` is their size.
       loss_tokens: T of SPEC 3, the denominator of the load-balancing counts and the z-loss.
       allowed_BSR: routed experts that exist for a token, as if the others had been pruned.
+      step_load_R: float32, how often a token of the whole step picks each expert, for the load
+        balance; None: the tokens given are all that count.
       domain_ids_BS, num_domains: for the sums of probabilities by domain; 0 domains: none kept.
     """
     R, K, pool = config.num_routed_experts, config.num_routed_picks, config.pool
@@ -122,7 +125,10 @@ def route(
 
     stats = RouterStats(
         load_balance_loss=losses.load_balance_loss(
-            counts_R, mean_probs_R, num_picks=K, loss_tokens=loss_tokens
+            counts_R if step_load_R is None else step_load_R * num_valid,
+            mean_probs_R,
+            num_picks=K,
+            loss_tokens=loss_tokens,
         ),
         router_z_loss=losses.router_z_loss(masked_BSR, valid_BS, loss_tokens),
         counts_E=jnp.concatenate([counts_R, jnp.full((config.num_shared_experts,), num_valid)]),

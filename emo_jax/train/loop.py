@@ -1,17 +1,17 @@
-"""The training loop: data, step, log, save; resumed from the newest good checkpoint.
+"""The training loop: data, step, log, save.
 
-Order of a start: 1. the workdir is claimed, unless its run was trained on another corpus; 2. the
-newest good checkpoint is restored if there is one; 3. else a fresh state is made. Step k-1 is
-logged while step k runs, so the device never waits for the log.
+Order of a start: 1. it is decided where the run begins (`start.py`); 2. the workdir is claimed,
+unless its run is another one; 3. the state is read or made. Step k-1 is looked at and logged while
+step k runs, so the device never waits for the log.
 """
 
 import contextlib
+import json
 import shutil
-import signal
-import time
+import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -23,57 +23,39 @@ from emo_jax.config import Config
 from emo_jax.data.loader import Loader, heldout_batches
 from emo_jax.data.store import TokenStore
 from emo_jax.data.stream import TokenSource
-from emo_jax.data.tokenizers import load_tokenizer
+from emo_jax.data.tokenizers import has_tokenizer, load_tokenizer
 from emo_jax.data.windows import Windows, open_source, open_windows
 from emo_jax.errors import CheckpointError, ConfigError, DataError, PreemptedError, UsageError
 from emo_jax.evals.heldout import HeldOut, evaluate, make_eval_step
 from emo_jax.model.transformer import ModelFunctions
 from emo_jax.parallel import mesh as mesh_lib
-from emo_jax.train import flops
-from emo_jax.train.metrics import MetricsFile, summarize
+from emo_jax.train import halt
+from emo_jax.train.clock import Clock
+from emo_jax.train.init_from import InitFrom
+from emo_jax.train.lock import RunLock
+from emo_jax.train.metrics import summarize
 from emo_jax.train.optimizer import make_optimizer
 from emo_jax.train.progress import TrainProgress
-from emo_jax.train.state import TrainState, abstract_state, init_state
+from emo_jax.train.run_info import describe_run
+from emo_jax.train.start import plan_start
+from emo_jax.train.state import TrainState
 from emo_jax.train.step import jit_train_step
-from emo_jax.workdir import TOKENIZER_FOLDER, all_succeed, claim_workdir, one_line
+from emo_jax.train.stop import StopRequest
+from emo_jax.train.trackers import make_trackers
+from emo_jax.train.tracking import Tracker
+from emo_jax.workdir import INIT_FILE, TOKENIZER_FOLDER, all_succeed, claim_workdir, one_line
 
 HELD_OUT_SPLIT = "select"  # watched while training; "test" stays unseen until the end
 
 
-class _StopRequest:
-    """True once SIGTERM or SIGINT came; the step that runs is finished first.
+class _Running(NamedTuple):
+    """A step that was started and not looked at yet."""
 
-    Args:
-      every: steps from one agreement of several processes to the next; each waits for all.
-    """
-
-    def __init__(self, every: int) -> None:
-        self.requested = False
-        self._every = every
-        self._old: dict[int, Any] = {}
-
-    def __enter__(self) -> "_StopRequest":
-        with contextlib.suppress(ValueError):  # not in the main thread: signals stay as they are
-            for number in (signal.SIGTERM, signal.SIGINT):
-                self._old[number] = signal.signal(number, self._handle)
-        return self
-
-    def _handle(self, number: int, frame: Any) -> None:
-        self.requested = True
-
-    def __exit__(self, *exc: Any) -> None:
-        for number, old in self._old.items():
-            signal.signal(number, old)
-
-    def agreed(self, step: int) -> bool:
-        """Whether any process was asked: all must save the same step."""
-        if jax.process_count() == 1:
-            return self.requested
-        if step % self._every:
-            return False
-        from jax.experimental import multihost_utils
-
-        return bool(multihost_utils.process_allgather(np.asarray(self.requested)).any())
+    step: int
+    window: int  # windows consumed before it
+    batch: Batch
+    metrics: dict[str, Any]
+    logged: bool
 
 
 class Trainer:
@@ -82,22 +64,35 @@ class Trainer:
     Args:
       config: of the run.
       workdir: its folder; a run that is there is resumed.
+      init_from: the checkpoint of another run to begin from; not read where the run resumes.
+      stop: a request that is watched already.
       quiet: show nothing.
 
     Raises:
       UsageError, ConfigError, DataError: before anything is started.
     """
 
-    def __init__(self, config: Config, workdir: str | Path, *, quiet: bool = False):
+    def __init__(
+        self,
+        config: Config,
+        workdir: str | Path,
+        *,
+        init_from: InitFrom | None = None,
+        stop: StopRequest | None = None,
+        quiet: bool = False,
+    ):
         if not config.data.store:
             raise ConfigError(
                 "config.data.store = '': must be a token store (make one with emo prepare, then "
                 "give --config.data.store=STORE)"
             )
         self.config, self.workdir, self.quiet = config, Path(workdir).absolute(), quiet
+        self._init_from, self._stop = init_from, stop or StopRequest()
+        self._origin: dict[str, Any] | None = None
+        self._trackers = make_trackers(config.tracking)
         self.mesh = mesh_lib.make_mesh(config.mesh)
         mesh_lib.check_batch(self.mesh, config.train.batch_size // config.train.micro_batches)
-        self.source = source = open_source(config.data.store)
+        self.source = source = open_source(config.data.store, config.data)
         self.windows = open_windows(config.data, source=source)
         check_vocab(config, source)
         self.heldout: Windows | None = None
@@ -118,28 +113,53 @@ class Trainer:
         """Trains from where the workdir stands to `train.steps`; returns the final state."""
         config, steps = self.config, self.config.train.steps
         with contextlib.ExitStack() as stack:
-            stop = stack.enter_context(_StopRequest(config.train.log_every))
+            stop = stack.enter_context(self._stop)
             checkpointer = stack.enter_context(Checkpointer(self.workdir, config.checkpoint))
-            claim_workdir(self.workdir, config, lambda: self._check_source(checkpointer))
-            state, start, window = self._start(checkpointer)
-            progress = TrainProgress(
-                config.name, total=steps, done=start, enabled=not self.quiet and _is_first()
+            lock = RunLock(self.workdir)
+            all_succeed(lambda: lock.check() if _is_first() else None, UsageError)
+            begin = plan_start(
+                self.workdir,
+                config,
+                self._init_from,
+                checkpointer=checkpointer,
+                source=self.source,
+                fingerprint=self.source.fingerprint,
+                model=self.model,
+                optimizer=self.optimizer,
             )
+            self._origin = begin.record
+            files = {} if begin.record is None else {INIT_FILE: json.dumps(begin.record) + "\n"}
+            claim_workdir(
+                self.workdir,
+                config,
+                lambda: self._check_source(checkpointer),
+                refused=begin.refused,
+                files={} if begin.resumes else files,
+            )
+            all_succeed(lambda: lock.acquire() if _is_first() else None, UsageError)
+            stack.callback(lock.release)
+            shown = not self.quiet and _is_first()
+            for line in begin.lines if shown else ():  # reading the state may take minutes
+                print(f"{config.name}: {line}", file=sys.stderr, flush=True)
+            state, start, window = begin.make()
+            progress = TrainProgress(config.name, total=steps, done=start, enabled=shown)
             stack.callback(progress.close)
-            if start:
+            if start and begin.resumes:
                 progress.line(f"resumed at step {start}")
             if start >= steps:
                 progress.line(f"already finished at step {start}; nothing to do")
                 return state
-            if start == 0:
+            if start == 0 or not begin.resumes:
                 all_succeed(lambda: self._keep_tokenizer() if _is_first() else None)
-            if stop.agreed(0):
+            if stop.agreed(0, every=1):
                 raise PreemptedError(
                     "stopped before the first step; run the same command again to go on"
                 )
-            log = MetricsFile(self.workdir, resume_step=start) if _is_first() else None
-            if log:
-                stack.callback(log.close)
+            log = None
+            if _is_first():
+                fingerprint = self.source.fingerprint
+                run = describe_run(self.workdir, config, start, fingerprint=fingerprint)
+                log = stack.enter_context(Tracker(run, self._trackers, show=progress.line))
             state = self._train(state, start, window, checkpointer, progress, log, stop)
             checkpointer.wait()
             return state
@@ -150,7 +170,7 @@ class Trainer:
         Checkpoints made before the store was recorded are taken as they are.
         """
         own, source = self.workdir / TOKENIZER_FOLDER, self.source
-        if isinstance(source, TokenStore) and (own / "tokenizer.json").exists():
+        if isinstance(source, TokenStore) and has_tokenizer(own):
             try:
                 source.check_tokenizer(load_tokenizer(own).fingerprint)
             except DataError as e:
@@ -182,14 +202,6 @@ class Trainer:
         except OSError as e:
             raise UsageError(f"{folder}: cannot be written: {one_line(e)}") from e
 
-    def _start(self, checkpointer: Checkpointer) -> tuple[TrainState, int, int]:
-        if checkpointer.latest_step() is None:
-            # A fresh state is not saved: it is a function of the config.
-            return init_state(self.model, self.optimizer, self.config.seed), 0, 0
-        abstract = abstract_state(self.model, self.optimizer)
-        state, extra, step = checkpointer.restore(abstract)
-        return state, step, int(extra["windows"])
-
     def _train(
         self,
         state: TrainState,
@@ -197,23 +209,27 @@ class Trainer:
         window: int,
         checkpointer: Checkpointer,
         progress: TrainProgress,
-        log: MetricsFile | None,
-        stop: _StopRequest,
+        log: Tracker | None,
+        stop: StopRequest,
     ) -> TrainState:
         train, save_every = self.config.train, self.config.checkpoint.save_every
-        clock = _Clock(self.config)
-        pending: tuple[int, dict[str, Any]] | None = None
+        clock = Clock(self.config)
+        running: _Running | None = None
 
-        def flush(*, early: bool = False) -> None:
-            """Logs the step before: its values are ready, the device is busy with the next.
+        def settle(*, early: bool = False) -> None:
+            """Looks at the step before, and logs it: the device is busy with the next.
 
             `early` waits for the step that was just started; nothing runs meanwhile.
             """
-            nonlocal pending
-            if pending is None:
+            nonlocal running
+            if running is None:
                 return
-            step, metrics = pending
-            pending = None
+            done, running = running, None
+            if halt.is_halted(done.metrics):
+                self._fail(done, state, start, checkpointer)
+            if not done.logged:
+                return
+            step, metrics = done.step, done.metrics
             record = {"step": step, **summarize(self.config, jax.device_get(metrics))}
             record |= clock.speed(step, early=early)
             progress.record(record)
@@ -223,24 +239,24 @@ class Trainer:
         batches = self._batches(window)
         try:
             for step in range(start + 1, train.steps + 1):
-                window, batch = next(batches)
+                before, (window, batch) = window, next(batches)
                 with jax.transfer_guard("disallow"):
                     state, metrics = self.train_step(state, batch)
                 progress.step(step - 1)
-                flush()
+                settle()
                 checkpointer.check()
                 logged = step % train.log_every == 0 or step in (start + 1, train.steps)
-                pending = (step, metrics) if logged else None
+                running = _Running(step, before, batch, metrics, logged)
                 last = step == train.steps
                 if last or (train.eval_every and step % train.eval_every == 0):
-                    flush(early=True)
+                    settle(early=True)
                     self._evaluate(state, step, progress, log)
                     clock.restart(step)
                 if last or step % save_every == 0:
-                    flush(early=True)  # a run killed after the save goes on behind this step
+                    settle(early=True)  # a run killed after the save goes on behind this step
                     checkpointer.save(step, state, self._extra(step, window))
-                if stop.agreed(step) and not last:
-                    flush(early=True)
+                if stop.agreed(step, every=train.log_every) and not last:
+                    settle(early=True)
                     checkpointer.save(step, state, self._extra(step, window))
                     checkpointer.wait()
                     raise PreemptedError(
@@ -252,12 +268,26 @@ class Trainer:
             batches.close()
         return state
 
+    def _fail(
+        self, bad: _Running, state: TrainState, start: int, checkpointer: Checkpointer
+    ) -> None:
+        """Keeps the state before a step that was not finite, and its batch; raises."""
+        good = bad.step - 1
+        batch_file = halt.keep_batch(self.workdir, bad.step, bad.batch)
+        # What the run began from is there already.
+        if good > start or good not in checkpointer.steps():
+            checkpointer.save(good, halt.go_on(state), self._extra(good, bad.window))
+            checkpointer.wait()
+        kept = f"the state before is step {good} in {self.workdir}"
+        raise halt.failure(bad.step, jax.device_get(bad.metrics), batch_file, kept)
+
     def _extra(self, step: int, window: int) -> dict[str, Any]:
+        origin = {} if self._origin is None else {"init": self._origin}
         return {
             "config": config_lib.to_dict(self.config),
             "windows": window,
             "store": self.source.fingerprint,
-        }
+        } | origin
 
     def _put(self, batch: Batch) -> Batch:
         """This process's rows as part of the global arrays."""
@@ -283,7 +313,7 @@ class Trainer:
         return generate()
 
     def _evaluate(
-        self, state: TrainState, step: int, progress: TrainProgress, log: MetricsFile | None
+        self, state: TrainState, step: int, progress: TrainProgress, log: Tracker | None
     ) -> None:
         if self.heldout is None or self._eval_step is None:
             return
@@ -332,33 +362,6 @@ def check_vocab(config: Config, source: TokenSource) -> None:
             f"config.model.vocab_size = {config.model.vocab_size}; give "
             f"--config.model.vocab_size={source.vocab_size}"
         )
-
-
-class _Clock:
-    """Tokens a second and MFU between two logged steps, without the first (compiling) step."""
-
-    def __init__(self, config: Config):
-        self._config = config
-        self._tokens = config.train.batch_size * config.data.seq_len
-        self._mark: tuple[int, float] | None = None
-
-    def restart(self, step: int) -> None:
-        """Forgets the time so far: something else than training ran."""
-        self._mark = (step, time.perf_counter())
-
-    def speed(self, step: int, *, early: bool = False) -> dict[str, float | None]:
-        """Since the last call; empty on the first, and for a single step that was logged early."""
-        now, mark = time.perf_counter(), self._mark
-        if early and mark is not None and step - mark[0] < 2:
-            return {}  # the step before was logged late: the time between says nothing
-        self._mark = (step, now)
-        if mark is None or step <= mark[0]:
-            return {}
-        tokens_per_second = (step - mark[0]) * self._tokens / (now - mark[1])
-        return {
-            "tokens_per_second": round(tokens_per_second, 1),
-            "mfu": flops.mfu(self._config, tokens_per_second, jax.devices()),
-        }
 
 
 def _is_first() -> bool:

@@ -25,6 +25,7 @@ def summarize(config: Config, metrics: dict[str, Any]) -> dict[str, Any]:
         name: float(metrics[name])
         for name in ("loss", "ce_loss", "lm_z_loss", "grad_norm", "learning_rate")
     }
+    record |= {n: int(metrics[n]) for n in ("skipped", "skipped_steps") if n in metrics}
     if "expert_counts" not in metrics:
         return record
     moe = config.moe

@@ -1,17 +1,21 @@
 """AdamW, clip and schedule as one optax chain (SPEC 4)."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import optax
 
 from emo_jax.config import Config, OptimizerConfig
+from emo_jax.train.skip import SkipState, skip_spikes
 
 
 def learning_rate(config: OptimizerConfig, total_steps: int) -> optax.Schedule:
     """Schedule of the step counted from 0 (optax's count): step n of SPEC 4 is count n−1.
 
-    Linear warm-up to the peak at n = warmup_steps, then a cosine to `final_lr_fraction` of it at
-    n = total_steps.
+    Linear warm-up to the peak at n = warmup_steps, then to `final_lr_fraction` of it at
+    n = total_steps: by a cosine, or constant and linear over the last `decay_steps` (the anneal of
+    SPEC 4).
     """
     peak, warmup = config.peak_lr, config.warmup_steps
     low = peak * config.final_lr_fraction
@@ -19,9 +23,12 @@ def learning_rate(config: OptimizerConfig, total_steps: int) -> optax.Schedule:
     def schedule(count: jax.Array) -> jax.Array:
         n = jnp.asarray(count, jnp.float32) + 1.0
         rising = peak * n / max(warmup, 1)
-        part = jnp.clip((n - warmup) / max(total_steps - warmup, 1), 0.0, 1.0)
-        falling = low + (peak - low) * 0.5 * (1.0 + jnp.cos(jnp.pi * part))
-        return jnp.where(n < warmup, rising, falling)
+        if config.schedule == "wsd":
+            left = jnp.clip((total_steps - n) / config.decay_steps, 0.0, 1.0)
+        else:
+            part = jnp.clip((n - warmup) / max(total_steps - warmup, 1), 0.0, 1.0)
+            left = 0.5 * (1.0 + jnp.cos(jnp.pi * part))
+        return jnp.where(n < warmup, rising, low + (peak - low) * left)
 
     return schedule
 
@@ -31,17 +38,33 @@ def decay_mask(params) -> dict:
     return jax.tree_util.tree_map_with_path(lambda path, _: path[0].key != "embed", params)
 
 
-def make_optimizer(config: Config) -> optax.GradientTransformation:
-    """Clip to the global norm, then AdamW: p -= lr · (update + wd·p), decay decoupled."""
+def make_optimizer(config: Config) -> optax.GradientTransformationExtraArgs:
+    """Clip to the global norm, then AdamW: p -= lr · (update + wd·p), decay decoupled.
+
+    With `skip_window` its update wants the step's cross-entropy as `loss`, and a spike of it or of
+    the gradient norm changes nothing but the schedule's count.
+    """
     opt = config.optimizer
-    return optax.chain(
+    adamw: optax.GradientTransformation = optax.chain(
         optax.clip_by_global_norm(opt.clip_norm),
-        optax.adamw(
-            learning_rate(opt, config.train.steps),
-            b1=opt.b1,
-            b2=opt.b2,
-            eps=opt.eps,
-            weight_decay=opt.weight_decay,
-            mask=decay_mask,
-        ),
+        optax.scale_by_adam(b1=opt.b1, b2=opt.b2, eps=opt.eps),
+        optax.add_decayed_weights(opt.weight_decay, mask=decay_mask),
     )
+    if opt.skip_window:
+        adamw = skip_spikes(adamw, window=opt.skip_window, sigma=opt.skip_sigma)
+    schedule = learning_rate(opt, config.train.steps)
+    chain = optax.chain(adamw, optax.scale_by_learning_rate(schedule))
+    return optax.with_extra_args_support(chain)
+
+
+def skipped_steps(opt_state: Any) -> jax.Array:
+    """Steps whose update was left out so far, in a run with `skip_window`."""
+    return opt_state[0].skips
+
+
+def moments_only(opt_state: Any, fresh: Any) -> Any:
+    """`fresh`, with the moments of `opt_state` and their counts: the schedule starts anew."""
+    (adamw, _), (fresh_adamw, fresh_schedule) = opt_state, fresh
+    if isinstance(adamw, SkipState):
+        adamw = fresh_adamw._replace(inner=adamw.inner)
+    return adamw, fresh_schedule

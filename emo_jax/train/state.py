@@ -16,26 +16,35 @@ class TrainState(NamedTuple):
     step: Any  # int32 scalar, steps done
     params: Params
     opt_state: Any
+    # bool scalar. The step after these had a loss or gradient that is not finite: it and all that
+    # come change nothing more. False in every checkpoint.
+    halted: Any
 
 
 def init_state(
     model: ModelFunctions, optimizer: optax.GradientTransformation, seed: int
 ) -> TrainState:
     """A fresh state; sharded as its mesh says when the model has one."""
-
-    def make() -> TrainState:
-        params = model.init(seed)
-        return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
-
     shardings = None if model.mesh is None else state_shardings(model, optimizer)
-    return jax.jit(make, out_shardings=shardings)()
+    return jax.jit(lambda: _fresh(model.init(seed), optimizer), out_shardings=shardings)()
+
+
+def state_of(
+    params: Params, model: ModelFunctions, optimizer: optax.GradientTransformation
+) -> TrainState:
+    """A fresh state around parameters that lie where the model wants them; they are given up."""
+    shardings = None if model.mesh is None else state_shardings(model, optimizer)
+    make = jax.jit(lambda p: _fresh(p, optimizer), donate_argnums=0, out_shardings=shardings)
+    return make(params)
+
+
+def _fresh(params: Params, optimizer: optax.GradientTransformation) -> TrainState:
+    return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), jnp.zeros((), bool))
 
 
 def abstract_state(model: ModelFunctions, optimizer: optax.GradientTransformation) -> TrainState:
     """Shapes, dtypes and, with a mesh, shardings of the state: what a restore wants."""
-    abstract = jax.eval_shape(
-        lambda p: TrainState(jnp.zeros((), jnp.int32), p, optimizer.init(p)), model.abstract_params
-    )
+    abstract = jax.eval_shape(lambda p: _fresh(p, optimizer), model.abstract_params)
     if model.mesh is None:
         return abstract
     return jax.tree.map(
@@ -58,4 +67,4 @@ def state_shardings(model: ModelFunctions, optimizer: optax.GradientTransformati
         param_shardings,
         transform_non_params=lambda _: everywhere,
     )
-    return TrainState(everywhere, param_shardings, opt_shardings)
+    return TrainState(everywhere, param_shardings, opt_shardings, everywhere)

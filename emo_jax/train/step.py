@@ -16,7 +16,7 @@ from emo_jax.model.transformer import ModelFunctions, Params
 from emo_jax.model.vocab_loss import vocab_loss
 from emo_jax.moe import pools
 from emo_jax.parallel import mesh as mesh_lib
-from emo_jax.train.optimizer import learning_rate
+from emo_jax.train.optimizer import learning_rate, skipped_steps
 from emo_jax.train.state import TrainState, state_shardings
 
 Metrics = dict[str, Any]
@@ -54,13 +54,15 @@ def micro_batch_loss(
     batch: Batch,
     pool_size_LBG: jax.Array | None,
     T: jax.Array,
+    step_load_LR: jax.Array | None = None,
     *,
     config: Config,
     model: ModelFunctions,
 ) -> tuple[jax.Array, Metrics]:
     """One micro-batch's part of the step's loss, and sums for the metrics.
 
-    Summed over the micro-batches of a step the parts are the losses of SPEC 3.
+    Summed over the micro-batches of a step the parts are the losses of SPEC 3. The load balance is
+    of the counts in this micro-batch, or of `step_load_LR`, those of the whole step a token.
     """
     hidden_BSD, stats = model.hidden(
         params,
@@ -68,6 +70,7 @@ def micro_batch_loss(
         pool_size_LBG=pool_size_LBG,
         top_p=config.moe.pool.top_p if config.moe else 0.0,
         loss_tokens=T,
+        step_load_LR=step_load_LR,
     )
     vocab_sum, vocab = vocab_loss(
         hidden_BSD,
@@ -103,10 +106,39 @@ def micro_batch_loss(
     return loss, jax.lax.stop_gradient(metrics | {"loss": loss})
 
 
-def _split(batch: Batch, rows_B: jax.Array, m: int) -> tuple[Batch, jax.Array]:
-    """Micro-batch j is rows j, j+m, …: each device keeps its own windows."""
-    split = lambda a: jnp.moveaxis(a.reshape(-1, m, *a.shape[1:]), 1, 0)  # noqa: E731
-    return jax.tree.map(split, batch), split(rows_B)
+def step_load(
+    params: Params,
+    micro_batches: Batch,
+    pool_size_mLBG: jax.Array | None,
+    *,
+    config: Config,
+    model: ModelFunctions,
+) -> jax.Array:
+    """Picks a token of each routed expert in the whole step, (L,R), by a forward pass of its own.
+
+    The gradient of a load balance needs all counts first, so one pass cannot do (DESIGN 5).
+    """
+    moe = config.moe
+    assert moe is not None
+    R = moe.num_routed_experts
+
+    def body(counts_LR: jax.Array, xs: tuple) -> tuple[jax.Array, None]:
+        micro, pool_size_LBG = xs
+        _, stats = model.hidden(
+            params, micro, pool_size_LBG=pool_size_LBG, top_p=moe.pool.top_p, loss_tokens=1.0
+        )
+        return counts_LR + stats.counts_E[:, :R], None
+
+    zeros_LR = jnp.zeros((config.model.num_layers, R), jnp.float32)
+    counts_LR, _ = jax.lax.scan(body, zeros_LR, (micro_batches, pool_size_mLBG))
+    num_tokens = jnp.maximum((micro_batches.pool_ids >= 0).sum(), 1)
+    return jax.lax.stop_gradient(counts_LR / num_tokens)
+
+
+def _split(a: jax.Array, m: int, *, axis: int) -> jax.Array:
+    """(…,B,…) -> (m,…,B/m,…). Part j is rows j, j+m, …: each device keeps its own windows."""
+    parts = a.reshape(*a.shape[:axis], -1, m, *a.shape[axis + 1 :])
+    return jnp.moveaxis(parts, axis + 1, 0)
 
 
 def loss_and_grads(
@@ -121,27 +153,29 @@ def loss_and_grads(
     T, m = loss_tokens(batch), config.train.micro_batches
     grad_fn = jax.grad(micro_batch_loss, has_aux=True)
 
-    def one(batch: Batch, pool_size: jax.Array | None) -> tuple[Params, Metrics]:
-        return grad_fn(params, batch, pool_size, T, config=config, model=model)
+    def one(
+        batch: Batch, pool_size: jax.Array | None, load_LR: jax.Array | None = None
+    ) -> tuple[Params, Metrics]:
+        return grad_fn(params, batch, pool_size, T, load_LR, config=config, model=model)
 
     if m == 1:
         grads, metrics = one(batch, pool_size_LBG)
     else:
-        rows_mB = _split(batch, jnp.arange(batch.tokens.shape[0]), m)
-        micro_batches, index_mB = rows_mB
+        micro_batches = jax.tree.map(lambda a: _split(a, m, axis=0), batch)
+        sizes_mLBG = None if pool_size_LBG is None else _split(pool_size_LBG, m, axis=1)
+        load_LR = None
+        if config.moe is not None and config.moe.balance_scope == "step":
+            load_LR = step_load(params, micro_batches, sizes_mLBG, config=config, model=model)
 
         def body(total, xs):
-            micro, index_B = xs
-            sizes = None if pool_size_LBG is None else pool_size_LBG[:, index_B]
-            return jax.tree.map(jnp.add, total, one(micro, sizes)), None
+            micro, sizes = xs
+            return jax.tree.map(jnp.add, total, one(micro, sizes, load_LR)), None
 
-        shapes = jax.eval_shape(
-            one,
-            jax.tree.map(lambda a: a[0], micro_batches),
-            None if pool_size_LBG is None else pool_size_LBG[:, index_mB[0]],
-        )
+        xs = (micro_batches, sizes_mLBG)
+        first, sizes = jax.tree.map(lambda a: a[0], xs)
+        shapes = jax.eval_shape(one, first, sizes, load_LR)
         zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
-        (grads, metrics), _ = jax.lax.scan(body, zeros, (micro_batches, index_mB))
+        (grads, metrics), _ = jax.lax.scan(body, zeros, xs)
 
     if "pool_size" in metrics:  # sums over tokens -> means
         num_tokens = jnp.maximum((batch.pool_ids >= 0).sum(), 1)
@@ -154,6 +188,7 @@ def make_train_step(
     config: Config, model: ModelFunctions, optimizer: optax.GradientTransformation
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
     """The step as a pure function of arrays; `jit_train_step` compiles it."""
+    optimizer = optax.with_extra_args_support(optimizer)
     schedule = learning_rate(config.optimizer, config.train.steps)
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
@@ -161,11 +196,27 @@ def make_train_step(
         grads, metrics = loss_and_grads(
             state.params, batch, pool_size_LBG, config=config, model=model
         )
-        metrics["grad_norm"] = optax.tree.norm(grads)
-        metrics["learning_rate"] = schedule(state.step)
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        grad_norm = optax.tree.norm(grads)
+        updates, opt_state = optimizer.update(
+            grads, state.opt_state, state.params, loss=metrics["ce_loss"]
+        )
         params = optax.apply_updates(state.params, updates)
-        return TrainState(state.step + 1, params, opt_state), metrics
+        # One number that is not finite would spread to all of them: the state stays, for good.
+        ok = jnp.isfinite(metrics["loss"]) & jnp.isfinite(grad_norm) & ~state.halted
+        new = TrainState(state.step + 1, params, opt_state, state.halted)
+        new = jax.tree.map(lambda new, old: jnp.where(ok, new, old), new, state)
+        metrics |= {
+            "grad_norm": grad_norm,
+            "learning_rate": schedule(state.step),
+            "halted": ~ok,
+        }
+        if config.optimizer.skip_window:
+            skips = skipped_steps(opt_state)
+            metrics |= {
+                "skipped_steps": skips,
+                "skipped": skips - skipped_steps(state.opt_state),
+            }
+        return new._replace(halted=~ok), metrics
 
     return train_step
 

@@ -11,7 +11,7 @@ from jax.sharding import PartitionSpec
 from states import abstract_of, assert_same, mesh_of, state_of
 
 from emo_jax import manifest as manifest_lib
-from emo_jax.checkpoint import Checkpointer, restore_params, stream_params
+from emo_jax.checkpoint import Checkpointer, open_params, restore_params
 from emo_jax.config import CheckpointConfig
 from emo_jax.errors import CheckpointError
 
@@ -201,12 +201,28 @@ def test_params_alone(tmp_path):
     assert_same(got, state_of(1)["params"])
     assert got["embed"].sharding == abstract["embed"].sharding
 
-    stream, _, _ = stream_params(tmp_path)
-    streamed = dict(stream)
-    assert set(streamed) == {
-        ("embed",), ("layers", "0", "w"), ("layers", "1", "w"), ("none_shared",)
-    }  # fmt: skip
-    assert np.array_equal(streamed[("embed",)], want["embed"])
+    reader, extra, _ = open_params(tmp_path)
+    assert extra["windows"] == 16
+    shapes = {"embed": (16, 8), "none_shared": (2, 0, 4)}
+    assert reader.shapes == shapes | {f"layers/{i}/w": (4, 16, 6) for i in (0, 1)}
+    block = (slice(1, 3), slice(0, 16), slice(2, 5))
+    for i in (0, 1):
+        part = reader.read(f"layers/{i}/w", block)
+        assert part.dtype == want["layers"][i]["w"].dtype
+        assert np.array_equal(part, want["layers"][i]["w"][block])
+    assert reader.read("none_shared", (slice(0, 2), slice(0, 0), slice(0, 4))).shape == (2, 0, 4)
+
+
+@pytest.mark.parametrize("part", ["params", "rest", "both"])
+def test_a_step_says_what_it_holds(tmp_path, part):
+    state = {"params": {"w": np.ones(3)}, "step": np.int32(1)}
+    names = {"params": ["params"], "rest": ["step"], "both": ["params", "step"]}[part]
+    with checkpointer(tmp_path) as c:
+        c.save(1, {name: state[name] for name in names}, {})
+        c.wait()
+        assert c.items(1) == ({"params", "rest"} if part == "both" else {part})
+        with pytest.raises(CheckpointError, match=r"step 2 .*no manifest"):
+            c.items(2)
 
 
 def test_params_alone_need_no_optimizer_state(tmp_path):

@@ -29,6 +29,10 @@ def changed(**sections):
     return dataclasses.replace(CONFIG, **made)
 
 
+def as_json(config):
+    return json.loads(json.dumps(to_dict(config)))
+
+
 def text_of(folder):
     return {str(p): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
@@ -41,7 +45,7 @@ def test_a_new_or_empty_folder_is_claimed(tmp_path, made):
     assert claim_workdir(workdir, CONFIG) is False
     assert read_workdir_config(workdir) == CONFIG
     assert [p.name for p in workdir.iterdir()] == ["config.json"]
-    assert json.loads((workdir / "config.json").read_text()) == to_dict(CONFIG)
+    assert json.loads((workdir / "config.json").read_text()) == as_json(CONFIG)
 
 
 def test_the_same_config_resumes(tmp_path):
@@ -60,6 +64,7 @@ def test_the_same_config_resumes(tmp_path):
         {"checkpoint": {"save_every": 7, "keep_last": 9, "keep_every": 14}},
         {"mesh": {"fsdp": 2, "replica": 4}},
         {"data": {"store": "/elsewhere", "prefetch": 5}},
+        {"init": {"expected_changes": ("model", "train.steps")}},
     ],
 )
 def test_what_does_not_alter_the_run_may_change(tmp_path, change):
@@ -75,6 +80,7 @@ def test_what_does_not_alter_the_run_may_change(tmp_path, change):
         ({"train": {"batch_size": 16}}, "train.batch_size: 8 -> 16"),
         ({"data": {"seed": 1}}, "data.seed: 0 -> 1"),
         ({"model": {"num_layers": 3}}, "model.num_layers: 2 -> 3"),
+        ({"train": {"micro_batches": 2}}, "train.micro_batches: 1 -> 2"),
         ({"name": "other"}, "name: 'tiny' -> 'other'"),
         ({"seed": 4, "train": {"log_every": 1}}, "seed: 0 -> 4"),
     ],
@@ -103,6 +109,28 @@ def test_a_folder_of_something_else_is_refused_and_left_alone(tmp_path):
     with pytest.raises(UsageError, match=r"not a workdir.*thesis\.tex"):
         claim_workdir(tmp_path, CONFIG)
     assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_files_come_before_the_config_and_are_written_again(tmp_path):
+    claim_workdir(tmp_path, CONFIG, files={"init.json": "1"})
+    claim_workdir(tmp_path, CONFIG)
+    assert (tmp_path / "init.json").read_text() == "1"
+    claim_workdir(tmp_path, CONFIG, files={"init.json": "2"})
+    assert (tmp_path / "init.json").read_text() == "2"
+    with pytest.raises(UsageError):
+        claim_workdir(tmp_path, changed(name="x"), files={"init.json": "3"})
+    assert (tmp_path / "init.json").read_text() == "2"
+    (tmp_path / "config.json").unlink()  # a kill between the two
+    assert claim_workdir(tmp_path, CONFIG) is False
+
+
+def test_the_caller_says_which_changes_are_refused(tmp_path):
+    claim_workdir(tmp_path, CONFIG)
+    other = changed(name="x", train={"steps": 5000})
+    assert claim_workdir(tmp_path, other, refused=lambda ours, theirs: []) is True
+    assert read_workdir_config(tmp_path) == other
+    with pytest.raises(UsageError, match="because"):
+        claim_workdir(tmp_path, other, refused=lambda ours, theirs: ["because"])
 
 
 def test_a_claim_cut_short_can_be_made_again(tmp_path):

@@ -22,7 +22,14 @@ COMMANDS = TESTS / "golden/cli.txt"
 CONFIGS = TESTS / "golden/configs"
 EXPERIMENTS = TESTS.parent / "experiments"
 # Arguments an experiment file takes; none is always among them.
-ARGUMENTS = {"emo_1b14b": ("130b", "1t"), "stdmoe_1b14b": ("130b", "1t")}
+ANNEALS = ("std", "std_to_emo")
+ARGUMENTS = {
+    "emo_1b14b": ("130b", "1t"),
+    "stdmoe_1b14b": ("130b", "1t"),
+    "anneal_1b14b": ANNEALS,
+    "anneal_tiny": ANNEALS,
+    "bench_cpu": ("standard",),
+}
 
 
 def command_line() -> str:

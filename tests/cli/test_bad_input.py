@@ -11,6 +11,7 @@ import pytest
 import runs
 
 from emo_jax.checkpoint import Checkpointer
+from emo_jax.config import DataConfig
 from emo_jax.configfile import load_config
 from emo_jax.data.store import TokenStore
 from emo_jax.data.windows import open_source
@@ -325,7 +326,7 @@ def test_going_on_with_other_raw_files(refused, tmp_path):
     claim_workdir(workdir, config)
     with Checkpointer(workdir, config.checkpoint) as checkpointer:
         extra = {"config": {"data": {"store": "a"}}, "windows": 8}
-        extra["store"] = open_source(raw / "a.npy").fingerprint
+        extra["store"] = open_source(raw / "a.npy", DataConfig()).fingerprint
         checkpointer.save(1, {"params": {"w": np.zeros(2)}}, extra)
     assert "another store" in refused(USAGE, *_train(raw / "*.npy", workdir, **fields))
     moved = raw.rename(tmp_path / "moved")

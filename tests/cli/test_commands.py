@@ -125,7 +125,7 @@ def test_export_needs_no_store(run, finished_run, store, tmp_path, capsys):
     shutil.rmtree(workdir / "tokenizer")  # as of a run of raw tokens
     assert run("export", workdir, "--output", tmp_path / "without") == 0
     line = capsys.readouterr().err
-    assert line.startswith("emo: no tokenizer found") and line.count("\n") == 1
+    assert line.startswith("emo: no tokenizer.json found") and line.count("\n") == 1
     assert str(workdir) in line and "give --tokenizer FOLDER" in line
 
 
@@ -139,7 +139,7 @@ def test_export_of_a_run_without_a_store_takes_no_tokenizer_from_here(
     (workdir / "config.json").write_text(text.replace(str(store), ""))
     monkeypatch.chdir(store)  # holds a folder "tokenizer"
     assert run("export", workdir, "--output", tmp_path / "hf") == 0
-    assert "no tokenizer found" in capsys.readouterr().err
+    assert "no tokenizer.json found" in capsys.readouterr().err
 
 
 def test_export_with_the_runs_own_tokenizer_named(run, finished_run, store, tmp_path):

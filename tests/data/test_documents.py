@@ -111,9 +111,9 @@ def test_missing_path_and_unknown_kind(tmp_path):
     with pytest.raises(UsageError, match=r"nowhere.*no such file or folder") as caught:
         read_documents([tmp_path / "nowhere"])
     assert caught.value.exit_code == 2
-    (tmp_path / "a.parquet").write_bytes(b"")
-    with pytest.raises(UsageError, match=r"a\.parquet: unknown kind of file"):
-        read_documents([tmp_path / "a.parquet"])
+    (tmp_path / "a.arrow").write_bytes(b"")
+    with pytest.raises(UsageError, match=r"a\.arrow: unknown kind of file"):
+        read_documents([tmp_path / "a.arrow"])
     with pytest.raises(UsageError, match="no input"):
         read_documents([])
 

@@ -1,6 +1,9 @@
+import dataclasses
+
 import numpy as np
 import pytest
 
+from emo_jax.config import DataConfig
 from emo_jax.data.loader import Loader
 from emo_jax.data.raw import RawTokens
 from emo_jax.data.windows import Windows, open_source
@@ -38,7 +41,7 @@ def test_windows_of_files(files):
 
 
 def test_pattern_and_units(files):
-    source = open_source(str(files / "*.npy"))
+    source = open_source(str(files / "*.npy"), DataConfig())
     assert [s.num_tokens for s in source.streams("train")] == [21, 10]
     assert source.streams("test") == []
     floored = RawTokens([files / "*.npy"], floor_to=8)
@@ -49,6 +52,22 @@ def test_16_bits_where_the_vocabulary_fits(tmp_path):
     np.array([5, 65_535, 0], "<u2").tofile(tmp_path / "a.npy")
     source = RawTokens([tmp_path / "a.npy"], vocab_size=65_536, eos_id=0)
     assert source.streams("train")[0].read(0, 3).tokens.tolist() == [5, 65_535, 0]
+
+
+def test_files_of_another_vocabulary(tmp_path, caplog):
+    """The ids that end documents are part of a source's identity."""
+    path = tmp_path / "a.npy"
+    np.array([5, 2, 7, 7, 2, 9], "<u2").tofile(path)
+    config = DataConfig(raw_vocab_size=32_000, raw_eos_id=2, raw_pad_id=2)
+    source = open_source(path, config)
+    assert (source.vocab_size, source.eos_id, source.pad_id) == (32_000, 2, 2)
+    assert source.streams("train")[0].read(0, 6).segment_ids.tolist() == [0, 0, 1, 1, 1, 2]
+    other = open_source(path, dataclasses.replace(config, raw_eos_id=7, raw_pad_id=0))
+    assert (other.pad_id, other.fingerprint == source.fingerprint) == (0, False)
+    np.full(1 << 20, 5, "<u2").tofile(path)
+    assert not caplog.records
+    open_source(path, config)
+    assert "a.npy: no end of document (id 2) in its first 1048576 tokens" in caplog.text
 
 
 def test_wrong_files(files):
@@ -67,6 +86,6 @@ def test_wrong_files(files):
 
 
 def test_id_outside_the_vocabulary(files):
-    windows = Windows(RawTokens([files / "b.npy"], vocab_size=70_000), 4)
+    windows = Windows(RawTokens([files / "b.npy"], vocab_size=70_000, eos_id=9), 4)
     with pytest.raises(DataError, match=r"b\.npy: token id 100257 is outside .* 70000"):
         windows[0]

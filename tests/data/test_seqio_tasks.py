@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from emo_jax.data.documents import Document, read_documents
+from emo_jax.data.documents import Document, ReadReport, read_documents
 from emo_jax.data.seqio_tasks import check
 from emo_jax.errors import DataError, UsageError
 
@@ -23,6 +23,12 @@ def source(texts):
     return seqio.FunctionDataSource(dataset, splits=["train"])
 
 
+def split_source():
+    def dataset(split, shuffle_files, seed=None):
+        return tf.data.Dataset.from_tensor_slices({"targets": [f"{split} a", f"{split} b"]})
+    return seqio.FunctionDataSource(dataset, splits=["train", "validation"])
+
+
 def add(name, texts, steps, features=FEATURES):
     seqio.TaskRegistry.add(name, source(texts), preprocessors=steps, output_features=features)
 
@@ -34,7 +40,24 @@ add(
     [functools.partial(seqio.preprocessors.tokenize, copy_pretokenized=False),
      seqio.preprocessors.append_eos],
 )
+add("emo_wrong", ["text, not ids"], [])
 add("emo_other", ["x"], [], {"inputs": seqio.Feature(VOCABULARY)})
+seqio.TaskRegistry.add(
+    "emo_split:v1", split_source(), preprocessors=[seqio.preprocessors.tokenize],
+    output_features=FEATURES)
+add("emo_passed", ["5 6"], [
+    lambda d: d.map(lambda e: {"targets": tf.strings.to_number(
+        tf.strings.split(e["targets"]), tf.int32)}),
+], {"targets": seqio.Feature(seqio.PassThroughVocabulary(10, eos_id=1))})
+seqio.TaskRegistry.add(
+    "emo_inputs",
+    seqio.FunctionDataSource(
+        lambda split, shuffle_files, seed=None: tf.data.Dataset.from_tensor_slices(
+            {"inputs": ["question"], "targets": ["answer"]}),
+        splits=["train"]),
+    preprocessors=[seqio.preprocessors.tokenize],
+    output_features={**FEATURES, "inputs": seqio.Feature(VOCABULARY)},
+)
 seqio.MixtureRegistry.add("emo_mix", [("emo_kept", 1), ("emo_ids", 9)])
 """
 
@@ -57,17 +80,63 @@ def test_mixture(module):
 
 
 def test_task_without_targets(module):
-    with pytest.raises(DataError, match="task 'emo_other' has no feature 'targets'"):
-        list(read_documents([f"seqio:{module}:emo_other"]))
+    with pytest.raises(
+        DataError, match=r"task 'emo_other' has no feature 'targets'; it has inputs"
+    ):
+        read_documents([f"seqio:{module}:emo_other"])
 
 
-def test_unknown_names(module):
-    with pytest.raises(UsageError, match=r"no_such_module.*must register the task"):
-        list(read_documents(["seqio:no_such_module:x"]))
-    with pytest.raises(UsageError, match=r"emo_none.*must register the task"):
-        list(read_documents([f"seqio:{module}:emo_none"]))
+def test_another_feature(module):
+    found = read_documents([f"seqio:{module}:emo_inputs"], text_field="inputs")
+    assert [d.text for d in found] == ["question"]
+    found = read_documents([f"seqio:{module}:emo_inputs"])
+    assert [d.text for d in found] == ["answer"]
+
+
+def test_splits(module):
+    spec = f"seqio:{module}:emo_split:v1"
+    assert list(read_documents([spec])) == [
+        Document("train a", "emo_split:v1:0", "emo_split:v1"),
+        Document("train b", "emo_split:v1:1", "emo_split:v1"),
+    ]
+    assert list(read_documents([f"{spec}:validation"])) == [
+        Document("validation a", "emo_split:v1:validation:0", "emo_split:v1"),
+        Document("validation b", "emo_split:v1:validation:1", "emo_split:v1"),
+    ]
+    with pytest.raises(DataError, match=r"has no split 'test'; it has train, validation: name one"):
+        read_documents([f"{spec}:test"])
+
+
+def test_a_task_that_fails(module):
+    with pytest.raises(DataError, match=r"emo_wrong: .* cannot be read .ValueError: .*type") as e:
+        list(read_documents([f"seqio:{module}:emo_wrong"]))
+    assert "\n" not in str(e.value)
+
+
+def test_ids_that_a_task_passes_through(module):
+    report = ReadReport()
+    with pytest.raises(DataError, match="the text is not a string"):
+        list(read_documents([f"seqio:{module}:emo_passed"], report=report))
+    assert report.skipped == {"the text is not a string": 1}
+    (document,) = read_documents([f"seqio:{module}:emo_passed"], ids=True)
+    assert document.text == "5 6"
+
+
+def test_unknown_names(module, tmp_path, monkeypatch):
+    """Found before the documents of other inputs are read."""
+    with pytest.raises(UsageError, match=r"'no_such_module' cannot be imported .*PYTHONPATH"):
+        read_documents(["seqio:no_such_module:x"])
+    with pytest.raises(UsageError, match=r"no task or mixture 'emo_kep'; did you mean 'emo_kept'"):
+        read_documents([f"seqio:{module}:emo_kep"])
+    with pytest.raises(UsageError, match=r"no task or mixture 'emo_mi'; did you mean 'emo_mix'"):
+        read_documents([f"seqio:{module}:emo_mi"])
     with pytest.raises(UsageError, match="must be seqio:MODULE:TASK"):
         read_documents(["seqio:wiki"])
+    (tmp_path / "emo_broken_tasks.py").write_text("import seqio\nseqio.nothing\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(UsageError, match=r"cannot be imported .AttributeError.*") as caught:
+        read_documents(["seqio:emo_broken_tasks:x"])
+    assert "\n" not in str(caught.value)
 
 
 def test_seqio_not_installed(monkeypatch):

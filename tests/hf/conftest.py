@@ -24,9 +24,21 @@ def step_emo() -> Path:
 
 @pytest.fixture
 def make_model():
-    """A config and random float32 parameters; padding rows and dead router rows are random too."""
+    """A config and random float32 parameters; padding rows and dead router rows are random too.
 
-    def make(*, shared: int = 1, routed: int = 8, vocab: int = 96, head_dim: int = 8):
+    `dense` gives a model without experts, `fits` one that the layout of that name is for.
+    """
+
+    def make(
+        *,
+        shared: int = 1,
+        routed: int = 8,
+        vocab: int = 96,
+        head_dim: int = 8,
+        dense: bool = False,
+        fits: str | None = None,
+    ):
+        dense = dense or fits == "llama"
         config = Config(
             name="small",
             model=ModelConfig(
@@ -38,8 +50,11 @@ def make_model():
                 norm_eps=1e-5,
                 rope_theta=30_000.0,
                 compute_dtype="float32",
+                mlp_dim=24 if dense else 0,
             ),
-            moe=MoeConfig(
+            moe=None
+            if dense
+            else MoeConfig(
                 num_experts=routed + shared,
                 top_k=3 + shared,
                 expert_dim=16,

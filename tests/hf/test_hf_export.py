@@ -8,10 +8,10 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 from safetensors.numpy import load_file
 
-from emo_jax.config import Config, ModelConfig, TrainConfig, from_config_dict
+from emo_jax.config import from_config_dict
 from emo_jax.errors import EmoError, UsageError
 from emo_jax.hf import export_model, weights
-from emo_jax.hf import tensors as tensors_lib
+from emo_jax.hf.card import Card
 from emo_jax.hf.layouts import LAYOUTS
 from emo_jax.hf.tree import count_parameters, flatten, unflatten
 from emo_jax.presets import emo_1b14b
@@ -30,8 +30,8 @@ def test_released_shape_has_the_published_tensor_and_parameter_counts():
 
 def test_every_element_of_the_tree_is_stored_once(make_model):
     """The blocks of a layout tile the tree: nothing is left out, nothing is written twice."""
-    params, config = make_model(shared=2)
     for layout in LAYOUTS.values():
+        params, config = make_model(shared=2, fits=layout.name)
         counts = {path: np.zeros(leaf.shape, int) for path, leaf in flatten(params).items()}
         for tensor in layout.tensors(config):
             if tensor.path:
@@ -90,31 +90,6 @@ def test_sharded_jax_arrays_write_the_same_file(make_model, tmp_path):
     assert (jax_file / "model.safetensors").read_bytes() == numpy_file.read_bytes()
 
 
-def test_only_one_tensor_is_held_at_a_time(make_model, tmp_path, monkeypatch):
-    """Reads and writes alternate, so an export needs no second copy of a model."""
-    params, config = make_model()
-    events = []
-    read = tensors_lib.HfTensor.read
-
-    def logged(self, leaves):
-        events.append("read")
-        return read(self, leaves)
-
-    def write_file(path, tensors, values):
-        def logged_values():
-            for value in values:
-                yield value
-                events.append("written")
-
-        weights_write(path, tensors, logged_values())
-
-    weights_write = weights.write_file
-    monkeypatch.setattr(tensors_lib.HfTensor, "read", logged)
-    monkeypatch.setattr("emo_jax.hf.export.write_file", write_file)
-    export_model(params, config, tmp_path / "out")
-    assert events == ["read", "written"] * (len(events) // 2)
-
-
 def test_files_of_a_folder(make_model, tmp_path):
     params, config = make_model()
     out = export_model(
@@ -122,7 +97,10 @@ def test_files_of_a_folder(make_model, tmp_path):
         config,
         tmp_path / "new" / "out",
         eos_token_id=3,
-        card={"step": 12, "losses": {"loss": 2.5, "loss pool=32": 2.25}},
+        card=Card(
+            facts={"step": 12, "losses": {"loss": 2.5, "loss pool=32": 2.25}},
+            versions={"jax": "0.0.1"},
+        ),
     )
     assert sorted(p.name for p in out.iterdir()) == [
         "README.md",
@@ -132,7 +110,15 @@ def test_files_of_a_folder(make_model, tmp_path):
     ]
     assert json.loads((out / "generation_config.json").read_text()) == {"eos_token_id": 3}
     card = (out / "README.md").read_text()
-    for fact in ("qwen2_moe", "8 routed + 1 shared", "| step | 12 |", "| losses / loss | 2.5000 |"):
+    for fact in (
+        "qwen2_moe",
+        "8 routed + 1 shared",
+        "| step | 12 |",
+        "| losses / loss | 2.5000 |",
+        "| jax | 0.0.1 |",
+        '"rope_theta": 30000.0',
+        "base model",
+    ):
         assert fact in card
     assert list(out.parent.iterdir()) == [out]  # nothing unfinished is left
 
@@ -203,23 +189,20 @@ def test_existing_folder_is_left_alone(make_model, tmp_path):
     (tmp_path / "out").mkdir()
     export_model(params, config, tmp_path / "out")  # empty: fine
     before = (tmp_path / "out" / "model.safetensors").read_bytes()
-    with pytest.raises(UsageError, match="not an empty folder"):
+    with pytest.raises(UsageError, match="is there already"):
         export_model(params, config, tmp_path / "out")
     assert (tmp_path / "out" / "model.safetensors").read_bytes() == before
     (tmp_path / "file").write_text("mine")
-    with pytest.raises(UsageError, match="not an empty folder"):
+    with pytest.raises(UsageError, match="is there already"):
         export_model(params, config, tmp_path / "file")
 
 
 def test_a_failed_export_leaves_nothing(make_model, tmp_path, monkeypatch):
     params, config = make_model()
-
-    def full_disk(path, tensors, values):
-        path.write_bytes(next(iter(values)).tobytes())
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr("emo_jax.hf.export.write_file", full_disk)
-    with pytest.raises(EmoError, match="No space left on device"):
+    monkeypatch.setattr(
+        "os.pwrite", lambda fd, data, at: (_ for _ in ()).throw(OSError(28, "No space"))
+    )
+    with pytest.raises(EmoError, match=r"out: cannot be written: .*No space"):
         export_model(params, config, tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
 
@@ -227,32 +210,37 @@ def test_a_failed_export_leaves_nothing(make_model, tmp_path, monkeypatch):
 def test_a_wrong_file_does_not_become_the_output(make_model, tmp_path, monkeypatch):
     params, config = make_model()
 
-    def forgets_one(path, tensors, values):
-        weights.write_file(path, tensors[:-1], list(values)[:-1])
+    def forgets_one(folder, shards, *args):
+        weights.write_shards(folder, {n: part[:-1] for n, part in shards.items()}, *args)
 
-    monkeypatch.setattr("emo_jax.hf.export.write_file", forgets_one)
+    monkeypatch.setattr("emo_jax.hf.export.write_shards", forgets_one)
     with pytest.raises(EmoError, match=r"missing tensors: 1 \(lm_head.weight\)"):
         export_model(params, config, tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
 
 
-def test_dense_models_are_refused(tmp_path):
-    config = Config(
-        name="dense",
-        model=ModelConfig(
-            vocab_size=96, num_layers=1, embed_dim=8, num_heads=2, head_dim=4, mlp_dim=16
-        ),
-        train=TrainConfig(steps=2000, batch_size=1),
-    )
-    with pytest.raises(UsageError, match="only mixture-of-experts models"):
-        export_model({}, config, tmp_path / "out")
+def test_the_layout_is_the_one_that_stock_transformers_loads(make_model, tmp_path):
+    for dense, architecture in ((False, "Qwen2MoeForCausalLM"), (True, "LlamaForCausalLM")):
+        params, config = make_model(dense=dense)
+        out = export_model(params, config, tmp_path / architecture)
+        assert json.loads((out / "config.json").read_text())["architectures"] == [architecture]
 
 
-@pytest.mark.parametrize("name", ["llama", "gpt2"])
-def test_unknown_layout_is_refused(make_model, tmp_path, name):
-    params, config = make_model()
-    with pytest.raises(UsageError, match="must be one of"):
-        export_model(params, config, tmp_path / "out", layout=name)
+@pytest.mark.parametrize(
+    ("dense", "layout", "said"),
+    [
+        (False, "llama", r"'llama' is for dense models, and 'small' .* qwen2_moe or emo, or none"),
+        (True, "qwen2_moe", r"'qwen2_moe' is for mixtures of experts, .* give layout llama"),
+        (True, "emo", r"'emo' is for mixtures of experts, .* give layout llama"),
+        (True, "gpt2", r"'gpt2': must be one of \['qwen2_moe', 'emo', 'llama'\]"),
+    ],
+)
+def test_a_layout_for_other_models_is_refused(make_model, tmp_path, dense, layout, said):
+    params, config = make_model(dense=dense)
+    with pytest.raises(UsageError, match=said) as error:
+        export_model(params, config, tmp_path / "out", layout=layout)
+    assert "\n" not in str(error.value)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_parameters_of_another_config_are_refused(make_model, tmp_path):

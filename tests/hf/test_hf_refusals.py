@@ -88,14 +88,15 @@ def test_wrong_vocabulary_rows_are_named(folder):
     refused(folder, "lm_head.weight", "(95, 32)", "(96, 32)")
 
 
-def test_integer_weights_are_refused(folder):
-    change_tensors(folder, lambda t: t.update({"model.norm.weight": np.zeros(32, np.int8)}))
-    refused(folder, "model.norm.weight is I8", "F32")
+@pytest.mark.parametrize(("dtype", "name"), [(np.int8, "I8"), (np.float64, "F64")])
+def test_another_dtype_is_refused(folder, dtype, name):
+    change_tensors(folder, lambda t: t.update({"model.norm.weight": np.zeros(32, dtype)}))
+    refused(folder, f"model.norm.weight is {name}", "F32, F16, BF16")
 
 
 def test_another_architecture_is_named_with_those_supported(folder):
-    change_config(folder, model_type="llama", architectures=["LlamaForCausalLM"])
-    refused(folder, "llama", "LlamaForCausalLM", "Qwen2MoeForCausalLM", "EmoForCausalLM")
+    change_config(folder, model_type="gpt2", architectures=["GPT2LMHeadModel"])
+    refused(folder, "gpt2", "GPT2LMHeadModel", "Qwen2MoeForCausalLM", "EmoForCausalLM", "Llama")
 
 
 @pytest.mark.parametrize(
@@ -215,6 +216,16 @@ def test_missing_shard_is_named(make_model, tmp_path):
     lost = sorted(out.glob("model-*.safetensors"))[1]
     lost.unlink()
     refused(out, lost.name, "missing")
+
+
+def test_an_index_that_names_a_file_that_never_was(make_model, tmp_path):
+    params, config = make_model()
+    out = export_model(params, config, tmp_path / "out", max_shard_bytes=60_000)
+    index = out / "model.safetensors.index.json"
+    said = json.loads(index.read_text())
+    said["weight_map"]["lm_head.weight"] = "model-00009-of-00009.safetensors"
+    index.write_text(json.dumps(said))
+    refused(out, "model-00009-of-00009.safetensors", "missing")
 
 
 def test_index_that_points_outside_the_folder_is_refused(make_model, tmp_path):

@@ -20,7 +20,7 @@ def kept(params, config, layout):
     leaves = {path: np.array(leaf) for path, leaf in flatten(params).items()}
     for path, axis in VOCAB_LEAVES.items():
         np.moveaxis(leaves[path], axis, 0)[config.model.vocab_size :] = 0
-    if layout == "qwen2_moe":
+    if layout == "qwen2_moe" and config.moe:
         leaves[ROUTER][:, :, config.moe.num_routed_experts :] = 0
     return leaves
 
@@ -106,9 +106,24 @@ def test_random_model_comes_back(make_model, tmp_path, layout, shared, vocab):
     assert_same_bits(flatten(again), kept(params, config, layout))
 
 
-@pytest.mark.parametrize("layout", ["qwen2_moe", "emo"])
+@pytest.mark.parametrize("vocab", [96, 128])
+def test_a_dense_model_comes_back(make_model, tmp_path, vocab):
+    params, config = make_model(dense=True, vocab=vocab)
+    out = export_model(params, config, tmp_path / "out")
+    again, config_again = import_model(out)
+    assert config_again == config
+    assert_same_bits(flatten(again), kept(params, config, "llama"))
+    said = json.loads((out / "config.json").read_text())
+    del said["emo_jax"]
+    (out / "config.json").write_text(json.dumps(said))
+    again, config_again = import_model(out)
+    assert config_again.moe is None and config_again.model == config.model
+    assert_same_bits(flatten(again), kept(params, config, "llama"))
+
+
+@pytest.mark.parametrize("layout", ["qwen2_moe", "emo", "llama"])
 def test_heads_wider_than_the_model_come_back(make_model, tmp_path, layout):
-    params, config = make_model(head_dim=16)
+    params, config = make_model(head_dim=16, fits=layout)
     out = export_model(params, config, tmp_path / "out", layout=layout)
     assert json.loads((out / "config.json").read_text())["head_dim"] == 16
     again, config_again = import_model(out)

@@ -33,7 +33,9 @@ def load(torch):
         for what in ("missing_keys", "unexpected_keys", "mismatched_keys"):
             assert not report[what], f"{what}: {report[what]}"
         assert not report.get("error_msgs")
-        assert type(model).__module__.startswith("transformers.models.qwen2_moe")
+        assert type(model).__module__.startswith(
+            ("transformers.models.qwen2_moe", "transformers.models.llama")
+        )
         assert {p.dtype for p in model.parameters()} == {torch.float32}
         return model.eval()
 
@@ -45,11 +47,21 @@ def logits_of(torch, model, tokens):
         return model(torch.as_tensor(np.asarray(tokens), dtype=torch.long)).logits.numpy()
 
 
+def our_logits(params, config, tokens):
+    """Of our own model, one document a row: attention inside a document is then plain causal."""
+    from emo_jax.batch import from_documents
+    from emo_jax.model.transformer import ModelFunctions
+
+    batch = from_documents(tokens, np.zeros_like(tokens))
+    logits = np.asarray(ModelFunctions(config).logits(params, batch))
+    return logits[..., : config.model.vocab_size]
+
+
 def forward(params, config, tokens):
     """SPEC 1.2 and 2.5 in NumPy float64: no pool, plain causal attention. (B,S) → (B,S,V)."""
     leaves = {path: np.asarray(leaf, np.float64) for path, leaf in flatten(params).items()}
     model, moe = config.model, config.moe
-    S, Dh, R = tokens.shape[1], model.head_dim, moe.num_routed_experts
+    S, Dh = tokens.shape[1], model.head_dim
 
     def norm(x, scale):
         return x / np.sqrt((x**2).mean(-1, keepdims=True) + model.norm_eps) * scale
@@ -64,12 +76,18 @@ def forward(params, config, tokens):
         a, b = x[..., : Dh // 2], x[..., Dh // 2 :]
         return np.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
 
-    def expert(x, layer, e):
-        gate, up, down = (
-            leaves[f"layers/mlp/experts/{name}"][layer, e] for name in ("gate", "up", "down")
-        )
+    def swiglu(x, path, *index):
+        gate, up, down = (leaves[f"layers/mlp/{path}{n}"][index] for n in ("gate", "up", "down"))
         hidden = x @ gate
         return (hidden / (1 + np.exp(-hidden)) * (x @ up)) @ down
+
+    def mixture(h, layer):
+        R = moe.num_routed_experts
+        probs = softmax(h @ leaves["layers/mlp/router/kernel"][layer][:, :R])
+        kept = np.sort(probs, axis=-1)[..., -moe.num_routed_picks][..., None]
+        combine = np.where(probs >= kept, probs, 0.0)
+        y = sum(combine[..., e, None] * swiglu(h, "experts/", layer, e) for e in range(R))
+        return y + sum(swiglu(h, "experts/", layer, e) for e in range(R, moe.num_experts))
 
     x = leaves["embed/embedding"][tokens]
     causal = np.tril(np.ones((S, S), bool))
@@ -85,13 +103,7 @@ def forward(params, config, tokens):
         x = x + np.einsum("bqhk,hkd->bqd", out, leaves["layers/attention/out"][layer])
 
         h = norm(x, leaves["layers/mlp_norm/scale"][layer])
-        router = leaves["layers/mlp/router/kernel"][layer][:, :R]
-        probs = softmax(h @ router)
-        kept = np.sort(probs, axis=-1)[..., -moe.num_routed_picks][..., None]
-        combine = np.where(probs >= kept, probs, 0.0)
-        y = sum(combine[..., e, None] * expert(h, layer, e) for e in range(R))
-        y = y + sum(expert(h, layer, e) for e in range(R, moe.num_experts))
-        x = x + y
+        x = x + (swiglu(h, "", layer) if moe is None else mixture(h, layer))
     logits = norm(x, leaves["final_norm/scale"]) @ leaves["lm_head/kernel"]
     return logits[..., : model.vocab_size]
 
@@ -134,9 +146,30 @@ def test_random_model_computes_the_same_function(make_model, tmp_path, load, tor
     compare(f"{shared} shared, {routed} routed experts", got, forward(params, config, tokens))
 
 
-def test_saved_again_by_transformers_it_imports_bit_equal(make_model, tmp_path, load):
+@pytest.mark.parametrize("vocab", [96, 300])
+def test_a_dense_model_is_stock_llama(make_model, tmp_path, load, torch, vocab):
+    params, config = make_model(dense=True, vocab=vocab)
+    params["layers"]["mlp"]["down"] *= 3
+    model = load(export_model(params, config, tmp_path / "out"))
+    assert type(model).__name__ == "LlamaForCausalLM"
+    tokens = np.random.default_rng(1).integers(0, vocab, (2, 40))
+    got = logits_of(torch, model, tokens)
+    compare("dense, NumPy", got, forward(params, config, tokens))
+    compare("dense, ours", got, our_logits(params, config, tokens))
+
+
+@pytest.mark.parametrize("shared", [0, 1, 3])
+def test_our_own_model_has_the_same_logits(make_model, tmp_path, load, torch, shared):
+    params, config = make_model(shared=shared)
+    model = load(export_model(params, config, tmp_path / "out"))
+    tokens = np.random.default_rng(1).integers(0, config.model.vocab_size, (2, 40))
+    compare("ours", logits_of(torch, model, tokens), our_logits(params, config, tokens))
+
+
+@pytest.mark.parametrize("fits", ["qwen2_moe", "llama"])
+def test_saved_again_by_transformers_it_imports_bit_equal(make_model, tmp_path, load, fits):
     """transformers rewrites config.json its own way and fuses experts in memory."""
-    params, config = make_model(shared=2)
+    params, config = make_model(shared=2, fits=fits)
     first = export_model(params, config, tmp_path / "first")
     load(first).save_pretrained(tmp_path / "second")
     ours, config_ours = import_model(first)

@@ -2,9 +2,12 @@
 
 import json
 import math
+import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from types import SimpleNamespace
 
 import numpy as np
@@ -14,7 +17,8 @@ import runs
 from emo_jax.checkpoint import restore_params
 from emo_jax.data.store import TokenStore
 from emo_jax.data.tokenizers import load_tokenizer
-from emo_jax.train import flops, loop
+from emo_jax.train import flops
+from emo_jax.train.stop import StopRequest
 
 SCALARS = {
     *("step", "loss", "ce_loss", "lm_z_loss", "grad_norm", "learning_rate", "router_aux_loss"),
@@ -231,13 +235,27 @@ def test_several_processes_agree_to_stop_at_logged_steps_only(monkeypatch):
         return np.array([value, True])  # the other process was told to stop
 
     monkeypatch.setattr("jax.experimental.multihost_utils.process_allgather", allgather)
-    stop = loop._StopRequest(every=5)
-    assert not any(stop.agreed(step) for step in range(20)) and not asked  # one process
+    stop = StopRequest()
+    agreed = lambda step: stop.agreed(step, every=5)  # noqa: E731
+    assert not any(agreed(step) for step in range(20)) and not asked  # one process
     monkeypatch.setattr("jax.process_count", lambda: 2)
-    assert [step for step in range(12) if stop.agreed(step)] == [0, 5, 10]
+    assert [step for step in range(12) if agreed(step)] == [0, 5, 10]
     assert asked == [False] * 3
     stop.requested = True
-    assert not stop.agreed(11) and stop.agreed(15)  # all stop at the same step
+    assert not agreed(11) and agreed(15)  # all stop at the same step
+
+
+def test_a_request_is_one_however_often_it_is_entered_and_a_second_sigint_does_not_wait():
+    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    with StopRequest() as stop:
+        with stop:
+            os.kill(os.getpid(), signal.SIGTERM)
+        assert stop.requested  # still watched: the inner one did not end it
+        os.kill(os.getpid(), signal.SIGTERM)
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(1)
+    assert before == (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM))
 
 
 # --- micro-batches -------------------------------------------------------------------------------

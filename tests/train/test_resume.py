@@ -74,18 +74,37 @@ from emo_jax.train import loop
 
 claim = loop.claim_workdir
 
-def claim_and_stop(*args):
+def claim_and_stop(*args, **settings):
     os.kill(os.getpid(), signal.SIGTERM)
-    return claim(*args)
+    return claim(*args, **settings)
 
 loop.claim_workdir = claim_and_stop
 main()
 """
 
 
-def test_stopped_before_the_first_step(env, store, tmp_path):
+# One that is told to while its libraries are still being read.
+_STOPPED_EARLY = """
+import os, signal, sys
+from emo_jax import configfile
+from emo_jax.cli import main
+
+load = configfile.load_config
+
+def load_and_stop(*args):
+    assert "emo_jax.train.loop" not in sys.modules
+    os.kill(os.getpid(), signal.SIGTERM)
+    return load(*args)
+
+configfile.load_config = load_and_stop
+main()
+"""
+
+
+@pytest.mark.parametrize("script", [_STOPPED, _STOPPED_EARLY], ids=["claiming", "importing"])
+def test_stopped_before_the_first_step(env, store, tmp_path, script):
     workdir = tmp_path / "run"
-    command = [sys.executable, "-c", _STOPPED, *runs.train_argv(store, workdir)]
+    command = [sys.executable, "-c", script, *runs.train_argv(store, workdir)]
     done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=120)
     assert done.returncode == 75, done.stderr
     said = "emo: stopped before the first step; run the same command again to go on"

@@ -253,7 +253,7 @@ def test_gradients_are_clipped_to_the_global_norm():
         grads = jax.tree.map(lambda a, scale=scale: scale * jnp.ones_like(a), params)
         _, state = optimizer.update(grads, optimizer.init(params), params)
         expected = float(optax.tree.norm(grads)) if norm is None else norm
-        np.testing.assert_allclose(optax.tree.norm(state[1][0].mu), 0.1 * expected, rtol=1e-5)
+        np.testing.assert_allclose(optax.tree.norm(state[0][1].mu), 0.1 * expected, rtol=1e-5)
 
 
 @pytest.mark.parametrize("make", [tiny_config, dense_config], ids=["emo", "dense"])
@@ -280,5 +280,72 @@ def test_steps_lower_the_loss_and_state_keeps_its_sharding(make):
         abstract,
     )
     # Optimizer state lies where its parameter does: the embedding is spread over the devices.
-    moments = state.opt_state[1][0].mu["embed"]["embedding"]
+    moments = state.opt_state[0][1].mu["embed"]["embedding"]
     assert moments.sharding.shard_shape(moments.shape)[1] * 8 == moments.shape[1]
+
+
+# --- the load balance of a step in parts ---------------------------------------------------------
+
+
+def _uneven(config) -> Batch:
+    """Documents and padding that differ from micro-batch to micro-batch."""
+    batch = tiny_batch(config)
+    segment_ids = batch.segment_ids.copy()
+    segment_ids[2, 10:] = -1
+    segment_ids[5] = 0
+    return from_documents(batch.tokens, segment_ids)
+
+
+def _balanced_over(scope, *, pool=UNIFORM, micro_batches=1, **settings):
+    config = tiny_config(
+        pool=pool, load_balance_weight=1.0, micro_batches=micro_batches, **settings
+    )
+    return dataclasses.replace(config, moe=dataclasses.replace(config.moe, balance_scope=scope))
+
+
+TOP_P = PoolConfig(kind="top_p", top_p=0.5, min_size=2, max_size=6)
+
+
+@pytest.mark.parametrize(
+    ("pool", "micro_batches"), [(UNIFORM, 2), (UNIFORM, 4), (NO_POOL, 4), (TOP_P, 2)]
+)
+def test_a_step_in_parts_has_the_gradients_of_the_step_in_one(pool, micro_batches):
+    whole = _balanced_over("step", pool=pool)
+    batch = _uneven(whole)
+    ref_grads, ref_metrics = _grads(whole, batch)
+    config = _balanced_over("step", pool=pool, micro_batches=micro_batches)
+    grads, metrics = _grads(config, batch)
+    flat = jax.tree_util.tree_flatten_with_path(grads)[0]
+    for (path, ours), ref in zip(flat, jax.tree.leaves(ref_grads), strict=True):
+        assert worst(ours, ref) <= 1e-6, jax.tree_util.keystr(path)
+    for name in ("load_balance_loss", "router_aux_loss", "loss", "router_z_loss"):
+        np.testing.assert_allclose(metrics[name], ref_metrics[name], rtol=1e-6)
+    np.testing.assert_array_equal(metrics["expert_counts"], ref_metrics["expert_counts"])
+    # Counts of a micro-batch are another loss.
+    micro, _ = _grads(_balanced_over("micro", pool=pool, micro_batches=micro_batches), batch)
+    assert worst(micro, ref_grads) > 0.1
+
+
+def test_balance_of_the_step_on_eight_devices_and_with_remat():
+    config = _balanced_over("step", micro_batches=2, batch_size=16)
+    batch = _uneven(config)
+    ref_grads, _ = _grads(_balanced_over("step", batch_size=16), batch)
+    sharded = _balanced_over("step", micro_batches=2, batch_size=16, remat="full")
+    grads, _ = _grads(sharded, batch, mesh=make_mesh(MeshConfig(fsdp=4, expert=2)))
+    assert worst(grads, ref_grads) < 1e-5
+
+
+@pytest.mark.parametrize("scope", ["micro", "step"])
+def test_a_step_in_one_part_takes_no_further_pass(scope):
+    config = _balanced_over(scope)
+    model = ModelFunctions(config)
+    params, batch = model.init(0), tiny_batch(config)
+
+    def cost(config):
+        run = jax.jit(lambda p: loss_and_grads(p, batch, None, config=config, model=model))
+        return run.lower(params).compile().cost_analysis()["flops"]
+
+    assert cost(config) == cost(_balanced_over("micro"))
+    parts = cost(_balanced_over(scope, micro_batches=2))
+    in_micro = cost(_balanced_over("micro", micro_batches=2))
+    assert parts == in_micro if scope == "micro" else parts > in_micro

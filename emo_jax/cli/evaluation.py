@@ -1,0 +1,301 @@
+"""emo generate, emo eval."""
+
+import contextlib
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TextIO
+
+import click
+
+from emo_jax.cli.app import command, refuse_unwritable
+from emo_jax.errors import DataError, UsageError
+
+if TYPE_CHECKING:
+    from emo_jax.generation import Text, TextGenerator
+
+_WIDTH = 240
+
+
+@command('emo generate runs/tiny --prompt "The court" --temperature 0.8 --top-p 0.9')
+@click.argument("model")
+@click.option("--prompt", "given", multiple=True, help="Text to continue; may be given again.")
+@click.option("--prompts", "file", default=None, help='File of lines: texts, or {"prompt": …}.')
+@click.option("--output", default=None, help="JSONL file to make; without it, standard output.")
+@click.option("--max-tokens", type=click.IntRange(min=1), default=128, show_default=True)
+@click.option(
+    "--temperature",
+    type=click.FloatRange(min=0),
+    default=0.0,
+    show_default=True,
+    help="0: always the likeliest token.",
+)
+@click.option(
+    "--top-p",
+    type=click.FloatRange(min=0, max=1, min_open=True),
+    default=1.0,
+    show_default=True,
+    help="Draw from the fewest likeliest tokens of this probability.",
+)
+@click.option(
+    "--top-k", type=click.IntRange(min=1), default=None, help="Draw from this many likeliest."
+)
+@click.option("--stop", multiple=True, help="End before this text; may be given again.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Of what is drawn.")
+@click.option(
+    "--batch-size",
+    type=click.IntRange(min=1),
+    default=16,
+    show_default=True,
+    help="Prompts at once, at most.",
+)
+def generate(
+    model: str,
+    given: tuple[str, ...],
+    file: str | None,
+    output: str | None,
+    max_tokens: int,
+    temperature: float,
+    top_p: float,
+    top_k: int | None,
+    stop: tuple[str, ...],
+    seed: int,
+    batch_size: int,
+) -> None:
+    """Continue texts, without a pool.
+
+    MODEL is a run's workdir, WORKDIR@STEP, or a Hugging Face folder. An empty prompt begins a
+    document. One prompt's text goes to standard output as it is; several give one JSON line each.
+    A text ends with its document, before a --stop string, after --max-tokens, or where the model's
+    window is full.
+    """
+    prompts = list(given) + (_read_prompts(Path(file)) if file else [])
+    if not prompts:
+        raise UsageError("no prompt; give --prompt TEXT or --prompts FILE")
+    if temperature == 0 and (top_p < 1 or top_k is not None):
+        raise UsageError(
+            "--top-p and --top-k draw nothing at --temperature 0, the default; give a temperature"
+        )
+    if output:
+        refuse_unwritable("--output", Path(output))
+        if Path(output).exists():
+            raise UsageError(f"--output {output}: is there already; give a new file")
+    from emo_jax.generation import TextGenerator, TextSettings
+    from emo_jax.loading import load_model
+    from emo_jax.model.sampling import Sampling
+
+    loaded = load_model(model)
+    settings = TextSettings(
+        max_tokens=max_tokens,
+        sampling=Sampling(temperature, top_k or 0, top_p),
+        stop=stop,
+        seed=seed,
+        batch_size=batch_size,
+    )
+    generator = TextGenerator(loaded.config, loaded.params, loaded.need_tokenizer(), settings)
+    generator.encode(prompts)  # refuses before anything is made
+    if output:
+        with _whole_file(Path(output)) as stream:
+            _write_lines(generator, prompts, stream, max_tokens)
+    elif len(prompts) > 1:
+        _write_lines(generator, prompts, sys.stdout, max_tokens)
+    else:
+        live = sys.stdout.isatty()
+        show = (lambda part: click.echo(part, nl=False)) if live else None
+        (text,) = generator.texts(prompts, on_text=show)
+        click.echo("" if live else text.text)
+        if text.ended == "window":
+            _say(_window_line([text], max_tokens))
+    _say(_speed_line(generator))
+
+
+def _write_lines(
+    generator: "TextGenerator", prompts: list[str], stream: TextIO, max_tokens: int
+) -> None:
+    from emo_jax.data.progress import Progress
+
+    cut = []
+    with Progress("generate") as shown:
+        for done, text in enumerate(generator.texts(prompts), 1):
+            fields = {
+                "prompt": text.prompt,
+                "text": text.text,
+                "ended": text.ended,
+                "prompt_tokens": text.prompt_tokens,
+                "new_tokens": text.new_tokens,
+            }
+            stream.write(json.dumps(fields, ensure_ascii=False) + "\n")
+            if text.ended == "window":
+                cut.append(text)
+            shown.show(f"{done:,} of {len(prompts):,} texts")
+    stream.flush()
+    if cut:
+        _say(_window_line(cut, max_tokens))
+
+
+def _window_line(cut: "list[Text]", max_tokens: int) -> str:
+    least = min(text.new_tokens for text in cut)
+    what, many = ("the text", "") if len(cut) == 1 else (f"{len(cut)} texts", "at least ")
+    return (
+        f"{what} ended at the model's window: {many}{least} of --max-tokens {max_tokens} were made"
+    )
+
+
+def _speed_line(generator: "TextGenerator") -> str:
+    speed = generator.speed
+    parts = [
+        f"{name} {tokens:,} tokens, {tokens / seconds:,.0f} tokens/s"
+        for name, tokens, seconds in (
+            ("prompts", speed.prompt_tokens, speed.prompt_seconds),
+            ("new", speed.new_tokens, speed.new_seconds),
+        )
+        if tokens
+    ]
+    return "; ".join([*parts, f"compiled in {speed.compile_seconds:.1f} s"])
+
+
+def _say(line: str) -> None:
+    click.echo(f"generate: {line}", err=True)
+
+
+@contextlib.contextmanager
+def _whole_file(path: Path) -> Iterator[TextIO]:
+    """A text file that appears when it is complete."""
+    unfinished = path.with_name(f".{path.name}.tmp")
+    try:
+        with unfinished.open("w", encoding="utf-8") as stream:
+            yield stream
+        unfinished.rename(path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def _read_prompts(path: Path) -> list[str]:
+    """Prompts of a file. JSON if its first line is an object with "prompt", or by its ending."""
+    try:
+        content = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise UsageError(f"--prompts {path}: cannot be read ({error.strerror})") from error
+    except UnicodeDecodeError as error:
+        raise DataError(f"--prompts {path}: not UTF-8 text; save it as UTF-8") from error
+    lines = [(n, line) for n, line in enumerate(content.split("\n"), 1) if line.strip()]
+    if not lines:
+        raise UsageError(f"--prompts {path}: has no prompt; write one on each line")
+    if path.suffix != ".jsonl" and _json_prompt(lines[0][1]) is None:
+        return [line.removesuffix("\r") for _, line in lines]
+    prompts = []
+    for number, line in lines:
+        prompt = _json_prompt(line)
+        if prompt is None:
+            raise DataError(
+                f'--prompts {path}, line {number}: not a JSON object with a text "prompt"; mend'
+                " that line"
+            )
+        prompts.append(prompt)
+    return prompts
+
+
+def _json_prompt(line: str) -> str | None:
+    try:
+        value: Any = json.loads(line)
+    except ValueError:
+        return None
+    prompt = value.get("prompt") if isinstance(value, dict) else None
+    return prompt if isinstance(prompt, str) else None
+
+
+@command("emo eval runs/tiny --data store --pool 16 --keep 32 --keep 16", name="eval")
+@click.argument("model")
+@click.option("--data", required=True, help="Token store, or .npy token files.")
+@click.option(
+    "--split",
+    type=click.Choice(["test", "select", "train"]),
+    default="test",
+    show_default=True,
+)
+@click.option(
+    "--windows",
+    type=click.IntRange(min=1),
+    default=1024,
+    show_default=True,
+    help="Of a split, at most, spread evenly over it.",
+)
+@click.option(
+    "--pool",
+    "pools",
+    type=int,
+    multiple=True,
+    help="Also with pools of this many routed experts; may be given again.",
+)
+@click.option(
+    "--keep",
+    "keeps",
+    type=int,
+    multiple=True,
+    help="Also with only this many experts, shared ones included, chosen for each domain on the"
+    " split select; may be given again.",
+)
+@click.option("--json", "json_file", default=None, help="Write all figures to this new file.")
+def eval_(
+    model: str,
+    data: str,
+    split: str,
+    windows: int,
+    pools: tuple[int, ...],
+    keeps: tuple[int, ...],
+    json_file: str | None,
+) -> None:
+    """Loss and bits per byte of each domain of a store.
+
+    MODEL is a run's workdir, WORKDIR@STEP, or a Hugging Face folder. Losses are in nats a token and
+    without a pool: one with a pool looks at the whole document, its future too.
+    """
+    if json_file:
+        refuse_unwritable("--json", Path(json_file))
+        if Path(json_file).exists():
+            raise UsageError(f"--json {json_file}: is there already; give a new file")
+    from rich.console import Console
+
+    from emo_jax.data.progress import Progress
+    from emo_jax.evals import by_domain, report
+    from emo_jax.loading import load_model
+    from emo_jax.manifest import versions
+    from emo_jax.workdir import write_atomic
+
+    loaded = load_model(model)
+    config = loaded.config
+    settings = by_domain.EvalSettings(split=split, windows=windows, pools=pools, keeps=keeps)
+    by_domain.check_ways(config, settings)
+    chosen = by_domain.open_split(data, config, split, loaded.tokenizer)
+    mesh = by_domain.eval_mesh(config)
+    with Progress("eval") as shown:
+        losses = by_domain.domain_losses(
+            config,
+            loaded.params,
+            chosen,
+            settings,
+            mesh=mesh,
+            progress=shown.show,
+        )
+    step = "" if loaded.step is None else f", step {loaded.step}"
+    title = (
+        f"{loaded.name}{step}: {split} loss, nats a token ({losses.windows:,} of"
+        f" {losses.windows_there:,} windows of {config.data.seq_len:,} tokens)"
+    )
+    width = None if sys.stdout.isatty() else _WIDTH  # in a file no line is broken
+    Console(highlight=False, width=width).print(report.to_table(losses, config, title))
+    if not json_file:
+        return
+    about = {
+        "model": {"name": loaded.name, "path": model, "step": loaded.step},
+        "data": {"path": data, "fingerprint": chosen.fingerprint},
+        "split": split,
+        "window_tokens": config.data.seq_len,
+        "attention": config.model.attention,
+        "compute_dtype": config.model.compute_dtype,
+        "devices": mesh.size,
+        "platform": mesh.devices.flat[0].platform,
+        "versions": versions(),
+    }
+    write_atomic(Path(json_file), json.dumps(about | report.to_json(losses), indent=1) + "\n")

@@ -1,0 +1,73 @@
+"""Vocabularies of seqio by import path, `seqio:MODULE:VOCABULARY`; with `seqio_tasks` the only
+place that imports seqio.
+
+VOCABULARY is an object of MODULE, or something that gives one when called without arguments: a
+class or a function. `seqio:seqio:ByteVocabulary` is the same as "bytes".
+"""
+
+from typing import Any
+
+from emo_jax.data import seqio_tasks
+from emo_jax.errors import UsageError
+
+
+def find(spec: str) -> Any:
+    """The vocabulary object that `spec` names.
+
+    Raises:
+      UsageError: spelt otherwise, seqio is not installed, or there is no such vocabulary.
+    """
+    module_name, name = seqio_tasks.split(spec, "VOCABULARY", "my_tasks:VOCABULARY")
+    found: Any = seqio_tasks.import_module(module_name, spec)
+    import seqio
+
+    for part in name.split("."):
+        if not hasattr(found, part):
+            near = seqio_tasks.nearest(part, [n for n in dir(found) if not n.startswith("_")])
+            raise UsageError(f"{spec}: {module_name} has no {part!r}{near}")
+        found = getattr(found, part)
+    if not isinstance(found, seqio.Vocabulary):
+        if not callable(found):
+            raise UsageError(f"{spec}: is a {type(found).__name__}, not a seqio.Vocabulary")
+        try:
+            found = found()
+        except Exception as error:  # the user's code may raise anything
+            raise UsageError(
+                f"{spec}: cannot be called without arguments ({seqio_tasks.short(error)}); name an"
+                " object, or a function of your module that makes it"
+            ) from error
+        if not isinstance(found, seqio.Vocabulary):
+            raise UsageError(f"{spec}: gives a {type(found).__name__}, not a seqio.Vocabulary")
+    return found
+
+
+def is_bytes(vocabulary: Any) -> bool:
+    """Whether it is seqio's own bytes, without extra ids."""
+    import seqio
+
+    return type(vocabulary) is seqio.ByteVocabulary and not vocabulary.extra_ids
+
+
+def is_pass_through(vocabulary: Any) -> bool:
+    """Whether its texts are ids already."""
+    import seqio
+
+    return type(vocabulary) is seqio.PassThroughVocabulary
+
+
+def sentencepiece_content(vocabulary: Any) -> bytes | None:
+    """The model of seqio's own SentencePiece vocabulary, extra ids included; None of any other.
+
+    Raises:
+      UsageError: its model cannot be read.
+    """
+    import seqio
+
+    if type(vocabulary) is not seqio.SentencePieceVocabulary:
+        return None
+    try:
+        return vocabulary.sp_model
+    except Exception as error:  # TensorFlow's errors have no base of their own
+        raise UsageError(
+            f"{vocabulary.sentencepiece_model_file}: cannot be read ({seqio_tasks.short(error)})"
+        ) from error

@@ -1,0 +1,41 @@
+"""What every tokenizer can do, whatever it is made of."""
+
+import abc
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+
+class Tokenizer(abc.ABC):
+    """Text to ids and back; special-token strings in a text are plain text.
+
+    Attributes:
+      eos_id: ends a document.
+      pad_id: fills a window; `eos_id` where there is none.
+      bos_id: begins a document, only where `emo prepare --add-bos` asks for it; None if unknown.
+      vocab_size: size of the table that the ids index; ids may have gaps.
+      fingerprint: equal for tokenizers that give equal ids.
+      reads_ids: the texts are ids already, as decimal numbers.
+      notes: what a user should know of how it was loaded.
+    """
+
+    eos_id: int
+    pad_id: int
+    bos_id: int | None = None
+    vocab_size: int
+    fingerprint: str
+    reads_ids: bool = False
+    notes: tuple[str, ...] = ()
+
+    @abc.abstractmethod
+    def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """Ids of each text, int32 and without an end of document; uses all cores."""
+
+    @abc.abstractmethod
+    def decode(self, ids: Iterable[int], *, skip_special: bool = True) -> str:
+        """The text of some ids; special tokens are left out unless asked for."""
+
+    @abc.abstractmethod
+    def save(self, folder: str | Path) -> None:
+        """Writes the files that `load_tokenizer` reads."""

@@ -1,0 +1,293 @@
+"""`emo eval`: the losses of a model on a split of a store, by domain and over all of them.
+
+Legend: M domains, C ways of running the model.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from emo_jax.batch import Batch
+from emo_jax.config import Config, MeshConfig
+from emo_jax.data.loader import heldout_batches
+from emo_jax.data.store import TokenStore
+from emo_jax.data.stream import TRAIN
+from emo_jax.data.tokenizers import Tokenizer
+from emo_jax.data.windows import Windows, open_source
+from emo_jax.errors import ConfigError, DataError, UsageError
+from emo_jax.evals.heldout import evaluate, make_eval_step
+from emo_jax.evals.keep_k import select_scores
+from emo_jax.evals.text_bytes import TextBytes
+from emo_jax.model.transformer import ModelFunctions, Params
+from emo_jax.modularity.select import keep_experts
+from emo_jax.parallel import mesh as mesh_lib
+
+SELECT = "select"  # the split that experts are chosen on
+BATCH_TOKENS = 8192  # of a batch on one device, about
+FULL = "full"
+WITHIN = "within documents"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EvalSettings:
+    """What to measure beside the loss of the whole model.
+
+    Attributes:
+      split: "test", "select" or "train".
+      windows: at most this many of a split, spread evenly over it.
+      pools: sizes of pools, in routed experts.
+      keeps: experts to keep for each domain, the shared ones included.
+    """
+
+    split: str = "test"
+    windows: int = 1024
+    pools: tuple[int, ...] = ()
+    keeps: tuple[int, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DomainLosses:
+    """Sums over the windows of a split, and the losses that follow.
+
+    Attributes:
+      ce_sum_CM: nats, by way of running the model: FULL, "pool=16", WITHIN, "keep=32".
+        NaN where it was not measured: `keep` of a domain without select tokens.
+      bytes_M: None where no tokenizer is at hand.
+      windows, windows_there: measured, and in the split.
+      select_windows: that experts were chosen on; 0: none.
+    """
+
+    domains: tuple[str, ...]
+    labels_M: np.ndarray
+    bytes_M: np.ndarray | None
+    ce_sum_CM: dict[str, np.ndarray]
+    windows: int
+    windows_there: int
+    select_windows: int
+
+    @property
+    def complete_M(self) -> np.ndarray:
+        """Domains with every loss: sums and means over domains are over these."""
+        measured_M = np.isfinite(np.stack(list(self.ce_sum_CM.values()))).all(axis=0)
+        return measured_M & (self.labels_M > 0)
+
+    def loss_M(self, way: str) -> np.ndarray:
+        """Nats a token of each domain; NaN where there is none."""
+        with np.errstate(invalid="ignore", divide="ignore"):
+            return self.ce_sum_CM[way] / self.labels_M
+
+    def bits_M(self, way: str) -> np.ndarray:
+        """Bits a byte of each domain; NaN where there is none."""
+        if self.bytes_M is None:
+            return np.full(len(self.domains), np.nan)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            return self.ce_sum_CM[way] / self.bytes_M / math.log(2)
+
+    def overall(self, way: str) -> tuple[float, float]:
+        """Nats a token and bits a byte over all tokens of the complete domains."""
+        labels, ce_sum = (
+            float(a_M[self.complete_M].sum()) for a_M in (self.labels_M, self.ce_sum_CM[way])
+        )
+        size = 0.0 if self.bytes_M is None else float(self.bytes_M[self.complete_M].sum())
+        bits = ce_sum / size / math.log(2) if size else math.nan
+        return (ce_sum / labels if labels else math.nan), bits
+
+    def mean(self, way: str) -> tuple[float, float]:
+        """The same as means over the complete domains, each of the same weight."""
+        if not self.complete_M.any():
+            return math.nan, math.nan
+        loss, bits = (a_M[self.complete_M].mean() for a_M in (self.loss_M(way), self.bits_M(way)))
+        return float(loss), float(bits)
+
+
+def check_ways(config: Config, settings: EvalSettings) -> None:
+    """Refuses what the model cannot be asked for.
+
+    Raises:
+      UsageError: pools or experts of a dense model; sizes out of range.
+    """
+    moe = config.moe
+    for name, sizes in (("--pool", settings.pools), ("--keep", settings.keeps)):
+        for size in sizes:
+            if moe is None:
+                raise UsageError(f"{name} {size}: {config.name} is dense, it has no experts")
+            # Pools hold routed experts only, yet may be said to hold all, as in the config.
+            least = moe.num_routed_picks if name == "--pool" else moe.top_k
+            if not least <= size <= moe.num_experts:
+                counted = "routed experts" if name == "--pool" else "experts, shared ones included"
+                raise UsageError(
+                    f"{name} {size}: must be {least}..{moe.num_experts} for {config.name}"
+                    f" ({counted})"
+                )
+
+
+class Split(NamedTuple):
+    """A split to measure on."""
+
+    windows: Windows  # none of them filtered
+    tokenizer: Tokenizer | None  # of its ids, where it is known
+    fingerprint: str  # of the store
+
+
+def open_split(location: str, config: Config, split: str, tokenizer: Tokenizer | None) -> Split:
+    """A split of a store for a model.
+
+    Args:
+      tokenizer: the model's.
+
+    Raises:
+      UsageError: no such store, split or model for it.
+    """
+    source = open_source(location, config.data)
+    if not source.streams(split):
+        there = source.splits if isinstance(source, TokenStore) else (TRAIN,)
+        raise UsageError(f"{location}: no split {split!r}; it has {', '.join(there)}")
+    if isinstance(source, TokenStore):
+        if tokenizer is not None:
+            try:
+                source.check_tokenizer(tokenizer.fingerprint)
+            except DataError as error:
+                raise UsageError(str(error)) from error
+        tokenizer = source.tokenizer()
+    if source.vocab_size > config.model.vocab_size:
+        raise UsageError(
+            f"{location}: its tokenizer has {source.vocab_size} ids, the model"
+            f" {config.model.vocab_size}; give a store made with the model's tokenizer"
+        )
+    windows = Windows(
+        source,
+        config.data.seq_len,
+        split=split,
+        eos_starts_next_pool=config.data.eos_starts_next_pool,
+    )
+    return Split(windows, tokenizer, source.fingerprint)
+
+
+def eval_mesh(config: Config) -> Mesh:
+    """All devices: the mesh of the run where it fits, else parameters cut, or whole on each."""
+    for sizes in (config.mesh, MeshConfig(), MeshConfig(replica=-1, fsdp=1)):
+        try:
+            mesh = mesh_lib.make_mesh(sizes)
+            ModelFunctions(config, mesh).param_shardings()
+        except ConfigError:
+            continue
+        return mesh
+    raise AssertionError("whole parameters fit any mesh")
+
+
+def domain_losses(
+    config: Config,
+    params: Params,
+    chosen: Split,
+    settings: EvalSettings,
+    *,
+    mesh: Mesh,
+    progress: Callable[[str], None] = lambda _: None,
+) -> DomainLosses:
+    """Losses of a model on a split.
+
+    Without a pool, unless it is `pool=N`. Attention is as the config says; where experts are left
+    out it stays within the document, since a pruned model serves one document at a time, and a
+    model whose attention does not is measured that way with all its experts too.
+
+    Args:
+      chosen: of `open_split`.
+      progress: told what is being measured, batch by batch.
+    """
+    check_ways(config, settings)
+    data = _Pass(chosen.windows, settings.windows, mesh)
+    params = jax.device_put(params, ModelFunctions(config, mesh).param_shardings())
+    domains = data.domains
+    counter = None if chosen.tokenizer is None else TextBytes(chosen.tokenizer)
+    bytes_M = None if counter is None else np.zeros(len(domains), np.int64)
+
+    def step_of(config: Config, *, router_probs: bool = False) -> Callable[..., dict[str, Any]]:
+        model = ModelFunctions(config, mesh)
+        return make_eval_step(config, model, len(domains), router_probs=router_probs)
+
+    def count(batch: Batch) -> None:
+        if counter is not None and bytes_M is not None:
+            np.add(bytes_M, counter.by_domain(batch, len(domains)), out=bytes_M)
+
+    own_step = step_of(config)
+    full = evaluate(own_step, params, data.batches(progress, f"{data.split} loss", count))
+    sums = {FULL: full.ce_sum_M}
+    for size in dict.fromkeys(settings.pools):
+        batches = data.batches(progress, f"{data.split} loss, pools of {size}")
+        sums[f"pool={size}"] = evaluate(own_step, params, batches, pool_size=size).ce_sum_M
+    select_windows = 0
+    if settings.keeps:
+        within, keep_step = config, own_step
+        if config.model.attention != "document":
+            model = dataclasses.replace(config.model, attention="document")
+            within = dataclasses.replace(config, model=model)
+            keep_step = step_of(within)
+            batches = data.batches(progress, f"{data.split} loss, attention within documents")
+            sums[WITHIN] = evaluate(keep_step, params, batches).ce_sum_M
+        select = _Pass(data.like(SELECT), settings.windows, mesh)
+        select_windows = select.count
+        scores_LMR, unseen_M = select_scores(
+            step_of(within, router_probs=True),
+            params,
+            select.batches(progress, "router probabilities, select"),
+        )
+        assert config.moe is not None
+        for keep in dict.fromkeys(settings.keeps):
+            batches = data.batches(progress, f"{data.split} loss, {keep} experts kept")
+            keep_LMR = keep_experts(scores_LMR, config.moe, keep)
+            kept = evaluate(keep_step, params, batches, keep_LMR=keep_LMR)
+            sums[f"keep={keep}"] = np.where(unseen_M, np.nan, kept.ce_sum_M)
+    return DomainLosses(
+        domains=domains,
+        labels_M=full.labels_M,
+        bytes_M=bytes_M,
+        ce_sum_CM=sums,
+        windows=data.count,
+        windows_there=len(chosen.windows),
+        select_windows=select_windows,
+    )
+
+
+class _Pass:
+    """Some windows of a split, read anew for every pass: all of them need not fit in memory."""
+
+    def __init__(self, windows: Windows, most: int, mesh: Mesh):
+        self._windows, self._mesh = windows, mesh
+        self.split, self.count = windows.split, min(most, len(windows))
+        # Tokens that nobody named the domain of are one domain.
+        self._named = bool(windows.domains)
+        self.domains: tuple[str, ...] = tuple(windows.domains) if self._named else ("all",)
+        rows = max(1, BATCH_TOKENS // windows.seq_len)
+        self._rows = min(rows, math.ceil(self.count / mesh.size)) * mesh.size
+        self._sharding = mesh_lib.windows_sharding(mesh)
+
+    def like(self, split: str) -> Windows:
+        """Windows of another split of the same source."""
+        source = self._windows.source
+        if not source.streams(split):
+            raise UsageError(
+                f"--keep: the store has no split {split!r} to choose experts on; prepare more"
+                " documents"
+            )
+        return Windows(source, self._windows.seq_len, split=split)
+
+    def batches(
+        self,
+        progress: Callable[[str], None],
+        what: str,
+        look: Callable[[Batch], None] = lambda _: None,
+    ) -> Iterator[Batch]:
+        """On the devices; `look` sees each before, on the host."""
+        done = 0
+        for batch in heldout_batches(self._windows, batch_size=self._rows, max_windows=self.count):
+            progress(f"{what}: {done:,} of {self.count:,} windows")
+            if not self._named:
+                batch = batch._replace(domain_ids=np.where(batch.segment_ids >= 0, 0, -1))
+            look(batch)
+            yield Batch(*(jax.device_put(a, self._sharding) for a in batch))
+            done = min(done + self._rows, self.count)

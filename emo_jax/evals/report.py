@@ -1,0 +1,135 @@
+"""Losses by domain as a table for people and as JSON for programs."""
+
+import math
+from typing import Any
+
+import numpy as np
+from rich import box
+from rich.markup import escape
+from rich.table import Table
+
+from emo_jax.config import Config
+from emo_jax.evals.by_domain import FULL, WITHIN, DomainLosses
+
+MOST_ROWS = 40  # domains of a table; a store may have as many as the web has sites
+_RED, _YELLOW = 0.15, 0.05  # rises of the loss, nats a token
+
+
+def to_json(losses: DomainLosses) -> dict[str, Any]:
+    """Everything that was measured; null where nothing was, since JSON has no NaN."""
+    complete_M = losses.complete_M
+    total_bytes = None if losses.bytes_M is None else int(losses.bytes_M[complete_M].sum())
+    domains = {}
+    for m, name in enumerate(losses.domains):
+        domains[name] = {
+            "tokens": int(losses.labels_M[m]),
+            "bytes": None if losses.bytes_M is None else int(losses.bytes_M[m]),
+            **_by_way(
+                {w: (losses.loss_M(w)[m], losses.bits_M(w)[m]) for w in losses.ce_sum_CM},
+            ),
+        }
+    return {
+        "domains": domains,
+        "overall": {
+            "tokens": int(losses.labels_M[complete_M].sum()),
+            "bytes": total_bytes,
+            **_by_way({way: losses.overall(way) for way in losses.ce_sum_CM}),
+        },
+        "mean_of_domains": _by_way({way: losses.mean(way) for way in losses.ce_sum_CM}),
+        "domains_left_out_of_overall_and_mean": _left_out(losses),
+        "windows": losses.windows,
+        "windows_in_split": losses.windows_there,
+        "select_windows": losses.select_windows,
+    }
+
+
+def _left_out(losses: DomainLosses) -> list[str]:
+    there_M = (losses.labels_M > 0) & ~losses.complete_M
+    return [name for name, there in zip(losses.domains, there_M, strict=True) if there]
+
+
+def _by_way(numbers: dict[str, tuple[float, float]]) -> dict[str, Any]:
+    """(nats a token, bits a byte) of each way under its name."""
+    out: dict[str, Any] = {}
+    for way, (loss, bits) in numbers.items():
+        found = {"loss_nats_per_token": _number(loss), "bits_per_byte": _number(bits)}
+        kind, _, size = way.partition("=")
+        if way == FULL:
+            out |= found
+        elif size:
+            out.setdefault(kind, {})[size] = found
+        else:
+            out[kind.replace(" ", "_")] = found
+    return out
+
+
+def _number(value: float) -> float | None:
+    return float(value) if math.isfinite(value) else None
+
+
+def to_table(losses: DomainLosses, config: Config, title: str) -> Table:
+    """Domains as rows; a column for each way of running the model, with its rise."""
+    out = Table(title=title, box=box.SIMPLE_HEAD, padding=(0, 0), collapse_padding=True)
+    out.add_column("domain", no_wrap=True)
+    out.add_column("tokens", justify="right")
+    out.add_column("bits/byte", justify="right")
+    for way in losses.ce_sum_CM:
+        out.add_column(_heading(way, config), justify="right")
+    rows = [(int(n), name) for n, name in zip(losses.labels_M, losses.domains, strict=True)]
+    shown = np.sort(np.argsort(-losses.labels_M, kind="stable")[:MOST_ROWS])
+    ways = list(losses.ce_sum_CM)
+    for m in shown:
+        cells = _cells({way: losses.loss_M(way)[m] for way in ways})
+        tokens, name = rows[m]
+        last = m == shown[-1]
+        bits = _plain(losses.bits_M(FULL)[m])
+        out.add_row(escape(name), f"{tokens:,}", bits, *cells, end_section=bool(last))
+    for name, summary in (("mean of domains", losses.mean), ("all tokens", losses.overall)):
+        numbers = {way: summary(way) for way in ways}
+        tokens = f"{int(losses.labels_M[losses.complete_M].sum()):,}"
+        bits = _plain(numbers[FULL][1])
+        cells = _cells({way: loss for way, (loss, _) in numbers.items()})
+        shown_tokens = tokens if summary == losses.overall else ""
+        out.add_row(name, shown_tokens, bits, *cells, style="bold")
+    out.caption = _caption(losses)
+    return out
+
+
+def _caption(losses: DomainLosses) -> str | None:
+    notes = []
+    if len(losses.domains) > MOST_ROWS:
+        notes.append(f"the {MOST_ROWS} largest of {len(losses.domains):,} domains; --json has all")
+    if left_out := _left_out(losses):
+        names = ", ".join(left_out[:3]) + (", …" if len(left_out) > 3 else "")
+        notes.append(f"no tokens to choose experts by, so not in the last two rows: {names}")
+    return escape("; ".join(notes)) or None
+
+
+def _heading(way: str, config: Config) -> str:
+    if config.moe is None:
+        return "loss"
+    kind, _, size = way.partition("=")
+    if way in (FULL, WITHIN):
+        return f"all {config.moe.num_experts}" + (f",\n{WITHIN}" if way == WITHIN else "")
+    if kind == "keep":
+        return f"{100 * int(size) / config.moe.num_experts:g} % ({size})"
+    return way
+
+
+def _cells(loss_of: dict[str, float]) -> list[str]:
+    """Losses, with the rise over that of all experts in the same attention."""
+    cells = []
+    for way, loss in loss_of.items():
+        base = loss_of.get(WITHIN, loss_of[FULL]) if way.startswith("keep=") else loss_of[FULL]
+        rise = None if way in (FULL, WITHIN) else loss - base
+        cells.append(_plain(loss) if rise is None or math.isnan(loss) else _risen(loss, rise))
+    return cells
+
+
+def _plain(value: float) -> str:
+    return "–" if math.isnan(value) else f"{value:.3f}"
+
+
+def _risen(loss: float, rise: float) -> str:
+    colour = "red" if rise > _RED else "yellow" if rise > _YELLOW else "green"
+    return f"{loss:.3f} [{colour}]({rise:+.2f})[/{colour}]"

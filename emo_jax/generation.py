@@ -1,0 +1,173 @@
+"""Texts from a model: prompts to tokens, batches, where a text ends, and tokens to text."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+from emo_jax.config import Config
+from emo_jax.data.tokenizers import Tokenizer
+from emo_jax.errors import UsageError
+from emo_jax.model.generate import Generator, Row, Speed
+from emo_jax.model.sampling import Sampling
+from emo_jax.model.transformer import ModelFunctions, Params
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextSettings:
+    """How texts are made.
+
+    Attributes:
+      max_tokens: of one text, at most.
+      stop: a text ends before the first of these strings that it contains.
+      seed: with the prompt it decides what is drawn.
+      batch_size: prompts at once, at most.
+    """
+
+    max_tokens: int
+    sampling: Sampling = field(default_factory=Sampling)
+    stop: tuple[str, ...] = ()
+    seed: int = 0
+    batch_size: int = 16
+
+
+@dataclass(frozen=True)
+class Text:
+    """What follows a prompt.
+
+    Attributes:
+      ended: "eos" (end of the document), "stop" (a stop string), "max_tokens" or "window".
+    """
+
+    prompt: str
+    text: str
+    ended: str
+    prompt_tokens: int
+    new_tokens: int
+
+
+class TextGenerator:
+    """Continues texts with one model.
+
+    Raises:
+      UsageError: a setting that is not possible.
+    """
+
+    def __init__(
+        self, config: Config, params: Params, tokenizer: Tokenizer, settings: TextSettings
+    ):
+        if not all(settings.stop):
+            raise UsageError("--stop '': an empty string is in every text; leave it out")
+        self._tokenizer, self._settings = tokenizer, settings
+        self._generator = Generator(
+            ModelFunctions(config), params, tokenizer.eos_id, settings.sampling, settings.seed
+        )
+
+    @property
+    def speed(self) -> Speed:
+        """Of all that was made so far."""
+        return self._generator.speed
+
+    def encode(self, prompts: Sequence[str]) -> list[list[int]]:
+        """Ids of each prompt; of an empty one the token behind which a document begins.
+
+        Raises:
+          UsageError: a prompt that leaves no room in the window.
+        """
+        room = self._generator.window - 1
+        encoded = [ids.tolist() for ids in self._tokenizer.encode_batch(list(prompts))]
+        for number, ids in enumerate(encoded, 1):
+            if len(ids) > room:
+                raise UsageError(
+                    f"prompt {number}: {len(ids)} tokens, the model's window of"
+                    f" {self._generator.window} allows {room}; give a shorter one"
+                )
+        return [ids or [self._tokenizer.eos_id] for ids in encoded]
+
+    def texts(
+        self, prompts: Sequence[str], *, on_text: Callable[[str], None] | None = None
+    ) -> Iterator[Text]:
+        """The text after each prompt, in order; batches are made as they are asked for.
+
+        Args:
+          on_text: called with the parts of the first prompt's text as they come.
+        """
+        encoded, size = self.encode(prompts), min(self._settings.batch_size, len(prompts))
+        for first in range(0, len(prompts), size):
+            ids = encoded[first : first + size]
+            watched = [_Watched(self._tokenizer, prompt, self._settings.stop) for prompt in ids]
+            tell = None if first else on_text
+
+            def watch(made: list[list[int]], watched=watched, tell=tell) -> list[bool]:
+                for one, tokens in zip(watched, made, strict=True):
+                    one.look(tokens)
+                if tell is not None:
+                    tell(watched[0].fresh())
+                return [one.stopped for one in watched]
+
+            needed = bool(self._settings.stop) or tell is not None
+            rows = self._generator.generate(
+                ids, self._settings.max_tokens, rows=size, watch=watch if needed else None
+            )
+            batch = prompts[first : first + size]
+            for prompt, one, row in zip(batch, watched, rows, strict=True):
+                one.look(row.tokens)
+                if tell is not None and one is watched[0]:
+                    tell(one.fresh(last=True))
+                yield one.text_of(prompt, row)
+
+
+class _Watched:
+    """The text of one row as it grows, cut before a stop string."""
+
+    def __init__(self, tokenizer: Tokenizer, prompt: list[int], stop: tuple[str, ...]):
+        self._tokenizer, self._prompt, self._stop = tokenizer, prompt, stop
+        self._before = tokenizer.decode(prompt)
+        self._seen, self._told = 0, 0
+        self.text, self.stopped = "", False
+
+    def _decode(self, tokens: list[int]) -> str:
+        """With the prompt before them: the first token of a text may lose its space."""
+        whole = self._tokenizer.decode([*self._prompt, *tokens])
+        if whole.startswith(self._before):
+            return whole[len(self._before) :]
+        return self._tokenizer.decode(tokens)
+
+    def look(self, tokens: list[int]) -> None:
+        """Takes the text of all tokens so far; of those behind a stop string nothing is kept."""
+        if self.stopped or len(tokens) == self._seen:
+            return
+        text = self._decode(tokens)
+        if any(stop in text for stop in self._stop):
+            # The tokens up to the one that completed it, however many were made at a time.
+            seen = self._seen + 1
+            while (end := _first(text := self._decode(tokens[:seen]), self._stop)) is None:
+                seen += 1
+            self._seen, self.text, self.stopped = seen, text[:end], True
+        else:
+            self._seen, self.text = len(tokens), text
+
+    def fresh(self, *, last: bool = False) -> str:
+        """What may be shown and was not yet: no half character, no beginning of a stop string."""
+        text = self.text
+        if not last and not self.stopped:
+            text = text.rstrip("\ufffd")
+            held = max((_overlap(text, stop) for stop in self._stop), default=0)
+            text = text[: len(text) - held]
+        new, self._told = text[self._told :], max(self._told, len(text))
+        return new
+
+    def text_of(self, prompt: str, row: Row) -> Text:
+        """The result."""
+        ended = "stop" if self.stopped else row.ended
+        prompt_tokens = len(self._prompt) if prompt else 0
+        return Text(prompt, self.text, ended, prompt_tokens, self._seen)
+
+
+def _first(text: str, stop: Sequence[str]) -> int | None:
+    """Where the first stop string begins; None where there is none."""
+    return min((place for place in map(text.find, stop) if place >= 0), default=None)
+
+
+def _overlap(text: str, stop: str) -> int:
+    """Characters at the end of a text with which a stop string begins."""
+    longest = min(len(stop) - 1, len(text))
+    return next((n for n in range(longest, 0, -1) if text.endswith(stop[:n])), 0)

@@ -1,0 +1,80 @@
+"""An exported folder → a repository on the Hugging Face hub, in one commit, through its library."""
+
+from pathlib import Path
+from typing import Any
+
+from emo_jax.errors import EmoError, UsageError
+from emo_jax.hf import tokenizer_files
+from emo_jax.hf.importing import open_folder
+from emo_jax.hf.weights import INDEX, weight_files
+from emo_jax.workdir import one_line
+
+
+def check_repo(repo: str) -> None:
+    """Raises before long work where a push cannot succeed.
+
+    Raises:
+      UsageError: not a repository's name, or the library is not installed.
+    """
+    try:
+        from huggingface_hub.utils import HFValidationError, validate_repo_id
+    except ImportError:
+        raise UsageError(
+            f"--push {repo}: needs the package huggingface_hub; pip install 'emo-jax[hub]'"
+        ) from None
+    try:
+        validate_repo_id(repo)
+    except HFValidationError as e:
+        raise UsageError(f"--push {repo}: {one_line(e)}") from None
+    if repo.count("/") != 1:
+        raise UsageError(f"--push {repo}: must be ORG/NAME, a user or organization and a name")
+
+
+def push_folder(folder: str | Path, repo: str, *, private: bool = True) -> str:
+    """Uploads a whole folder as one commit, so that the repository never holds half a model.
+
+    Weights of an earlier push that are not part of this one go with the same commit: a loader would
+    take them for the model. The token is that of huggingface_hub (`hf auth login`, HF_TOKEN).
+
+    Args:
+      folder: that an export made; other files in it stay here.
+      repo: ORG/NAME; made where it is not there.
+      private: of a repository that is made.
+
+    Returns:
+      The address of the repository.
+
+    Raises:
+      HfFormatError: the folder is not a whole model.
+      EmoError: the hub refuses or cannot be reached; the folder is as it was.
+    """
+    folder = Path(folder)
+    check_repo(repo)
+    open_folder(folder)
+    import huggingface_hub
+
+    files = [path.name for path in weight_files(folder)]
+    files += [INDEX, "config.json", "generation_config.json", "README.md", *tokenizer_files.FILES]
+    try:
+        api: Any = huggingface_hub.HfApi()
+        url = api.create_repo(repo, private=private, exist_ok=True)
+        api.upload_folder(
+            repo_id=repo,
+            folder_path=folder,
+            allow_patterns=files,
+            delete_patterns=["*.safetensors", INDEX],
+            commit_message="Export of emo_jax",
+        )
+    except Exception as e:  # of the library, of HTTP, of the network, of the disk
+        raise EmoError(
+            f"{folder}: not pushed to {repo}: {_reason(e)}; the folder is kept: mend that and run"
+            f" emo export {folder} --push {repo}"
+        ) from e
+    return str(url)
+
+
+def _reason(error: Exception) -> str:
+    if getattr(getattr(error, "response", None), "status_code", 0) == 401:
+        return "the hub knows no such user; log in with hf auth login, or set HF_TOKEN"
+    cause = error.__cause__ if isinstance(error, RuntimeError) and error.__cause__ else error
+    return f"{type(cause).__name__}: {one_line(cause)}"

@@ -1,0 +1,103 @@
+"""A model to use: out of the checkpoint of a run, or out of a Hugging Face folder."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+from emo_jax.checkpoint import restore_params
+from emo_jax.config import Config
+from emo_jax.data.tokenizers import Tokenizer, load_tokenizer
+from emo_jax.errors import UsageError
+from emo_jax.hf import import_model
+from emo_jax.model.transformer import Params
+from emo_jax.transfer import tokenizer_of
+from emo_jax.workdir import CONFIG_FILE, one_line, read_workdir_config
+
+
+@dataclasses.dataclass(frozen=True)
+class LoadedModel:
+    """Parameters and all that is needed to use them.
+
+    Attributes:
+      path: as given.
+      params: float32 host arrays.
+      tokenizer: None where neither the folder nor the run's store has one.
+      step: of the checkpoint; None for a Hugging Face folder.
+    """
+
+    path: str
+    params: Params
+    config: Config
+    tokenizer: Tokenizer | None
+    step: int | None
+
+    @property
+    def name(self) -> str:
+        """Of the run."""
+        return self.config.name
+
+    def need_tokenizer(self) -> Tokenizer:
+        """The tokenizer of the model.
+
+        Raises:
+          UsageError: it has none, or one that makes ids the model does not have.
+        """
+        if self.tokenizer is None:
+            raise UsageError(
+                f"{self.path}: no tokenizer.json with the model; copy that of its training data"
+                " there (in a run's folder: into tokenizer/)"
+            )
+        found, fits = self.tokenizer.vocab_size, self.config.model.vocab_size
+        if found > fits:
+            raise UsageError(
+                f"{self.path}: its tokenizer has {found} ids, the model {fits}; copy the tokenizer"
+                " of its training data there"
+            )
+        return self.tokenizer
+
+
+def load_model(path: str) -> LoadedModel:
+    """Reads `WORKDIR` (its newest good checkpoint), `WORKDIR@STEP`, or a Hugging Face folder.
+
+    Raises:
+      UsageError: neither of them.
+      CheckpointError: no good checkpoint in the workdir, or none of that step.
+      HfFormatError: a Hugging Face folder of another architecture, or incomplete.
+    """
+    folder, step = _split_step(path)
+    if not folder.exists():
+        raise UsageError(f"{path}: no such folder; give a run's workdir or a Hugging Face folder")
+    if not (folder / CONFIG_FILE).is_file():
+        raise UsageError(
+            f"{path}: neither a workdir nor a Hugging Face folder (no {CONFIG_FILE}); give one"
+        )
+    if _is_hugging_face(folder / CONFIG_FILE):
+        if step is not None:
+            raise UsageError(f"{path}: a Hugging Face folder has no steps; leave out @{step}")
+        params, config = import_model(folder)
+        tokenizer = folder if (folder / "tokenizer.json").is_file() else None
+    else:
+        config = read_workdir_config(folder)
+        params, _, step = restore_params(folder, step)
+        tokenizer = tokenizer_of(folder, config)
+    loaded = None if tokenizer is None else load_tokenizer(tokenizer)
+    return LoadedModel(path, params, config, loaded, step)
+
+
+def _split_step(path: str) -> tuple[Path, int | None]:
+    folder, at, step = path.rpartition("@")
+    if at and folder and step.isdecimal() and not Path(path).exists():
+        return Path(folder), int(step)
+    return Path(path), None
+
+
+def _is_hugging_face(file: Path) -> bool:
+    """Whether config.json is one of transformers rather than of a run."""
+    try:
+        content: Any = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UsageError(
+            f"{file}: cannot be read as a model's config ({one_line(error)}); copy it again"
+        ) from error
+    return isinstance(content, dict) and "architectures" in content

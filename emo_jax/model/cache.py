@@ -1,0 +1,108 @@
+"""Keys and values of the tokens that were seen, and the two passes that make and use them.
+
+Generation has no pool (SPEC 2.5). With attention within documents a token sees its own document
+only, which begins behind the last end-of-document token of the row; that token ends the document
+before it, as in training.
+
+Legend: L layers, B rows, S tokens of the padded prompts, T places of the cache, H heads, h head
+size, D width, V vocabulary rows.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from emo_jax.batch import PADDING_ID, Batch
+from emo_jax.config import Config
+from emo_jax.model.attention import KeysValues
+from emo_jax.model.transformer import ModelFunctions, Params
+
+
+class Cache(NamedTuple):
+    """What is kept of each row's tokens."""
+
+    entries: KeysValues  # (L,B,H,T,h) in the compute dtype; anything beyond the length
+    start_B: jax.Array  # int32, the first place that the next token sees
+    length_B: jax.Array  # int32, tokens that are in; the place and position of the next one
+
+
+def inference_params(config: Config, params: Params) -> Params:
+    """Weights in the dtype in which they are used: cast once, not for every token.
+
+    The router and the norms compute in float32 whatever the dtype.
+    """
+    dtype = jnp.dtype(config.model.compute_dtype)
+
+    def cast(path: tuple[Any, ...], leaf: Any) -> jax.Array:
+        names = {key.key for key in path}
+        return jnp.asarray(leaf, None if names & {"router", "scale"} else dtype)
+
+    return jax.tree_util.tree_map_with_path(cast, params)
+
+
+def prefill(
+    model: ModelFunctions,
+    params: Params,
+    tokens_BS: jax.Array,
+    length_B: jax.Array,
+    *,
+    eos_id: int,
+    places: int,
+) -> tuple[Cache, jax.Array]:
+    """All prompts in one pass: the cache, and the logits (B,V) of what follows each.
+
+    Args:
+      tokens_BS: prompts, int32; anything beyond their lengths.
+      length_B: at least 1.
+      eos_id: ends a document.
+      places: T of the cache, at least S.
+    """
+    B, S = tokens_BS.shape
+    place_BS = jnp.broadcast_to(jnp.arange(S, dtype=jnp.int32), (B, S))
+    there_BS = place_BS < length_B[:, None]
+    ends_BS = (tokens_BS == eos_id) & there_BS
+    ids_BS = jnp.cumsum(ends_BS, axis=1, dtype=jnp.int32) - ends_BS
+    ids_BS = jnp.where(there_BS, ids_BS, PADDING_ID)
+    nothing_BS = jnp.zeros_like(tokens_BS)
+    batch = Batch(
+        tokens=jnp.where(there_BS, tokens_BS, 0),
+        labels=nothing_BS,
+        loss_mask=nothing_BS,
+        segment_ids=ids_BS,
+        pool_ids=ids_BS,
+        positions=place_BS,
+        domain_ids=nothing_BS,
+    )
+    hidden_BSD, made = model.bind(params).prefill(batch)
+    more = ((0, 0), (0, 0), (0, 0), (0, places - S), (0, 0))
+    entries = KeysValues(*(jnp.pad(a, more) for a in made))
+    start_B = jnp.max(jnp.where(ends_BS, place_BS + 1, 0), axis=1)
+    if model.config.model.attention == "window":
+        start_B = jnp.zeros_like(start_B)
+    last_BD = hidden_BSD[jnp.arange(B), length_B - 1]
+    return Cache(entries, start_B, length_B), model.head(params, last_BD)
+
+
+def append(
+    model: ModelFunctions, params: Params, tokens_B: jax.Array, cache: Cache
+) -> tuple[Cache, jax.Array]:
+    """One more token of each row: the cache with it, and the logits (B,V) of what follows.
+
+    Args:
+      tokens_B: int32; below 0: none, the row stays as it is and its logits say nothing.
+    """
+    entries, start_B, length_B = cache
+    B, T = entries.keys.shape[1], entries.keys.shape[3]
+    place_1T = jnp.arange(T)[None]
+    seen_BT = (place_1T >= start_B[:, None]) & (place_1T < length_B[:, None])
+    hidden_BD, new = model.bind(params).decode(tokens_B, length_B, entries, seen_BT)
+    # The layers only read the cache: it is written once, in place.
+    entries = KeysValues(
+        *(
+            old.at[:, jnp.arange(B), :, length_B].set(jnp.moveaxis(one[:, :, :, 0], 1, 0))
+            for old, one in zip(entries, new, strict=True)
+        )
+    )
+    length_B = length_B + (tokens_B >= 0)
+    return Cache(entries, start_B, length_B), model.head(params, hidden_BD)

@@ -1,0 +1,69 @@
+"""The next token out of its logits.
+
+Legend: B rows, V vocabulary rows.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+
+class Sampling(NamedTuple):
+    """How a token is drawn; known when the program is compiled."""
+
+    temperature: float = 0.0  # 0: the likeliest token
+    top_k: int = 0  # only this many likeliest tokens; 0: all
+    top_p: float = 1.0  # only the fewest likeliest tokens of at least this probability
+
+
+def allowed_logits(logits_BV: jax.Array, sampling: Sampling) -> jax.Array:
+    """Logits (B,V) over the temperature, -inf for tokens that may not be drawn.
+
+    `top_p` counts the probability that is left after `top_k`, as `transformers` does. Tokens with
+    equal logits are in together or out together.
+    """
+    logits_BV = logits_BV / sampling.temperature
+    if 0 < sampling.top_k < logits_BV.shape[-1]:
+        ones_BV = jnp.ones_like(logits_BV)
+        logits_BV = _likeliest(logits_BV, ones_BV, float(sampling.top_k))
+    if sampling.top_p < 1:
+        probs_BV = jax.nn.softmax(logits_BV, axis=-1)
+        logits_BV = _likeliest(logits_BV, probs_BV, sampling.top_p)
+    return logits_BV
+
+
+def _likeliest(logits_BV: jax.Array, mass_BV: jax.Array, enough: float) -> jax.Array:
+    """Keeps the fewest largest logits whose mass is at least `enough`; the others are -inf.
+
+    The least of them is found bit by bit, from the first: a sort of the whole vocabulary, two of
+    them to get back to the order of ids, takes many times as long.
+    """
+    bits_BV = jax.lax.bitcast_convert_type(logits_BV.astype(jnp.float32), jnp.uint32)
+    sign = jnp.uint32(1 << 31)
+    # Unsigned integers in the order of the floats.
+    order_BV = jnp.where(bits_BV >= sign, ~bits_BV, bits_BV | sign)
+
+    def next_bit(i, least_B):
+        higher_B = least_B | (sign >> i.astype(jnp.uint32))
+        mass_B = jnp.sum(jnp.where(order_BV >= higher_B[:, None], mass_BV, 0.0), axis=-1)
+        return jnp.where(mass_B >= enough, higher_B, least_B)
+
+    least_B = jax.lax.fori_loop(0, 32, next_bit, jnp.zeros(logits_BV.shape[0], jnp.uint32))
+    return jnp.where(order_BV >= least_B[:, None], logits_BV, -jnp.inf)
+
+
+def sample(
+    logits_BV: jax.Array, sampling: Sampling, key: jax.Array, place_B: jax.Array
+) -> jax.Array:
+    """(B,) int32. What is drawn depends on the key, the place and the logits, not on the row.
+
+    Args:
+      key: of the whole generation.
+      place_B: of the new token in its row.
+    """
+    if sampling.temperature <= 0:
+        return jnp.argmax(logits_BV, axis=-1).astype(jnp.int32)
+    keys_B = jax.vmap(jax.random.fold_in, (None, 0))(key, place_B)
+    drawn_B = jax.vmap(jax.random.categorical)(keys_B, allowed_logits(logits_BV, sampling))
+    return drawn_B.astype(jnp.int32)

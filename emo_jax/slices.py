@@ -1,0 +1,203 @@
+"""Arrays of a checkpoint written and read slice by slice: memory holds a few slices of a model.
+
+orbax takes and gives whole arrays, and one expert weight of a large model is many GB. `SlicedLeaf`
+is a leaf of a state that is read while it is written, through a type handler of orbax, so that
+what lies on disk is orbax's own format. `SliceReader` reads blocks of the arrays that are there.
+"""
+
+import itertools
+import math
+import os
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+import tensorstore as ts
+from etils import epath
+
+from emo_jax.errors import CheckpointError
+from emo_jax.workdir import one_line
+
+Block = tuple[slice, ...]  # start and stop on every axis
+
+WRITE_BYTES = 16 * 2**20  # read and written at once, unless one chunk is larger
+_INDEX_BYTES = 64 * 2**20  # of where chunks are in the files
+_CACHE_BYTES = 2 * 2**30  # chunks kept while blocks that share them are read, at most
+
+
+def extent(block: Block) -> tuple[int, ...]:
+    """The shape of a block."""
+    return tuple(part.stop - part.start for part in block)
+
+
+@dataclass(frozen=True)
+class SlicedLeaf:
+    """An array that `read(block)` gives block by block, when orbax writes it.
+
+    Attributes:
+      chunk_axes: axes on which a chunk of the file has one index, so that readers get at them.
+    """
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    read: Callable[[Block], np.ndarray]
+    chunk_axes: tuple[int, ...] = ()
+
+    @property
+    def size(self) -> int:
+        """Number of elements."""
+        return math.prod(self.shape)
+
+
+def blocks(shape: tuple[int, ...], chunk: tuple[int, ...], size: int) -> Iterator[Block]:
+    """Covers a shape with whole chunks: a run of them on the last axis cut, `size` elements."""
+    step = [min(part, whole) for part, whole in zip(chunk, shape, strict=True)]
+    cut = [axis for axis, part in enumerate(step) if part < shape[axis]]
+    if cut:
+        step[cut[-1]] *= max(1, size // math.prod(step))
+    starts = (range(0, whole, part) for whole, part in zip(shape, step, strict=True))
+    for corner in itertools.product(*starts):
+        ends = (min(a + part, whole) for a, part, whole in zip(corner, step, shape, strict=True))
+        yield tuple(slice(a, b) for a, b in zip(corner, ends, strict=True))
+
+
+def _chunk_of(store: Any) -> tuple[int, ...]:
+    return tuple(store.chunk_layout.read_chunk.shape)
+
+
+class _SlicedHandler(ocp.type_handlers.NumpyHandler):
+    """Writes sliced leaves as orbax's NumPy arrays, one block while the one before is stored."""
+
+    async def serialize(self, values: Any, infos: Any, args: Any = None) -> Any:
+        """A future of the writing; nothing is copied before."""
+        args = args or [ocp.SaveArgs()] * len(values)
+        return [
+            ocp.future.CommitFutureAwaitingContractedSignals(
+                self._write_all(values, infos, args), name="sliced_leaves"
+            )
+        ]
+
+    async def _write_all(self, values: Any, infos: Any, args: Any) -> None:
+        # Synced once at the end: after every block it takes most of the time.
+        context = ts.Context(
+            {"file_io_sync": False, "cache_pool#ocdbt": {"total_bytes_limit": _INDEX_BYTES}}
+        )
+        for leaf, info, arg in zip(values, infos, args, strict=True):
+            await info.await_path_creation()
+            spec = ocp.type_handlers.get_json_tspec_write(
+                info,
+                use_ocdbt=info.is_ocdbt_checkpoint,
+                global_shape=leaf.shape,
+                local_shape=leaf.shape,
+                dtype=leaf.dtype,
+                process_index=0,
+                arg=arg,
+            )
+            store = await ts.open(ts.Spec(spec), create=True, open=True, context=context)
+            chunk = _chunk_of(store)
+            before: Any = None
+            for block in blocks(leaf.shape, chunk, WRITE_BYTES // leaf.dtype.itemsize):
+                value = leaf.read(block)  # in this thread, which has nothing else to do
+                if before is not None:
+                    await before
+                before = store[block].write(value, can_reference_source_data_indefinitely=True)
+                del value
+            await before
+        _sync_files(infos[0].parent_dir)
+
+
+def _sync_files(folder: epath.Path) -> None:
+    """Makes what was written to a local folder survive a power cut."""
+    if "://" in str(folder):
+        return
+    for path in Path(folder).rglob("*"):
+        fd = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+
+
+def sliced_registry() -> Any:
+    """What orbax needs to write an item of sliced leaves."""
+    return ocp.type_handlers.create_type_handler_registry(
+        (SlicedLeaf, _SlicedHandler()), (jax.Array, ocp.type_handlers.ArrayHandler())
+    )
+
+
+class SliceReader:
+    """Blocks of the arrays of one item that orbax wrote.
+
+    Chunks are kept as long as blocks of the same array are asked for that share them: ask for all
+    blocks of one array, in order, then for those of the next.
+
+    Args:
+      folder: of the item.
+      specs: the arrays by `/`-joined path, each with a shape and a dtype.
+      prefix: the path above them in the item.
+    """
+
+    def __init__(self, folder: epath.Path, specs: Mapping[str, Any], prefix: tuple[str, ...]):
+        self.shapes = {path: tuple(spec.shape) for path, spec in specs.items()}
+        self._specs, self._folder, self._prefix = specs, folder, prefix
+        self._ocdbt = ocp.type_handlers.is_ocdbt_checkpoint(folder)
+        self._path, self._cached = "", 0
+        self._store: Any = None
+
+    def read(self, path: str, block: Block) -> np.ndarray:
+        """`array[block]` on the host, in the array's dtype.
+
+        Raises:
+          CheckpointError: the files cannot be read (any more).
+        """
+        if 0 in extent(block):
+            return np.zeros(extent(block), self._specs[path].dtype)
+        try:
+            return self._read(path, block)
+        except Exception as e:
+            raise CheckpointError(f"{self._folder}: {path} cannot be read: {one_line(e)}") from e
+
+    def _read(self, path: str, block: Block) -> np.ndarray:
+        if path != self._path:
+            self._open(path, 0)
+        needed = self._shared_bytes(path, block)
+        if needed > self._cached:
+            self._open(path, needed)
+        return np.asarray(self._store[block].read().result())
+
+    def _shared_bytes(self, path: str, block: Block) -> int:
+        """Bytes of the chunks that a block lies in, or 0 where it is made of whole chunks."""
+        chunk, shape = _chunk_of(self._store), self.shapes[path]
+        whole = [
+            min(-(-part.stop // c) * c, n) - part.start // c * c
+            for part, c, n in zip(block, chunk, shape, strict=True)
+        ]
+        if tuple(whole) == extent(block):
+            return 0
+        return min(math.prod(whole) * self._specs[path].dtype.itemsize, _CACHE_BYTES)
+
+    def _open(self, path: str, cache_bytes: int) -> None:
+        name = ".".join((*self._prefix, *path.split("/")))
+        context = ts.Context(
+            {
+                "cache_pool": {"total_bytes_limit": cache_bytes},
+                "cache_pool#ocdbt": {"total_bytes_limit": _INDEX_BYTES},
+            }
+        )
+        info = ocp.type_handlers.ParamInfo(
+            name=name,
+            parent_dir=self._folder,
+            is_ocdbt_checkpoint=self._ocdbt,
+            use_zarr3=False,
+            ts_context=context,
+        )
+        spec = ocp.type_handlers.get_json_tspec_read(info, use_ocdbt=self._ocdbt)
+        # The files were verified and nothing writes to them: no look at them for every block.
+        spec["recheck_cached_data"] = False
+        self._store = None  # gives the last array's chunks back first
+        self._store = ts.open(ts.Spec(spec), open=True, context=context).result()
+        self._path, self._cached = path, cache_bytes

@@ -1,0 +1,62 @@
+"""A loss or gradient that is not finite: what is kept of it, and what is said.
+
+The step itself refuses the update (`TrainState.halted`), so the state is the one before.
+"""
+
+import io
+import math
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from etils import epath
+
+from emo_jax.batch import Batch
+from emo_jax.errors import EmoError
+from emo_jax.train.state import TrainState
+from emo_jax.workdir import one_line, write_bytes_atomic
+
+
+def is_halted(metrics: dict[str, Any]) -> bool:
+    """Whether the step, or one before it, was not finite. Waits for the step."""
+    return bool(jax.device_get(metrics["halted"]))
+
+
+def go_on(state: TrainState) -> TrainState:
+    """The state with its flag down, as it was before the bad step."""
+    flag = jax.device_put(np.zeros((), bool), state.halted.sharding)
+    return state._replace(halted=flag)
+
+
+def keep_batch(workdir: Path, step: int, batch: Batch) -> Path:
+    """Writes all fields of a batch as `bad_batch_step{n}.npz`; each process its own rows."""
+    process = f".process{jax.process_index()}" if jax.process_count() > 1 else ""
+    path = workdir / f"bad_batch_step{step}{process}.npz"
+    buffer = io.BytesIO()
+    rows: dict[str, Any] = {name: _own_rows(array) for name, array in batch._asdict().items()}
+    np.savez(buffer, **rows)
+    try:
+        write_bytes_atomic(epath.Path(path), buffer.getvalue())
+    except OSError as e:
+        raise EmoError(
+            f"step {step} is not finite, and {path} cannot be written: {one_line(e)}"
+        ) from e
+    return path
+
+
+def _own_rows(array: jax.Array) -> np.ndarray:
+    """Rows of an array (B,…) that this process holds, in order."""
+    shards = {shard.index[0].start or 0: shard.data for shard in array.addressable_shards}
+    return np.concatenate([np.asarray(shards[first]) for first in sorted(shards)])
+
+
+def failure(step: int, metrics: dict[str, Any], batch_file: Path, kept: str) -> EmoError:
+    """The line that the run ends with; `kept` says where the state before is."""
+    values = {"loss": float(metrics["loss"]), "gradient norm": float(metrics["grad_norm"])}
+    bad = " and ".join(f"the {n} is {v}" for n, v in values.items() if not math.isfinite(v))
+    return EmoError(
+        f"step {step}: {bad}; nothing was updated: {kept}, the batch is {batch_file}. The same"
+        " command stops here again: look at the batch, or begin anew with --init-from and a lower"
+        " optimizer.peak_lr"
+    )

@@ -1,0 +1,259 @@
+"""A run that begins from the checkpoint of another: what is taken over, and what may differ.
+
+Everything here only looks; `start.py` makes the state. The source is kept in WORKDIR/init.json and
+in every checkpoint.
+"""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, get_args
+
+from etils import epath
+
+from emo_jax import config as config_lib
+from emo_jax.checkpoint import Checkpointer
+from emo_jax.config import Config
+from emo_jax.data.store import TokenStore
+from emo_jax.data.stream import TokenSource
+from emo_jax.data.tokenizers import has_tokenizer, load_tokenizer
+from emo_jax.errors import CheckpointError, DataError, UsageError
+from emo_jax.manifest import LeafPath, compare, read_manifest
+from emo_jax.workdir import INIT_FILE, TOKENIZER_FOLDER, is_free, one_line, read_workdir_config
+
+Mode = Literal["weights", "weights+optimizer", "all"]
+MODES: tuple[str, ...] = get_args(Mode)
+
+# Never has to be expected: how something is computed or shown, not what.
+_FREE = ("name", "train.loss_chunk", "model.remat", "model.init_std", "moe.backend")
+# With parameters alone: the recipe is the new run's own.
+_RECIPE_SECTIONS = ("data", "optimizer", "train", "seed")
+_RECIPE_FIELDS = (
+    "model.compute_dtype",
+    "moe.load_balance_weight",
+    "moe.router_z_weight",
+    "moe.balance_scope",
+)
+
+
+class InitFrom(NamedTuple):
+    """What the command line asks for."""
+
+    workdir: Path
+    step: int | None  # None: the newest
+    mode: str
+
+    @classmethod
+    def parse(cls, text: str, mode: str) -> "InitFrom":
+        """`WORKDIR` or `WORKDIR@STEP`.
+
+        Raises:
+          UsageError: no such mode.
+        """
+        if mode not in MODES:
+            raise UsageError(f"--init {mode}: must be one of {', '.join(MODES)}")
+        folder, at, step = text.rpartition("@")
+        if at and folder and step.isdecimal() and not Path(text).exists():
+            return cls(Path(folder).absolute(), int(step), mode)
+        return cls(Path(text).absolute(), None, mode)
+
+    def __str__(self) -> str:
+        return f"--init-from {self.workdir}" + ("" if self.step is None else f"@{self.step}")
+
+
+class Source(NamedTuple):
+    """A checkpoint that fits."""
+
+    workdir: Path
+    step: int
+    mode: str
+    window: int  # where its data goes on
+    changes: list[str]  # `field: theirs -> ours`, all of them expected
+    record: dict[str, Any]  # for init.json
+
+
+def find_source(
+    asked: InitFrom,
+    config: Config,
+    *,
+    source: TokenSource,
+    fingerprint: str,
+    wanted: dict[LeafPath, Any],
+    record: dict[str, Any] | None,
+) -> Source:
+    """The checkpoint that a run asks for, if the run may begin from it.
+
+    Args:
+      source, fingerprint: the tokens of the run.
+      wanted: leaves of the state that are to be read, by path.
+      record: of an earlier start of this run that saved nothing; it says which step was newest.
+
+    Raises:
+      UsageError: no such run, or it differs in what was not expected.
+      CheckpointError: no such checkpoint, or its manifest is damaged.
+    """
+    theirs = read_workdir_config(asked.workdir)
+    digest = _digest(theirs)
+    checkpoints = Checkpointer(asked.workdir, theirs.checkpoint)
+    steps, step = checkpoints.steps(), asked.step
+    if step is None and record is not None and record.get("config_sha256") == digest:
+        step = record["step"] if _same(asked, record) and record["step"] in steps else None
+    if step is None:
+        step = max(steps, default=None)
+    if step not in steps:
+        which = "" if step is None else f" of step {step}"
+        raise CheckpointError(
+            f"{asked}: no checkpoint{which} in {asked.workdir} (steps there: {steps or 'none'})"
+        )
+    extra = checkpoints.read_extra(step)
+    if asked.mode != "weights" and "rest" not in checkpoints.items(step):
+        raise UsageError(
+            f"{asked} --init {asked.mode}: step {step} holds parameters only, as an import does;"
+            " give --init weights"
+        )
+    _check_shapes(asked, step, config, theirs, wanted)
+    changes = _check_differences(asked, config, theirs)
+    if not expects(config, "data.store"):
+        _check_data(asked, extra, source, fingerprint)
+    if asked.mode == "all" and config.train.steps <= step:
+        raise UsageError(
+            f"{asked} --init all goes on at step {step}, and config.train.steps ="
+            f" {config.train.steps}: nothing is left to train; give more steps, or --init weights"
+        )
+    about = {
+        "workdir": str(asked.workdir),
+        "name": theirs.name,
+        "step": step,
+        "mode": asked.mode,
+        "config_sha256": digest,
+    }
+    return Source(asked.workdir, step, asked.mode, int(extra["windows"]), changes, about)
+
+
+def read_record(workdir: Path) -> dict[str, Any] | None:
+    """What init.json says; None where the run began by itself."""
+    path = workdir / INIT_FILE
+    try:
+        if not path.exists():
+            return None
+        record = json.loads(path.read_text())
+        record = {name: record[name] for name in ("workdir", "name", "step", "mode")} | record
+        if isinstance(record["step"], int):
+            return record
+        raise TypeError(f"step is {record['step']!r}")
+    except (OSError, ValueError, KeyError, TypeError) as e:
+        raise UsageError(
+            f"{path}: cannot be read as what a run began from: {one_line(e)}; restore the file"
+        ) from e
+
+
+def check_same_source(asked: InitFrom, record: dict[str, Any] | None, workdir: Path) -> None:
+    """Refuses to go on with a run that began in another way.
+
+    Raises:
+      UsageError: naming both.
+    """
+    if record is None:
+        raise UsageError(
+            f"{workdir} holds a run that did not begin with --init-from; leave it out to go on"
+            " with that run, or give another workdir"
+        )
+    if not _same(asked, record):
+        raise UsageError(
+            f"{workdir} holds a run that began from {described(record)}, not with {asked} --init"
+            f" {asked.mode}; give another workdir"
+        )
+
+
+def described(record: dict[str, Any]) -> str:
+    """One line's part about a source."""
+    return f"{record['workdir']}@{record['step']} ({record['mode']})"
+
+
+def _same(asked: InitFrom, record: dict[str, Any]) -> bool:
+    if asked.mode != record["mode"] or asked.step not in (None, record["step"]):
+        return False
+    if str(asked.workdir) == record["workdir"]:
+        return True
+    try:  # it may have moved
+        theirs = read_workdir_config(asked.workdir)
+    except UsageError:
+        return False
+    return theirs.name == record["name"] and _digest(theirs) == record.get("config_sha256")
+
+
+def _digest(config: Config) -> str:
+    text = json.dumps(config_lib.to_dict(config), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+# --- what may differ -----------------------------------------------------------------------------
+
+
+def expects(config: Config, name: str) -> bool:
+    """Whether the config names a field, or a section that it is in, as one that may differ."""
+    return any(name == e or name.startswith(f"{e}.") for e in config.init.expected_changes)
+
+
+def counted_differences(config: Config, theirs: Config, mode: str) -> list[str]:
+    """`field: theirs -> ours` of the fields that matter to a run that takes over this much."""
+
+    def counts(line: str) -> bool:
+        name = line.partition(":")[0]
+        if is_free(line) or name in _FREE:
+            return False
+        recipe = name.partition(".")[0] in _RECIPE_SECTIONS or name in _RECIPE_FIELDS
+        return not (mode == "weights" and recipe)
+
+    return [line for line in config_lib.differences(config, theirs) if counts(line)]
+
+
+def unexpected_differences(config: Config, theirs: Config, mode: str) -> list[str]:
+    """Those that `init.expected_changes` does not name."""
+    lines = counted_differences(config, theirs, mode)
+    return [line for line in lines if not expects(config, line.partition(":")[0])]
+
+
+def _check_differences(asked: InitFrom, config: Config, theirs: Config) -> list[str]:
+    found = unexpected_differences(config, theirs, asked.mode)
+    if found:
+        names = [*config.init.expected_changes, *(line.partition(":")[0] for line in found)]
+        more = f"; and {len(found) - 8} more" if len(found) > 8 else ""
+        raise UsageError(
+            f"{asked}: its config differs from this one's in what is not expected"
+            f" ({'; '.join(found[:8])}{more}); if it is meant, name it in the experiment file's"
+            f" init.expected_changes, or give --config.init.expected_changes={','.join(names)}"
+        )
+    return counted_differences(config, theirs, asked.mode)
+
+
+def _check_shapes(
+    asked: InitFrom, step: int, config: Config, theirs: Config, wanted: dict[LeafPath, Any]
+) -> None:
+    folder = epath.Path(asked.workdir) / "checkpoints" / str(step)
+    below: LeafPath = ("params",) if asked.mode == "weights" else ()
+    try:
+        compare(folder, read_manifest(folder), wanted, below)
+    except CheckpointError as e:
+        shapes = ("model", "moe", "optimizer")
+        lines = [x for x in config_lib.differences(config, theirs) if x.startswith(shapes)]
+        differs = f" ({'; '.join(lines[:5])})" if lines else ""
+        raise UsageError(f"{asked}: {e}{differs}") from e
+
+
+def _check_data(
+    asked: InitFrom, extra: dict[str, Any], source: TokenSource, fingerprint: str
+) -> None:
+    meant = "if it is meant, give --config.init.expected_changes with data.store among its names"
+    own = asked.workdir / TOKENIZER_FOLDER
+    if isinstance(source, TokenStore) and has_tokenizer(own):
+        try:
+            source.check_tokenizer(load_tokenizer(own).fingerprint)
+        except DataError as e:
+            raise UsageError(f"{asked} has a tokenizer of its own; {e}; {meant}") from e
+    theirs = extra.get("store", fingerprint)
+    if asked.mode == "all" and theirs != fingerprint:
+        raise UsageError(
+            f"{asked} --init all goes on with its data, and config.data.store is another store"
+            f" ({fingerprint[:12]} is not {theirs[:12]}); {meant}"
+        )

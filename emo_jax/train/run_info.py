@@ -1,0 +1,122 @@
+"""What a run was started with: versions, devices, the state of the code, the data.
+
+Kept as one line a start in WORKDIR/run_info.jsonl and given to every tracker. No variable of the
+environment, host name, user or command line is in it.
+"""
+
+import datetime
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+from etils import epath
+
+import emo_jax
+from emo_jax import config as config_lib
+from emo_jax.config import Config
+from emo_jax.workdir import write_atomic
+
+RUN_INFO_FILE = "run_info.jsonl"
+_LIBRARIES = (
+    *("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "tensorstore", "tokamax"),
+    *("tokenizers", "numpy", "ml_collections"),
+)
+_GIT_SECONDS = 10
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunInfo:
+    """One start of a run.
+
+    Args:
+      workdir: its folder.
+      config: in full.
+      start: steps done before; the records that follow are of later steps. 0: a fresh run.
+      facts: JSON values: `time`, `environment`, `git`, `data`.
+    """
+
+    workdir: Path
+    config: Config
+    start: int
+    facts: dict[str, Any]
+
+
+def describe_run(workdir: Path, config: Config, start: int, *, fingerprint: str) -> RunInfo:
+    """The facts of a start; `fingerprint` is of the data the run reads."""
+    facts = {
+        "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "environment": environment(),
+        "git": git_state(Path(emo_jax.__file__).parent) or git_state(Path.cwd()),
+        "data": {"store": config.data.store, "fingerprint": fingerprint},
+    }
+    return RunInfo(workdir=workdir, config=config, start=start, facts=facts)
+
+
+def environment() -> dict[str, Any]:
+    """Versions and devices."""
+    device = jax.devices()[0]
+    return {
+        "emo_jax": emo_jax.__version__,
+        "python": platform.python_version(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "device_kind": device.device_kind,
+        "platform": device.platform,
+        "devices": jax.device_count(),
+        "processes": jax.process_count(),
+        "libraries": {name: v for name in _LIBRARIES if (v := _version(name))},
+    }
+
+
+def _version(distribution: str) -> str | None:
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def git_state(folder: Path) -> dict[str, Any] | None:
+    """Commit, and whether tracked files were changed; None where `folder` is not in a repository.
+
+    A folder that its repository does not track, such as site-packages, is not in it.
+    """
+    commit = _git(folder, "rev-parse", "HEAD")
+    if commit is None or not _git(folder, "ls-tree", "HEAD"):
+        return None
+    changed = _git(folder, "status", "--porcelain", "--untracked-files=no")
+    return {"commit": commit, "dirty": bool(changed) if changed is not None else None}
+
+
+def _git(folder: Path, *arguments: str) -> str | None:
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(folder), *arguments],
+            env=os.environ | {"GIT_OPTIONAL_LOCKS": "0"},  # looking takes no lock
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=_GIT_SECONDS,
+            check=True,
+        )
+    except (OSError, subprocess.SubprocessError, UnicodeDecodeError):
+        return None  # no git, no repository, not ours: a run does not need it
+    return done.stdout.strip()
+
+
+def append_run_info(run: RunInfo) -> None:
+    """Adds this start to those before it."""
+    path = run.workdir / RUN_INFO_FILE
+    record = {"step": run.start, **run.facts, "config": config_lib.to_dict(run.config)}
+    lines = [json.dumps(r) for r in [*read_run_info(run.workdir), record]]
+    write_atomic(epath.Path(path), "\n".join(lines) + "\n")
+
+
+def read_run_info(workdir: Path) -> list[dict[str, Any]]:
+    """Every start of a run, oldest first."""
+    path = workdir / RUN_INFO_FILE
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []

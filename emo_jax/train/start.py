@@ -1,0 +1,177 @@
+"""Where a run begins: its own newest checkpoint, another run's, or a fresh state. In this order.
+
+`plan_start` looks and refuses, before anything is written; `Start.make` reads and builds the state.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.experimental import multihost_utils
+
+from emo_jax.checkpoint import Checkpointer, restore_params
+from emo_jax.config import Config
+from emo_jax.data.stream import TokenSource
+from emo_jax.errors import UsageError
+from emo_jax.manifest import leaves_of
+from emo_jax.model.transformer import ModelFunctions
+from emo_jax.train import init_from
+from emo_jax.train.init_from import InitFrom, Source
+from emo_jax.train.optimizer import moments_only
+from emo_jax.train.state import (
+    TrainState,
+    abstract_state,
+    init_state,
+    state_of,
+    state_shardings,
+)
+from emo_jax.workdir import all_succeed, refused_changes
+
+Made = tuple[TrainState, int, int]  # state, steps done, windows consumed
+
+
+@dataclass(frozen=True, kw_only=True)
+class Start:
+    """How a run begins.
+
+    Args:
+      make: reads or makes the state.
+      resumes: it goes on from checkpoints of its own.
+      record: the source it began from, now or earlier; None: it began by itself.
+      lines: to show.
+      refused: differences to the config in the workdir that make it another run.
+    """
+
+    make: Callable[[], Made]
+    resumes: bool = False
+    record: dict[str, Any] | None = None
+    lines: list[str] = field(default_factory=list)
+    refused: Callable[[Config, Config], list[str]] = refused_changes
+
+
+def plan_start(
+    workdir: Path,
+    config: Config,
+    asked: InitFrom | None,
+    *,
+    checkpointer: Checkpointer,
+    source: TokenSource,
+    fingerprint: str,
+    model: ModelFunctions,
+    optimizer: optax.GradientTransformationExtraArgs,
+) -> Start:
+    """Decides where the run begins; nothing is written. Every process calls it.
+
+    Raises:
+      UsageError, CheckpointError: it cannot begin as it is asked to.
+    """
+    found: list[Start] = []
+    plan = partial(_plan, workdir, config, asked, checkpointer, source, fingerprint)
+    all_succeed(lambda: found.append(plan(model, optimizer)), UsageError)
+    if jax.process_count() > 1 and asked is not None:
+        step = (found[0].record or {}).get("step", -1)
+        steps = np.asarray(multihost_utils.process_allgather(np.asarray(step)))
+        if (steps != step).any():  # it is still trained
+            raise UsageError(f"{asked}: has a new checkpoint just now; give {asked.workdir}@STEP")
+    return found[0]
+
+
+def _plan(
+    workdir: Path,
+    config: Config,
+    asked: InitFrom | None,
+    checkpointer: Checkpointer,
+    source: TokenSource,
+    fingerprint: str,
+    model: ModelFunctions,
+    optimizer: optax.GradientTransformationExtraArgs,
+) -> Start:
+    record = init_from.read_record(workdir)
+    if steps := checkpointer.steps():
+        lines = []
+        if asked is not None:
+            init_from.check_same_source(asked, record, workdir)
+            lines = [f"{asked} is not read again: the run goes on from its own checkpoint"]
+        if steps == [0] and checkpointer.items(0) == {"params"}:
+            return _imported(workdir, model, optimizer, record, lines)
+
+        def resume() -> Made:
+            state, extra, step = checkpointer.restore(abstract_state(model, optimizer))
+            return state, step, int(extra["windows"])
+
+        return Start(make=resume, resumes=True, record=record, lines=lines)
+    if asked is not None:
+        abstract = abstract_state(model, optimizer)
+        of_mode = {"params": abstract.params} if asked.mode == "weights" else abstract
+        found = init_from.find_source(
+            *(asked, config),
+            source=source,
+            fingerprint=fingerprint,
+            wanted=leaves_of(of_mode),
+            record=record,
+        )
+        about = {"weights": "parameters only", "weights+optimizer": "parameters and Adam's moments"}
+        what = about.get(found.mode, f"all of it, window {found.window} next")
+        return Start(
+            make=lambda: _take_over(found, model, optimizer, abstract),
+            record=found.record,
+            lines=[
+                f"begins from step {found.step} of {found.workdir}: {what}",
+                *(f"changed: {line}" for line in found.changes),
+            ],
+        )
+    if record is not None:
+        raise UsageError(
+            f"{workdir} began from {init_from.described(record)} and has no checkpoint of its own"
+            " yet: give the same --init-from and --init again"
+        )
+    # A fresh state is not saved: it is a function of the config.
+    return Start(make=lambda: (init_state(model, optimizer, config.seed), 0, 0))
+
+
+def _imported(
+    workdir: Path,
+    model: ModelFunctions,
+    optimizer: optax.GradientTransformationExtraArgs,
+    record: dict[str, Any] | None,
+    lines: list[str],
+) -> Start:
+    """A workdir of `emo import`: its parameters, and a recipe that is ours to choose."""
+
+    def make() -> Made:
+        params, _, _ = restore_params(workdir, 0, abstract_state(model, optimizer).params)
+        return state_of(params, model, optimizer), 0, 0
+
+    def refused(config: Config, theirs: Config) -> list[str]:
+        return init_from.unexpected_differences(config, theirs, "weights")
+
+    lines = [*lines, "step 0 holds parameters only; the optimizer starts fresh"]
+    return Start(make=make, resumes=True, record=record, lines=lines, refused=refused)
+
+
+def _take_over(
+    source: Source,
+    model: ModelFunctions,
+    optimizer: optax.GradientTransformationExtraArgs,
+    abstract: TrainState,
+) -> Made:
+    if source.mode == "weights":
+        params, _, _ = restore_params(source.workdir, source.step, abstract.params)
+        return state_of(params, model, optimizer), 0, 0
+    with Checkpointer(source.workdir, model.config.checkpoint) as theirs:
+        state, _, step = theirs.restore(abstract, source.step)
+    if source.mode == "all":
+        return state, step, source.window
+
+    def anew(state: TrainState) -> TrainState:
+        opt_state = moments_only(state.opt_state, optimizer.init(state.params))
+        return TrainState(jnp.zeros_like(state.step), state.params, opt_state, state.halted)
+
+    shardings = None if model.mesh is None else state_shardings(model, optimizer)
+    return jax.jit(anew, donate_argnums=0, out_shardings=shardings)(state), 0, 0

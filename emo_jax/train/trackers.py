@@ -1,0 +1,300 @@
+"""TensorBoard, Weights & Biases and MLflow as `MetricWriter`s.
+
+None of their packages is imported before `start`, and none of them brings TensorFlow or torch in:
+of TensorBoard only the record format is used, which needs neither (tensorboardX imports torch,
+and clu TensorFlow, where they are installed). What ties a workdir to its runs elsewhere is in
+WORKDIR/tracking.json.
+"""
+
+import importlib.util
+import json
+import logging
+import os
+import re
+import threading
+import time
+import uuid
+from pathlib import Path
+from typing import Any
+
+import jax
+from etils import epath
+
+from emo_jax import config as config_lib
+from emo_jax.config import TrackingConfig
+from emo_jax.errors import UsageError
+from emo_jax.train.run_info import RunInfo
+from emo_jax.train.tracking import MetricWriter, Outcome, Record, scalars
+from emo_jax.workdir import all_succeed, one_line, write_atomic
+
+TENSORBOARD_FOLDER = "tensorboard"
+TRACKING_FILE = "tracking.json"
+_FILE_LOCK = threading.Lock()
+
+
+def make_trackers(config: TrackingConfig) -> list[MetricWriter]:
+    """Those the config asks for, checked but not started; none but on process 0.
+
+    Called by every process.
+
+    Raises:
+      UsageError: a package is missing, or nobody is logged in.
+    """
+    made: list[MetricWriter] = []
+    first = jax.process_index() == 0
+    all_succeed(lambda: made.extend(_make(config)) if first else None, UsageError)
+    return made
+
+
+def _make(config: TrackingConfig) -> list[MetricWriter]:
+    made: list[MetricWriter] = []
+    if config.tensorboard:
+        _need("tensorboard", "tensorboard")
+        made.append(TensorBoard())
+    if config.wandb_project and config.wandb_mode != "disabled":
+        _need("wandb", "wandb")
+        if config.wandb_mode == "online":
+            _check_login()
+        made.append(Wandb(config))
+    if config.mlflow_uri:
+        _need("mlflow", "mlflow")
+        if config.mlflow_uri.startswith("sqlite:"):
+            _need("sqlalchemy", "mlflow")
+        made.append(MLflow(config))
+    return made
+
+
+def _need(module: str, extra: str) -> None:
+    if importlib.util.find_spec(module) is None:
+        raise UsageError(
+            f"config.tracking wants {extra}, and the package {module} is not installed; run"
+            f" pip install 'emo-jax[{extra}]'"
+        )
+
+
+def _check_login() -> None:
+    wandb = _import_wandb()
+    try:
+        known = wandb.login(prompt=False, verify=False)
+    except Exception as error:
+        raise UsageError(f"Weights & Biases: {one_line(error)}") from error
+    if not known:
+        raise UsageError(
+            "Weights & Biases: nobody is logged in; run wandb login, or set WANDB_API_KEY, or give"
+            " --config.tracking.wandb_mode=offline"
+        )
+
+
+# --- what ties a workdir to its runs elsewhere ---------------------------------------------------
+
+
+def _remembered(run: RunInfo, tracker: str, place: str) -> str | None:
+    """The id this run has at a place, if it was there before."""
+    path = run.workdir / TRACKING_FILE
+    known = json.loads(path.read_text()) if path.exists() else {}
+    found = known.get(tracker, {})
+    return found.get("run_id") if found.get("place") == place else None
+
+
+def _remember(run: RunInfo, tracker: str, place: str, run_id: str) -> None:
+    path = run.workdir / TRACKING_FILE
+    with _FILE_LOCK:  # trackers start at the same time
+        known = json.loads(path.read_text()) if path.exists() else {}
+        known[tracker] = {"place": place, "run_id": run_id}
+        write_atomic(epath.Path(path), json.dumps(known, indent=2) + "\n")
+
+
+# --- the three -----------------------------------------------------------------------------------
+
+
+class TensorBoard:
+    """Event files in WORKDIR/tensorboard: one more for each start.
+
+    A resumed run begins with a session mark, at which TensorBoard drops the steps behind it that
+    were logged before.
+    """
+
+    name, where = "tensorboard", ""
+
+    def start(self, run: RunInfo) -> int:
+        """Opens a new file, and logs the config and the facts of the start as text."""
+        from tensorboard.compat.proto import event_pb2, summary_pb2, tensor_pb2
+        from tensorboard.compat.proto.tensor_shape_pb2 import TensorShapeProto
+        from tensorboard.compat.proto.types_pb2 import DT_STRING
+        from tensorboard.summary.writer.record_writer import RecordWriter
+
+        self._event, self._summary = event_pb2.Event, summary_pb2.Summary
+        folder = run.workdir / TENSORBOARD_FOLDER
+        folder.mkdir(exist_ok=True)
+        last = run.start if any(folder.iterdir()) else 0  # what was put is on disk at once
+        # TensorBoard reads a folder's files by name.
+        name = f"events.out.tfevents.{time.time_ns() // 1000:017d}.{run.start}"
+        self._file = RecordWriter((folder / name).open("xb"))
+        self._put(0, file_version="brain.Event:2")
+        mark = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+        self._put(last + 1, session_log=mark)
+        values = []
+        for tag, facts in (("config", config_lib.to_dict(run.config)), ("run", run.facts)):
+            # Four spaces make it code in Markdown.
+            text = "\n".join(f"    {line}" for line in json.dumps(facts, indent=2).splitlines())
+            plugin = summary_pb2.SummaryMetadata.PluginData(plugin_name="text")
+            tensor = tensor_pb2.TensorProto(
+                dtype=DT_STRING,
+                string_val=[text.encode()],
+                tensor_shape=TensorShapeProto(dim=[TensorShapeProto.Dim(size=1)]),
+            )
+            metadata = summary_pb2.SummaryMetadata(plugin_data=plugin)
+            values.append(self._summary.Value(tag=tag, metadata=metadata, tensor=tensor))
+        # At the step that is next, or the next start would drop the text too.
+        self._put(run.start, summary=self._summary(value=values))
+        self._file.flush()
+        self.where = str(folder)
+        return last
+
+    def write(self, record: Record) -> None:
+        """One event with all values."""
+        values = [self._summary.Value(tag=k, simple_value=v) for k, v in scalars(record).items()]
+        self._put(record["step"], summary=self._summary(value=values))
+        self._file.flush()
+
+    def close(self, outcome: Outcome) -> None:
+        """Closes the file."""
+        self._file.close()
+
+    def _put(self, step: int, **content: Any) -> None:
+        event = self._event(wall_time=time.time(), step=step, **content)
+        self._file.write(event.SerializeToString())
+
+
+def _import_wandb() -> Any:
+    # A machine that trains sends no reports of errors to others unless it was told to.
+    os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
+    import wandb
+
+    wandb.setup(wandb.Settings(silent=True))
+    return wandb
+
+
+class Wandb:
+    """A run of a Weights & Biases project; a resumed run goes on with it."""
+
+    name, where = "wandb", ""
+
+    def __init__(self, config: TrackingConfig):
+        self._config = config
+
+    def start(self, run: RunInfo) -> int:
+        """Opens the run by its id. What wandb would find out by itself is in our facts."""
+        wandb, config = _import_wandb(), self._config
+        place = f"{config.wandb_entity}/{config.wandb_project}"
+        known = _remembered(run, self.name, place)
+        run_id = known or uuid.uuid4().hex[:8]
+        _remember(run, self.name, place, run_id)
+        self._run = wandb.init(
+            project=config.wandb_project,
+            entity=config.wandb_entity or None,
+            mode=config.wandb_mode,
+            dir=str(run.workdir),
+            name=run.config.name,
+            id=run_id,
+            resume="allow",
+            settings=wandb.Settings(
+                silent=True,
+                init_timeout=_WANDB_SECONDS,
+                finish_timeout=_WANDB_SECONDS,
+                finish_timeout_raises=True,
+                console="off",
+                disable_git=True,
+                disable_code=True,
+                disable_job_creation=True,
+                x_disable_meta=True,  # host, user, command line
+                x_transaction_log_flush_interval=1.0,  # seconds that a kill may cost offline
+            ),
+        )
+        values = {**config_lib.to_dict(run.config), f"start_at_step_{run.start}": run.facts}
+        self._run.config.update(values, allow_val_change=True)
+        if config.wandb_mode == "offline":
+            self.where = f"{Path(self._run.dir).parent} (wandb sync sends it)"
+            return run.start if known else 0
+        self.where = str(self._run.url)
+        return self._run.step - 1
+
+    def write(self, record: Record) -> None:
+        """Logs at the step."""
+        self._run.log(scalars(record), step=record["step"])
+
+    def close(self, outcome: Outcome) -> None:
+        """Waits until all is sent."""
+        if outcome == "stopped":
+            self._run.mark_preempting()
+        self._run.finish(exit_code={"finished": 0, "stopped": 75, "failed": 1}[outcome])
+
+
+class MLflow:
+    """A run of an MLflow experiment; a resumed run goes on with it."""
+
+    name, where = "mlflow", ""
+
+    def __init__(self, config: TrackingConfig):
+        self._config = config
+
+    def start(self, run: RunInfo) -> int:
+        """Opens the run. Parameters are fixed at its first start; tags tell of every start."""
+        os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")  # the next record tries anew
+        from mlflow import entities
+        from mlflow.tracking import MlflowClient
+
+        logging.getLogger("mlflow").setLevel(logging.WARNING)  # of the tables it makes
+        logging.getLogger("urllib3").setLevel(logging.ERROR)  # of each try
+        self._metric = entities.Metric
+        uri, name = self._config.mlflow_uri, self._config.mlflow_experiment
+        self._client = client = MlflowClient(tracking_uri=uri)
+        experiment = client.get_experiment_by_name(name)
+        experiment_id = experiment.experiment_id if experiment else client.create_experiment(name)
+        place = f"{uri} {name}"
+        known = _remembered(run, self.name, place)
+        if known:
+            self._run_id = known
+            client.update_run(known, status="RUNNING")
+        else:
+            self._run_id = client.create_run(experiment_id, run_name=run.config.name).info.run_id
+            _remember(run, self.name, place, self._run_id)
+            params = [
+                entities.Param(k, _text(v)) for k, v in config_lib.flatten(run.config).items()
+            ]
+            for i in range(0, len(params), _MLFLOW_PARAMS):
+                client.log_batch(self._run_id, params=params[i : i + _MLFLOW_PARAMS])
+        tags = _leaves(run.facts, f"start_at_step_{run.start}")
+        client.log_batch(self._run_id, tags=[entities.RunTag(k, _text(v)) for k, v in tags.items()])
+        self.where = f"run {self._run_id} of experiment {name} at {uri}"
+        history = client.get_metric_history(self._run_id, "loss") if known else []
+        return max((metric.step for metric in history), default=0)
+
+    def write(self, record: Record) -> None:
+        """Logs the values of a step."""
+        values = {_MLFLOW_NAME.sub("_", k): v for k, v in scalars(record).items()}
+        now = int(time.time() * 1000)
+        metrics = [self._metric(k, v, now, record["step"]) for k, v in values.items()]
+        for i in range(0, len(metrics), _MLFLOW_METRICS):
+            self._client.log_batch(self._run_id, metrics=metrics[i : i + _MLFLOW_METRICS])
+
+    def close(self, outcome: Outcome) -> None:
+        """Marks the run as over."""
+        status = {"finished": "FINISHED", "stopped": "KILLED", "failed": "FAILED"}[outcome]
+        self._client.set_terminated(self._run_id, status)
+
+
+_WANDB_SECONDS = 25.0  # below tracking.CLOSE_SECONDS, so that the reason is told
+_MLFLOW_NAME = re.compile(r"[^\w\-. /:]")  # what MLflow takes in no name of a metric
+_MLFLOW_PARAMS, _MLFLOW_METRICS = 100, 1000  # its limits of one call
+
+
+def _text(value: Any) -> str:
+    return str(value) if value != "" else '""'  # servers refuse an empty value
+
+
+def _leaves(node: Any, path: str) -> dict[str, Any]:
+    if not isinstance(node, dict):
+        return {path: node}
+    return {k: v for key, value in node.items() for k, v in _leaves(value, f"{path}.{key}").items()}

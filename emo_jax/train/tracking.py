@@ -1,0 +1,212 @@
+"""Where the records of a run go: metrics.jsonl always, and the trackers of `config.tracking`.
+
+Process 0 alone writes. The file is written at once, and where it cannot be, the run fails. Each
+tracker has a thread of its own: a slow or lost network never holds a step, and a tracker that
+fails costs one line. See docs/tracking.md for what a run that is resumed does to each.
+"""
+
+import logging
+import queue
+import re
+import threading
+import time
+from collections.abc import Callable, Sequence
+from types import TracebackType
+from typing import Any, Literal, Protocol
+
+from emo_jax.errors import PreemptedError
+from emo_jax.train.metrics import METRICS_FILE, MetricsFile, read_metrics
+from emo_jax.train.run_info import RunInfo, append_run_info
+from emo_jax.workdir import one_line
+
+_LOG = logging.getLogger(__name__)
+
+Outcome = Literal["finished", "stopped", "failed"]
+Record = dict[str, Any]
+
+QUEUE_RECORDS = 1000  # waiting for a slow tracker; those beyond are dropped, and counted
+CLOSE_SECONDS = 30.0  # for all trackers to send what they have; a stopped run has little time
+
+_BY_LAYER = re.compile(r"_by_layer$")
+_POOL = re.compile(r"^([^/]+)(/.+)? \(pool=(\d+)\)$")
+
+
+class MetricWriter(Protocol):
+    """A place for records: `start` is called once, first; `close` once, last, if it started.
+
+    `where` tells the user where the records are to be seen, once it started.
+    """
+
+    name: str
+    where: str
+
+    def start(self, run: RunInfo) -> int:
+        """Opens the place for a new run, or goes on with it; returns the last step it has."""
+        ...
+
+    def write(self, record: Record) -> None:
+        """Writes what one step gave: `step`, and values by name."""
+        ...
+
+    def close(self, outcome: Outcome) -> None:
+        """Sends what is left."""
+        ...
+
+
+class JsonLines:
+    """WORKDIR/metrics.jsonl, and WORKDIR/run_info.jsonl with a line for each start."""
+
+    name = where = METRICS_FILE
+
+    def start(self, run: RunInfo) -> int:
+        """Drops records of steps that are done again, and appends."""
+        append_run_info(run)
+        self._file = MetricsFile(run.workdir, resume_step=run.start)
+        return run.start
+
+    def write(self, record: Record) -> None:
+        """Appends a line."""
+        self._file.write(record)
+
+    def close(self, outcome: Outcome) -> None:
+        """Closes the file."""
+        self._file.close()
+
+
+class Tracker:
+    """All writers of a run, as a context: left with an error, the run failed or was stopped.
+
+    Args:
+      run: that starts.
+      trackers: besides the file.
+      show: takes a line for the user.
+    """
+
+    def __init__(
+        self, run: RunInfo, trackers: Sequence[MetricWriter], *, show: Callable[[str], None]
+    ):
+        self._run, self._file = run, JsonLines()
+        self._threads = [_Thread(tracker, run, show) for tracker in trackers]
+
+    def __enter__(self) -> "Tracker":
+        self._file.start(self._run)
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def write(self, record: Record) -> None:
+        """Takes a record; only the file is written before this returns.
+
+        Raises:
+          OSError: of the file.
+        """
+        self._file.write(record)
+        for thread in self._threads:
+            thread.put(record)
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        stopped = isinstance(error, PreemptedError | KeyboardInterrupt)
+        outcome: Outcome = "finished" if error is None else "stopped" if stopped else "failed"
+        self._file.close(outcome)
+        give_up = time.monotonic() + CLOSE_SECONDS
+        for thread in self._threads:
+            thread.finish(outcome)
+        for thread in self._threads:
+            thread.wait(give_up - time.monotonic())
+
+
+class _Thread(threading.Thread):
+    """Runs one tracker; what it raises becomes one line."""
+
+    def __init__(self, tracker: MetricWriter, run: RunInfo, show: Callable[[str], None]):
+        super().__init__(name=f"tracking-{tracker.name}", daemon=True)
+        self._tracker, self._run_info, self._show = tracker, run, show
+        self._records: queue.SimpleQueue[Record | None] = queue.SimpleQueue()
+        self._outcome: Outcome = "failed"
+        self._lost = 0
+        self._warned = False
+
+    def put(self, record: Record) -> None:
+        if self._records.qsize() >= QUEUE_RECORDS:
+            self._lose("it is too slow")
+        elif self.is_alive():
+            self._records.put(record)
+
+    def finish(self, outcome: Outcome) -> None:
+        self._outcome = outcome
+        self._records.put(None)
+
+    def wait(self, seconds: float) -> None:
+        self.join(max(seconds, 0))
+        if self.is_alive():
+            _LOG.warning(
+                "tracking: %s has not taken all records within %.0f s; the run goes on without"
+                " (metrics.jsonl has them)",
+                *(self._tracker.name, CLOSE_SECONDS),
+            )
+        elif self._lost:
+            _LOG.warning(
+                "tracking: %d records did not reach %s; metrics.jsonl has them",
+                *(self._lost, self._tracker.name),
+            )
+
+    def run(self) -> None:
+        try:
+            last = self._tracker.start(self._run_info)
+        except Exception as error:
+            self._lose(f"it cannot be started: {one_line(error)}", count=0)
+            return
+        self._show(f"{self._tracker.name}: {self._tracker.where}")
+        # What a kill kept from it, or what was before it was asked for, is in the file.
+        start = self._run_info.start
+        kept = read_metrics(self._run_info.workdir) if last < start else []
+        for record in kept:
+            if record["step"] <= start:
+                self._write(record, last)
+        while (given := self._records.get()) is not None:
+            self._write(given, last)
+        try:
+            self._tracker.close(self._outcome)
+        except Exception as error:
+            self._lose(one_line(error), count=0)
+
+    def _write(self, record: Record, last: int) -> None:
+        if record["step"] <= last:
+            return  # done again, with the same result
+        try:
+            self._tracker.write(record)
+        except Exception as error:
+            self._lose(one_line(error))
+
+    def _lose(self, why: str, count: int = 1) -> None:
+        """Counts a record; says so the first time. A network may come back: the next is tried."""
+        self._lost += count
+        if not self._warned:
+            self._warned = True
+            name = self._tracker.name
+            _LOG.warning("tracking: %s fails, the run goes on without it: %s", name, why)
+
+
+def scalars(record: Record) -> dict[str, float]:
+    """The numbers of a record by the names that trackers get.
+
+    A list over layers `x_by_layer` becomes `x/layer_00`, …; `heldout_loss/law (pool=16)` becomes
+    `heldout_loss_pool16/law`, since not every tracker takes brackets; `step` and values that are
+    not there are left out.
+    """
+    found: dict[str, float] = {}
+    for name, value in record.items():
+        if isinstance(value, list):
+            base = _BY_LAYER.sub("", name)
+            found |= {f"{base}/layer_{i:02d}": float(v) for i, v in enumerate(value)}
+        elif isinstance(value, int | float) and name != "step":
+            match = _POOL.match(name)
+            if match:
+                name = f"{match[1]}_pool{match[3]}{match[2] or ''}"
+            found[name] = float(value)
+    return found

@@ -1,0 +1,17 @@
+r"""Anneal of a tiny run of 200 steps: 60 steps more, learning rate 4e-4 to 0.
+
+emo train --config experiments/anneal_tiny.py:emo --config.data.store=STORE \
+    --workdir WORKDIR --init-from RUN@200
+
+RUN is a workdir of emo_tiny.py; for the arguments std and std_to_emo, of stdmoe_tiny.py.
+
+Hardware and hours: two CPU cores, a minute; losses: not recorded yet.
+"""
+
+from ml_collections import ConfigDict
+
+from emo_jax import presets
+
+
+def get_config(arg: str = "emo") -> ConfigDict:
+    return presets.anneal_tiny(arg or "emo")

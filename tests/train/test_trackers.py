@@ -1,0 +1,236 @@
+"""TensorBoard, Weights & Biases, MLflow for real: a run that is killed and goes on, read back."""
+
+import contextlib
+import dataclasses
+import json
+import socket
+import sqlite3
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import runs
+import tiny
+import wandb_file
+
+from emo_jax import config as config_lib
+from emo_jax.data.store import TokenStore
+from emo_jax.train import run_info, trackers
+from emo_jax.train.metrics import METRICS_FILE
+from emo_jax.train.tracking import scalars
+
+# Stalls before step 26, to be killed there.
+_STALLED = """
+import sys, time
+from emo_jax.configfile import load_config
+from emo_jax.train.loop import Trainer
+
+file, workdir, *overrides = sys.argv[1:]
+trainer = Trainer(load_config(file, overrides), workdir)
+batches = trainer._batches
+
+def stalled(window):
+    for number, batch in enumerate(batches(window)):
+        while number == 25:
+            time.sleep(0.1)
+        yield batch
+
+trainer._batches = stalled
+trainer.run()
+"""
+_LOOK = """
+import sys
+from emo_jax.cli import main
+try:
+    main()
+except SystemExit as e:
+    heavy = {"tensorflow", "torch", "transformers", "pandas", "boto3", "google.cloud.storage"}
+    print("exit", e.code, "imported", sorted(heavy & set(sys.modules)))
+"""
+SECRET = "not-to-be-seen-anywhere"
+
+
+@dataclasses.dataclass
+class Tracked:
+    """A run with every tracker, killed behind step 24 and resumed from step 20."""
+
+    workdir: Path
+    mlflow_uri: str
+    connections: int
+    output: str
+
+    @property
+    def records(self) -> list[dict]:
+        return [json.loads(line) for line in (self.workdir / METRICS_FILE).open()]
+
+    def expected(self) -> dict[str, dict[int, float]]:
+        """What every tracker is to have, by name and step."""
+        found: dict[str, dict[int, float]] = {}
+        for record in self.records:
+            for name, value in scalars(record).items():
+                assert record["step"] not in found.setdefault(name, {})
+                found[name][record["step"]] = value
+        return found
+
+    def segments(self) -> list[Path]:
+        return sorted(self.workdir.glob("wandb/offline-run-*/run-*.wandb"))
+
+
+def _mlflow_steps(file: Path) -> int:
+    """Read past MLflow, which would make tables in a file that is not there yet."""
+    try:
+        with contextlib.closing(sqlite3.connect(f"file:{file}?mode=ro", uri=True)) as database:
+            asked = "SELECT MAX(step) FROM metrics WHERE key = 'loss'"
+            return database.execute(asked).fetchone()[0] or 0
+    except sqlite3.OperationalError:
+        return 0
+
+
+def _wandb_steps(workdir: Path) -> int:
+    files = list(workdir.glob("wandb/offline-run-*/run-*.wandb"))
+    return max((row["_step"] for row in wandb_file.history(files[0])), default=0) if files else 0
+
+
+@pytest.fixture(scope="module")
+def tracked(env, store, tmp_path_factory) -> Tracked:
+    folder = tmp_path_factory.mktemp("tracked")
+    workdir, uri = folder / "run", f"sqlite:///{folder / 'mlflow.db'}"
+    argv = runs.train_argv(
+        *(store, workdir),
+        tracking__tensorboard=True,
+        tracking__wandb_project="tests",
+        tracking__wandb_mode="offline",
+        tracking__mlflow_uri=uri,
+        tracking__mlflow_experiment="tests",
+    )
+    # Whoever tries the network knocks here.
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        server.settimeout(0.01)
+        here = f"http://127.0.0.1:{server.getsockname()[1]}"
+        proxies = {name: here for name in ("http_proxy", "https_proxy", "ALL_PROXY")}
+        quiet = {k: v for k, v in env.items() if k.lower() != "no_proxy"}
+        watched = quiet | proxies | {"WANDB_BASE_URL": here, "EMO_TEST_SECRET": SECRET}
+        watched["WANDB_API_KEY"] = SECRET.ljust(40, "x")
+        _, _, file, _, _, *overrides = argv
+        log = folder / "log"
+        with log.open("w") as stream:
+            command = [sys.executable, "-c", _STALLED, file, str(workdir), *overrides]
+            process = subprocess.Popen(
+                command, env=watched, stdout=stream, stderr=stream, cwd=folder
+            )
+        runs.wait_until(lambda: runs.steps_logged(workdir) == 24, process, log)
+        runs.wait_until(lambda: _wandb_steps(workdir) == 23, process, log)  # it holds back one
+        runs.wait_until(lambda: _mlflow_steps(folder / "mlflow.db") == 24, process, log)
+        process.kill()
+        process.wait()
+        done = subprocess.run(
+            [sys.executable, "-c", _LOOK, *argv],
+            env=watched,
+            cwd=folder,
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+        assert "resumed at step 20\n" in done.stderr, done.stderr
+        knocks = 0
+        with contextlib.suppress(TimeoutError):
+            while True:
+                server.accept()[0].close()
+                knocks += 1
+    made = sorted(path.name for path in folder.iterdir())
+    assert made == ["log", "mlflow.db", "run"]  # nothing beside what was named
+    return Tracked(workdir, uri, knocks, done.stdout + done.stderr)
+
+
+def test_a_tracked_run_is_the_same_run(tracked, finished_run):
+    assert runs.log_as_written(tracked.workdir) == runs.log_as_written(finished_run)
+    assert "tracking:" not in tracked.output  # no warning
+
+
+def test_nothing_heavy_is_imported_and_no_network_is_tried(tracked):
+    assert "exit 0 imported []" in tracked.output
+    assert tracked.connections == 0
+
+
+def test_tensorboard_has_every_step_once(tracked):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(
+        str(tracked.workdir / "tensorboard"), size_guidance={"scalars": 0, "tensors": 0}
+    ).Reload()
+    expected = tracked.expected()
+    assert set(events.Tags()["scalars"]) == set(expected)
+    for name, values in expected.items():
+        found = events.Scalars(name)
+        assert [event.step for event in found] == sorted(values), name
+        if name != "tokens_per_second":  # measured anew
+            assert [e.value for e in found] == [np.float32(values[e.step]) for e in found], name
+    configs, starts = events.Tensors("config"), events.Tensors("run")
+    assert [event.step for event in configs] == [event.step for event in starts] == [0, 20]
+    text = configs[0].tensor_proto.string_val[0].decode()
+    assert json.loads(text) == json.loads((tracked.workdir / "config.json").read_text())
+
+
+def test_wandb_has_every_step_in_files_of_one_run(tracked):
+    first, second = tracked.segments()
+    run_id = json.loads((tracked.workdir / "tracking.json").read_text())["wandb"]["run_id"]
+    assert first.name == second.name == f"run-{run_id}.wandb"
+    rows = [wandb_file.history(path) for path in (first, second)]
+    assert [row["_step"] for row in rows[0]] == list(range(1, 24))  # killed behind it
+    assert [row["_step"] for row in rows[1]] == list(range(21, 41))
+    found = {row["_step"]: row for row in [*rows[0], *rows[1]]}
+    for name, values in tracked.expected().items():
+        if name != "tokens_per_second":
+            assert {s: row[name] for s, row in found.items() if name in row} == values, name
+    config = wandb_file.config(second)
+    assert config["model"]["num_layers"] == 2 and config["name"] == "emo_tiny"
+    assert config["start_at_step_20"]["data"]["fingerprint"]
+
+
+def test_mlflow_has_every_step_once(tracked):
+    from mlflow.tracking import MlflowClient
+
+    client = MlflowClient(tracking_uri=tracked.mlflow_uri)
+    experiment = client.get_experiment_by_name("tests")
+    (run,) = client.search_runs([experiment.experiment_id])
+    assert (run.info.status, run.info.run_name) == ("FINISHED", "emo_tiny")
+    expected = tracked.expected()
+    assert set(run.data.metrics) == set(expected)
+    for name, values in expected.items():
+        history = client.get_metric_history(run.info.run_id, name)
+        assert len(history) == len({metric.step for metric in history}), name
+        if name != "tokens_per_second":  # measured anew
+            assert {metric.step: metric.value for metric in history} == values, name
+    config = config_lib.flatten(
+        config_lib.from_config_dict(json.loads((tracked.workdir / "config.json").read_text()))
+    )
+    assert set(run.data.params) == set(config)
+    assert run.data.params["model.num_layers"] == "2"
+    for step in (0, 20):
+        assert run.data.tags[f"start_at_step_{step}.environment.devices"] == "1"
+
+
+def test_every_start_is_described(tracked, store):
+    starts = run_info.read_run_info(tracked.workdir)
+    assert [start["step"] for start in starts] == [0, 20]
+    for start in starts:
+        assert start["data"]["fingerprint"] == TokenStore.open(store).fingerprint
+        assert start["config"]["tracking"]["tensorboard"] is True
+        assert start["environment"]["platform"] == "cpu"
+        assert {"jax", "flax", "numpy"} <= set(start["environment"]["libraries"])
+    assert starts[0]["time"] < starts[1]["time"]
+
+
+def test_no_variable_of_the_environment_is_kept(tracked):
+    files = [path for path in tracked.workdir.parent.rglob("*") if path.is_file()]
+    assert len(files) > 20
+    for path in files:
+        assert SECRET.encode() not in path.read_bytes(), path
+
+
+def test_a_workdir_that_is_moved_to_another_project_gets_another_run(tracked, tmp_path):
+    info = run_info.RunInfo(workdir=tracked.workdir, config=tiny.tiny_config(), start=40, facts={})
+    known = trackers._remembered(info, "wandb", "/tests")
+    assert known and trackers._remembered(info, "wandb", "/others") is None
