@@ -95,6 +95,8 @@ def _backward(within_document, q_BHSh, k_BHSh, v_BHSh, ids_BS, out_BHSh, lse_BHS
         q_BHCh, k_BHTh, v_BHTh = q_BHSh[:, :, i:T], k_BHSh[:, :, :T], v_BHSh[:, :, :T]
         grad_BHCh = grad_BHSh[:, :, i:T]
         scores_BHCT = _scores(q_BHCh, k_BHTh, ids_BS, i, within_document)
+        # In one fusion with the mask, XLA:CPU makes a scalar loop of the exponential.
+        scores_BHCT = jax.lax.optimization_barrier(scores_BHCT)
         probs_BHCT = jnp.exp(scores_BHCT - lse_BHS[:, :, i:T, None])
         dprobs_BHCT = _dot("bhck,bhtk->bhct", grad_BHCh, v_BHTh)
         dscores_BHCT = probs_BHCT * (dprobs_BHCT - dot_BHS[:, :, i:T, None]) * scale

@@ -18,7 +18,7 @@ from jax.experimental import multihost_utils
 from emo_jax.checkpoint import Checkpointer, restore_params
 from emo_jax.config import Config
 from emo_jax.data.stream import TokenSource
-from emo_jax.errors import UsageError
+from emo_jax.errors import CheckpointError, UsageError
 from emo_jax.manifest import leaves_of
 from emo_jax.model.transformer import ModelFunctions
 from emo_jax.train import init_from
@@ -118,8 +118,18 @@ def _plan(
         )
         about = {"weights": "parameters only", "weights+optimizer": "parameters and Adam's moments"}
         what = about.get(found.mode, f"all of it, window {found.window} next")
+
+        def make() -> Made:
+            try:
+                return _take_over(found, model, optimizer, abstract)
+            except CheckpointError as e:
+                reason = str(e).partition("; ask for")[0]
+                raise CheckpointError(
+                    f"{reason}; give --init-from {found.workdir}@STEP with another step"
+                ) from e
+
         return Start(
-            make=lambda: _take_over(found, model, optimizer, abstract),
+            make=make,
             record=found.record,
             lines=[
                 f"begins from step {found.step} of {found.workdir}: {what}",

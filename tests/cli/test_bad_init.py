@@ -61,6 +61,7 @@ def test_a_damaged_source(refused, finished_run, store, tmp_path, capsys):
     *shown, line = capsys.readouterr().err.splitlines()  # the differences are shown before
     assert line.startswith("emo: ") and not any(other.startswith("emo: ") for other in shown)
     assert "step 30" in line and "is damaged" in line and "other bytes than were written" in line
+    assert line.endswith(f"give --init-from {copy}@STEP with another step")
     assert runs.checkpoints(new) == [] and not (new / "metrics.jsonl").exists()
     # A run that has nothing yet may begin from another step, but not from random parameters.
     line = refused(USAGE, *_train(store, new, STEPS))
