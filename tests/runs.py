@@ -89,6 +89,38 @@ def start(argv: list, env: dict[str, str], log: Path) -> subprocess.Popen:
         return subprocess.Popen(command, env=env, stdout=stream, stderr=stream)
 
 
+_STALLED = """
+import os, signal, sys, time
+from pathlib import Path
+from emo_jax.configfile import load_config
+from emo_jax.train.loop import Trainer
+
+step, meanwhile, file, workdir, *overrides = sys.argv[1:]
+trainer = Trainer(load_config(file, overrides), workdir)
+batches = trainer._batches
+
+def stalled(window):
+    for number, batch in enumerate(batches(window), 1):
+        while number == int(step):
+            exec(meanwhile)
+            time.sleep(0.01)
+        yield batch
+
+trainer._batches = stalled
+trainer.run()
+"""
+
+
+def stalled(argv: list[str], *, step: int, meanwhile: str = "") -> list[str]:
+    """Command of a fresh run of `train_argv` whose input never gives the batch of `step`.
+
+    Args:
+      meanwhile: Python that is run again and again while it waits; it knows `workdir`.
+    """
+    _, _, file, _, workdir, *overrides = argv
+    return [sys.executable, "-c", _STALLED, str(step), meanwhile, file, workdir, *overrides]
+
+
 def wait_until(reached: Callable[[], bool], process: subprocess.Popen, log: Path) -> None:
     """Returns when `reached`; the process must still run then."""
     give_up = time.monotonic() + 240

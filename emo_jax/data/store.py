@@ -25,7 +25,7 @@ from emo_jax.data import vocabularies
 from emo_jax.data.json_tokenizer import JsonTokenizer
 from emo_jax.data.stream import SPLITS, Span
 from emo_jax.data.tokenizer_base import Tokenizer
-from emo_jax.data.tokenizers import load_tokenizer
+from emo_jax.data.tokenizers import has_tokenizer, load_tokenizer
 from emo_jax.errors import DataError, UsageError
 
 MANIFEST = "store.json"
@@ -152,6 +152,11 @@ class TokenStore:
                 f" not {self.tokenizer_fingerprint[:12]}); prepare the documents with the model's"
                 " tokenizer"
             )
+
+    def check_tokenizer_in(self, folder: Path) -> None:
+        """Raises DataError where a folder holds another tokenizer than the store's."""
+        if has_tokenizer(folder):
+            self.check_tokenizer(load_tokenizer(folder).fingerprint)
 
     def _array(self, name: str) -> ts.TensorStore:
         spec = {"driver": "zarr3", "kvstore": _url(self.path, name), "recheck_cached_data": "open"}

@@ -40,6 +40,7 @@ class TokenSource(Protocol):
     vocab_size: int
     domains: tuple[str, ...]
     tokenizer_fingerprint: str  # "" where the tokens do not say
+    fingerprint: str  # of the tokens and their order; equal sources have equal ones
 
     def streams(self, split: str) -> Sequence[Stream]:
         """The streams of a split; none where it is empty."""

@@ -16,7 +16,6 @@ from emo_jax.checkpoint import Checkpointer
 from emo_jax.config import Config
 from emo_jax.data.store import TokenStore
 from emo_jax.data.stream import TokenSource
-from emo_jax.data.tokenizers import has_tokenizer, load_tokenizer
 from emo_jax.errors import CheckpointError, DataError, UsageError
 from emo_jax.manifest import LeafPath, compare, read_manifest
 from emo_jax.workdir import INIT_FILE, TOKENIZER_FOLDER, is_free, one_line, read_workdir_config
@@ -77,14 +76,13 @@ def find_source(
     config: Config,
     *,
     source: TokenSource,
-    fingerprint: str,
     wanted: dict[LeafPath, Any],
     record: dict[str, Any] | None,
 ) -> Source:
     """The checkpoint that a run asks for, if the run may begin from it.
 
     Args:
-      source, fingerprint: the tokens of the run.
+      source: the tokens of the run.
       wanted: leaves of the state that are to be read, by path.
       record: of an earlier start of this run that saved nothing; it says which step was newest.
 
@@ -114,7 +112,7 @@ def find_source(
     _check_shapes(asked, step, config, theirs, wanted)
     changes = _check_differences(asked, config, theirs)
     if not expects(config, "data.store"):
-        _check_data(asked, extra, source, fingerprint)
+        _check_data(asked, extra, source)
     if asked.mode == "all" and config.train.steps <= step:
         raise UsageError(
             f"{asked} --init all goes on at step {step}, and config.train.steps ="
@@ -241,19 +239,16 @@ def _check_shapes(
         raise UsageError(f"{asked}: {e}{differs}") from e
 
 
-def _check_data(
-    asked: InitFrom, extra: dict[str, Any], source: TokenSource, fingerprint: str
-) -> None:
+def _check_data(asked: InitFrom, extra: dict[str, Any], source: TokenSource) -> None:
     meant = "if it is meant, give --config.init.expected_changes with data.store among its names"
-    own = asked.workdir / TOKENIZER_FOLDER
-    if isinstance(source, TokenStore) and has_tokenizer(own):
+    if isinstance(source, TokenStore):
         try:
-            source.check_tokenizer(load_tokenizer(own).fingerprint)
+            source.check_tokenizer_in(asked.workdir / TOKENIZER_FOLDER)
         except DataError as e:
             raise UsageError(f"{asked} has a tokenizer of its own; {e}; {meant}") from e
-    theirs = extra.get("store", fingerprint)
-    if asked.mode == "all" and theirs != fingerprint:
+    theirs = extra.get("store", source.fingerprint)
+    if asked.mode == "all" and theirs != source.fingerprint:
         raise UsageError(
             f"{asked} --init all goes on with its data, and config.data.store is another store"
-            f" ({fingerprint[:12]} is not {theirs[:12]}); {meant}"
+            f" ({source.fingerprint[:12]} is not {theirs[:12]}); {meant}"
         )

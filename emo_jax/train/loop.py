@@ -23,7 +23,6 @@ from emo_jax.config import Config
 from emo_jax.data.loader import Loader, heldout_batches
 from emo_jax.data.store import TokenStore
 from emo_jax.data.stream import TokenSource
-from emo_jax.data.tokenizers import has_tokenizer, load_tokenizer
 from emo_jax.data.windows import Windows, open_source, open_windows
 from emo_jax.errors import CheckpointError, ConfigError, DataError, PreemptedError, UsageError
 from emo_jax.evals.heldout import HeldOut, evaluate, make_eval_step
@@ -123,7 +122,6 @@ class Trainer:
                 self._init_from,
                 checkpointer=checkpointer,
                 source=self.source,
-                fingerprint=self.source.fingerprint,
                 model=self.model,
                 optimizer=self.optimizer,
             )
@@ -169,10 +167,10 @@ class Trainer:
 
         Checkpoints made before the store was recorded are taken as they are.
         """
-        own, source = self.workdir / TOKENIZER_FOLDER, self.source
-        if isinstance(source, TokenStore) and has_tokenizer(own):
+        source = self.source
+        if isinstance(source, TokenStore):
             try:
-                source.check_tokenizer(load_tokenizer(own).fingerprint)
+                source.check_tokenizer_in(self.workdir / TOKENIZER_FOLDER)
             except DataError as e:
                 raise UsageError(f"{self.workdir} has a tokenizer of its own; {e}") from e
         for step in reversed(checkpointer.steps()):

@@ -62,7 +62,6 @@ def plan_start(
     *,
     checkpointer: Checkpointer,
     source: TokenSource,
-    fingerprint: str,
     model: ModelFunctions,
     optimizer: optax.GradientTransformationExtraArgs,
 ) -> Start:
@@ -72,7 +71,7 @@ def plan_start(
       UsageError, CheckpointError: it cannot begin as it is asked to.
     """
     found: list[Start] = []
-    plan = partial(_plan, workdir, config, asked, checkpointer, source, fingerprint)
+    plan = partial(_plan, workdir, config, asked, checkpointer, source)
     all_succeed(lambda: found.append(plan(model, optimizer)), UsageError)
     if jax.process_count() > 1 and asked is not None:
         step = (found[0].record or {}).get("step", -1)
@@ -88,7 +87,6 @@ def _plan(
     asked: InitFrom | None,
     checkpointer: Checkpointer,
     source: TokenSource,
-    fingerprint: str,
     model: ModelFunctions,
     optimizer: optax.GradientTransformationExtraArgs,
 ) -> Start:
@@ -112,7 +110,6 @@ def _plan(
         found = init_from.find_source(
             *(asked, config),
             source=source,
-            fingerprint=fingerprint,
             wanted=leaves_of(of_mode),
             record=record,
         )

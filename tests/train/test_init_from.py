@@ -213,6 +213,12 @@ def test_an_imported_model_is_trained(env, store, finished_run, tmp_path):
 # --- what each mode takes over, leaf by leaf -----------------------------------------------------
 
 
+def _tokens(folder: Path) -> RawTokens:
+    """The same few tokens, whatever the folder."""
+    np.zeros(8192, np.uint32).tofile(folder / "tokens.npy")
+    return RawTokens([str(folder / "tokens.npy")])
+
+
 @pytest.fixture(scope="module")
 def source(tmp_path_factory):
     """(workdir, config, state) of three real steps of a standard model, by eight devices."""
@@ -227,7 +233,8 @@ def source(tmp_path_factory):
         state, _ = step(state, batch)
     claim_workdir(workdir, config)
     with Checkpointer(workdir, config.checkpoint) as checkpointer:
-        extra = {"config": config_lib.to_dict(config), "windows": 24, "store": "mine"}
+        store = _tokens(workdir.parent).fingerprint
+        extra = {"config": config_lib.to_dict(config), "windows": 24, "store": store}
         checkpointer.save(3, state, extra)
     return workdir, config, jax.device_get(state)
 
@@ -242,15 +249,13 @@ def test_what_a_mode_takes_over(source, tmp_path, mode):
         mesh=MeshConfig(fsdp=2, replica=4),
     )
     model, optimizer = ModelFunctions(config, make_mesh(config.mesh)), make_optimizer(config)
-    np.zeros(8192, np.uint32).tofile(tmp_path / "tokens.npy")
     with Checkpointer(tmp_path / "new", config.checkpoint) as checkpointer:
         start = plan_start(
             tmp_path / "new",
             config,
             InitFrom.parse(str(workdir), mode),
             checkpointer=checkpointer,
-            source=RawTokens([str(tmp_path / "tokens.npy")]),
-            fingerprint="mine",
+            source=_tokens(tmp_path),
             model=model,
             optimizer=optimizer,
         )
@@ -303,7 +308,6 @@ def test_a_source_that_went_on_is_read_at_the_step_that_was_begun_from(source, t
     manifest = json.loads((workdir / "checkpoints/3/manifest.json").read_text())
     assert manifest["step"] == 3
     model, optimizer = ModelFunctions(config, make_mesh(config.mesh)), make_optimizer(config)
-    np.zeros(8192, np.uint32).tofile(tmp_path / "tokens.npy")
 
     def planned(record):
         new = tmp_path / "new"
@@ -314,8 +318,7 @@ def test_a_source_that_went_on_is_read_at_the_step_that_was_begun_from(source, t
             return plan_start(
                 *(new, config, InitFrom.parse(str(copy), "weights")),
                 checkpointer=checkpointer,
-                source=RawTokens([str(tmp_path / "tokens.npy")]),
-                fingerprint="mine",
+                source=_tokens(tmp_path),
                 model=model,
                 optimizer=optimizer,
             ).record

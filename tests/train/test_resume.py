@@ -146,27 +146,10 @@ def test_killed_again_and_again(store, tmp_path):
     _assert_same_run(workdir, reference)
 
 
-# A run whose input stalls once step 10 is done; it is killed when the checkpoint of it is complete.
-_STALLED = """
-import os, signal, sys, time
-from pathlib import Path
-from emo_jax.configfile import load_config
-from emo_jax.train.loop import Trainer
-
-file, workdir, *overrides = sys.argv[1:]
-trainer = Trainer(load_config(file, overrides), workdir)
-batches = trainer._batches
-
-def stalled(window):
-    for number, batch in enumerate(batches(window)):
-        while number == 10:
-            if Path(workdir, "checkpoints/10/manifest.json").exists():
-                os.kill(os.getpid(), signal.SIGKILL)
-            time.sleep(0.01)
-        yield batch
-
-trainer._batches = stalled
-trainer.run()
+# Killed when the checkpoint of step 10 is complete.
+_DIE_AFTER_THE_SAVE = """
+if Path(workdir, "checkpoints/10/manifest.json").exists():
+    os.kill(os.getpid(), signal.SIGKILL)
 """
 
 
@@ -174,8 +157,7 @@ def test_a_kill_right_after_a_save_loses_no_line_of_the_log(env, finished_run, s
     """All that led to a checkpoint is in the log before it."""
     workdir = tmp_path / "run"
     argv = runs.train_argv(store, workdir)
-    _, _, file, _, _, *overrides = argv
-    command = [sys.executable, "-c", _STALLED, file, str(workdir), *overrides]
+    command = runs.stalled(argv, step=11, meanwhile=_DIE_AFTER_THE_SAVE)
     process = subprocess.run(command, env=env, capture_output=True, text=True, timeout=120)
     assert process.returncode == -signal.SIGKILL, process.stderr
     assert runs.steps_logged(workdir) == 10

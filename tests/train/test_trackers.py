@@ -21,25 +21,6 @@ from emo_jax.train import run_info, trackers
 from emo_jax.train.metrics import METRICS_FILE
 from emo_jax.train.tracking import scalars
 
-# Stalls before step 26, to be killed there.
-_STALLED = """
-import sys, time
-from emo_jax.configfile import load_config
-from emo_jax.train.loop import Trainer
-
-file, workdir, *overrides = sys.argv[1:]
-trainer = Trainer(load_config(file, overrides), workdir)
-batches = trainer._batches
-
-def stalled(window):
-    for number, batch in enumerate(batches(window)):
-        while number == 25:
-            time.sleep(0.1)
-        yield batch
-
-trainer._batches = stalled
-trainer.run()
-"""
 _LOOK = """
 import sys
 from emo_jax.cli import main
@@ -113,10 +94,9 @@ def tracked(env, store, tmp_path_factory) -> Tracked:
         quiet = {k: v for k, v in env.items() if k.lower() != "no_proxy"}
         watched = quiet | proxies | {"WANDB_BASE_URL": here, "EMO_TEST_SECRET": SECRET}
         watched["WANDB_API_KEY"] = SECRET.ljust(40, "x")
-        _, _, file, _, _, *overrides = argv
         log = folder / "log"
         with log.open("w") as stream:
-            command = [sys.executable, "-c", _STALLED, file, str(workdir), *overrides]
+            command = runs.stalled(argv, step=26)  # to be killed there
             process = subprocess.Popen(
                 command, env=watched, stdout=stream, stderr=stream, cwd=folder
             )
