@@ -85,7 +85,7 @@ def bench_train(
         slower = bench.slowdown(*timings)
         results["slowdown"] = slower._asdict()
         click.echo(
-            f"{timings[0].config.name} takes {slower.median:+.1%} of the time of"
+            f"{timings[0].config.name}: {slower.median:+.1%} time a step against"
             f" {timings[1].config.name} (95 % interval {slower.low:+.1%} to {slower.high:+.1%})"
         )
     if json_file:
