@@ -32,6 +32,7 @@ setup(
         "absl-py>=2.1.0",
         "click>=8.1.8",
         "etils[epath]>=1.12",
+        "filelock>=3.15",  # the size limit of JAX's compile cache wants it
         "flax>=0.12.8",
         "grain>=0.2.18",
         "jax>=0.10.2",

@@ -78,7 +78,8 @@ def _parameter(parameter: click.Parameter) -> str:
     head = ", ".join(f"`{o}`" for o in opts) if is_option else f"`{(parameter.name or '').upper()}`"
     flag = is_option and parameter.is_flag
     kind = parameter.type
-    value = "" if flag else " ".join(kind.choices) if isinstance(kind, click.Choice) else kind.name
+    choices = " ".join(kind.choices) if isinstance(kind, click.Choice) else ""
+    value = "" if flag else parameter.metavar or choices or kind.name
     bounds = [getattr(kind, "min", None), getattr(kind, "max", None)]
     if any(bound is not None for bound in bounds):
         value += (

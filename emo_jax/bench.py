@@ -25,14 +25,16 @@ from emo_jax.train.step import jit_train_step
 
 DOCUMENTS_A_WINDOW = 4  # mean; with the lengths of real text the exact figure changes little
 NUM_BATCHES = 4
+ROUNDS_FOR_95 = 6  # fewer pairs give no interval that holds the median with 95 %
 
 
 class Interval(NamedTuple):
-    """A median, and the bounds that hold the true one with at least 95 % probability."""
+    """A median, and bounds that hold the true one with a probability of `confidence`."""
 
     median: float
     low: float
     high: float
+    confidence: float
 
 
 @dataclass
@@ -40,7 +42,7 @@ class Timing:
     """What one config took."""
 
     config: Config
-    compile_seconds: float
+    first_step_seconds: float  # compiling, or reading what was kept of an earlier run
     step_seconds: list[float]  # one for each round: the median of its steps
 
     @property
@@ -57,7 +59,7 @@ class Timing:
             "config": self.config.name,
             "tokens_per_second_median": median,
             "tokens_per_second_rounds": speed,
-            "compile_seconds": self.compile_seconds,
+            "first_step_seconds": self.first_step_seconds,
             "mfu": flops.mfu(self.config, median, jax.devices()),
             "device": jax.devices()[0].device_kind,
             "devices": jax.device_count(),
@@ -123,11 +125,11 @@ def bench_train(
     for config in configs:
         progress(f"{config.name}: compiling")
         runner = _Runner(config)
-        compile_seconds = runner.seconds()
+        first_step_seconds = runner.seconds()
         for _ in range(warmup):
             runner.seconds()
         runners.append(runner)
-        timings.append(Timing(config, compile_seconds, []))
+        timings.append(Timing(config, first_step_seconds, []))
     for i in range(rounds):
         turns = list(zip(runners, timings, strict=True))
         for runner, timing in turns if i % 2 == 0 else reversed(turns):
@@ -140,23 +142,25 @@ def bench_train(
 
 
 def slowdown(ours: Timing, theirs: Timing) -> Interval:
-    """By which share of its time `ours` is slower than `theirs`: +0.02 is 2 % slower.
+    """How much more time `ours` takes for a token than `theirs`: +0.02 is 2 % more.
 
-    The median over the pairs of rounds, with its distribution-free interval.
+    The median over the pairs of rounds, with its distribution-free interval. Steps may be of
+    different sizes.
     """
-    pairs = zip(ours.step_seconds, theirs.step_seconds, strict=True)
-    return median_interval([a / b - 1.0 for a, b in pairs])
+    pairs = zip(ours.tokens_per_second, theirs.tokens_per_second, strict=True)
+    return median_interval([b / a - 1.0 for a, b in pairs])
 
 
 def median_interval(values: list[float]) -> Interval:
     """The median and an interval of order statistics that holds it with at least 95 %.
 
     Each value lies below the true median with probability 1/2, whatever the distribution. Of fewer
-    than six values no such interval exists: then it is the whole range.
+    than six values no such interval exists: then it is the whole range, with what that holds.
     """
     from scipy.stats import binom
 
     ordered, n = sorted(values), len(values)
     below = int(binom.ppf(0.025, n, 0.5))
     first = max(below - 1, 0)
-    return Interval(statistics.median(ordered), ordered[first], ordered[n - 1 - first])
+    confidence = 1.0 - 2.0 * float(binom.cdf(first, n, 0.5))
+    return Interval(statistics.median(ordered), ordered[first], ordered[n - 1 - first], confidence)

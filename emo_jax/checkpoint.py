@@ -53,7 +53,7 @@ from emo_jax.slices import WRITE_BYTES, SlicedLeaf, SliceReader, sliced_registry
 from emo_jax.workdir import all_succeed, one_line
 
 _LOG = logging.getLogger(__name__)
-_FOLDER, _DATA = "checkpoints", "data"
+CHECKPOINTS, _DATA = "checkpoints", "data"  # in the workdir, and in the folder of a step
 _CHUNK_BYTES = 64 * 2**20  # unit of reading: another mesh reads little more than its own shards
 _SAVE_TIMEOUT = 1800  # seconds that processes wait for each other's writes
 
@@ -63,7 +63,7 @@ class Checkpointer:
 
     def __init__(self, workdir: str | os.PathLike[str], config: CheckpointConfig):
         self.skipped: list[tuple[int, str]] = []  # (step, what is wrong) of damaged checkpoints
-        self._folder = epath.Path(workdir) / _FOLDER
+        self._folder = epath.Path(workdir) / CHECKPOINTS
         self._config = config
         self._saves = 0
         self._own: set[int] = set()  # steps this run saved or restored, on every process
@@ -350,7 +350,7 @@ def restore_params(
             compare(folder, manifest, wanted, ("params",))
         return dict(_read(folder, manifest, wanted or param_specs(manifest)))
 
-    folder = epath.Path(workdir) / _FOLDER
+    folder = epath.Path(workdir) / CHECKPOINTS
     values, extra, found = newest_good(folder, step, {"params"}, load, [])
     if wanted is None:
         return nest(values).get("params", {}), extra, found
@@ -369,7 +369,7 @@ def open_params(
         specs = {"/".join(path[1:]): spec for path, spec in param_specs(manifest).items()}
         return SliceReader(folder / manifest["data"] / "params", specs, ("params",))
 
-    return newest_good(epath.Path(workdir) / _FOLDER, step, {"params"}, load, [])
+    return newest_good(epath.Path(workdir) / CHECKPOINTS, step, {"params"}, load, [])
 
 
 def _read(

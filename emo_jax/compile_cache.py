@@ -18,11 +18,12 @@ MIN_SECONDS = 0.5  # what compiles faster than this is not kept
 def folder() -> Path | None:
     """Where compiled programs are kept; None where they are not, or JAX is told where already."""
     asked = os.environ.get("EMO_COMPILE_CACHE")
-    if asked == OFF or (asked is None and os.environ.get("JAX_COMPILATION_CACHE_DIR")):
+    if asked == OFF or (not asked and os.environ.get("JAX_COMPILATION_CACHE_DIR")):
         return None
-    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     root = Path(asked) if asked else Path(cache) / "emo_jax" / "compiled"
-    return root / _processor()
+    # Nobody's home, as of a user that the machine does not know: `~` stays as it is.
+    return root / _processor() if root.is_absolute() or asked else None
 
 
 def _processor() -> str:

@@ -373,6 +373,7 @@ class Config:
     seed: int = 0  # initialisation and pool draws
 
     def __post_init__(self) -> None:
+        _require(-(2**63) <= self.seed < 2**63, "seed", self.seed, "of 64 bits, -2**63..2**63-1")
         if self.moe is None:
             _require(
                 self.model.mlp_dim >= 1,

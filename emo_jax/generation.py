@@ -1,5 +1,6 @@
 """Texts from a model: prompts to tokens, batches, where a text ends, and tokens to text."""
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -18,7 +19,7 @@ class TextSettings:
     Attributes:
       max_tokens: of one text, at most.
       stop: a text ends before the first of these strings that it contains.
-      seed: with the prompt it decides what is drawn.
+      seed: decides what is drawn, with the prompt and how often that came before.
       batch_size: prompts at once, at most.
     """
 
@@ -69,11 +70,16 @@ class TextGenerator:
     def encode(self, prompts: Sequence[str]) -> list[list[int]]:
         """Ids of each prompt; of an empty one the token behind which a document begins.
 
+        Prompts begin with the token that the documents of the training began with, if any.
+
         Raises:
           UsageError: a prompt that leaves no room in the window.
         """
         room = self._generator.window - 1
-        encoded = [ids.tolist() for ids in self._tokenizer.encode_batch(list(prompts))]
+        bos = self._tokenizer.bos_id if self._tokenizer.adds_bos else None
+        begin = [] if bos is None else [bos]
+        texts = self._tokenizer.encode_batch(list(prompts))
+        encoded = [[*begin, *ids.tolist()] for ids in texts]
         for number, ids in enumerate(encoded, 1):
             if len(ids) > room:
                 raise UsageError(
@@ -91,6 +97,11 @@ class TextGenerator:
           on_text: called with the parts of the first prompt's text as they come.
         """
         encoded, size = self.encode(prompts), min(self._settings.batch_size, len(prompts))
+        seen: Counter[tuple[int, ...]] = Counter()
+        numbers = []
+        for prompt_ids in map(tuple, encoded):
+            numbers.append(seen[prompt_ids])
+            seen[prompt_ids] += 1
         for first in range(0, len(prompts), size):
             ids = encoded[first : first + size]
             watched = [_Watched(self._tokenizer, prompt, self._settings.stop) for prompt in ids]
@@ -105,7 +116,11 @@ class TextGenerator:
 
             needed = bool(self._settings.stop) or tell is not None
             rows = self._generator.generate(
-                ids, self._settings.max_tokens, rows=size, watch=watch if needed else None
+                ids,
+                self._settings.max_tokens,
+                rows=size,
+                numbers=numbers[first : first + size],
+                watch=watch if needed else None,
             )
             batch = prompts[first : first + size]
             for prompt, one, row in zip(batch, watched, rows, strict=True):

@@ -72,14 +72,14 @@ def load_model(path: str) -> LoadedModel:
         raise UsageError(
             f"{path}: neither a workdir nor a Hugging Face folder (no {CONFIG_FILE}); give one"
         )
-    if _is_hugging_face(folder / CONFIG_FILE):
+    if is_hugging_face(folder):
         if step is not None:
             raise UsageError(f"{path}: a Hugging Face folder has no steps; leave out @{step}")
         params, config = import_model(folder)
         tokenizer = folder if (folder / "tokenizer.json").is_file() else None
     else:
         config = read_workdir_config(folder)
-        params, _, step = restore_params(folder, step)
+        params, _, step = restore_params(folder.absolute(), step)  # orbax takes no other
         tokenizer = tokenizer_of(folder, config)
     loaded = None if tokenizer is None else load_tokenizer(tokenizer)
     return LoadedModel(path, params, config, loaded, step)
@@ -92,8 +92,9 @@ def _split_step(path: str) -> tuple[Path, int | None]:
     return Path(path), None
 
 
-def _is_hugging_face(file: Path) -> bool:
-    """Whether config.json is one of transformers rather than of a run."""
+def is_hugging_face(folder: Path) -> bool:
+    """Whether the config.json of a folder is one of transformers rather than of a run."""
+    file = folder / CONFIG_FILE
     try:
         content: Any = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

@@ -159,6 +159,11 @@ class SliceReader:
         try:
             return self._read(path, block)
         except Exception as e:
+            if not self._folder.exists():
+                raise CheckpointError(
+                    f"{self._folder}: was removed while it was read, as a run that is training does"
+                    " with its older checkpoints; try again"
+                ) from e
             raise CheckpointError(f"{self._folder}: {path} cannot be read: {one_line(e)}") from e
 
     def _read(self, path: str, block: Block) -> np.ndarray:

@@ -2,10 +2,9 @@
 
 import contextlib
 import dataclasses
+import logging
 import math
 import os
-import secrets
-import shutil
 import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -14,8 +13,9 @@ from typing import Any
 import numpy as np
 
 from emo_jax import config as config_lib
-from emo_jax.checkpoint import Checkpointer, open_params
+from emo_jax.checkpoint import CHECKPOINTS, Checkpointer, open_params
 from emo_jax.config import Config, TrackingConfig
+from emo_jax.data.partial import partial_folder, remove_left_over
 from emo_jax.data.progress import Progress
 from emo_jax.data.tokenizers import has_tokenizer, load_tokenizer
 from emo_jax.errors import CheckpointError, UsageError
@@ -30,12 +30,17 @@ from emo_jax.model.transformer import ModelFunctions
 from emo_jax.slices import Block, SlicedLeaf
 from emo_jax.train.metrics import METRICS_FILE, read_metrics
 from emo_jax.workdir import (
+    CONFIG_FILE,
     TOKENIZER_FOLDER,
     claim_workdir,
     one_line,
     read_workdir_config,
     refuse_existing,
 )
+
+_PARTIAL = "partial"
+_IMPORTED = (CONFIG_FILE, CHECKPOINTS, TOKENIZER_FOLDER)
+_LOG = logging.getLogger(__name__)
 
 
 def tokenizer_of(workdir: Path, config: Config) -> Path | None:
@@ -82,11 +87,15 @@ def export_workdir(
     config = read_workdir_config(folder)
     chosen = layout_for(config, layout)
     tokenizer = of_run = tokenizer_of(folder, config)
+    eos_id: int | None = None
+    pad_id: int | None = None
     if tokenizer_dir:
         tokenizer = Path(tokenizer_dir)
         _check_tokenizer(tokenizer, of_run)
     elif tokenizer and not (tokenizer / "tokenizer.json").exists():
-        tokenizer = None  # a vocabulary that is kept as it is: no file that transformers reads
+        # A vocabulary that is kept as it is: no file that transformers reads, but its ids.
+        kept = load_tokenizer(tokenizer)
+        tokenizer, eos_id, pad_id = None, kept.eos_id, kept.pad_id
     with Progress("export", enabled=not quiet) as progress:
         progress.show(f"verifying the checkpoint in {folder}")
         params, extra, found = open_params(folder, step)
@@ -97,6 +106,8 @@ def export_workdir(
             Path(output),
             layout=chosen.name,
             tokenizer_dir=tokenizer,
+            eos_token_id=eos_id,
+            pad_token_id=pad_id,
             card=_card(folder, config, extra, found),
             on_bytes=_counter(progress, total),
         )
@@ -166,34 +177,38 @@ def import_folder(
     refuse_existing(folder)
     source, config, _ = open_folder(Path(hf_dir))
     ModelFunctions(config)  # refuses what the model cannot be
-    unfinished = folder.parent / f".{folder.name}.{secrets.token_hex(4)}.partial"
+    for note in remove_left_over(folder, [_PARTIAL], _IMPORTED):
+        _LOG.warning("%s", note)
     total = sum(math.prod(shape) for shape in source.shapes.values()) * F32_BYTES
     try:
-        unfinished.mkdir(parents=True)
-        claim_workdir(unfinished, config)
-        copy_tokenizer(Path(hf_dir), unfinished / TOKENIZER_FOLDER)
-        with (
-            Progress("import", enabled=not quiet) as progress,
-            Checkpointer(unfinished, config.checkpoint) as checkpointer,
-        ):
-            stopped = threading.Event()
-            state = {"params": _sliced(source, _counter(progress, total), stopped)}
-            extra = {"config": config_lib.to_dict(config), "windows": 0}
-            try:
-                checkpointer.save(0, state, extra)
-                checkpointer.wait()
-            except BaseException:
-                # Interrupted: the writer ends at its next slice, and then its files can go.
-                stopped.set()
-                with contextlib.suppress(CheckpointError):
-                    checkpointer.close()
-                raise
-        os.rename(unfinished, folder)
+        with partial_folder(folder, _PARTIAL) as unfinished:
+            claim_workdir(unfinished, config)
+            copy_tokenizer(Path(hf_dir), unfinished / TOKENIZER_FOLDER)
+            with Progress("import", enabled=not quiet) as progress:
+                _save_sliced(unfinished, source, config, _counter(progress, total))
+            os.rename(unfinished, folder)
     except OSError as e:
         raise UsageError(f"{folder}: cannot be made a workdir: {one_line(e)}") from e
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
     return config
+
+
+def _save_sliced(
+    workdir: Path, source: FolderSource, config: Config, on_bytes: Callable[[int], None]
+) -> None:
+    """Writes the parameters as checkpoint 0, a few slices at a time."""
+    stopped = threading.Event()
+    state = {"params": _sliced(source, on_bytes, stopped)}
+    extra = {"config": config_lib.to_dict(config), "windows": 0}
+    with Checkpointer(workdir, config.checkpoint) as checkpointer:
+        try:
+            checkpointer.save(0, state, extra)
+            checkpointer.wait()
+        except BaseException:
+            # Interrupted: the writer ends at its next slice, and then its files can go.
+            stopped.set()
+            with contextlib.suppress(CheckpointError):
+                checkpointer.close()
+            raise
 
 
 def _sliced(

@@ -1,5 +1,6 @@
 """emo bench train: what is timed is a real step, and the interval is the textbook's."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -40,7 +41,13 @@ def test_two_configs_in_turns(tmp_path, capsys):
         for a, b in zip(*(c["tokens_per_second_rounds"] for c in result["configs"]), strict=True)
     ]
     assert result["slowdown"]["median"] == pytest.approx(np.median(by_hand))
-    assert result["slowdown"]["low"] <= result["slowdown"]["median"] <= result["slowdown"]["high"]
+    slower = result["slowdown"]
+    assert slower["low"] == min(by_hand) and slower["high"] == max(by_hand)
+    assert slower["confidence"] == 1 - 2 / 2**6  # no pair of six on either side of the median
+    assert "with 97% confidence" in shown
+    assert runs.emo_here(*argv, "--json", target, *SMALL) == 2
+    assert "is there already" in capsys.readouterr().err
+    assert json.loads(target.read_text()) == result
 
 
 def test_the_interval_holds_the_median_as_often_as_it_says():
@@ -48,10 +55,22 @@ def test_the_interval_holds_the_median_as_often_as_it_says():
     for n in (6, 20):
         # A skewed distribution with median 1: of 2000 intervals at least 95 % hold it.
         draws = np.exp(rng.normal(size=(2000, n)) ** 3)
-        held = [low <= 1.0 <= high for _, low, high in map(bench.median_interval, draws.tolist())]
+        held = [
+            low <= 1.0 <= high for _, low, high, _ in map(bench.median_interval, draws.tolist())
+        ]
         assert np.mean(held) > 0.94
     # The textbook's ranks for twenty values: the 6th and the 15th.
-    assert bench.median_interval([float(v) for v in range(1, 21)]) == (10.5, 6.0, 15.0)
+    twenty = bench.median_interval([float(v) for v in range(1, 21)])
+    assert twenty[:3] == (10.5, 6.0, 15.0) and twenty.confidence == pytest.approx(0.9586, abs=1e-4)
+    # Five have no interval of 95 %, and it is not called one.
+    assert bench.median_interval([1.0, 2.0, 3.0, 4.0, 5.0]) == (3.0, 1.0, 5.0, 0.9375)
+
+
+def test_steps_of_different_sizes_are_compared_by_the_token():
+    config = from_config_dict(presets.bench_cpu())
+    half = dataclasses.replace(config, train=dataclasses.replace(config.train, batch_size=8))
+    ours, theirs = bench.Timing(config, 0.0, [2.2] * 6), bench.Timing(half, 0.0, [1.0] * 6)
+    assert bench.slowdown(ours, theirs).median == pytest.approx(0.1)
 
 
 def test_made_up_documents_are_those_of_the_config():

@@ -41,6 +41,7 @@ def changed(preset=presets.emo_tiny, **fields) -> Config:
         ),
         ({"model__num_layers": "3"}, r"config\.model\.num_layers = '3': must be int, not str"),
         ({"model__num_layers": True}, r"must be int, not bool"),
+        ({"seed": 2**63}, r"config\.seed = 9223372036854775808: must be of 64 bits"),
         ({"model__num_layers": 0}, r"config\.model\.num_layers = 0: must be at least 1"),
         (
             {"model__attention": "windows"},

@@ -69,6 +69,13 @@ def test_every_option_of_every_command_is_in_the_reference():
             assert (" ".join((getattr(parameter, "help", None) or "").split())[:40]) in row
 
 
+def test_an_option_shows_what_it_takes():
+    rows = _table("commands_page")
+    assert "| WORKDIR[@STEP] |" in rows["emo train --init-from"]
+    assert "| ORG/NAME |" in rows["emo export --push"]
+    assert "| weights weights+optimizer all |" in rows["emo train --init"]
+
+
 def _shown(parameter: click.Parameter) -> str:
     is_option = isinstance(parameter, click.Option)
     return parameter.opts[0] if is_option else (parameter.name or "").upper()
@@ -166,7 +173,7 @@ def test_every_config_field_and_option_that_a_guide_names_is_there():
     for page in GUIDES:
         for span in re.findall(r"`([^`\n]+)`", page.read_text()):
             if re.fullmatch(r"[a-z_]+(\.[a-z_0-9]+)+", span) and span.partition(".")[0] in names:
-                is_file = span.endswith((".json", ".py", ".jsonl"))
+                is_file = span.endswith((".json", ".py", ".jsonl", ".safetensors"))
                 assert is_file or span in fields, f"{page.name}: {span}"
                 seen += not is_file
             if re.match(r"--[a-z-]+( |$)", span):

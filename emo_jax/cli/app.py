@@ -42,12 +42,14 @@ def command(example: str, **settings: Any) -> Callable:
 
 
 def refuse_unwritable(option: str, file: Path) -> None:
-    """Raises UsageError where a file cannot be made or replaced."""
+    """Raises UsageError where a file cannot be made, or is there already."""
     if not file.parent.is_dir():
         raise UsageError(f"{option} {file}: no such folder {file.parent}; make it first")
     if file.is_dir():
         raise UsageError(f"{option} {file}: is a folder; give a file")
-    if not os.access(file if file.exists() else file.parent, os.W_OK):
+    if file.exists():
+        raise UsageError(f"{option} {file}: is there already; give a new file")
+    if not os.access(file.parent, os.W_OK):
         raise UsageError(f"{option} {file}: cannot be written; give a file in another folder")
 
 

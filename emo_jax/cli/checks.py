@@ -12,16 +12,19 @@ from emo_jax.errors import EmoError
 
 @command("emo verify --json verify.json")
 @click.argument("case_dir", required=False)
-@click.option("--json", "json_file", default=None, help="Write the errors and limits here.")
+@click.option(
+    "--json", "json_file", default=None, help="Write the errors and limits to this new file."
+)
 def verify(case_dir: str | None, json_file: str | None) -> None:
     """Hold this machine's numerics against golden numbers of the PyTorch reference."""
     if json_file:
         refuse_unwritable("--json", Path(json_file))  # before minutes of work
     from emo_jax.verify import verify_cases
+    from emo_jax.workdir import write_atomic
 
     results, failed = verify_cases(Path(case_dir) if case_dir else None, show=click.echo)
     if json_file:
-        Path(json_file).write_text(json.dumps(results, indent=2) + "\n")
+        write_atomic(Path(json_file), json.dumps(results, indent=2) + "\n")
     if failed:
         raise EmoError(f"{failed} quantities are beyond their limits")
 
@@ -49,7 +52,7 @@ def bench() -> None:
 @click.option(
     "--steps", type=click.IntRange(min=1), default=3, show_default=True, help="Steps of a turn."
 )
-@click.option("--json", "json_file", default=None, help="Write the figures here.")
+@click.option("--json", "json_file", default=None, help="Write the figures to this new file.")
 @click.argument("overrides", nargs=-1, type=click.UNPROCESSED)
 def bench_train(
     config: str,
@@ -65,6 +68,7 @@ def bench_train(
     """
     from emo_jax import bench
     from emo_jax.configfile import load_config
+    from emo_jax.workdir import write_atomic
 
     if json_file:
         refuse_unwritable("--json", Path(json_file))
@@ -79,14 +83,17 @@ def bench_train(
         click.echo(
             f"{timing.config.name}: {statistics.median(speed):,.0f} tokens/s (median of {rounds}"
             f" rounds, {speed[0]:,.0f} to {speed[-1]:,.0f};"
-            f" first step {timing.compile_seconds:.1f} s)"
+            f" first step {timing.first_step_seconds:.1f} s)"
         )
     if against is not None:
         slower = bench.slowdown(*timings)
         results["slowdown"] = slower._asdict()
         click.echo(
-            f"{timings[0].config.name}: {slower.median:+.1%} time a step against"
-            f" {timings[1].config.name} (95 % interval {slower.low:+.1%} to {slower.high:+.1%})"
+            f"{timings[0].config.name} takes {slower.median:+.1%} time a token against"
+            f" {timings[1].config.name} (median of {rounds} pairs; {slower.low:+.1%} to"
+            f" {slower.high:+.1%} with {slower.confidence:.0%} confidence)"
         )
+        if rounds < bench.ROUNDS_FOR_95:
+            click.echo(f"--rounds {bench.ROUNDS_FOR_95} or more give 95 % confidence", err=True)
     if json_file:
-        Path(json_file).write_text(json.dumps(results, indent=2) + "\n")
+        write_atomic(Path(json_file), json.dumps(results, indent=2) + "\n")

@@ -1,11 +1,14 @@
 """emo prepare, emo tokenizer train."""
 
+import contextlib
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import click
 
 from emo_jax.cli.app import Command, cli, command
+from emo_jax.errors import DataError
 
 
 @command(
@@ -101,14 +104,24 @@ def tokenizer() -> None:
 def tokenizer_train(inputs: tuple[str, ...], vocab_size: int, output: str, text_field: str) -> None:
     """Train a byte-level BPE tokenizer on documents."""
     from emo_jax.data.documents import ReadReport, read_documents
+    from emo_jax.data.partial import remove_left_over
     from emo_jax.data.progress import Progress
+    from emo_jax.data.store_writer import PARTIAL, new_folder
     from emo_jax.data.tokenizers import train_bpe
     from emo_jax.workdir import refuse_existing
 
     refuse_existing(output)
-    report = ReadReport()
+    target, report = Path(output).absolute(), ReadReport()
     documents = read_documents(list(inputs), text_field=text_field, report=report)
-    with Progress("tokenizer") as shown:
+    with contextlib.ExitStack() as stack:
+        try:  # what cannot be written shows now, not after hours of reading
+            remove_left_over(target, (PARTIAL,), ())
+            folder = stack.enter_context(new_folder(target))
+        except OSError as error:
+            raise DataError(
+                f"{output}: cannot be written ({error}); give another folder"
+            ) from error
+        shown = stack.enter_context(Progress("tokenizer"))
 
         def texts() -> Iterator[str]:
             size = 0
@@ -121,6 +134,6 @@ def tokenizer_train(inputs: tuple[str, ...], vocab_size: int, output: str, text_
             shown.show(f"merging pairs of {size / 1e6:,.0f} MB", always=size > 10_000_000)
 
         trained = train_bpe(texts(), vocab_size)
-    trained.save(output)
+        trained.save(folder)
     click.echo(report.summary())
     click.echo(f"{output}: {trained.vocab_size} entries, fingerprint {trained.fingerprint[:12]}")

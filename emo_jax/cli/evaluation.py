@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from emo_jax.generation import Text, TextGenerator
 
 _WIDTH = 240
+_LEAST_TEMPERATURE = 1e-6
 
 
 @command('emo generate runs/tiny --prompt "The court" --temperature 0.8 --top-p 0.9')
@@ -77,6 +78,13 @@ def generate(
         raise UsageError(
             "--top-p and --top-k draw nothing at --temperature 0, the default; give a temperature"
         )
+    if 0 < temperature < _LEAST_TEMPERATURE:  # logits over it are more than a float holds
+        raise UsageError(
+            f"--temperature {temperature}: must be 0, which takes the likeliest token, or at least"
+            f" {_LEAST_TEMPERATURE}"
+        )
+    if not -(2**63) <= seed < 2**63:
+        raise UsageError(f"--seed {seed}: must be of 64 bits, -2**63 to 2**63 - 1")
     if output:
         refuse_unwritable("--output", Path(output))
         if Path(output).exists():

@@ -1,5 +1,7 @@
 """emo export, emo import: Hugging Face folders."""
 
+from pathlib import Path
+
 import click
 
 from emo_jax.cli.app import command
@@ -48,13 +50,19 @@ def export(
     """Write a Hugging Face folder, and push it to the hub where asked."""
     from emo_jax.errors import UsageError
     from emo_jax.hf.push import check_repo, push_folder
+    from emo_jax.loading import is_hugging_face
     from emo_jax.transfer import export_workdir
-    from emo_jax.workdir import refuse_existing
+    from emo_jax.workdir import CONFIG_FILE, refuse_existing
 
     if push:
         check_repo(push)
     if output is not None:
         refuse_existing(output)  # before a large checkpoint is read
+        if (Path(workdir) / CONFIG_FILE).is_file() and is_hugging_face(Path(workdir)):
+            raise UsageError(
+                f"{workdir}: a Hugging Face folder already, not a run's workdir; make one of it"
+                f" with emo import {workdir} --workdir FOLDER"
+            )
         made, layout = export_workdir(
             workdir, output, layout=layout, step=step, tokenizer_dir=tokenizer, quiet=False
         )

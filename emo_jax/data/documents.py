@@ -70,6 +70,9 @@ def read_documents(
         raise UsageError(
             "no input: name at least one JSONL or Parquet file or folder of text files"
         )
+    needed = {"--text-field": text_field}
+    if selection.languages:
+        needed["--language-field"] = selection.language_field
     paths: list[Path | seqio_tasks.Tasks] = []
     for given in (os.fspath(i) for i in inputs):
         if given.startswith(seqio_tasks.PREFIX):
@@ -87,7 +90,7 @@ def read_documents(
         # A file without texts is found now, not after the hours that those before it take.
         for file, _, _ in _files(path):
             if _kind(file) == "parquet":
-                parquet.check(file, text_field)
+                parquet.check(file, needed)
     made = Documents(fields, selection, ids=ids, report=report)
     wanted = [text_field, id_field, domain_field]
     if selection.languages:

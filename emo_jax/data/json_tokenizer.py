@@ -98,9 +98,11 @@ class JsonTokenizer(Tokenizer):
         special = {"eos_token": self.eos_token, "pad_token": self.pad_token}
         if self.bos_token:
             special["bos_token"] = self.bos_token
+        begins = {"add_bos_token": True} if self.adds_bos else {}
         settings: dict[str, Any] = {
             "tokenizer_class": "PreTrainedTokenizerFast",
             **special,
+            **begins,
             "split_special_tokens": False,
             "clean_up_tokenization_spaces": False,
             "model_max_length": int(1e30),
@@ -119,7 +121,7 @@ def token_of(content: str, i: int, where: str) -> str:
     Raises:
       UsageError: there is none.
     """
-    found = _Backend.from_str(content).id_to_token(i)
+    found = _Backend.from_str(content).id_to_token(i) if i >= 0 else None
     if found is None:
         raise UsageError(f"--eos-id {i}: {where} has no such id; give one of its special tokens'")
     return found

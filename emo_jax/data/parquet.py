@@ -4,7 +4,7 @@ The only place that imports pyarrow.
 """
 
 import importlib.util
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,20 +20,25 @@ def check_installed(file: Path) -> None:
         raise UsageError(f"{file}: pyarrow is not installed; pip install 'emo-jax[prepare]'")
 
 
-def check(file: Path, text_field: str) -> None:
+def check(file: Path, needed: Mapping[str, str]) -> None:
     """Looks at the end of a file, which says what is in it.
+
+    Args:
+      needed: columns by the option that names each.
 
     Raises:
       UsageError: pyarrow is not installed.
-      DataError: not a Parquet file, cut short, or without the column of the text.
+      DataError: not a Parquet file, cut short, or without one of the columns.
     """
     check_installed(file)
     with _open(file) as parquet:
-        if text_field not in _columns(parquet):
-            there = ", ".join(parquet.schema_arrow.names) or "none"
-            raise DataError(
-                f"{file}: no column {text_field!r}; it has {there}: name one with --text-field"
-            )
+        columns = _columns(parquet)
+        for option, name in needed.items():
+            if name not in columns:
+                there = ", ".join(parquet.schema_arrow.names) or "none"
+                raise DataError(
+                    f"{file}: no column {name!r}; it has {there}: name one with {option}"
+                )
 
 
 def rows(file: Path, fields: Sequence[str]) -> Iterator[dict[str, Any] | None]:

@@ -128,6 +128,7 @@ def prepare(
         report=report,
     )
     facts: dict[str, Any] = {"bos_id": tokenizer.bos_id} if add_bos else {}
+    tokenizer.adds_bos = add_bos  # whatever its own settings say: it is kept with the tokens
     notes = [*tokenizer.notes, *remove_left_over(target, (PARTIAL, _SPOOL), (*TOP, _TOKENS))]
     try:
         with (

@@ -27,6 +27,7 @@ class ReadReport:
       documents: that are used.
       skipped: unusable ones, by reason.
       dropped: usable ones that the user's filters left out, by filter.
+      without: used ones that have no such field, by field: of those that the user named.
     """
 
     documents: int = 0
@@ -34,6 +35,7 @@ class ReadReport:
     examples: list[str] = field(default_factory=list)
     strict: bool = False
     dropped: Counter[str] = field(default_factory=Counter)
+    without: Counter[str] = field(default_factory=Counter)
 
     def skip(self, where: str, why: str) -> None:
         """Counts one unusable document.
@@ -55,6 +57,7 @@ class ReadReport:
         lines = [line]
         lines += [f"  {count} x {why}" for why, count in sorted(self.skipped.items())]
         lines += [f"  {count} x dropped by {why}" for why, count in sorted(self.dropped.items())]
+        lines += [f"  {count} x no {what}" for what, count in sorted(self.without.items())]
         lines += [f"  e.g. {example}" for example in self.examples]
         return "\n".join(lines)
 
@@ -101,6 +104,16 @@ class Documents:
     def __init__(self, fields: Fields, selection: Selection, *, ids: bool, report: ReadReport):
         self.fields, self.report = fields, report
         self._selection, self._ids = selection, ids
+        # A name that is misspelt would else go unnoticed: documents without it are used.
+        own, usual = fields, Fields()
+        self._named = [
+            (name, f"field {name!r} ({option})")
+            for name, default, option in (
+                (own.id, usual.id, "--id-field"),
+                (own.domain, usual.domain, "--domain-field"),
+            )
+            if name != default
+        ]
 
     def of_record(self, record: Any, source: Source) -> Iterator[Document]:
         """At most one document out of a record."""
@@ -116,7 +129,7 @@ class Documents:
         if self._selection.languages:
             language = lookup(record, self._selection.language_field)
         try:
-            yield from self.of_text(
+            for document in self.of_text(
                 _text(text),
                 source._replace(
                     id=_name(lookup(record, names.id), source.id),
@@ -124,7 +137,11 @@ class Documents:
                 ),
                 language=None if language is _MISSING else language,
                 what=f"field {names.text!r}",
-            )
+            ):
+                self.report.without.update(
+                    what for name, what in self._named if lookup(record, name) is _MISSING
+                )
+                yield document
         except UnicodeDecodeError:
             self.report.skip(source.where, "invalid UTF-8")
 

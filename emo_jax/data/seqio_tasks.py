@@ -123,13 +123,24 @@ def find(spec: str, text_field: str = "text") -> Tasks:
                 f"{spec}: task {task.name!r} has no feature {feature!r}; it has {there}: name one"
                 " with --text-field"
             )
-        if wanted not in task.splits:
-            there = ", ".join(task.splits) or "none"
+        splits = _splits(task, spec)
+        if wanted not in splits:
+            there = ", ".join(splits) or "none"
             raise DataError(
                 f"{spec}: task {task.name!r} has no split {wanted!r}; it has {there}: name one"
                 f" with {PREFIX}MODULE:TASK:SPLIT"
             )
     return Tasks(spec, tuple(tasks), wanted, feature)
+
+
+def _splits(task: Any, spec: str) -> list[str]:
+    try:
+        return list(task.splits)
+    except Exception as error:  # of TFDS, or of the user's own code: it may raise anything
+        raise DataError(
+            f"{spec}: task {task.name!r} cannot say which splits it has ({short(error)}); mend it,"
+            " or download its data first"
+        ) from error
 
 
 def read(found: Tasks) -> Iterator[tuple[Any, str, str]]:

@@ -127,6 +127,11 @@ class TokenStore:
 
     def tokenizer(self) -> Tokenizer:
         """The tokenizer that made the ids."""
+        found = self._read_tokenizer()
+        found.adds_bos = "bos_id" in self.manifest
+        return found
+
+    def _read_tokenizer(self) -> Tokenizer:
         files = _Files(self.path)
         if files.folder is not None:
             return load_tokenizer(files.folder / "tokenizer")

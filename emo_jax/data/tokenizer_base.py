@@ -14,6 +14,7 @@ class Tokenizer(abc.ABC):
       eos_id: ends a document.
       pad_id: fills a window; `eos_id` where there is none.
       bos_id: begins a document, only where `emo prepare --add-bos` asks for it; None if unknown.
+      adds_bos: the documents that a model was trained on begin with `bos_id`, so prompts do too.
       vocab_size: size of the table that the ids index; ids may have gaps.
       fingerprint: equal for tokenizers that give equal ids.
       reads_ids: the texts are ids already, as decimal numbers.
@@ -23,6 +24,7 @@ class Tokenizer(abc.ABC):
     eos_id: int
     pad_id: int
     bos_id: int | None = None
+    adds_bos: bool = False
     vocab_size: int
     fingerprint: str
     reads_ids: bool = False

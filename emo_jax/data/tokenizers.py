@@ -146,7 +146,13 @@ def load_tokenizer(
             " folder with one of these, or seqio:MODULE:VOCABULARY"
         )
     if file.name == vocabularies.FILE:
-        return vocabularies.load(file.parent)
+        kept = vocabularies.load(file.parent)
+        if eos_id not in (None, kept.eos_id):
+            raise UsageError(
+                f"--eos-id {eos_id}: {file} ends a document with id {kept.eos_id}; leave it out,"
+                " or give the vocabulary that it was made of"
+            )
+        return kept
     if file.suffix == ".json":
         return _load_json(file, eos_id)
     added, named = _added_tokens(file.parent), _named_tokens(file.parent)
@@ -190,7 +196,11 @@ def _load_json(file: Path, eos_id: int | None) -> Tokenizer:
             " beside it, or give --eos-id"
         )
     pad = named.get("pad_token") or next((t for t in _PAD_NAMES if t in added), None)
-    return JsonTokenizer(content, eos=eos, pad=pad, bos=named.get("bos_token"), where=str(file))
+    bos = named.get("bos_token")
+    found = JsonTokenizer(content, eos=eos, pad=pad, bos=bos, where=str(file))
+    adds = _settings(file.parent, "tokenizer_config.json").get("add_bos_token")
+    found.adds_bos = adds is True and found.bos_id is not None
+    return found
 
 
 def _settings(folder: Path, name: str) -> dict[str, Any]:

@@ -48,6 +48,7 @@ class KeptTokenizer(Tokenizer):
         self.vocab_size = settings["vocab_size"]
         self.eos_id, self.pad_id = settings["eos_id"], settings["pad_id"]
         self.bos_id = settings["bos_id"]
+        self.adds_bos = settings.get("adds_bos", False)
         self.fingerprint = settings["fingerprint"]
         self.reads_ids = self.kind == "ids"
 
@@ -93,7 +94,8 @@ class KeptTokenizer(Tokenizer):
         folder.mkdir(parents=True, exist_ok=True)
         if self._model is not None:
             (folder / MODEL_FILE).write_bytes(self._model)
-        text = json.dumps(self._settings, indent=2, sort_keys=True) + "\n"
+        settings = self._settings | ({"adds_bos": True} if self.adds_bos else {})
+        text = json.dumps(settings, indent=2, sort_keys=True) + "\n"
         (folder / FILE).write_text(text, encoding="utf-8")
 
 

@@ -1,14 +1,14 @@
 """Parameters and config → a Hugging Face folder, whole or not at all."""
 
 import json
+import logging
 import os
-import secrets
-import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from emo_jax.config import Config
+from emo_jax.data.partial import partial_folder, remove_left_over
 from emo_jax.errors import EmoError, HfFormatError
 from emo_jax.hf import tokenizer_files
 from emo_jax.hf.card import Card, model_card
@@ -17,10 +17,20 @@ from emo_jax.hf.layouts import Layout, layout_for
 from emo_jax.hf.sources import TreeSource
 from emo_jax.hf.tensors import HfTensor, LeafSource
 from emo_jax.hf.tree import check_shapes, flatten
-from emo_jax.hf.weights import check_names, plan_shards, read_headers, write_index, write_shards
+from emo_jax.hf.weights import (
+    INDEX,
+    check_names,
+    plan_shards,
+    read_headers,
+    write_index,
+    write_shards,
+)
 from emo_jax.workdir import one_line, refuse_existing
 
 MAX_SHARD_BYTES = 4_000_000_000
+_PARTIAL = "partial"
+FILES = (INDEX, "config.json", "generation_config.json", "README.md")  # beside the weights
+_LOG = logging.getLogger(__name__)
 
 
 def export_model(
@@ -85,30 +95,34 @@ def export_leaves(
     tensors = chosen.tensors(config)
     shards = plan_shards(tensors, max_shard_bytes)
 
-    unfinished = output.parent / f".{output.name}.{secrets.token_hex(4)}.partial"
+    target = output.resolve()  # a link stays one
+    for note in remove_left_over(target, [_PARTIAL], [*shards, *FILES, *tokenizer_files.FILES]):
+        _LOG.warning("%s", note)
     try:
-        unfinished.mkdir(parents=True)
-        write_shards(unfinished, shards, source, on_bytes)
-        write_index(unfinished, shards)
-        _write_json(
-            unfinished / "config.json",
-            to_hf(chosen, config, eos_id=eos_token_id, pad_id=pad_token_id),
-        )
-        ids = {"eos_token_id": eos_token_id, "pad_token_id": pad_token_id}
-        _write_json(
-            unfinished / "generation_config.json", {k: v for k, v in ids.items() if v is not None}
-        )
-        if tokenizer is not None:
-            tokenizer_files.copy(tokenizer, unfinished, eos_id=eos_token_id, pad_id=pad_token_id)
-        (unfinished / "README.md").write_text(model_card(config, chosen, card), encoding="utf-8")
-        _check_written(unfinished, tensors, chosen)
-        os.rename(unfinished, output)
+        with partial_folder(target, _PARTIAL) as unfinished:
+            write_shards(unfinished, shards, source, on_bytes)
+            write_index(unfinished, shards)
+            _write_json(
+                unfinished / "config.json",
+                to_hf(chosen, config, eos_id=eos_token_id, pad_id=pad_token_id),
+            )
+            ids = {"eos_token_id": eos_token_id, "pad_token_id": pad_token_id}
+            _write_json(
+                unfinished / "generation_config.json",
+                {k: v for k, v in ids.items() if v is not None},
+            )
+            if tokenizer is not None:
+                tokenizer_files.copy(
+                    tokenizer, unfinished, eos_id=eos_token_id, pad_id=pad_token_id
+                )
+            card_text = model_card(config, chosen, card)
+            (unfinished / "README.md").write_text(card_text, encoding="utf-8")
+            _check_written(unfinished, tensors, chosen)
+            os.rename(unfinished, target)
     except OSError as error:
         raise EmoError(
             f"{output}: cannot be written: {one_line(error)}; mend that and export again"
         ) from error
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
     return output
 
 

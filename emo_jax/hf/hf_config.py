@@ -8,7 +8,7 @@ from typing import Any
 
 from emo_jax import config as config_lib
 from emo_jax.config import Config
-from emo_jax.errors import ConfigError, HfFormatError
+from emo_jax.errors import ConfigError, HfFormatError, UsageError
 from emo_jax.hf.layouts import LAYOUTS, Layout
 
 OUR_SECTION = "emo_jax"  # the whole config of the run, so that an import restores it
@@ -55,6 +55,11 @@ def load_json(path: Path) -> dict[str, Any]:
 
 def layout_of(hf: Mapping[str, Any], where: Path) -> Layout:
     """The layout of a folder, by its model_type; and every fixed field as we need it."""
+    if "architectures" not in hf and {"model", "train"} <= hf.keys():
+        raise UsageError(
+            f"{where.parent}: a run's workdir, not a Hugging Face folder; make one with emo export"
+            f" {where.parent} --output FOLDER"
+        )
     layout = LAYOUTS.get(hf.get("model_type", ""))
     if layout is None or layout.architecture not in (hf.get("architectures") or []):
         supported = ", ".join(f"{x.model_type} ({x.architecture})" for x in LAYOUTS.values())

@@ -5,9 +5,13 @@ from typing import Any
 
 from emo_jax.errors import EmoError, UsageError
 from emo_jax.hf import tokenizer_files
+from emo_jax.hf.export import FILES
 from emo_jax.hf.importing import open_folder
-from emo_jax.hf.weights import INDEX, weight_files
+from emo_jax.hf.weights import INDEX, SINGLE, weight_files
 from emo_jax.workdir import one_line
+
+# Of the repository's own folder: what lies below it (adapters, other formats) is nobody's model.
+_WEIGHTS = [SINGLE, "model-?????-of-?????.safetensors", INDEX]
 
 
 def check_repo(repo: str) -> None:
@@ -34,7 +38,8 @@ def push_folder(folder: str | Path, repo: str, *, private: bool = True) -> str:
     """Uploads a whole folder as one commit, so that the repository never holds half a model.
 
     Weights of an earlier push that are not part of this one go with the same commit: a loader would
-    take them for the model. The token is that of huggingface_hub (`hf auth login`, HF_TOKEN).
+    take them for the model. All else that is there stays. The token is that of huggingface_hub
+    (`hf auth login`, HF_TOKEN).
 
     Args:
       folder: that an export made; other files in it stay here.
@@ -54,7 +59,7 @@ def push_folder(folder: str | Path, repo: str, *, private: bool = True) -> str:
     import huggingface_hub
 
     files = [path.name for path in weight_files(folder)]
-    files += [INDEX, "config.json", "generation_config.json", "README.md", *tokenizer_files.FILES]
+    files += [*FILES, *tokenizer_files.FILES]
     try:
         api: Any = huggingface_hub.HfApi()
         url = api.create_repo(repo, private=private, exist_ok=True)
@@ -62,13 +67,14 @@ def push_folder(folder: str | Path, repo: str, *, private: bool = True) -> str:
             repo_id=repo,
             folder_path=folder,
             allow_patterns=files,
-            delete_patterns=["*.safetensors", INDEX],
+            delete_patterns=_WEIGHTS,
             commit_message="Export of emo_jax",
         )
     except Exception as e:  # of the library, of HTTP, of the network, of the disk
+        public = "" if private else " --public"
         raise EmoError(
             f"{folder}: not pushed to {repo}: {_reason(e)}; the folder is kept: mend that and run"
-            f" emo export {folder} --push {repo}"
+            f" emo export {folder} --push {repo}{public}"
         ) from e
     return str(url)
 

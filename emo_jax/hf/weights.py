@@ -24,6 +24,7 @@ from emo_jax.hf.hf_config import load_json
 from emo_jax.hf.tensors import HfTensor, LeafSource
 from emo_jax.hf.tree import Shape
 from emo_jax.slices import WRITE_BYTES
+from emo_jax.workdir import one_line
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -150,13 +151,18 @@ class StoredTensor:
 def _check_file(path: Path) -> None:
     """Raises unless the safetensors package takes the file for a whole one."""
     try:
-        with safe_open(path, framework="numpy"):
+        # Opened here first: the package calls every file missing that it cannot open.
+        with open(path, "rb"), safe_open(path, framework="numpy"):
             pass
     except FileNotFoundError:
         raise HfFormatError(f"{path}: this file is missing; copy the folder again") from None
-    except (SafetensorError, OSError) as error:
+    except OSError as error:
         raise HfFormatError(
-            f"{path}: not a whole safetensors file ({' '.join(str(error).split())}); copy it again"
+            f"{path}: cannot be read ({one_line(error)}); give access to it, or copy it again"
+        ) from None
+    except SafetensorError as error:
+        raise HfFormatError(
+            f"{path}: not a whole safetensors file ({one_line(error)}); copy it again"
         ) from None
 
 
@@ -169,7 +175,13 @@ def weight_files(folder: Path) -> list[Path]:
         isinstance(n, str) and n == Path(n).name for n in names.values()
     ):
         raise HfFormatError(f"{folder / INDEX}: weight_map must map tensors to files beside it")
-    return [folder / name for name in sorted(set(names.values()))]
+    files = sorted(set(names.values()))
+    if SINGLE not in files and (folder / SINGLE).exists():
+        raise HfFormatError(
+            f"{folder}: has {SINGLE} and {INDEX}, which does not name it: two models, of which"
+            " transformers takes the first; remove the one that is not meant"
+        )
+    return [folder / name for name in files]
 
 
 def read_file_headers(path: Path) -> dict[str, StoredTensor]:

@@ -7,6 +7,7 @@ Legend: B rows, S tokens of the padded prompts, T places of the cache, C tokens 
 """
 
 import time
+import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -84,18 +85,20 @@ class Generator:
         max_tokens: int,
         *,
         rows: int | None = None,
+        numbers: Sequence[int] | None = None,
         watch: Watch | None = None,
     ) -> list[Row]:
         """Continues every prompt, all in one batch.
 
-        The same prompt and seed give the same tokens whatever else is in the batch, but for
-        rounding: programs for other shapes may add up in another order, which decides between
+        The same prompt, number and seed give the same tokens whatever else is in the batch, but
+        for rounding: programs for other shapes may add up in another order, which decides between
         two tokens that are equally likely to the last bits.
 
         Args:
           prompts: each of 1..window-1 tokens; an end-of-document token begins a new document.
           max_tokens: of each row; a row also ends at the window and at the end of its document.
           rows: B, if more than there are prompts, so that a last batch needs no other program.
+          numbers: of each prompt; equal prompts of other numbers get other draws. 0 if not given.
           watch: called every few tokens with what each row has so far.
         """
         for prompt in prompts:
@@ -128,7 +131,8 @@ class Generator:
                     ended[row] = "max_tokens" if len(made[row]) == max_tokens else "window"
             return count
 
-        opened, first_B = self._begin(tokens_BS, length_B, limit_B)
+        keys_B = self._keys(prompts, numbers or [0] * len(prompts), B)
+        opened, first_B = self._begin(tokens_BS, length_B, limit_B, keys_B)
         take(first_B[:, None])
         stretch = STRETCH if watch is None else SHORT_STRETCH
         while True:
@@ -140,10 +144,19 @@ class Generator:
                 opened = opened._replace(active_B=opened.active_B & ~jnp.asarray(over))
             if all(ended):
                 break
-            opened, new_BC, seconds = self._go_on(opened, limit_B, stretch)
+            opened, new_BC, seconds = self._go_on(opened, limit_B, keys_B, stretch)
             self.speed.new_seconds += seconds
             self.speed.new_tokens += take(new_BC)
         return [Row(tokens, why) for tokens, why in zip(made, ended, strict=True)]
+
+    def _keys(self, prompts: Sequence[Sequence[int]], numbers: Sequence[int], B: int) -> jax.Array:
+        """A key for each row: rows that shared one would all be lucky in the same places."""
+        told_Bn = np.zeros((B, 2), np.uint32)
+        for told_n, prompt, number in zip(told_Bn, prompts, numbers, strict=False):
+            told_n[:] = zlib.crc32(np.asarray(prompt, "<i4").tobytes()), number
+        fold = jax.vmap(jax.random.fold_in)
+        keys_B = jnp.broadcast_to(self._key, (B,))
+        return fold(fold(keys_B, told_Bn[:, 0]), told_Bn[:, 1])
 
     def _places(self, tokens: int) -> int:
         """A length rounded up to a power of two, at most the window."""
@@ -158,10 +171,14 @@ class Generator:
         return self._programs[name]
 
     def _begin(
-        self, tokens_BS: np.ndarray, length_B: np.ndarray, limit_B: np.ndarray
+        self,
+        tokens_BS: np.ndarray,
+        length_B: np.ndarray,
+        limit_B: np.ndarray,
+        keys_B: jax.Array,
     ) -> tuple[_Open, np.ndarray]:
         places = self._places(limit_B.max())
-        args = (self.params, tokens_BS, length_B, limit_B, self._key)
+        args = (self.params, tokens_BS, length_B, limit_B, keys_B)
         name = ("prefill", tokens_BS.shape, places)
         program = self._program(name, partial(self._prefill, places=places), *args)
         begin = time.perf_counter()
@@ -170,17 +187,17 @@ class Generator:
         self.speed.prompt_tokens += int(length_B[limit_B > 0].sum())
         return opened, np.where(limit_B > 0, np.asarray(opened.last_B), -1)
 
-    def _prefill(self, params, tokens_BS, length_B, limit_B, key, *, places) -> _Open:
+    def _prefill(self, params, tokens_BS, length_B, limit_B, keys_B, *, places) -> _Open:
         cache, logits_BV = prefill(
             self.model, params, tokens_BS, length_B, eos_id=self.eos_id, places=places
         )
-        last_B = sample(logits_BV, self.sampling, key, length_B)
+        last_B = sample(logits_BV, self.sampling, keys_B, length_B)
         return _Open(cache, last_B, (last_B != self.eos_id) & (length_B + 1 < limit_B))
 
     def _go_on(
-        self, opened: _Open, limit_B: np.ndarray, steps: int
+        self, opened: _Open, limit_B: np.ndarray, keys_B: jax.Array, steps: int
     ) -> tuple[_Open, np.ndarray, float]:
-        args = (opened, self.params, limit_B, self._key, np.int32(steps))
+        args = (opened, self.params, limit_B, keys_B, np.int32(steps))
         name = ("decode", opened.cache.entries.keys.shape)
         program = self._program(name, self._decode, *args, donate=(0,))
         begin = time.perf_counter()
@@ -188,7 +205,7 @@ class Generator:
         new_BC = np.asarray(new_BC)
         return opened, new_BC, time.perf_counter() - begin
 
-    def _decode(self, opened, params, limit_B, key, steps) -> tuple[_Open, jax.Array]:
+    def _decode(self, opened, params, limit_B, keys_B, steps) -> tuple[_Open, jax.Array]:
         """Up to `steps` more tokens of every active row."""
 
         def wanted(carry):
@@ -199,7 +216,7 @@ class Generator:
             i, (cache, last_B, active_B), new_BC = carry
             fed_B = jnp.where(active_B, last_B, -1)
             cache, logits_BV = append(self.model, params, fed_B, cache)
-            last_B = sample(logits_BV, self.sampling, key, cache.length_B)
+            last_B = sample(logits_BV, self.sampling, keys_B, cache.length_B)
             new_BC = new_BC.at[:, i].set(jnp.where(active_B, last_B, -1))
             active_B &= (last_B != self.eos_id) & (cache.length_B + 1 < limit_B)
             return i + 1, _Open(cache, last_B, active_B), new_BC

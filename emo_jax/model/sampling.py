@@ -54,16 +54,16 @@ def _likeliest(logits_BV: jax.Array, mass_BV: jax.Array, enough: float) -> jax.A
 
 
 def sample(
-    logits_BV: jax.Array, sampling: Sampling, key: jax.Array, place_B: jax.Array
+    logits_BV: jax.Array, sampling: Sampling, keys_B: jax.Array, place_B: jax.Array
 ) -> jax.Array:
     """(B,) int32. What is drawn depends on the key, the place and the logits, not on the row.
 
     Args:
-      key: of the whole generation.
+      keys_B: of the texts.
       place_B: of the new token in its row.
     """
     if sampling.temperature <= 0:
         return jnp.argmax(logits_BV, axis=-1).astype(jnp.int32)
-    keys_B = jax.vmap(jax.random.fold_in, (None, 0))(key, place_B)
+    keys_B = jax.vmap(jax.random.fold_in)(keys_B, place_B)
     drawn_B = jax.vmap(jax.random.categorical)(keys_B, allowed_logits(logits_BV, sampling))
     return drawn_B.astype(jnp.int32)

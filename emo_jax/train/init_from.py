@@ -12,13 +12,20 @@ from typing import Any, Literal, NamedTuple, get_args
 from etils import epath
 
 from emo_jax import config as config_lib
-from emo_jax.checkpoint import Checkpointer
+from emo_jax.checkpoint import CHECKPOINTS, Checkpointer
 from emo_jax.config import Config
 from emo_jax.data.store import TokenStore
 from emo_jax.data.stream import TokenSource
 from emo_jax.errors import CheckpointError, DataError, UsageError
 from emo_jax.manifest import LeafPath, compare, read_manifest
-from emo_jax.workdir import INIT_FILE, TOKENIZER_FOLDER, is_free, one_line, read_workdir_config
+from emo_jax.workdir import (
+    CONFIG_FILE,
+    INIT_FILE,
+    TOKENIZER_FOLDER,
+    is_free,
+    one_line,
+    read_workdir_config,
+)
 
 Mode = Literal["weights", "weights+optimizer", "all"]
 MODES: tuple[str, ...] = get_args(Mode)
@@ -90,7 +97,7 @@ def find_source(
       UsageError: no such run, or it differs in what was not expected.
       CheckpointError: no such checkpoint, or its manifest is damaged.
     """
-    theirs = read_workdir_config(asked.workdir)
+    theirs = _config_of(asked)
     digest = _digest(theirs)
     checkpoints = Checkpointer(asked.workdir, theirs.checkpoint)
     steps, step = checkpoints.steps(), asked.step
@@ -126,6 +133,25 @@ def find_source(
         "config_sha256": digest,
     }
     return Source(asked.workdir, step, asked.mode, int(extra["windows"]), changes, about)
+
+
+def _config_of(asked: InitFrom) -> Config:
+    try:
+        return read_workdir_config(asked.workdir)
+    except UsageError as e:
+        if _is_hugging_face(asked.workdir / CONFIG_FILE):
+            raise UsageError(
+                f"{asked}: a Hugging Face folder, not a workdir; make one of it with emo import"
+                f" {asked.workdir} --workdir WORKDIR, and give that with --init weights"
+            ) from e
+        raise
+
+
+def _is_hugging_face(file: Path) -> bool:
+    try:
+        return "architectures" in json.loads(file.read_text())
+    except (OSError, ValueError, TypeError):
+        return False
 
 
 def read_record(workdir: Path) -> dict[str, Any] | None:
@@ -228,7 +254,7 @@ def _check_differences(asked: InitFrom, config: Config, theirs: Config) -> list[
 def _check_shapes(
     asked: InitFrom, step: int, config: Config, theirs: Config, wanted: dict[LeafPath, Any]
 ) -> None:
-    folder = epath.Path(asked.workdir) / "checkpoints" / str(step)
+    folder = epath.Path(asked.workdir) / CHECKPOINTS / str(step)
     below: LeafPath = ("params",) if asked.mode == "weights" else ()
     try:
         compare(folder, read_manifest(folder), wanted, below)

@@ -7,6 +7,7 @@ WORKDIR/tracking.json.
 """
 
 import importlib.util
+import itertools
 import json
 import logging
 import os
@@ -14,6 +15,7 @@ import re
 import threading
 import time
 import uuid
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +25,7 @@ from etils import epath
 from emo_jax import config as config_lib
 from emo_jax.config import TrackingConfig
 from emo_jax.errors import UsageError
-from emo_jax.train.run_info import RunInfo
+from emo_jax.train.run_info import RunInfo, read_run_info
 from emo_jax.train.tracking import MetricWriter, Outcome, Record, scalars
 from emo_jax.workdir import all_succeed, one_line, write_atomic
 
@@ -104,6 +106,18 @@ def _remember(run: RunInfo, tracker: str, place: str, run_id: str) -> None:
         write_atomic(epath.Path(path), json.dumps(known, indent=2) + "\n")
 
 
+def _on_until(run: RunInfo, is_on: Callable[[dict[str, Any]], bool]) -> int:
+    """The step until which a place that cannot be asked has every record of a run.
+
+    That is where the run went on without it after the last start with it; this start at the latest.
+    """
+    last = 0
+    for start, next_start in itertools.pairwise(read_run_info(run.workdir)):
+        if is_on(start["config"]["tracking"]):
+            last = next_start["step"]
+    return min(last, run.start)
+
+
 # --- the three -----------------------------------------------------------------------------------
 
 
@@ -126,7 +140,9 @@ class TensorBoard:
         self._event, self._summary = event_pb2.Event, summary_pb2.Summary
         folder = run.workdir / TENSORBOARD_FOLDER
         folder.mkdir(exist_ok=True)
-        last = run.start if any(folder.iterdir()) else 0  # what was put is on disk at once
+        last = 0
+        if any(folder.iterdir()):  # what was put is on disk at once
+            last = _on_until(run, lambda tracking: tracking["tensorboard"])
         # TensorBoard reads a folder's files by name.
         name = f"events.out.tfevents.{time.time_ns() // 1000:017d}.{run.start}"
         self._file = RecordWriter((folder / name).open("xb"))
@@ -215,9 +231,15 @@ class Wandb:
         self._run.config.update(values, allow_val_change=True)
         if config.wandb_mode == "offline":
             self.where = f"{Path(self._run.dir).parent} (wandb sync sends it)"
-            return run.start if known else 0
+            return _on_until(run, self._is_on) if known else 0
         self.where = str(self._run.url)
         return self._run.step - 1
+
+    def _is_on(self, tracking: dict[str, Any]) -> bool:
+        """Whether a start of the run was logged to the same project."""
+        ours, names = self._config, ("wandb_entity", "wandb_project")
+        same = all(tracking[name] == getattr(ours, name) for name in names)
+        return same and tracking["wandb_mode"] != "disabled"
 
     def write(self, record: Record) -> None:
         """Logs at the step."""

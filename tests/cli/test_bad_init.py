@@ -47,6 +47,14 @@ def test_a_source_that_is_none(refused, finished_run, store, new, tmp_path):
     assert f"no checkpoint in {empty} (steps there: none)" in line
 
 
+def test_a_hugging_face_folder_is_no_source(refused, run, finished_run, store, new, tmp_path):
+    folder = tmp_path / "hf"
+    assert run("export", finished_run, "--output", folder) == 0
+    line = refused(USAGE, *_train(store, new, "--init-from", folder, "--init", "weights"))
+    assert f"--init-from {folder}: a Hugging Face folder" in line
+    assert f"emo import {folder} --workdir WORKDIR" in line
+
+
 def test_a_damaged_source(refused, finished_run, store, tmp_path, capsys):
     """A manifest is seen before anything is made, a flipped byte when it is read."""
     copy, new = tmp_path / "copy", tmp_path / "new"

@@ -486,6 +486,17 @@ def test_no_permission_to_write(refused, run, finished_run, store, corpus, below
     assert below_a_file.parent.read_text() == "precious"
 
 
+def test_a_tokenizer_that_cannot_be_written_shows_before_the_documents_are_read(
+    refused, below_a_file, tmp_path
+):
+    nothing = tmp_path / "nothing.jsonl"
+    nothing.write_text("")
+    argv = ["tokenizer", "train", nothing, "--vocab-size", 260, "--output"]
+    assert f"{below_a_file}: cannot be written" in refused(FAILED, *argv, below_a_file)
+    assert "no usable document" in refused(FAILED, *argv, tmp_path / "tok")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["file", "nothing.jsonl"]
+
+
 def test_verify_of_what_is_no_case(refused, tmp_path):
     assert "no such folder" in refused(USAGE, "verify", tmp_path / "none")
     assert "not a case" in refused(USAGE, "verify", tmp_path)

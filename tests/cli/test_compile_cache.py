@@ -43,6 +43,23 @@ def test_the_users_setting_of_jax_rules(clean, tmp_path):
     assert os.environ["JAX_COMPILATION_CACHE_DIR"] == "/somewhere"
 
 
+def test_an_empty_setting_is_none(clean, tmp_path):
+    clean.setenv("EMO_COMPILE_CACHE", "")
+    clean.setenv("JAX_COMPILATION_CACHE_DIR", "/somewhere")
+    compile_cache.enable()
+    assert os.environ["JAX_COMPILATION_CACHE_DIR"] == "/somewhere"
+
+
+def test_a_user_without_a_home_keeps_none(clean, tmp_path):
+    """As in a container that runs under a user id of its own."""
+    clean.delenv("HOME")
+    clean.setattr("pwd.getpwuid", lambda uid: {}[uid])
+    clean.chdir(tmp_path)
+    compile_cache.enable()
+    assert "JAX_COMPILATION_CACHE_DIR" not in os.environ
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("asked", ["off", "a file"])
 def test_off_or_impossible_is_no_error(clean, tmp_path, asked):
     (tmp_path / "file").write_text("")

@@ -157,6 +157,9 @@ def test_a_model_trains_on_a_kept_vocabulary(run, corpus, tasks, tmp_path):
         assert run(*train) == 0
     assert runs.steps_logged(tmp_path / "run") == 2
     assert (tmp_path / "run/tokenizer/vocabulary.json").exists()
+    assert run("export", tmp_path / "run", "--output", tmp_path / "hf") == 0
+    exported = json.loads((tmp_path / "hf/generation_config.json").read_text())
+    assert exported["eos_token_id"] == 99 and not (tmp_path / "hf/tokenizer.json").exists()
 
 
 def test_sentencepiece(run, refused, corpus, tmp_path):

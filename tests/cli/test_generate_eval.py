@@ -8,6 +8,7 @@ import pytest
 import runs
 
 from emo_jax.data.tokenizers import load_tokenizer, train_bpe
+from emo_jax.errors import UsageError
 from emo_jax.generation import TextGenerator, TextSettings
 from emo_jax.loading import load_model
 from emo_jax.model.sampling import Sampling
@@ -49,6 +50,17 @@ def test_what_is_no_model(refused, finished_run, folder, store, tmp_path, comman
     assert "7" in refused(FAILED, command, f"{finished_run}@7", *more)
     (tmp_path / "config.json").write_text("{")
     assert "cannot be read" in refused(USAGE, command, tmp_path, *more)
+
+
+@pytest.mark.parametrize("at", ["", "@20"])
+def test_a_relative_path(run, finished_run, store, capsys, monkeypatch, at):
+    """As the examples have it."""
+    monkeypatch.chdir(finished_run.parent)
+    model = f"{finished_run.name}{at}"
+    assert run("generate", model, "--prompt", "x", "--max-tokens", 2) == 0, capsys.readouterr()
+    relative = store.relative_to(finished_run.parent)
+    assert run("eval", model, "--data", relative, "--windows", 2) == 0, capsys.readouterr()
+    assert "not used" not in capsys.readouterr().err
 
 
 def test_no_tokenizer(refused, folder, tmp_path):
@@ -104,6 +116,30 @@ def test_the_same_text_in_every_batch_and_from_the_folder(run, finished_run, fol
     assert alone[0].text == written[0][2]["text"] and alone[0].ended == written[0][2]["ended"]
     other = _texts(load_model(str(finished_run)), prompts[2:3], **{**DRAWN, "seed": 4})
     assert other[0].text != alone[0].text
+
+
+def test_a_prompt_given_twice_is_drawn_twice(finished_run):
+    """In one batch and in two; each draw is the same again."""
+    loaded = load_model(str(finished_run))
+    one, two, other = _texts(loaded, ["court ", "court ", "judge "], **DRAWN)
+    assert one.text != two.text
+    apart = _texts(loaded, ["court ", "judge ", "court "], batch_size=1, **DRAWN)
+    assert [text.text for text in apart] == [one.text, other.text, two.text]
+
+
+def test_prompts_begin_as_the_documents_did(finished_run):
+    """Where `emo prepare --add-bos` began them with a token."""
+    loaded = load_model(str(finished_run))
+    tokenizer = loaded.need_tokenizer()
+    settings = TextSettings(max_tokens=8)
+    encode = TextGenerator(loaded.config, loaded.params, tokenizer, settings).encode
+    plain = encode(["ab", ""])
+    tokenizer.bos_id, tokenizer.adds_bos = 2, True
+    assert encode(["ab", ""]) == [[2, *plain[0]], [2]]
+    (begun,) = _texts(loaded, ["a" * 62], max_tokens=8)
+    assert (begun.prompt_tokens, begun.new_tokens, begun.ended) == (63, 1, "window")
+    with pytest.raises(UsageError, match="64 tokens, the model's window of 64 allows 63"):
+        encode(["a" * 63])
 
 
 def test_prompts_are_lines_of_text_or_of_json(run, finished_run, capsys, tmp_path):
@@ -164,6 +200,8 @@ def test_bad_usage_of_generate(refused, finished_run, tmp_path):
     argv += ["--prompt", "x"]
     assert "--temperature 0" in refused(USAGE, *argv, "--top-p", 0.5)
     assert "empty string" in refused(USAGE, *argv, "--stop", "")
+    assert "at least 1e-06" in refused(USAGE, *argv, "--temperature", 1e-39)
+    assert "of 64 bits" in refused(USAGE, *argv, "--seed", 2**70)
     for flag, value in (("--top-p", 0), ("--top-p", 1.5), ("--temperature", -1), ("--top-k", 0)):
         assert flag in refused(USAGE, *argv, flag, value)
     taken = tmp_path / "taken.jsonl"

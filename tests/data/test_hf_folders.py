@@ -91,6 +91,10 @@ def test_one_end_and_no_beginning_unless_asked(request, corpus, tmp_path, kind):
         assert store.count("train") == sum(map(len, documents))
         assert store.manifest.get("bos_id") == (1 if add_bos else None)
         assert store.tokenizer().bos_id == 1
+        store.tokenizer().save(tmp_path / f"kept-{add_bos}")
+        remote = TokenStore.open(f"file://{name}").tokenizer()
+        for kept in (store.tokenizer(), remote, load_tokenizer(tmp_path / f"kept-{add_bos}")):
+            assert kept.adds_bos == add_bos  # what `emo generate` does with a prompt
         found[add_bos] = documents
     for plain, begun in zip(found[False], found[True], strict=True):
         assert not (plain == 1).any()
@@ -126,8 +130,9 @@ def test_end_of_document_by_id(llama, tmp_path):
     folder = save(tmp_path / "tok", Tokenizer.from_str(llama))
     assert load_tokenizer(folder).eos_id == 2  # a usual name
     assert load_tokenizer(folder, eos_id=3).eos_token == "<pad>"
-    with pytest.raises(UsageError, match=r"--eos-id 400: .*tokenizer\.json has no such id"):
-        load_tokenizer(folder, eos_id=400)
+    for none in (400, -1):
+        with pytest.raises(UsageError, match=rf"--eos-id {none}: .*tokenizer\.json has no such id"):
+            load_tokenizer(folder, eos_id=none)
     with pytest.raises(DataError, match="becomes the end-of-document id"):
         load_tokenizer(folder, eos_id=100)
     renamed = llama.replace("</s>", "<over>")

@@ -107,6 +107,16 @@ def test_no_such_column_is_found_before_any_work(tmp_path):
     assert len(list(read_documents([tmp_path / "b.parquet"], text_field="content"))) == 1
 
 
+def test_no_language_to_choose_by_is_found_before_any_work(tmp_path):
+    write(tmp_path / "a.parquet", [{"text": "x", "meta": {"lang": "de"}}])
+    write(tmp_path / "b.parquet", [{"text": "x", "meta": {"url": "u"}}])
+    german = Selection(language_field="meta.lang", languages=("de",))
+    with pytest.raises(DataError, match=r"b\.parquet: no column 'meta.lang'; .* --language-field"):
+        read_documents([tmp_path], selection=german)
+    assert len(list(read_documents([tmp_path / "a.parquet"], selection=german))) == 1
+    assert len(list(read_documents([tmp_path]))) == 2  # no language asked for
+
+
 @pytest.mark.parametrize("damage", ["empty", "cut", "text", "page"])
 def test_damaged_file(tmp_path, damage):
     path = write(tmp_path / "a.parquet", [{"text": "words " * 50} for _ in range(500)])

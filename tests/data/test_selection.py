@@ -1,5 +1,7 @@
 import json
 
+import pyarrow
+import pyarrow.parquet
 import pytest
 
 from emo_jax.data.documents import ReadReport, read_documents
@@ -65,6 +67,25 @@ def test_languages(tmp_path):
     assert found == ["a", "c"]
     assert dict(report.dropped) == {"--language: no 'metadata.lang'": 2, "--language de,en": 1}
     assert ids_of(path, **name)[0] == ["a", "b", "c", "d", "e"]  # no language asked for
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "parquet"])
+def test_fields_that_were_named_and_are_nowhere_are_counted(tmp_path, kind):
+    """Such documents are used, with the names they have by default: a misspelling must show."""
+    records = [{"text": "a", "key": "1"}, {"text": "b", "key": None, "site": "s"}, {"text": ""}]
+    path = tmp_path / f"a.{kind}"
+    if kind == "parquet":
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(records[:1]), path)
+    else:
+        path.write_text("".join(json.dumps(r) + "\n" for r in records))
+    report = ReadReport()
+    found = list(read_documents([path], id_field="key", domain_field="site", report=report))
+    assert (found[0].id, found[0].domain) == ("1", "unknown")
+    assert dict(report.without) == {"field 'site' (--domain-field)": 1}
+    assert "  1 x no field 'site' (--domain-field)" in report.summary()
+    report = ReadReport()
+    list(read_documents([path], report=report))  # nothing was named
+    assert not report.without
 
 
 def splits_of(store: TokenStore) -> dict[str, list[str]]:

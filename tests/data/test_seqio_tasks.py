@@ -59,6 +59,18 @@ seqio.TaskRegistry.add(
     output_features={**FEATURES, "inputs": seqio.Feature(VOCABULARY)},
 )
 seqio.MixtureRegistry.add("emo_mix", [("emo_kept", 1), ("emo_ids", 9)])
+
+
+class Offline(seqio.FunctionDataSource):
+    @property
+    def splits(self):
+        raise OSError("no network")
+
+
+seqio.TaskRegistry.add(
+    "emo_offline",
+    Offline(lambda split, shuffle_files, seed=None: None, splits=["train"]),
+    preprocessors=[], output_features=FEATURES)
 """
 
 
@@ -111,6 +123,12 @@ def test_a_task_that_fails(module):
     with pytest.raises(DataError, match=r"emo_wrong: .* cannot be read .ValueError: .*type") as e:
         list(read_documents([f"seqio:{module}:emo_wrong"]))
     assert "\n" not in str(e.value)
+
+
+def test_a_task_that_cannot_say_its_splits(module):
+    """TFDS asks the network for them where the data is not on this machine."""
+    with pytest.raises(DataError, match=r"'emo_offline' cannot say .* .OSError: no network"):
+        read_documents([f"seqio:{module}:emo_offline"])
 
 
 def test_ids_that_a_task_passes_through(module):

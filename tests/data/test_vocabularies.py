@@ -80,6 +80,15 @@ def test_a_vocabulary_of_the_users(module, corpus, tmp_path):
         store.tokenizer().decode([9])
 
 
+def test_the_end_of_a_kept_vocabulary_is_kept(module, tmp_path):
+    load_tokenizer(f"{module}:Letters").save(tmp_path)
+    assert load_tokenizer(tmp_path, eos_id=1).eos_id == 1
+    with pytest.raises(
+        UsageError, match=r"--eos-id 5: .*vocabulary\.json ends a document with id 1"
+    ):
+        load_tokenizer(tmp_path, eos_id=5)
+
+
 def test_extra_ids_of_bytes(module):
     tokenizer = load_tokenizer(f"{module}:nested.MORE")
     assert (tokenizer.vocab_size, tokenizer.eos_id) == (269, 1)

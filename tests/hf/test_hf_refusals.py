@@ -244,3 +244,33 @@ def test_a_tensor_in_two_files_is_refused(make_model, tmp_path):
     first, second = sorted(out.glob("model-*.safetensors"))[:2]
     save_file(load_file(second) | load_file(first), second)
     refused(out, second.name, first.name, "too; remove one")
+
+
+def test_two_models_in_one_folder_are_refused(make_model, tmp_path):
+    """transformers would take the single file, an index would be read here."""
+    params, config = make_model()
+    out = export_model(params, config, tmp_path / "out", max_shard_bytes=60_000)
+    first = sorted(out.glob("model-*.safetensors"))[0]
+    (out / "model.safetensors").write_bytes(first.read_bytes())
+    refused(out, "model.safetensors", "model.safetensors.index.json", "remove the one")
+
+
+def test_an_index_of_one_file_is_read(make_model, tmp_path):
+    params, config = make_model()
+    out = export_model(params, config, tmp_path / "out")
+    names = dict.fromkeys(load_file(out / "model.safetensors"), "model.safetensors")
+    (out / "model.safetensors.index.json").write_text(json.dumps({"weight_map": names}))
+    assert import_model(out)[1] == config
+
+
+@pytest.mark.parametrize("kind", ["a folder", "a link to itself"])
+def test_a_file_that_cannot_be_read_is_called_neither_damaged_nor_missing(folder, kind):
+    """Root may read everything else."""
+    file = folder / "model.safetensors"
+    file.unlink()
+    if kind == "a folder":
+        file.mkdir()
+    else:
+        file.symlink_to(file.name)
+    line = refused(folder, "model.safetensors", "cannot be read")
+    assert "whole" not in line and "missing" not in line

@@ -60,14 +60,20 @@ def test_the_repository_is_the_folder_and_private(hub, folder, tmp_path):
 
 
 def test_public_and_weights_of_an_earlier_push_go(hub, folder):
-    hub.repos[REPO] = {"model.safetensors": b"old", "examples.md": b"theirs"}
+    kept = {
+        name: b"theirs" for name in ("examples.md", "adapter.safetensors", "onnx/x.safetensors")
+    }
+    hub.repos[REPO] = kept | {
+        "model.safetensors": b"old",
+        "model-00009-of-00009.safetensors": b"old",
+    }
     done = push(hub, folder, "--public", repo="someone/other")
     assert done.returncode == 0, done.stderr
     assert hub.private == set()
     done = push(hub, folder)
     assert done.returncode == 0, done.stderr
-    assert "model.safetensors" not in hub.repos[REPO]
-    assert hub.repos[REPO]["examples.md"] == b"theirs"
+    assert b"old" not in hub.repos[REPO].values()
+    assert kept.items() <= hub.repos[REPO].items()
     assert hub.repos[REPO]["config.json"] == (folder / "config.json").read_bytes()
 
 
@@ -75,7 +81,8 @@ def test_public_and_weights_of_an_earlier_push_go(hub, folder):
 def test_what_the_hub_refuses_is_one_line_and_the_folder_is_kept(hub, folder, refuse):
     before = content(folder)
     hub.refuse = refuse
-    failed(push(hub, folder), folder, "not pushed to someone/tiny")
+    again = f"run emo export {folder} --push someone/tiny --public"
+    failed(push(hub, folder, "--public"), folder, "not pushed to someone/tiny", again)
     assert content(folder) == before
     assert all(files == {} for files in hub.repos.values())
 

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import resource
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -11,6 +12,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+import runs
 from jax.sharding import NamedSharding, PartitionSpec
 from safetensors.numpy import load_file, save_file
 
@@ -22,6 +24,7 @@ from emo_jax.hf import export_model, import_model
 from emo_jax.hf.sources import FolderSource
 from emo_jax.hf.tree import flatten
 from emo_jax.model.transformer import ModelFunctions
+from emo_jax.slices import SliceReader
 from emo_jax.transfer import export_workdir, import_folder
 from emo_jax.workdir import claim_workdir
 
@@ -291,3 +294,59 @@ def test_a_dense_folder_with_experts_in_our_section(run, tmp_path):
         import_folder(hf, tmp_path / "new")
     one_line(error, hf / "config.json", "no model for layout llama")
     assert not (tmp_path / "new").exists()
+
+
+def test_a_workdir_is_no_folder_of_transformers_nor_the_other_way_round(run, tmp_path, capsys):
+    workdir, _ = run()
+    hf, _ = export_workdir(workdir, tmp_path / "hf")
+    with pytest.raises(UsageError) as error:
+        import_folder(workdir, tmp_path / "new")
+    one_line(error, f"{workdir}: a run's workdir", f"emo export {workdir} --output")
+    assert runs.emo_here("export", hf, "--output", tmp_path / "new") == 2
+    line = capsys.readouterr().err
+    assert f"{hf}: a Hugging Face folder" in line and f"emo import {hf} --workdir" in line
+    assert not (tmp_path / "new").exists()
+
+
+def test_what_a_killed_export_left_is_removed_by_the_next(run, tmp_path, caplog):
+    workdir, _ = run()
+    left, other = (tmp_path / f".hf.{digit * 16}.partial" for digit in "01")
+    for folder in (left, other):
+        folder.mkdir()
+        (folder / "model.safetensors").write_bytes(b"half")
+    (other / "notes.txt").write_text("mine")
+    export_workdir(workdir, tmp_path / "hf")
+    assert not left.exists() and str(left) in caplog.text
+    assert (other / "notes.txt").read_text() == "mine"
+
+
+def test_what_a_killed_import_left_is_removed_by_the_next(run, tmp_path, caplog):
+    workdir, _ = run()
+    hf, _ = export_workdir(workdir, tmp_path / "hf")
+    left = tmp_path / f".new.{'0' * 16}.partial"
+    (left / "checkpoints/0").mkdir(parents=True)
+    import_folder(hf, tmp_path / "new")
+    assert not left.exists() and str(left) in caplog.text
+
+
+def test_an_output_that_is_a_link(run, tmp_path):
+    workdir, _ = run()
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "hf").symlink_to(tmp_path / "disk")
+    export_workdir(workdir, tmp_path / "hf")
+    assert (tmp_path / "hf").is_symlink() and (tmp_path / "disk/config.json").exists()
+
+
+def test_a_checkpoint_that_its_run_retires_meanwhile(run, tmp_path, monkeypatch):
+    workdir, _ = run()
+    read = SliceReader._read
+
+    def retired(self, path, block):
+        shutil.rmtree(workdir / "checkpoints/3", ignore_errors=True)
+        return read(self, path, block)
+
+    monkeypatch.setattr(SliceReader, "_read", retired)
+    with pytest.raises(CheckpointError) as error:
+        export_workdir(workdir, tmp_path / "hf")
+    one_line(error, workdir, "was removed while it was read", "try again")
+    assert sorted(tmp_path.iterdir()) == [workdir]

@@ -218,6 +218,22 @@ def test_a_seed_and_a_prompt_are_a_text_whatever_else_is_in_the_batch():
     assert all(a.tokens != b.tokens for a, b in zip(together, other, strict=True))
 
 
+def test_texts_of_a_batch_are_drawn_independently():
+    """Prompts of one length, and one prompt again and again: no two rows draw the same noise."""
+    model, _ = _named("emo")
+    flat = jax.tree.map(jnp.zeros_like, model.init(0))  # every token is as likely as any other
+    generator = Generator(model, flat, NEVER, Sampling(1.0))
+    others = generator.generate([[3, 1], [1, 3], [9, 9]], 24)
+    equal = generator.generate([[3, 1]] * 3, 24, numbers=[0, 1, 2])
+    rows = [*others, *equal[1:]]
+    assert equal[0] == others[0]
+    for i, row in enumerate(rows):
+        for other in rows[:i]:
+            same = np.mean(np.array(row.tokens) == np.array(other.tokens))
+            assert same < 0.3, (row, other)  # 50 tokens: 2 % of them by chance
+    assert generator.generate([[3, 1]] * 3, 24, numbers=[2, 1, 0]) == equal[::-1]
+
+
 def test_prompts_of_any_length_need_few_programs():
     model, _ = _named("emo")
     generator = Generator(model, model.init(0), NEVER)
@@ -295,7 +311,8 @@ def test_tokens_that_may_be_drawn(top_k, top_p, left, temperature):
 def test_draws_follow_the_distribution():
     n = 20_000
     logits = jnp.broadcast_to(jnp.log(jnp.asarray(PROBS)), (n, 5))
-    drawn = sample(logits, Sampling(1.0, 0, 0.85), jax.random.key(0), jnp.arange(n))
+    keys = jnp.broadcast_to(jax.random.key(0), (n,))
+    drawn = sample(logits, Sampling(1.0, 0, 0.85), keys, jnp.arange(n))
     expected = np.array([0.4, 0, 0.3, 0, 0.2]) / 0.9
     share = np.bincount(drawn, minlength=5) / n
     np.testing.assert_allclose(share, expected, atol=4 * np.sqrt(0.25 / n))

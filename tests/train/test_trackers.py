@@ -16,10 +16,11 @@ import tiny
 import wandb_file
 
 from emo_jax import config as config_lib
+from emo_jax.config import TrackingConfig
 from emo_jax.data.store import TokenStore
 from emo_jax.train import run_info, trackers
 from emo_jax.train.metrics import METRICS_FILE
-from emo_jax.train.tracking import scalars
+from emo_jax.train.tracking import Tracker, scalars
 
 _LOOK = """
 import sys
@@ -214,3 +215,27 @@ def test_a_workdir_that_is_moved_to_another_project_gets_another_run(tracked, tm
     info = run_info.RunInfo(workdir=tracked.workdir, config=tiny.tiny_config(), start=40, facts={})
     known = trackers._remembered(info, "wandb", "/tests")
     assert known and trackers._remembered(info, "wandb", "/others") is None
+
+
+def test_a_tracker_that_was_off_for_a_while_gets_what_it_missed(tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    off, on = TrackingConfig(), TrackingConfig(tensorboard=True, wandb_project="p")
+    for start, end, tracking in ((0, 3, on), (3, 6, off), (6, 8, on)):
+        config = dataclasses.replace(tiny.tiny_config(), tracking=tracking)
+        info = run_info.describe_run(tmp_path, config, start, fingerprint="f00d")
+        writers = [trackers.TensorBoard()] if tracking.tensorboard else []
+        with Tracker(info, writers, show=print) as tracker:
+            for step in range(start + 1, end + 1):
+                tracker.write({"step": step, "loss": 1.0 / step})
+    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    assert [event.step for event in events.Scalars("loss")] == list(range(1, 9))
+    # Files of Weights & Biases that are not sent cannot be asked either.
+    until = {
+        name: trackers._on_until(info, trackers.Wandb(c)._is_on)
+        for name, c in {
+            "same": on,
+            "another": dataclasses.replace(on, wandb_project="q"),
+        }.items()
+    }
+    assert until == {"same": 3, "another": 0}
