@@ -95,7 +95,7 @@ def tokenizer() -> None:
 
 
 @tokenizer.command(
-    "train", cls=Command, epilog="emo tokenizer train docs.jsonl --vocab-size 4096 --output tok"
+    "train", cls=Command, epilog="emo tokenizer train docs.jsonl --vocab-size 2048 --output tok"
 )
 @click.argument("inputs", nargs=-1, required=True)
 @click.option("--vocab-size", type=int, required=True, help="Entries, special tokens included.")
