@@ -87,8 +87,6 @@ def generate(
         raise UsageError(f"--seed {seed}: must be of 64 bits, -2**63 to 2**63 - 1")
     if output:
         refuse_unwritable("--output", Path(output))
-        if Path(output).exists():
-            raise UsageError(f"--output {output}: is there already; give a new file")
     from emo_jax.generation import TextGenerator, TextSettings
     from emo_jax.loading import load_model
     from emo_jax.model.sampling import Sampling
@@ -261,8 +259,6 @@ def eval_(
     """
     if json_file:
         refuse_unwritable("--json", Path(json_file))
-        if Path(json_file).exists():
-            raise UsageError(f"--json {json_file}: is there already; give a new file")
     from rich.console import Console
 
     from emo_jax.data.progress import Progress

@@ -218,24 +218,21 @@ def test_missing_shard_is_named(make_model, tmp_path):
     refused(out, lost.name, "missing")
 
 
-def test_an_index_that_names_a_file_that_never_was(make_model, tmp_path):
+@pytest.mark.parametrize(
+    ("file", "words"),
+    [
+        ("model-00009-of-00009.safetensors", ("model-00009-of-00009.safetensors", "missing")),
+        ("../elsewhere.safetensors", ("weight_map",)),
+    ],
+)
+def test_an_index_that_names_what_is_no_file_of_the_folder(make_model, tmp_path, file, words):
     params, config = make_model()
     out = export_model(params, config, tmp_path / "out", max_shard_bytes=60_000)
     index = out / "model.safetensors.index.json"
     said = json.loads(index.read_text())
-    said["weight_map"]["lm_head.weight"] = "model-00009-of-00009.safetensors"
+    said["weight_map"]["lm_head.weight"] = file
     index.write_text(json.dumps(said))
-    refused(out, "model-00009-of-00009.safetensors", "missing")
-
-
-def test_index_that_points_outside_the_folder_is_refused(make_model, tmp_path):
-    params, config = make_model()
-    out = export_model(params, config, tmp_path / "out", max_shard_bytes=60_000)
-    index = out / "model.safetensors.index.json"
-    said = json.loads(index.read_text())
-    said["weight_map"]["lm_head.weight"] = "../elsewhere.safetensors"
-    index.write_text(json.dumps(said))
-    refused(out, "weight_map")
+    refused(out, *words)
 
 
 def test_a_tensor_in_two_files_is_refused(make_model, tmp_path):
