@@ -16,6 +16,9 @@ TENSORBOARD = ["tensorboard>=2.21.0"]
 WANDB = ["wandb>=0.31.0"]
 MLFLOW = ["mlflow-skinny>=3.17.2", "sqlalchemy>=2.1", "alembic>=1.20"]  # the last two: sqlite:///
 HUB = ["huggingface_hub>=0.36.2"]  # emo export --push
+# Kernels of TPUs and GPUs, and the compiler for TPUs, which needs none of them (emo compile).
+KERNELS = ["tokamax>=0.0.12"]
+TPU_AOT = ["jax[tpu]>=0.10.2", *KERNELS]  # the libtpu that belongs to the jax
 DOCS = ["mkdocs>=1.6.1,<2", "mkdocs-material>=9.8.1"]
 
 setup(
@@ -59,6 +62,7 @@ setup(
             *MLFLOW,
             *DOCS,
             *HUB,
+            *TPU_AOT,
         ],
         "prepare": PREPARE,
         "tensorboard": TENSORBOARD,
@@ -66,8 +70,9 @@ setup(
         "mlflow": MLFLOW,
         "docs": DOCS,
         "hub": HUB,
-        "tpu": ["jax[tpu]>=0.10.2"],
-        "gpu": ["jax[cuda12]>=0.10.2"],
+        "tpu": TPU_AOT,
+        "gpu": ["jax[cuda12]>=0.10.2", *KERNELS],
+        "tpu-aot": TPU_AOT,
     },
     entry_points={"console_scripts": ["emo=emo_jax.cli:main"]},
 )

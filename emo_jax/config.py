@@ -17,9 +17,11 @@ from emo_jax.errors import ConfigError
 
 PoolKind = Literal["none", "fixed", "uniform", "top_p"]
 AttentionScope = Literal["document", "window"]
-Remat = Literal["none", "full"]
+AttentionBackend = Literal["auto", "blocked", "xla", "splash", "cudnn", "tokamax"]
+Remat = Literal["none", "save_matmuls", "save_attention", "full"]
 Dtype = Literal["float32", "bfloat16"]
-ExpertBackend = Literal["auto", "blocked", "ragged_dot"]
+ExpertBackend = Literal["auto", "blocked", "ragged_dot", "tokamax", "megablox"]
+Dispatch = Literal["auto", "ragged_all_to_all", "all_gather"]
 BalanceScope = Literal["micro", "step"]
 Schedule = Literal["cosine", "wsd"]
 WandbMode = Literal["online", "offline", "disabled"]
@@ -64,9 +66,21 @@ class MoeConfig:
     # which takes one more forward pass where train.micro_batches is above 1.
     balance_scope: BalanceScope = "micro"
     backend: ExpertBackend = "auto"  # of the expert matrix products; auto: what suits the device
+    # How tokens reach experts on other devices (mesh.expert above 1); auto: ragged_all_to_all
+    # where the devices have it.
+    dispatch: Dispatch = "auto"
+    # Bound on the rows a device's experts take, in multiples of what balanced routing gives it;
+    # what is over it is dropped and counted in `dropped`. 0: the worst case, nothing is dropped.
+    receive_factor: float = 0.0
+    # Parts of a device's tokens that go to other devices' experts one after the other. 0: as many
+    # as share the experts, which keeps room for the worst case as large as for one device.
+    token_parts: int = 0
 
     def __post_init__(self) -> None:
         n, k, s, pool = self.num_experts, self.top_k, self.num_shared_experts, self.pool
+        factor = self.receive_factor
+        _require(factor == 0 or factor >= 1, "moe.receive_factor", factor, "0 or at least 1")
+        _require(self.token_parts >= 0, "moe.token_parts", self.token_parts, "at least 0")
         _require(n >= 1, "moe.num_experts", n, "at least 1")
         _require(0 <= s < n, "moe.num_shared_experts", s, f"0..{n - 1} (below moe.num_experts)")
         _require(
@@ -137,7 +151,10 @@ class ModelConfig:
     norm_eps: float = 1e-6
     init_std: float = 0.02  # truncated normal, cut at three of these
     compute_dtype: Dtype = "bfloat16"  # parameters, router and losses are float32
-    remat: Remat = "none"  # full: computes layers again in the backward pass, to save memory
+    attention_backend: AttentionBackend = "auto"  # auto: what suits the device
+    # What the backward pass computes again, to save memory. none: nothing; save_matmuls: all but
+    # matrix products; save_attention: all but attention; full: whole layers.
+    remat: Remat = "none"
 
     def __post_init__(self) -> None:
         for name in ("vocab_size", "num_layers", "embed_dim", "num_heads", "vocab_multiple"):
@@ -204,6 +221,8 @@ class OptimizerConfig:
     b1: float = 0.9  # of Adam's first moment
     b2: float = 0.95  # of its second
     eps: float = 1e-8
+    first_moment_dtype: Dtype = "float32"  # bfloat16 saves 2 bytes a parameter
+    offload: bool = False  # keeps Adam's moments in the memory of the host
     weight_decay: float = 0.1  # decoupled; on everything but the input embedding
     clip_norm: float = 1.0  # of all gradients together
 
@@ -286,9 +305,11 @@ class CheckpointConfig:
 class MeshConfig:
     """Sizes of the mesh axes; one of them may be -1, the devices that are left."""
 
-    replica: int = 1  # copies of the parameters
+    replica: int = 1  # copies of the parameters; a multiple of the slices of a pod
     fsdp: int = -1  # devices that share one copy
-    expert: int = 1  # devices that share the experts
+    expert: int = 1  # devices that share the experts, and one copy of all else
+    context: int = 1  # devices that share the tokens of a window
+    tensor: int = 1  # devices that share attention heads and the hidden size of experts
 
     def __post_init__(self) -> None:
         sizes = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}

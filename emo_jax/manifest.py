@@ -19,10 +19,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from etils import epath
-from jax.experimental import multihost_utils
 
 from emo_jax import __version__
 from emo_jax.errors import CheckpointError
+from emo_jax.parallel import processes
 from emo_jax.slices import SlicedLeaf
 from emo_jax.workdir import one_line, sync_folder, write_atomic
 
@@ -274,11 +274,9 @@ def newest_good(
 
 def _agreed(reason: str | None) -> str | None:
     """A reason found by any process, so that all skip the same checkpoints."""
-    if jax.process_count() == 1:
-        return reason
-    found = np.asarray(multihost_utils.process_allgather(np.asarray(reason is not None)))
-    if reason is None and found.any():
-        return f"found damaged by process {int(found.argmax())}"
+    found = processes.gather(reason is not None)
+    if reason is None and any(found):
+        return f"found damaged by process {found.index(True)}"
     return reason
 
 

@@ -5,8 +5,9 @@ import dataclasses
 import logging
 import math
 import os
+import signal
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -199,16 +200,38 @@ def _save_sliced(
     stopped = threading.Event()
     state = {"params": _sliced(source, on_bytes, stopped)}
     extra = {"config": config_lib.to_dict(config), "windows": 0}
-    with Checkpointer(workdir, config.checkpoint) as checkpointer:
+    with Checkpointer(workdir, config.checkpoint) as checkpointer, _ctrl_c_sets(stopped):
         try:
             checkpointer.save(0, state, extra)
             checkpointer.wait()
-        except BaseException:
+        except BaseException as e:
             # Interrupted: the writer ends at its next slice, and then its files can go.
+            asked = stopped.is_set()
             stopped.set()
             with contextlib.suppress(CheckpointError):
                 checkpointer.close()
+            if asked and isinstance(e, CheckpointError):
+                raise KeyboardInterrupt from e
             raise
+
+
+@contextlib.contextmanager
+def _ctrl_c_sets(stopped: threading.Event) -> Iterator[None]:
+    """Ctrl-C is not lost, though Python drops a KeyboardInterrupt that comes in a callback."""
+
+    def interrupt(number: int, frame: Any) -> None:
+        stopped.set()
+        raise KeyboardInterrupt
+
+    old = None
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # as below nohup
+        with contextlib.suppress(ValueError):  # not in the main thread: signals stay as they are
+            old = signal.signal(signal.SIGINT, interrupt)
+    try:
+        yield
+    finally:
+        if old is not None:
+            signal.signal(signal.SIGINT, old)
 
 
 def _sliced(

@@ -7,18 +7,18 @@ anything else is somebody else's and is left alone.
 
 import json
 import os
+import re
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 
 import jax
-import numpy as np
 from etils import epath
-from jax.experimental import multihost_utils
 
 from emo_jax import config as config_lib
 from emo_jax.config import Config
 from emo_jax.errors import EmoError, UsageError
+from emo_jax.parallel import processes
 
 CONFIG_FILE = "config.json"
 INIT_FILE = "init.json"  # of a workdir: whose checkpoint its run began from
@@ -32,6 +32,13 @@ _FREE_FIELDS = (
     "train.eval_windows",
     "data.prefetch",
     "data.store",
+    "model.attention_backend",
+    "model.remat",
+    "moe.backend",
+    "moe.dispatch",
+    "moe.token_parts",
+    "optimizer.offload",
+    "train.loss_chunk",
 )
 
 
@@ -77,8 +84,12 @@ def refuse_existing(folder: str | os.PathLike[str]) -> None:
 
 
 def one_line(error: BaseException, limit: int = 300) -> str:
-    """An exception as one short line; of a long one the end is kept, where the cause stands."""
-    text = " ".join(str(error).split()) or type(error).__name__
+    """An exception as one short line; of a long one the end is kept, where the cause stands.
+
+    What tensorstore adds to the cause (`[tensorstore_spec='…']`) is left out.
+    """
+    text = " ".join(re.sub(r"\s*\[[\w ]+='.*?'\]", "", str(error), flags=re.DOTALL).split())
+    text = text or type(error).__name__
     return text if len(text) <= limit else "…" + text[-limit:]
 
 
@@ -92,10 +103,9 @@ def all_succeed(action: Callable[[], None], kind: type[EmoError] = EmoError) -> 
         action()
     except Exception as e:
         error = e
-    if jax.process_count() > 1:
-        failed = np.asarray(multihost_utils.process_allgather(np.asarray(error is not None)))
-        if error is None and failed.any():
-            raise kind(f"process {int(failed.argmax())} failed; see its log")
+    failed = processes.gather(error is not None)
+    if error is None and any(failed):
+        raise kind(f"process {failed.index(True)} failed; see its log")
     if error is not None:
         raise error
 

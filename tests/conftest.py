@@ -1,12 +1,17 @@
 """Eight CPU devices for every test, so that sharded code is tested on any machine."""
 
 import os
+import signal
 from pathlib import Path
 
 # Before jax is imported anywhere.
 os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
 ).strip()
+
+# Tests send Ctrl-C, which a shell makes its background commands ignore, and these their children.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 import jax
 import pytest

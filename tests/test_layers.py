@@ -11,6 +11,7 @@ ROOT = Path(__file__).parents[1] / "emo_jax"
 ORDER: list[set[str]] = [
     {"cli"},
     {"quickstart", "bench"},
+    {"aot"},
     {"loading", "generation"},
     {"transfer", "verify", "configfile", "presets"},
     {"train"},
@@ -20,7 +21,8 @@ ORDER: list[set[str]] = [
     {"data", "model", "checkpoint"},
     {"manifest", "moe"},
     {"slices"},
-    {"workdir", "parallel", "compile_cache"},
+    {"workdir", "compile_cache"},
+    {"parallel"},
     {"config", "batch"},
     {"errors"},
 ]

@@ -1,13 +1,12 @@
 """emo verify, emo bench."""
 
 import json
-import statistics
 from pathlib import Path
 
 import click
 
 from emo_jax.cli.app import Command, cli, command, refuse_unwritable
-from emo_jax.errors import EmoError
+from emo_jax.errors import EmoError, UsageError
 
 
 @command("emo verify --json verify.json")
@@ -52,6 +51,37 @@ def bench() -> None:
 @click.option(
     "--steps", type=click.IntRange(min=1), default=3, show_default=True, help="Steps of a turn."
 )
+@click.option(
+    "--breakdown/--no-breakdown",
+    default=True,
+    help="Where the time goes, by part of the model, from a profile of the steps of a turn.",
+)
+@click.option(
+    "--profile",
+    "profile",
+    default=None,
+    metavar="DIR",
+    help="Keep that profile in this new folder; xprof and TensorBoard show it.",
+)
+@click.option(
+    "--per-layer",
+    is_flag=True,
+    help="Instead: time and MFU of one decoder layer, without head and optimizer, as the gradients"
+    " of twice the config's layers less those of its layers.",
+)
+@click.option(
+    "--largest-batch",
+    is_flag=True,
+    help="Instead: print the largest batch that fits, found by doubling train.batch_size, each try"
+    " in a process of its own.",
+)
+@click.option(
+    "--memory",
+    type=click.FloatRange(min=0, min_open=True),
+    default=None,
+    metavar="GB",
+    help="What a step may take on one device, instead of what there is.",
+)
 @click.option("--json", "json_file", default=None, help="Write the figures to this new file.")
 @click.argument("overrides", nargs=-1, type=click.UNPROCESSED)
 def bench_train(
@@ -59,41 +89,50 @@ def bench_train(
     against: str | None,
     rounds: int,
     steps: int,
+    breakdown: bool,
+    profile: str | None,
+    per_layer: bool,
+    largest_batch: bool,
+    memory: float | None,
     json_file: str | None,
     overrides: tuple[str, ...],
 ) -> None:
-    """Tokens a second of the whole train step, on made-up documents.
+    """Tokens a second, MFU, memory and a breakdown of the whole train step.
 
-    OVERRIDES change the config, and that of --against: --config.model.num_layers=8.
+    Documents are made up; the data pipeline is not timed. OVERRIDES change the config, and that of
+    --against: --config.model.num_layers=8.
     """
-    from emo_jax import bench
+    instead = [
+        name for name, on in (("--per-layer", per_layer), ("--largest-batch", largest_batch)) if on
+    ]
+    others = [name for name, on in (("--against", against), ("--profile", profile)) if on]
+    if instead and len(instead + others) > 1:
+        raise UsageError(f"{' and '.join(instead + others)}: give one of them")
+    if profile and not breakdown:
+        raise UsageError("--profile and --no-breakdown: give one of them")
+    from emo_jax.bench import report
     from emo_jax.configfile import load_config
-    from emo_jax.workdir import write_atomic
+    from emo_jax.workdir import refuse_existing, write_atomic
 
     if json_file:
         refuse_unwritable("--json", Path(json_file))
+    if profile:
+        refuse_existing(profile)
     files = [config] if against is None else [config, against]
     configs = [load_config(file, overrides) for file in files]
-    timings = bench.bench_train(
-        configs, rounds=rounds, steps=steps, progress=lambda line: click.echo(line, err=True)
-    )
-    results: dict = {"configs": [timing.as_json() for timing in timings]}
-    for timing in timings:
-        speed = sorted(timing.tokens_per_second)
-        click.echo(
-            f"{timing.config.name}: {statistics.median(speed):,.0f} tokens/s (median of {rounds}"
-            f" rounds, {speed[0]:,.0f} to {speed[-1]:,.0f};"
-            f" first step {timing.first_step_seconds:.1f} s)"
+    memory_bytes = None if memory is None else int(memory * 1e9)
+    if largest_batch:
+        results = report.largest(configs[0], config, overrides, memory_bytes)
+    elif per_layer:
+        results = report.per_layer(configs[0], rounds=rounds, steps=steps)
+    else:
+        results = report.whole_step(
+            configs,
+            rounds=rounds,
+            steps=steps,
+            breakdown=breakdown,
+            profile=None if profile is None else Path(profile),
+            memory_bytes=memory_bytes,
         )
-    if against is not None:
-        slower = bench.slowdown(*timings)
-        results["slowdown"] = slower._asdict()
-        click.echo(
-            f"{timings[0].config.name} takes {slower.median:+.1%} time a token against"
-            f" {timings[1].config.name} (median of {rounds} pairs; {slower.low:+.1%} to"
-            f" {slower.high:+.1%} with {slower.confidence:.0%} confidence)"
-        )
-        if rounds < bench.ROUNDS_FOR_95:
-            click.echo(f"--rounds {bench.ROUNDS_FOR_95} or more give 95 % confidence", err=True)
     if json_file:
         write_atomic(Path(json_file), json.dumps(results, indent=2) + "\n")

@@ -52,18 +52,64 @@ def quickstart(
     " so that the run goes on, as an anneal does. weights: parameters only. weights+optimizer:"
     " Adam's moments too. The last two begin at step 0 and with the first window.",
 )
+@click.option(
+    "--processes",
+    type=click.IntRange(min=1),
+    envvar="EMO_PROCESSES",
+    help="How many processes share the run, where no scheduler says so (Slurm, Open MPI,"
+    " Kubernetes, TPU pods do). [env: EMO_PROCESSES]",
+)
+@click.option(
+    "--process-index",
+    type=click.IntRange(min=0),
+    envvar="EMO_PROCESS_INDEX",
+    help="Which of them this one is, from 0. [env: EMO_PROCESS_INDEX]",
+)
+@click.option(
+    "--coordinator",
+    metavar="HOST:PORT",
+    envvar="EMO_COORDINATOR",
+    help="Where process 0 is, and a free port there. [env: EMO_COORDINATOR]",
+)
+@click.option(
+    "--join-timeout",
+    metavar="SECONDS",
+    type=click.FloatRange(min=1),
+    default=300,
+    show_default=True,
+    envvar="EMO_JOIN_TIMEOUT",
+    help="How long the processes wait for each other at the start. [env: EMO_JOIN_TIMEOUT]",
+)
+@click.option(
+    "--silence-timeout",
+    metavar="SECONDS",
+    type=click.FloatRange(min=1),
+    default=60,
+    show_default=True,
+    envvar="EMO_SILENCE_TIMEOUT",
+    help="A process that gives no sign of life for so long is lost, and the others end; one that"
+    " dies is noticed at once. [env: EMO_SILENCE_TIMEOUT]",
+)
 @click.argument("overrides", nargs=-1, type=click.UNPROCESSED)
 def train(
     config: str,
     workdir: str,
     init_from: str | None,
     init: str | None,
+    processes: int | None,
+    process_index: int | None,
+    coordinator: str | None,
+    join_timeout: float,
+    silence_timeout: float,
     overrides: tuple[str, ...],
 ) -> None:
     """Train, or go on training.
 
     OVERRIDES change the config: --config.model.num_layers=8. With --init-from, differences to
     that run's config are shown, and refused where config.init.expected_changes does not name them.
+
+    On several machines start the same command on each, by a scheduler or with --processes; on one
+    machine launch/local.py starts several processes.
     """
     from emo_jax.train.stop import StopRequest
 
@@ -73,8 +119,22 @@ def train(
         from emo_jax.configfile import load_config
 
         loaded = load_config(config, overrides)
-        from emo_jax.train.init_from import InitFrom
-        from emo_jax.train.loop import Trainer
+        from emo_jax.config import flatten
+        from emo_jax.parallel.processes import joined
 
-        asked = None if init_from is None else InitFrom.parse(init_from, init or "all")
-        Trainer(loaded, workdir, init_from=asked, stop=stop).run()
+        facts = {f"config.{name}": value for name, value in flatten(loaded).items()}
+        facts |= {"--workdir": workdir, "--init-from": init_from, "--init": init}
+        with joined(
+            processes,
+            process_index,
+            coordinator,
+            facts=facts,
+            join_timeout=join_timeout,
+            silence_timeout=silence_timeout,
+            stopped=lambda: stop.requested,
+        ):
+            from emo_jax.train.init_from import InitFrom
+            from emo_jax.train.loop import Trainer
+
+            asked = None if init_from is None else InitFrom.parse(init_from, init or "all")
+            Trainer(loaded, workdir, init_from=asked, stop=stop).run()

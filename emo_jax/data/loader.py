@@ -2,7 +2,7 @@
 
 There is no state to save but one integer. Hosts, restarts and changed batch sizes see the same
 order, because a batch is a slice of it: windows [start, start + batch_size), of which each process
-reads its own rows.
+reads the rows that its devices hold (`parallel/rows.py`).
 """
 
 import hashlib
@@ -27,11 +27,11 @@ class Loader:
       windows: what to shuffle; each epoch has an order of its own.
       batch_size: B, rows of the global batch.
       seed: of the order.
-      process_index: this process, of `process_count` that share the batch in equal parts.
+      rows: of the batch, those to read, in order; None: all.
       prefetch: batches made ahead by `iterate`.
 
     Raises:
-      ConfigError: the batch does not divide over the processes.
+      ConfigError: a row is not in the batch.
     """
 
     def __init__(
@@ -40,12 +40,11 @@ class Loader:
         *,
         batch_size: int,
         seed: int,
-        process_index: int = 0,
-        process_count: int = 1,
+        rows: Sequence[int] | None = None,
         prefetch: int = 2,
     ):
         self.windows, self.batch_size, self.prefetch = windows, batch_size, prefetch
-        self._rows = _rows_of_process(batch_size, process_index, process_count)
+        self.rows = _checked_rows(batch_size, rows)
         # grain takes 32 bits and counts the seed up with the epoch, so that neighbouring seeds
         # would share orders; a hash keeps them apart.
         digest = hashlib.sha256(str(seed).encode()).digest()
@@ -55,16 +54,16 @@ class Loader:
             .repeat()
         )
         self._readers = ThreadPoolExecutor(
-            min(_READERS, len(self._rows)), thread_name_prefix="windows"
+            min(_READERS, len(self.rows)), thread_name_prefix="windows"
         )
 
     def batch(self, start_window: int) -> Batch:
-        """This process's rows of the global batch that begins at window `start_window`.
+        """The rows of the global batch that begins at window `start_window`.
 
         Returns:
-          NumPy fields, (B / process_count, S).
+          NumPy fields, (rows, S).
         """
-        numbers = [start_window + row for row in self._rows]
+        numbers = [start_window + row for row in self.rows]
         return stack(list(self._readers.map(self._order.__getitem__, numbers)))
 
     def iterate(self, start_window: int = 0) -> Generator[tuple[int, Batch], None, None]:
@@ -92,8 +91,7 @@ def heldout_batches(
     *,
     batch_size: int,
     max_windows: int | None = None,
-    process_index: int = 0,
-    process_count: int = 1,
+    rows: Sequence[int] | None = None,
 ) -> Iterator[Batch]:
     """Held-out windows in order, the same on every call; the last batch is filled with padding.
 
@@ -101,12 +99,12 @@ def heldout_batches(
       windows: of the split "select" or "test".
       batch_size: B, rows of the global batch.
       max_windows: where there are more, this many of them, spread evenly over the split.
-      process_index: this process, of `process_count` that share the batch in equal parts.
+      rows: of a batch, those to read, in order; None: all.
 
     Yields:
-      This process's rows of each batch, (B / process_count, S).
+      These rows of each batch, (rows, S).
     """
-    rows = _rows_of_process(batch_size, process_index, process_count)
+    rows = _checked_rows(batch_size, rows)
     total = len(windows)
     wanted = total if max_windows is None else min(max_windows, total)
     chosen = np.arange(wanted, dtype=np.int64) * total // max(wanted, 1)
@@ -121,13 +119,10 @@ def stack(rows: Sequence[Batch]) -> Batch:
     return Batch(*(np.stack(field) for field in zip(*rows, strict=True)))
 
 
-def _rows_of_process(batch_size: int, process_index: int, process_count: int) -> range:
-    if batch_size < 1 or batch_size % process_count:
-        raise ConfigError(
-            f"config.train.batch_size = {batch_size}: must be a multiple of the {process_count}"
-            " processes"
-        )
-    if not 0 <= process_index < process_count:
-        raise ConfigError(f"process_index = {process_index}: must be in 0..{process_count - 1}")
-    local = batch_size // process_count
-    return range(process_index * local, (process_index + 1) * local)
+def _checked_rows(batch_size: int, rows: Sequence[int] | None) -> list[int]:
+    if batch_size < 1:
+        raise ConfigError(f"config.train.batch_size = {batch_size}: must be at least 1")
+    found = list(range(batch_size) if rows is None else rows)
+    if not found or min(found) < 0 or max(found) >= batch_size:
+        raise ConfigError(f"rows {found}: must be some of 0..{batch_size - 1}")
+    return found

@@ -174,6 +174,7 @@ def eval_mesh(config: Config) -> Mesh:
         try:
             mesh = mesh_lib.make_mesh(sizes)
             ModelFunctions(config, mesh).param_shardings()
+            mesh_lib.check_batch(mesh, mesh.size, config.data.seq_len)
         except ConfigError:
             continue
         return mesh

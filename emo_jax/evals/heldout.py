@@ -68,12 +68,13 @@ def make_eval_step(
         mask_BS = batch.loss_mask * (next_ids_BS == batch.segment_ids)
         _, vocab = vocab_loss(
             hidden_BSD,
-            params["lm_head"]["kernel"].astype(hidden_BSD.dtype),
+            params["lm_head"]["kernel"],
             batch.labels,
             mask_BS,
             config.model.vocab_size,
             0.0,
             config.train.loss_chunk,
+            model.mesh,
         )
         ids_BS = jnp.where(batch.domain_ids >= 0, batch.domain_ids, num_domains)
         by_domain = lambda a_BS: jnp.zeros(num_domains + 1).at[ids_BS].add(a_BS)[:-1]  # noqa: E731

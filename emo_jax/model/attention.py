@@ -4,35 +4,22 @@ Legend: B windows, S tokens (T keys), D width, H heads, h head size.
 """
 
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.sharding import Mesh
+from jax.ad_checkpoint import checkpoint_name
+from jax.sharding import Mesh, PartitionSpec
 
 from emo_jax.config import ModelConfig
-from emo_jax.model.blocked_attention import blocked_attention
+from emo_jax.errors import ConfigError
+from emo_jax.model.attention_kernels import attend, default_backend
 from emo_jax.model.layers import rotary, weight
-from emo_jax.parallel.mesh import over_windows
+from emo_jax.parallel import mesh as mesh_lib
+from emo_jax.parallel.island import Island
 
 _dot = partial(jnp.einsum, preferred_element_type=jnp.float32)
-
-
-def attention_mask(segment_ids_BS: jax.Array, *, within_document: bool) -> jax.Array:
-    """(B,S,T) bool: which keys a query sees. Never later ones, never padding.
-
-    Args:
-      segment_ids_BS: document of each token, -1 for padding.
-      within_document: only keys of the query's own document.
-    """
-    S = segment_ids_BS.shape[1]
-    causal_ST = jnp.tril(jnp.ones((S, S), bool))
-    query_BS1, key_B1T = segment_ids_BS[:, :, None], segment_ids_BS[:, None, :]
-    seen_BST = (key_B1T >= 0) & (query_BS1 >= 0)
-    if within_document:
-        seen_BST &= key_B1T == query_BS1
-    return causal_ST & seen_BST
 
 
 class KeysValues(NamedTuple):
@@ -66,8 +53,24 @@ def attend_one(
     return (mixed_BHh / sum_BH1).astype(dtype)
 
 
+class Weights(NamedTuple):
+    """Projections of a layer."""
+
+    query_DHh: jax.Array
+    key_DHh: jax.Array
+    value_DHh: jax.Array
+    out_HhD: jax.Array
+
+
+PROJECT_AXES, OUT_AXES = ("embed", "heads", None), ("heads", None, "embed")
+
+
 class Attention(nnx.Module):
-    """Full multi-head attention with rotary embedding; scale 1/√h, softmax in float32."""
+    """Full multi-head attention with rotary embedding; scale 1/√h, softmax in float32.
+
+    On a mesh it is an island: axis `tensor` cuts the heads, axis `context` the queries, for which
+    the keys and values of the whole window are gathered.
+    """
 
     def __init__(
         self,
@@ -82,14 +85,15 @@ class Attention(nnx.Module):
             config.head_dim,
             ("layers",) * len(stack),
         )
-        shape, axes = (*stack, D, H, h), (*lead, "embed", "heads", None)
+        shape, axes = (*stack, D, H, h), (*lead, *PROJECT_AXES)
         self.query = weight(rngs, config, shape, axes)
         self.key = weight(rngs, config, shape, axes)
         self.value = weight(rngs, config, shape, axes)
-        self.out = weight(rngs, config, (*stack, H, h, D), (*lead, "heads", None, "embed"))
+        self.out = weight(rngs, config, (*stack, H, h, D), (*lead, *OUT_AXES))
         self.theta = config.rope_theta
-        self.mesh = mesh
+        self.island = Island(mesh)
         self.within_document = config.attention == "document"
+        self.backend = pick_backend(config.attention_backend, mesh)
 
     def __call__(
         self, x_BSD: jax.Array, *, segment_ids_BS: jax.Array, positions_BS: jax.Array
@@ -98,10 +102,47 @@ class Attention(nnx.Module):
 
         Padding (id -1) is never attended to.
         """
-        q_BSHh, k_BTHh, v_BTHh = self._project(x_BSD, positions_BS)
-        mixed_BSHh = over_windows(self.mesh, self._attend)(q_BSHh, k_BTHh, v_BTHh, segment_ids_BS)
-        heads_first = (jnp.moveaxis(a, 1, 2) for a in (k_BTHh, v_BTHh))
-        return self._mix(mixed_BSHh), KeysValues(*heads_first)
+        tokens, ids = mesh_lib.windows_spec(1), mesh_lib.windows_spec()
+        # Specs stand where the arrays will.
+        project: Any = mesh_lib.spec(PROJECT_AXES)
+        out: Any = mesh_lib.spec(OUT_AXES)
+        keys: Any = PartitionSpec(mesh_lib.WINDOW_AXES, "tensor", "context", None)
+        return self.island.run(
+            self._local,
+            (tokens, ids, ids, Weights(project, project, project, out)),
+            (tokens, KeysValues(keys, keys)),
+        )(x_BSD, segment_ids_BS, positions_BS, self._weights())
+
+    def _weights(self) -> Weights:
+        return Weights(self.query[...], self.key[...], self.value[...], self.out[...])
+
+    def _local(
+        self, x_BSD: jax.Array, ids_BS: jax.Array, positions_BS: jax.Array, stored: Weights
+    ) -> tuple[jax.Array, KeysValues]:
+        """One device's heads and queries."""
+        island, dtype = self.island, x_BSD.dtype
+        x_BSD, ids_BS, positions_BS = (
+            island.gather(a, ("tensor",), 1) for a in (x_BSD, ids_BS, positions_BS)
+        )
+        axes = (PROJECT_AXES, PROJECT_AXES, PROJECT_AXES, OUT_AXES)
+        weights = Weights(*(island.whole(w, a, dtype) for w, a in zip(stored, axes, strict=True)))
+        q_BSHh, k_BSHh, v_BSHh = self._project(x_BSD, positions_BS, weights)
+        k_BTHh, v_BTHh, ids_BT = (
+            island.gather(a, ("context",), 1) for a in (k_BSHh, v_BSHh, ids_BS)
+        )
+        first = None
+        if island.size("context") > 1:
+            first = jnp.asarray(island.index("context") * x_BSD.shape[1])
+        mixed_BSHh = attend(
+            *(q_BSHh, k_BTHh, v_BTHh, ids_BS, ids_BT),
+            within_document=self.within_document,
+            first_query=first,
+            backend=self.backend,
+        )
+        out_BSD = island.sum_scatter(_mix(mixed_BSHh, weights), ("tensor",), 1)
+        out_BSD = checkpoint_name(out_BSD, "attention_out")
+        heads_first = (jnp.moveaxis(a, 1, 2) for a in (k_BSHh, v_BSHh))
+        return out_BSD, KeysValues(*heads_first)
 
     def decode(
         self, x_B1D: jax.Array, cached: KeysValues, seen_BT: jax.Array, positions_B1: jax.Array
@@ -114,26 +155,41 @@ class Attention(nnx.Module):
           seen_BT: bool, which of them it sees; it always sees itself.
           positions_B1: of the new tokens.
         """
-        q_B1Hh, k_B1Hh, v_B1Hh = self._project(x_B1D, positions_B1)
+        weights = Weights(*(w.astype(x_B1D.dtype) for w in self._weights()))
+        q_B1Hh, k_B1Hh, v_B1Hh = self._project(x_B1D, positions_B1, weights)
         q_BHh, k_BHh, v_BHh = (a_B1Hh[:, 0] for a_B1Hh in (q_B1Hh, k_B1Hh, v_B1Hh))
         mixed_BHh = attend_one(q_BHh, k_BHh, v_BHh, cached, seen_BT)
-        return self._mix(mixed_BHh[:, None]), KeysValues(k_BHh[:, :, None], v_BHh[:, :, None])
+        return _mix(mixed_BHh[:, None], weights), KeysValues(k_BHh[:, :, None], v_BHh[:, :, None])
 
-    def _project(self, x_BSD, positions_BS) -> tuple[jax.Array, jax.Array, jax.Array]:
-        project = lambda kernel: jnp.einsum(  # noqa: E731
-            "bsd,dhk->bshk", x_BSD, kernel[...].astype(x_BSD.dtype)
+    def _project(
+        self, x_BSD: jax.Array, positions_BS: jax.Array, weights: Weights
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
+        project = lambda kernel_DHh: checkpoint_name(  # noqa: E731
+            jnp.einsum("bsd,dhk->bshk", x_BSD, kernel_DHh), "projections"
         )
-        q_BSHh = rotary(project(self.query), positions_BS, self.theta)
-        k_BTHh = rotary(project(self.key), positions_BS, self.theta)
-        return q_BSHh, k_BTHh, project(self.value)
+        q_BSHh = rotary(project(weights.query_DHh), positions_BS, self.theta)
+        k_BSHh = rotary(project(weights.key_DHh), positions_BS, self.theta)
+        return q_BSHh, k_BSHh, project(weights.value_DHh)
 
-    def _mix(self, mixed_BSHh: jax.Array) -> jax.Array:
-        return jnp.einsum("bshk,hkd->bsd", mixed_BSHh, self.out[...].astype(mixed_BSHh.dtype))
 
-    def _attend(self, q_BSHh, k_BTHh, v_BTHh, segment_ids_BS) -> jax.Array:
-        if jax.default_backend() == "cpu":
-            return blocked_attention(
-                q_BSHh, k_BTHh, v_BTHh, segment_ids_BS, within_document=self.within_document
-            )
-        mask_BST = attention_mask(segment_ids_BS, within_document=self.within_document)
-        return jax.nn.dot_product_attention(q_BSHh, k_BTHh, v_BTHh, mask=mask_BST[:, None])
+def _mix(mixed_BSHh: jax.Array, weights: Weights) -> jax.Array:
+    return jnp.einsum("bshk,hkd->bsd", mixed_BSHh, weights.out_HhD)
+
+
+def pick_backend(name: str, mesh: Mesh | None) -> str:
+    """What `auto` stands for on the mesh's devices.
+
+    Raises:
+      ConfigError: the kernel asked for is not of these devices.
+    """
+    platform = mesh_lib.platform(mesh)
+    if name == "auto":
+        by_context = mesh is not None and mesh.shape["context"] > 1
+        return default_backend(platform, not by_context)
+    of = {"splash": "tpu", "cudnn": "gpu", "tokamax": "gpu"}.get(name, platform)
+    if of != platform:
+        raise ConfigError(
+            f"config.model.attention_backend = {name!r}: is a kernel of {of.upper()}s, and the"
+            f" devices are {platform.upper()}s; must be auto, or one that suits them"
+        )
+    return name

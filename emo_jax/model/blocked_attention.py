@@ -4,15 +4,21 @@ Each block sees only the keys up to its last query, so that nearly half of the w
 the backward pass makes the probabilities again from the saved logsumexp. Windows are taken two at a
 time: what a few windows need stays in the cache, and little memory is touched at all.
 
-Legend: B windows, S tokens, H heads, h head size, C queries of a block, T keys that a block sees.
+Under a context axis a device has part of a window's queries and all of its keys; where they stand
+is only known when the program runs, so that every block is given all keys.
+
+Legend: B windows, S queries, U keys (S too, but for a context axis), H heads, h head size, C
+queries of a block, T keys that a block is given.
 """
 
 import math
 from collections.abc import Iterator
 from functools import partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 MASKED = -1e30  # finite: a padded token, which may attend to nothing, gives a number and no NaN
 # Small blocks skip more of the upper half, many of them make a long program. Measured at S = 256
@@ -23,21 +29,31 @@ WINDOWS = 2  # taken at a time
 _dot = partial(jnp.einsum, preferred_element_type=jnp.float32)
 
 
-def _blocks(seq_len: int) -> Iterator[tuple[int, int]]:
-    """(first query, end of queries and keys) of each block."""
-    block = max(MIN_BLOCK, -(-seq_len // MAX_BLOCKS))
-    for first in range(0, seq_len, block):
-        yield first, min(first + block, seq_len)
+class _Block(NamedTuple):
+    queries: slice
+    keys: int  # the first that many are given
 
 
-def _seen(ids_BS, within_document):
+def _blocks(S: int, U: int) -> Iterator[_Block]:
+    """Blocks of queries; where these are the keys' own tokens, the keys end with the queries."""
+    size = max(MIN_BLOCK, -(-S // MAX_BLOCKS))
+    for first in range(0, S, size):
+        end = min(first + size, S)
+        yield _Block(slice(first, end), end if S == U else U)
+
+
+def _seen(ids, within_document):
     """Which keys each query may see, (B,C,T) for each block of queries."""
+    q_ids_BS, k_ids_BU, first_query = ids
+    S, U = q_ids_BS.shape[1], k_ids_BU.shape[1]
+    place_S = jnp.arange(S) if first_query is None else jnp.arange(S) + first_query
     masks = []
-    for i, T in _blocks(ids_BS.shape[1]):
-        causal_CT = jnp.arange(i, T)[:, None] >= jnp.arange(T)
-        seen_BCT = causal_CT & (ids_BS[:, None, :T] >= 0)
+    for queries, T in _blocks(S, U):
+        q_ids_BC1, k_ids_B1T = q_ids_BS[:, queries, None], k_ids_BU[:, None, :T]
+        causal_CT = place_S[queries, None] >= jnp.arange(T)
+        seen_BCT = causal_CT & (q_ids_BC1 >= 0) & (k_ids_B1T >= 0)
         if within_document:
-            seen_BCT &= ids_BS[:, i:T, None] == ids_BS[:, None, :T]
+            seen_BCT &= q_ids_BC1 == k_ids_B1T
         masks.append(seen_BCT)
     return masks
 
@@ -57,73 +73,96 @@ def _by_windows(f, *arrays_B):
     return jax.tree.map(lambda a: a.reshape(B, *a.shape[2:]), out)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(4,))
-def _attend(q_BHSh, k_BHSh, v_BHSh, ids_BS, within_document):
-    return _attend_fwd(q_BHSh, k_BHSh, v_BHSh, ids_BS, within_document)[0]
+@partial(jax.custom_vjp, nondiff_argnums=(6,))
+def _attend(q_BHSh, k_BHUh, v_BHUh, q_ids_BS, k_ids_BU, first_query, within_document):
+    ids = q_ids_BS, k_ids_BU, first_query
+    return _attend_fwd(q_BHSh, k_BHUh, v_BHUh, *ids, within_document)[0]
 
 
-def _attend_fwd(q_BHSh, k_BHSh, v_BHSh, ids_BS, within_document):
+def _attend_fwd(q_BHSh, k_BHUh, v_BHUh, q_ids_BS, k_ids_BU, first_query, within_document):
     # The masks, a byte a pair, are made before the loop: where a fusion in it both reads the ids
     # and makes an exponential, XLA:CPU leaves the exponential scalar, seven times slower.
-    masks = _seen(ids_BS, within_document)
-    out_BHSh, lse_BHS = _by_windows(_forward, masks, q_BHSh, k_BHSh, v_BHSh)
-    return out_BHSh, (q_BHSh, k_BHSh, v_BHSh, ids_BS, out_BHSh, lse_BHS)
+    ids = q_ids_BS, k_ids_BU, first_query
+    masks = _seen(ids, within_document)
+    # Named here: what is kept by name must be what the gradient reads, or all is made again.
+    out_BHSh, lse_BHS = (
+        checkpoint_name(a, "attention")
+        for a in _by_windows(_forward, masks, q_BHSh, k_BHUh, v_BHUh)
+    )
+    return out_BHSh, (q_BHSh, k_BHUh, v_BHUh, ids, out_BHSh, lse_BHS)
 
 
 def _attend_bwd(within_document, residuals, grad_BHSh):
-    q_BHSh, k_BHSh, v_BHSh, ids_BS, out_BHSh, lse_BHS = residuals
-    masks = _seen(ids_BS, within_document)
-    inputs = q_BHSh, k_BHSh, v_BHSh, out_BHSh, lse_BHS, grad_BHSh
-    return *_by_windows(_backward, masks, *inputs), None
+    q_BHSh, k_BHUh, v_BHUh, ids, out_BHSh, lse_BHS = residuals
+    masks = _seen(ids, within_document)
+    inputs = q_BHSh, k_BHUh, v_BHUh, out_BHSh, lse_BHS, grad_BHSh
+    return *_by_windows(_backward, masks, *inputs), None, None, None
 
 
 _attend.defvjp(_attend_fwd, _attend_bwd)
 
 
-def _forward(masks, q_BHSh, k_BHSh, v_BHSh):
+def _forward(masks, q_BHSh, k_BHUh, v_BHUh):
     """The output, and the logsumexp of the scores (B,H,S)."""
-    dtype = v_BHSh.dtype
+    dtype = v_BHUh.dtype
     outs, lses = [], []
-    for (i, T), seen_BCT in zip(_blocks(q_BHSh.shape[2]), masks, strict=True):
-        scores_BHCT = _scores(q_BHSh[:, :, i:T], k_BHSh[:, :, :T], seen_BCT)
+    blocks = _blocks(q_BHSh.shape[2], k_BHUh.shape[2])
+    for (queries, T), seen_BCT in zip(blocks, masks, strict=True):
+        scores_BHCT = _scores(q_BHSh[:, :, queries], k_BHUh[:, :, :T], seen_BCT)
         top_BHC1 = scores_BHCT.max(axis=-1, keepdims=True)
         probs_BHCT = jnp.exp(scores_BHCT - top_BHC1)
         sum_BHC1 = probs_BHCT.sum(axis=-1, keepdims=True)
-        mixed_BHCh = _dot("bhct,bhtk->bhck", probs_BHCT.astype(dtype), v_BHSh[:, :, :T])
+        # Who sees no key, padding, gets 0, and below, where the sum is in an exponent, no gradient.
+        sum_BHC1 = jnp.where(top_BHC1 > MASKED, sum_BHC1, jnp.inf)
+        mixed_BHCh = _dot("bhct,bhtk->bhck", probs_BHCT.astype(dtype), v_BHUh[:, :, :T])
         outs.append((mixed_BHCh / sum_BHC1).astype(dtype))
         lses.append((top_BHC1 + jnp.log(sum_BHC1))[..., 0])
     return jnp.concatenate(outs, axis=2), jnp.concatenate(lses, axis=2)
 
 
-def _backward(masks, q_BHSh, k_BHSh, v_BHSh, out_BHSh, lse_BHS, grad_BHSh):
+def _backward(masks, q_BHSh, k_BHUh, v_BHUh, out_BHSh, lse_BHS, grad_BHSh):
     """Gradients of q, k and v."""
-    dtype, S, scale = q_BHSh.dtype, q_BHSh.shape[2], q_BHSh.shape[-1] ** -0.5
+    dtype, U, scale = q_BHSh.dtype, k_BHUh.shape[2], q_BHSh.shape[-1] ** -0.5
     dot_BHS = _dot("bhsk,bhsk->bhs", out_BHSh, grad_BHSh)
-    dk_BHSh, dv_BHSh = (jnp.zeros(a.shape, jnp.float32) for a in (k_BHSh, v_BHSh))
+    dk_BHUh, dv_BHUh = (jnp.zeros(a.shape, jnp.float32) for a in (k_BHUh, v_BHUh))
     dqs = []
-    for (i, T), seen_BCT in zip(_blocks(S), masks, strict=True):
-        q_BHCh, k_BHTh, v_BHTh = q_BHSh[:, :, i:T], k_BHSh[:, :, :T], v_BHSh[:, :, :T]
-        grad_BHCh = grad_BHSh[:, :, i:T]
+    blocks = _blocks(q_BHSh.shape[2], U)
+    for (queries, T), seen_BCT in zip(blocks, masks, strict=True):
+        q_BHCh, k_BHTh, v_BHTh = q_BHSh[:, :, queries], k_BHUh[:, :, :T], v_BHUh[:, :, :T]
+        grad_BHCh = grad_BHSh[:, :, queries]
         scores_BHCT = _scores(q_BHCh, k_BHTh, seen_BCT)
-        probs_BHCT = jnp.exp(scores_BHCT - lse_BHS[:, :, i:T, None])
+        probs_BHCT = jnp.exp(scores_BHCT - lse_BHS[:, :, queries, None])
         dprobs_BHCT = _dot("bhck,bhtk->bhct", grad_BHCh, v_BHTh)
-        dscores_BHCT = probs_BHCT * (dprobs_BHCT - dot_BHS[:, :, i:T, None]) * scale
+        dscores_BHCT = probs_BHCT * (dprobs_BHCT - dot_BHS[:, :, queries, None]) * scale
         probs_BHCT, dscores_BHCT = probs_BHCT.astype(dtype), dscores_BHCT.astype(dtype)
-        later = ((0, 0), (0, 0), (0, S - T), (0, 0))
-        dv_BHSh += jnp.pad(_dot("bhct,bhck->bhtk", probs_BHCT, grad_BHCh), later)
-        dk_BHSh += jnp.pad(_dot("bhct,bhck->bhtk", dscores_BHCT, q_BHCh), later)
+        later = ((0, 0), (0, 0), (0, U - T), (0, 0))
+        dv_BHUh += jnp.pad(_dot("bhct,bhck->bhtk", probs_BHCT, grad_BHCh), later)
+        dk_BHUh += jnp.pad(_dot("bhct,bhck->bhtk", dscores_BHCT, q_BHCh), later)
         dqs.append(_dot("bhct,bhtk->bhck", dscores_BHCT, k_BHTh).astype(dtype))
-    return jnp.concatenate(dqs, axis=2), dk_BHSh.astype(dtype), dv_BHSh.astype(dtype)
+    return jnp.concatenate(dqs, axis=2), dk_BHUh.astype(dtype), dv_BHUh.astype(dtype)
 
 
 def blocked_attention(
     q_BSHh: jax.Array,
-    k_BSHh: jax.Array,
-    v_BSHh: jax.Array,
-    segment_ids_BS: jax.Array,
+    k_BUHh: jax.Array,
+    v_BUHh: jax.Array,
+    q_ids_BS: jax.Array,
+    k_ids_BU: jax.Array | None = None,
     *,
     within_document: bool,
+    first_query: jax.Array | None = None,
 ) -> jax.Array:
-    """Causal attention (B,S,H,h), scale 1/√h, softmax in float32; padding (id -1) is never seen."""
-    heads_first = (jnp.moveaxis(a, 2, 1) for a in (q_BSHh, k_BSHh, v_BSHh))
-    return jnp.moveaxis(_attend(*heads_first, segment_ids_BS, within_document), 1, 2)
+    """Causal attention (B,S,H,h), scale 1/√h, softmax in float32; padding (id -1) is never seen.
+
+    Padding sees nothing either: its rows are 0.
+
+    Args:
+      q_ids_BS: documents of the queries.
+      k_ids_BU: of the keys, where these are not the queries' own tokens.
+      first_query: where the first query stands among the keys, then.
+    """
+    if k_ids_BU is None:
+        k_ids_BU = q_ids_BS
+    heads_first = (jnp.moveaxis(a, 2, 1) for a in (q_BSHh, k_BUHh, v_BUHh))
+    ids = q_ids_BS, k_ids_BU, first_query
+    return jnp.moveaxis(_attend(*heads_first, *ids, within_document), 1, 2)

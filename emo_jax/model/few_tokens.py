@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from emo_jax.config import MoeConfig
 from emo_jax.moe.experts import ExpertWeights, experts, pick_backend
 from emo_jax.moe.grouped import swiglu
 from emo_jax.moe.router import Routing
@@ -27,23 +28,21 @@ def few_token_experts(
     stacked: ExpertWeights,
     layer: jax.Array,
     *,
-    num_shared_experts: int,
-    backend: str = "auto",
+    config: MoeConfig,
 ) -> jax.Array:
     """(B,1,D): what `experts` computes, for one token of each row.
 
     Args:
       stacked: the weights of all layers, (L,E,…), in the dtype of x.
       layer: which of them.
-      backend: `blocked`, the CPU's, takes the products below; others have no copies to avoid.
+      config: its back end `blocked`, the CPU's, takes the products below; others have no copies
+        to avoid.
     """
-    if pick_backend(backend) != "blocked":
+    if pick_backend(config.backend) != "blocked":
         weights = ExpertWeights(
             *(lax.dynamic_index_in_dim(w, layer, 0, keepdims=False) for w in stacked)
         )
-        return experts(
-            x_B1D, routing, weights, num_shared_experts=num_shared_experts, backend=backend
-        )
+        return experts(x_B1D, routing, weights, config)[0]
     E = stacked.gate_EDF.shape[1]
     flat = [w.reshape(-1, *w.shape[2:]) for w in stacked]
 
@@ -56,7 +55,7 @@ def few_token_experts(
 
     x_ND = x_B1D[:, 0]
     out_ND = _picked(x_ND, routing.weights_BSK[:, 0], routing.indices_BSK[:, 0], expert)
-    for e in range(E - num_shared_experts, E):
+    for e in range(E - config.num_shared_experts, E):
         out_ND = out_ND + expert(x_ND, e)
     return out_ND[:, None]
 

@@ -4,13 +4,18 @@ Legend: B windows, S tokens, D width, H heads, h head size, F hidden size.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
+from jax.sharding import Mesh
 
 from emo_jax.config import ModelConfig
 from emo_jax.moe.grouped import swiglu
+from emo_jax.parallel import mesh as mesh_lib
+from emo_jax.parallel.island import Island
 
 INIT_CUT = 3.0  # truncation of the normal, in standard deviations (SPEC 1.3)
 
@@ -50,16 +55,43 @@ def rotary(x_BSHh: jax.Array, positions_BS: jax.Array, theta: float) -> jax.Arra
     return turned.astype(x_BSHh.dtype)
 
 
-class DenseMlp(nnx.Module):
-    """down( silu(gate(x)) · up(x) ) of hidden size `mlp_dim`."""
+UP_AXES, DOWN_AXES = ("embed", "mlp"), ("mlp", "embed")
 
-    def __init__(self, config: ModelConfig, rngs: nnx.Rngs, stack: tuple[int, ...] = ()):
+
+class DenseMlp(nnx.Module):
+    """down( silu(gate(x)) · up(x) ) of hidden size `mlp_dim`.
+
+    On a mesh it is an island: axis `tensor` cuts the hidden size.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        rngs: nnx.Rngs,
+        stack: tuple[int, ...] = (),
+        mesh: Mesh | None = None,
+    ):
         D, F, lead = config.embed_dim, config.mlp_dim, ("layers",) * len(stack)
-        self.gate = weight(rngs, config, (*stack, D, F), (*lead, "embed", "mlp"))
-        self.up = weight(rngs, config, (*stack, D, F), (*lead, "embed", "mlp"))
-        self.down = weight(rngs, config, (*stack, F, D), (*lead, "mlp", "embed"))
+        self.gate = weight(rngs, config, (*stack, D, F), (*lead, *UP_AXES))
+        self.up = weight(rngs, config, (*stack, D, F), (*lead, *UP_AXES))
+        self.down = weight(rngs, config, (*stack, F, D), (*lead, *DOWN_AXES))
+        self.island = Island(mesh)
 
     def __call__(self, x_BSD: jax.Array) -> jax.Array:
         """(B,S,D) in the dtype of the input."""
-        gate, up, down = (w[...].astype(x_BSD.dtype) for w in (self.gate, self.up, self.down))
-        return swiglu(x_BSD @ gate, x_BSD @ up) @ down
+        tokens: Any = mesh_lib.windows_spec(1)  # specs stand where the arrays will
+        up, down = mesh_lib.spec(UP_AXES), mesh_lib.spec(DOWN_AXES)
+        return self.island.run(self._local, (tokens, up, up, down), tokens)(
+            x_BSD, self.gate[...], self.up[...], self.down[...]
+        )
+
+    def _local(self, x_BSD: jax.Array, *stored: jax.Array) -> jax.Array:
+        """One device's part of the hidden size, of the tokens of all that share it."""
+        island, dtype = self.island, x_BSD.dtype
+        x_BSD = island.gather(x_BSD, ("tensor",), 1)
+        axes = (UP_AXES, UP_AXES, DOWN_AXES)
+        gate_DF, up_DF, down_FD = (
+            island.whole(w, a, dtype) for w, a in zip(stored, axes, strict=True)
+        )
+        gate_BSF, up_BSF = (checkpoint_name(x_BSD @ w, "expert_hidden") for w in (gate_DF, up_DF))
+        return island.sum_scatter(swiglu(gate_BSF, up_BSF) @ down_FD, ("tensor",), 1)

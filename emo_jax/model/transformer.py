@@ -8,6 +8,7 @@ experts, F expert hidden, V rows.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -18,13 +19,32 @@ from jax.sharding import Mesh
 from emo_jax.batch import PADDING_ID, Batch
 from emo_jax.config import Config, ModelConfig, MoeConfig
 from emo_jax.model.attention import Attention, KeysValues
+from emo_jax.model.attention import pick_backend as pick_attention
 from emo_jax.model.few_tokens import few_token_experts
 from emo_jax.model.layers import DenseMlp, RMSNorm, weight
-from emo_jax.moe.experts import ExpertWeights, experts
+from emo_jax.model.vocab_loss import HEAD_AXES
+from emo_jax.moe.experts import ExpertWeights, experts, pick_backend, pick_dispatch
 from emo_jax.moe.router import RouterStats, Routing, route
 from emo_jax.parallel import mesh as mesh_lib
+from emo_jax.parallel.island import Island
 
 Params = dict[str, Any]  # nested dict of float32 arrays
+
+
+TABLE_AXES = ("vocab", "embed")
+
+# What is kept for the backward pass, by name; the rest is computed again.
+REMAT_KEEPS = {
+    "full": (),
+    "save_attention": ("projections", "attention"),
+    "save_matmuls": (
+        "projections",
+        "attention",
+        "attention_out",
+        "expert_hidden",
+        "router_logits",
+    ),
+}
 
 
 class ForwardInputs(NamedTuple):
@@ -77,9 +97,14 @@ class Experts(nnx.Module):
         self.up = weight(rngs, model, shape, axes)
         self.down = weight(rngs, model, (*stack, E, F, D), (*lead, "expert", "mlp", "embed"))
 
-    def weights(self, dtype: Any) -> ExpertWeights:
-        """As they are computed with."""
-        return ExpertWeights(*(w[...].astype(dtype) for w in (self.gate, self.up, self.down)))
+    def weights(self, dtype: Any = None) -> ExpertWeights:
+        """As they are stored, or cast."""
+        return ExpertWeights(
+            *(
+                w[...] if dtype is None else w[...].astype(dtype)
+                for w in (self.gate, self.up, self.down)
+            )
+        )
 
 
 class MoeMlp(nnx.Module):
@@ -96,15 +121,11 @@ class MoeMlp(nnx.Module):
     ) -> tuple[jax.Array, RouterStats]:
         """Output (B,S,D) and the router's statistics of this layer."""
         routing, stats = self._route(x_BSD, inputs, per_layer, options)
-        out_BSD = experts(
-            x_BSD,
-            routing,
-            self.experts.weights(x_BSD.dtype),
-            num_shared_experts=self.config.num_shared_experts,
-            backend=self.config.backend,
-            mesh=self.mesh,
+        # Stored weights: what computes with them casts and gathers them.
+        out_BSD, dropped = experts(
+            x_BSD, routing, self.experts.weights(), self.config, mesh=self.mesh
         )
-        return out_BSD, stats
+        return out_BSD, stats._replace(dropped=jax.lax.stop_gradient(dropped))
 
     def decode(self, x_B1D: jax.Array, inputs: ForwardInputs, at: AtLayer) -> jax.Array:
         """Output (B,1,D) for one token of each row."""
@@ -114,8 +135,7 @@ class MoeMlp(nnx.Module):
             routing,
             at.stacked,
             at.layer,
-            num_shared_experts=self.config.num_shared_experts,
-            backend=self.config.backend,
+            config=self.config,
         )
 
     def _route(
@@ -123,19 +143,20 @@ class MoeMlp(nnx.Module):
     ) -> tuple[Routing, RouterStats]:
         keep_MR, domain_ids_BS = per_layer.keep_MR, inputs.domain_ids_BS
         allowed_BSR = None if keep_MR is None else keep_MR[jnp.maximum(domain_ids_BS, 0)]
-        return route(
-            x_BSD,
-            self.router.kernel[...],
-            self.config,
-            pool_ids_BS=inputs.pool_ids_BS,
-            pool_size_BG=per_layer.pool_size_BG,
-            loss_tokens=inputs.loss_tokens,
-            allowed_BSR=allowed_BSR,
-            domain_ids_BS=domain_ids_BS,
-            top_p=options.top_p,
-            num_domains=options.num_domains,
-            step_load_R=per_layer.step_load_R,
-        )
+        with jax.named_scope("routing"):
+            return route(
+                x_BSD,
+                self.router.kernel[...],
+                self.config,
+                pool_ids_BS=inputs.pool_ids_BS,
+                pool_size_BG=per_layer.pool_size_BG,
+                loss_tokens=inputs.loss_tokens,
+                allowed_BSR=allowed_BSR,
+                domain_ids_BS=domain_ids_BS,
+                top_p=options.top_p,
+                num_domains=options.num_domains,
+                step_load_R=per_layer.step_load_R,
+            )
 
 
 class DecoderLayer(nnx.Module):
@@ -146,7 +167,9 @@ class DecoderLayer(nnx.Module):
         self.attention = Attention(model, rngs, stack, mesh)
         self.mlp_norm = RMSNorm(model, stack)
         self.mlp = (
-            DenseMlp(model, rngs, stack) if moe is None else MoeMlp(model, moe, rngs, stack, mesh)
+            DenseMlp(model, rngs, stack, mesh)
+            if moe is None
+            else MoeMlp(model, moe, rngs, stack, mesh)
         )
 
     def __call__(
@@ -160,11 +183,12 @@ class DecoderLayer(nnx.Module):
         self, x_BSD: jax.Array, inputs: ForwardInputs, per_layer: PerLayer, options: Options
     ) -> tuple[jax.Array, RouterStats | None, KeysValues]:
         """The same, with the keys and values of the tokens."""
-        attended_BSD, keys_values = self.attention(
-            self.attention_norm(x_BSD),
-            segment_ids_BS=inputs.segment_ids_BS,
-            positions_BS=inputs.positions_BS,
-        )
+        with jax.named_scope("attention"):
+            attended_BSD, keys_values = self.attention(
+                self.attention_norm(x_BSD),
+                segment_ids_BS=inputs.segment_ids_BS,
+                positions_BS=inputs.positions_BS,
+            )
         x_BSD = x_BSD + attended_BSD
         normed_BSD = self.mlp_norm(x_BSD)
         if isinstance(self.mlp, DenseMlp):
@@ -195,9 +219,30 @@ class DecoderLayer(nnx.Module):
 class Embedding(nnx.Module):
     """The input table (V,D)."""
 
-    def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
+    def __init__(self, config: ModelConfig, rngs: nnx.Rngs, mesh: Mesh | None):
         shape = (config.padded_vocab_size, config.embed_dim)
-        self.embedding = weight(rngs, config, shape, ("vocab", "embed"))
+        self.embedding = weight(rngs, config, shape, TABLE_AXES)
+        self.island = Island(mesh)
+
+    def __call__(self, tokens_BS: jax.Array, dtype: Any) -> jax.Array:
+        """Rows of the tokens, (B,S,D).
+
+        On a mesh the table is not gathered: each device looks up its columns for the tokens of all
+        that share the table, and sends every device those of its own tokens.
+        """
+        return self.island.run(
+            partial(self._local, dtype=dtype),
+            (mesh_lib.windows_spec(), mesh_lib.spec(TABLE_AXES)),
+            mesh_lib.windows_spec(1),
+        )(tokens_BS, self.embedding[...])
+
+    def _local(self, tokens_BS: jax.Array, table_VD: jax.Array, *, dtype: Any) -> jax.Array:
+        axes = mesh_lib.stored_over(TABLE_AXES)[1]
+        with jax.named_scope("embedding"):
+            ids_PBS = self.island.gather(tokens_BS[None], axes, 0)
+            # Cast after the lookup: the gradient adds up a frequent token's rows in float32.
+            columns_PBSd = table_VD[ids_PBS].astype(dtype)
+            return self.island.all_to_all(columns_PBSd, axes, 0, 3)[0]
 
 
 class Head(nnx.Module):
@@ -205,7 +250,7 @@ class Head(nnx.Module):
 
     def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
         shape = (config.embed_dim, config.padded_vocab_size)
-        self.kernel = weight(rngs, config, shape, ("embed", "vocab"))
+        self.kernel = weight(rngs, config, shape, HEAD_AXES)
 
 
 class Transformer(nnx.Module):
@@ -213,12 +258,13 @@ class Transformer(nnx.Module):
 
     def __init__(self, config: Config, rngs: nnx.Rngs, mesh: Mesh | None = None):
         model = config.model
-        self.embed = Embedding(model, rngs)
+        self.embed = Embedding(model, rngs, mesh)
         self.layers = DecoderLayer(model, config.moe, rngs, (model.num_layers,), mesh)
         self.final_norm = RMSNorm(model)
         self.lm_head = Head(model, rngs)
         self.dtype = jnp.dtype(model.compute_dtype)
         self.remat = model.remat
+        self.mesh = mesh
 
     def __call__(
         self,
@@ -302,16 +348,17 @@ class Transformer(nnx.Module):
         remat: str = "none",
     ) -> tuple[jax.Array, Any]:
         """Hidden states before the head, and what `one_layer` gives, stacked over L."""
-        # Gathered before the cast: the gradient adds up a frequent token's rows in float32.
-        x_BSD = self.embed.embedding[...][tokens_BS].astype(self.dtype)
+        x_BSD = self.embed(tokens_BS, self.dtype)
         graphdef, stacked = nnx.split(self.layers)
 
         def body(x_BSD, scanned):
             weights, per_layer = scanned
+            x_BSD = mesh_lib.constrain(self.mesh, x_BSD, mesh_lib.windows_spec(1))
             return one_layer(nnx.merge(graphdef, weights), x_BSD, per_layer)
 
-        if remat == "full":
-            body = jax.checkpoint(body)
+        if remat != "none":
+            keep = jax.checkpoint_policies.save_only_these_names(*REMAT_KEEPS[remat])
+            body = jax.checkpoint(body, policy=keep, prevent_cse=False)
         x_BSD, outputs_L = jax.lax.scan(body, x_BSD, (stacked, per_layer))
         return self.final_norm(x_BSD), outputs_L
 
@@ -343,6 +390,20 @@ class ModelFunctions:
     def num_params(self) -> int:
         """Parameters, padded vocabulary rows included."""
         return sum(leaf.size for leaf in jax.tree.leaves(self.abstract_params))
+
+    def choices(self) -> dict[str, str]:
+        """What `auto` in the config became on this mesh, and the mesh, for the log."""
+        config, mesh = self.config, self.mesh
+        sizes = {} if mesh is None else {a: n for a, n in mesh.shape.items() if n > 1}
+        found = {
+            "mesh": " × ".join(f"{axis} {n}" for axis, n in sizes.items()) or "one device",
+            "attention": pick_attention(config.model.attention_backend, mesh),
+        }
+        if config.moe is not None:
+            found["experts"] = pick_backend(config.moe.backend, mesh)
+            if "expert" in sizes:
+                found["tokens to experts"] = pick_dispatch(config.moe.dispatch, mesh)
+        return found
 
     def init(self, seed: int) -> Params:
         """Fresh float32 parameters (SPEC 1.3), a pure function of the seed."""

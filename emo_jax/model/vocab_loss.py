@@ -7,10 +7,16 @@ Legend: B windows, S tokens, C tokens of a chunk, D width, V vocabulary rows.
 """
 
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh, PartitionSpec
+
+from emo_jax.parallel import mesh as mesh_lib
+from emo_jax.parallel.island import Island
+
+HEAD_AXES = ("embed", "vocab")
 
 
 class VocabLoss(NamedTuple):
@@ -48,30 +54,88 @@ def vocab_loss(
     vocab_size: int,
     z_weight: float,
     chunk: int,
+    mesh: Mesh | None = None,
 ) -> tuple[jax.Array, VocabLoss]:
     """Σ mask · (cross-entropy + z_weight · logsumexp²) and its parts.
 
+    On a mesh each device takes its own tokens with the whole output matrix; the gradient of that is
+    cut into the stored pieces at once, so that none has it whole during the backward pass.
+
     Args:
       hidden_BSD: hidden states after the final norm, in the compute dtype.
-      kernel_DV: output matrix in the same dtype; columns from `vocab_size` on take no probability.
+      kernel_DV: output matrix as it is stored; columns from `vocab_size` on take no probability.
       labels_BS: int32; anything where `mask_BS` is 0.
       mask_BS: float32, 1 where the label counts.
       chunk: tokens of a window whose logits exist at once.
     """
-    S = hidden_BSD.shape[1]
-    num_chunks = -(-S // chunk)
-    pad = -S % num_chunks  # equal chunks; what is added is masked
-    hidden_BSD = jnp.pad(hidden_BSD, ((0, 0), (0, pad), (0, 0)))
-    labels_BS, mask_BS = (jnp.pad(a, ((0, 0), (0, pad))) for a in (labels_BS, mask_BS))
-    loss, parts = _chunked(
-        hidden_BSD, kernel_DV, labels_BS, mask_BS, vocab_size, z_weight, num_chunks
-    )
-    return loss, parts._replace(ce_BS=parts.ce_BS[:, :S])
+    with jax.named_scope("vocab_loss"):
+        setting = _Setting(vocab_size, z_weight, chunk, mesh)
+        return _vocab_loss(hidden_BSD, kernel_DV, labels_BS, mask_BS, setting)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6))
-def _chunked(hidden_BSD, kernel_DV, labels_BS, mask_BS, vocab_size, z_weight, n):
-    return _forward(hidden_BSD, kernel_DV, labels_BS, mask_BS, vocab_size, z_weight, n, False)[0]
+class _Setting(NamedTuple):
+    vocab_size: int
+    z_weight: float
+    chunk: int
+    mesh: Mesh | None
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(4,))
+def _vocab_loss(hidden_BSD, kernel_DV, labels_BS, mask_BS, setting):
+    return _on_mesh(hidden_BSD, kernel_DV, labels_BS, mask_BS, setting, with_grads=False)[0]
+
+
+def _fwd(hidden_BSD, kernel_DV, labels_BS, mask_BS, setting):
+    return _on_mesh(hidden_BSD, kernel_DV, labels_BS, mask_BS, setting, with_grads=True)
+
+
+def _bwd(setting, grads, cotangents):
+    scale = cotangents[0]
+    return *((grad * scale).astype(grad.dtype) for grad in grads), None, None
+
+
+_vocab_loss.defvjp(_fwd, _bwd)
+
+
+def _on_mesh(hidden_BSD, kernel_DV, labels_BS, mask_BS, setting, *, with_grads):
+    """(loss, parts), and the gradients of hidden states and stored kernel, or None."""
+    island = Island(setting.mesh)
+
+    def local(hidden_BSD, stored_DV, labels_BS, mask_BS):
+        kernel_DV = island.whole(stored_DV, HEAD_AXES, hidden_BSD.dtype)
+        S = hidden_BSD.shape[1]
+        num_chunks = -(-S // setting.chunk)
+        pad = -S % num_chunks  # equal chunks; what is added is masked
+        hidden_BSD = jnp.pad(hidden_BSD, ((0, 0), (0, pad), (0, 0)))
+        labels_BS, mask_BS = (jnp.pad(a, ((0, 0), (0, pad))) for a in (labels_BS, mask_BS))
+        parts, grads = _forward(
+            *(hidden_BSD, kernel_DV, labels_BS, mask_BS),
+            *(setting.vocab_size, setting.z_weight, num_chunks, with_grads),
+        )
+        parts = VocabLoss(island.sum(parts.ce_sum), island.sum(parts.z_sum), parts.ce_BS[:, :S])
+        if grads is None:
+            return parts, None
+        grad_x_BSD, grad_DV = grads
+        axes = mesh_lib.stored_over(HEAD_AXES)[0]
+        grad_DV = island.sum(island.sum_scatter(grad_DV, axes, 0), ("replica",))
+        # Tied, so that no layer's backward pass begins while the whole gradient is still there.
+        return parts, jax.lax.optimization_barrier(
+            (grad_x_BSD[:, :S], grad_DV.astype(stored_DV.dtype))
+        )
+
+    tokens: Any = mesh_lib.windows_spec(1)
+    ids: Any = mesh_lib.windows_spec()
+    stored = mesh_lib.spec(HEAD_AXES)
+    total: Any = PartitionSpec()
+    parts, grads = island.run(
+        local,
+        (tokens, stored, ids, ids),
+        (
+            VocabLoss(total, total, ids),
+            (tokens, stored) if with_grads else None,
+        ),
+    )(hidden_BSD, kernel_DV, labels_BS, mask_BS)
+    return (parts.ce_sum + setting.z_weight * parts.z_sum, parts), grads
 
 
 def _forward(hidden_BSD, kernel_DV, labels_BS, mask_BS, vocab_size, z_weight, n, with_grads):
@@ -107,26 +171,5 @@ def _forward(hidden_BSD, kernel_DV, labels_BS, mask_BS, vocab_size, z_weight, n,
     start = (zero, zero, jnp.zeros((D, V), jnp.float32) if with_grads else None)
     xs = tuple(_chunks(a, n) for a in (hidden_BSD, labels_BS, mask_BS))
     (ce_sum, z_sum, grad_kernel_DV), (ce_nBC, grad_x_nBCD) = jax.lax.scan(one_chunk, start, xs)
-    out = ce_sum + z_weight * z_sum, VocabLoss(ce_sum, z_sum, _unchunk(ce_nBC))
-    if not with_grads:
-        return out, None
-    assert grad_kernel_DV is not None
-    return out, (_unchunk(grad_x_nBCD), grad_kernel_DV.astype(kernel_DV.dtype))
-
-
-def _fwd(hidden_BSD, kernel_DV, labels_BS, mask_BS, vocab_size, z_weight, n):
-    return _forward(hidden_BSD, kernel_DV, labels_BS, mask_BS, vocab_size, z_weight, n, True)
-
-
-def _bwd(vocab_size, z_weight, n, residuals, cotangents):
-    grad_x_BSD, grad_kernel_DV = residuals
-    scale = cotangents[0]
-    return (
-        (grad_x_BSD * scale).astype(grad_x_BSD.dtype),
-        (grad_kernel_DV * scale).astype(grad_kernel_DV.dtype),
-        None,
-        None,
-    )
-
-
-_chunked.defvjp(_fwd, _bwd)
+    parts = VocabLoss(ce_sum, z_sum, _unchunk(ce_nBC))
+    return parts, (_unchunk(grad_x_nBCD), grad_kernel_DV) if with_grads else None

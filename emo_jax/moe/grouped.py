@@ -1,10 +1,38 @@
-"""SwiGLU of every expert on its own rows, as grouped matmuls: the form of an accelerator.
+"""The routed experts of an accelerator: SwiGLU as grouped matmuls of libraries, gradient and all.
 
-Legend: M rows sorted by expert, R routed experts, D width, F hidden size of an expert.
+Rows stand sorted by expert, and a kernel multiplies the rows of each with its weights. As in
+`blocked.py` the routing weight is put on the hidden activations, where an expert is narrowest, so
+that no output row is kept for the gradient; what is kept are the hidden projections.
+
+Kernels leave rows that are nobody's as the memory was, NaN perhaps. No pick asks for them, and they
+are zeroed wherever they are read anyway: tokamax's kernel for Hopper makes sums over rows by a
+product with 0 of the others, so that one NaN would reach the last expert's gradient.
+
+Legend: N tokens, K picks, M rows sorted by expert, R routed experts, E experts of the weights
+(shared ones last), D width, F hidden size of an expert; I and O: D and F, or F and D.
 """
 
+import functools
+import importlib
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple
+
 import jax
+import jax.numpy as jnp
 from jax import lax
+from jax.ad_checkpoint import checkpoint_name
+
+from emo_jax.errors import UsageError
+from emo_jax.moe.dispatch import Permutation, rows_of
+from emo_jax.parallel.island import Held, Reduce
+from emo_jax.parallel.kernels import know_a_tpu, load_tokamax
+
+_LOG = logging.getLogger(__name__)
+
+KERNELS = ("tokamax", "megablox")
+BACKENDS = ("ragged_dot", *KERNELS)
 
 
 def swiglu(gate: jax.Array, up: jax.Array) -> jax.Array:
@@ -12,19 +40,312 @@ def swiglu(gate: jax.Array, up: jax.Array) -> jax.Array:
     return jax.nn.silu(gate) * up
 
 
-def grouped_swiglu(
-    x_MD: jax.Array,
-    gate_RDF: jax.Array,
-    up_RDF: jax.Array,
-    down_RFD: jax.Array,
-    group_sizes_R: jax.Array,
-) -> jax.Array:
-    """(M,D): down( silu(gate(x)) · up(x) ) with the weights of each row's expert.
+@functools.cache
+def default_backend(platform: str, device_kind: str = "") -> str:
+    """What `moe.backend = auto` stands for: never a dense form without a line in the log.
 
-    Rows beyond the sum of the group sizes give zero. The weight arrays may hold more experts than
-    there are groups (the shared ones, last): those get a zero gradient here.
+    Args:
+      platform: `cpu`, `gpu` or `tpu`, of the devices that the step is compiled for.
+      device_kind: as their driver names them; for the message.
     """
-    R = group_sizes_R.shape[0]
-    gate_MF = lax.ragged_dot(x_MD, gate_RDF[:R], group_sizes_R)
-    up_MF = lax.ragged_dot(x_MD, up_RDF[:R], group_sizes_R)
-    return lax.ragged_dot(swiglu(gate_MF, up_MF), down_RFD[:R], group_sizes_R)
+    if platform == "cpu":
+        return "blocked"
+    if platform == "tpu":
+        _tokamax(platform)
+        return "tokamax"
+    try:
+        _tokamax(platform)
+    except UsageError as error:
+        _LOG.warning(
+            "experts on %s use lax.ragged_dot, which XLA may make dense: as many times the work as "
+            "there are experts. %s",
+            device_kind or platform,
+            error,
+        )
+        return "ragged_dot"
+    return "tokamax"
+
+
+def routed_swiglu(
+    x_ND: jax.Array,
+    weights_NK: jax.Array,
+    perm: Permutation,
+    held: Sequence[Held],
+    reduce: Reduce,
+    *,
+    backend: str,
+    platform: str,
+) -> jax.Array:
+    """(N,D): Σ_k weight · expert(x) over the picks that have a row, in the dtype of `x_ND`.
+
+    The same as `blocked.routed_swiglu`. Sums over D, F and an expert's rows are in float32.
+
+    Args:
+      held: gate, up and down, each (E,D,F), of `Island.hold`.
+      reduce: of the same.
+      backend: `ragged_dot`, `tokamax` or `megablox`.
+      platform: of the devices this is compiled for; on a `cpu` TPU kernels are interpreted (tests).
+    """
+    shared = held[0].weight.shape[0] - perm.group_sizes_R.shape[0]
+    # A shared expert is one without rows: no slice of the weights is copied for the kernels, which
+    # write its zero gradient too.
+    sizes_E = jnp.pad(perm.group_sizes_R, (0, shared))
+    (M,) = perm.token_M.shape
+    tile = row_tile(M, perm.group_sizes_R.shape[0]) if backend in KERNELS else 1
+    order = _order(perm, sizes_E, pad=-M % tile)
+    matmuls = grouped_matmuls(backend, platform, tile)
+    weights, anchors = zip(*held, strict=True)
+    return _routed(matmuls, reduce, x_ND, weights_NK, weights, anchors, order)
+
+
+class _Order(NamedTuple):
+    """A `Permutation` whose unused rows ask for nothing, M a multiple of the kernel's tile."""
+
+    token_M: jax.Array  # of some token that has a pick where the row is nobody's
+    pick_M: jax.Array  # beyond the last pick there
+    row_NK: jax.Array
+    sizes_E: jax.Array
+
+
+def _order(perm: Permutation, sizes_E: jax.Array, pad: int) -> _Order:
+    num_rows = sizes_E.sum()
+    used_M = jnp.arange(perm.token_M.shape[0] + pad) < num_rows
+    token_M = jnp.where(used_M, jnp.pad(perm.token_M, (0, pad)), perm.token_M[0])
+    pick_M = jnp.where(used_M, jnp.pad(perm.pick_M, (0, pad)), perm.row_NK.size)
+    # A row behind the last expert's is no row, also where the padding above has made one of it.
+    row_NK = jnp.where(perm.row_NK < num_rows, perm.row_NK, used_M.shape[0])
+    return _Order(token_M, pick_M, row_NK, sizes_E)
+
+
+def _rows(x_ND: jax.Array, order: _Order) -> jax.Array:
+    """(M,D): the token of every row, and some token where it is nobody's: zeros would be a copy."""
+    return x_ND[order.token_M]
+
+
+def _weight_rows(weights_NK: jax.Array, order: _Order) -> jax.Array:
+    """(M,1): the routing weight of every row, zero where it is nobody's."""
+    return rows_of(weights_NK.reshape(-1, 1), order.pick_M)
+
+
+def _clean(x_MF: jax.Array, order: _Order) -> jax.Array:
+    """In float32, zero where a row is nobody's."""
+    used_M = order.pick_M < order.row_NK.size
+    return jnp.where(used_M[:, None], x_MF.astype(jnp.float32), 0)
+
+
+def _sum_picks(order: _Order, *parts_MD: jax.Array) -> jax.Array:
+    """(N,D): the rows of each token's picks, of every part, added in float32."""
+    sums_ND = [rows_of(part, order.row_NK).sum(axis=1, dtype=jnp.float32) for part in parts_MD]
+    return functools.reduce(jnp.add, sums_ND).astype(parts_MD[0].dtype)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _routed(matmuls, reduce, x_ND, weights_NK, weights, anchors, order):
+    return _routed_fwd(matmuls, reduce, x_ND, weights_NK, weights, anchors, order)[0]
+
+
+def _routed_fwd(matmuls, reduce, x_ND, weights_NK, weights, anchors, order):
+    gate_EDF, up_EDF, down_EDF = weights
+    x_MD = _rows(x_ND, order)
+    # Two products, not one with gate and up side by side: that would copy all weights.
+    gate_MF = checkpoint_name(matmuls.rows(x_MD, gate_EDF, order.sizes_E), "expert_hidden")
+    up_MF = checkpoint_name(matmuls.rows(x_MD, up_EDF, order.sizes_E), "expert_hidden")
+    act_MF = swiglu(_clean(gate_MF, order), _clean(up_MF, order))
+    weighted_MF = (act_MF * _weight_rows(weights_NK, order)).astype(x_ND.dtype)
+    y_MD = matmuls.rows_transposed(weighted_MF, down_EDF, order.sizes_E)
+    return _sum_picks(order, y_MD), (x_ND, weights_NK, weights, order, gate_MF, up_MF)
+
+
+def _routed_bwd(matmuls, reduce, kept, grad_ND):
+    x_ND, weights_NK, (gate_EDF, up_EDF, down_EDF), order, gate_MF, up_MF = kept
+    dtype, sizes_E = x_ND.dtype, order.sizes_E
+    x_MD, grad_MD = _rows(x_ND, order), _rows(grad_ND, order)
+    weight_M1 = _weight_rows(weights_NK, order)
+    dweighted_MF = matmuls.rows(grad_MD, down_EDF, sizes_E)
+    dweighted_MF, gate_MF, up_MF = (_clean(a, order) for a in (dweighted_MF, gate_MF, up_MF))
+    sigmoid_MF = jax.nn.sigmoid(gate_MF)
+    silu_MF = gate_MF * sigmoid_MF
+    act_MF = silu_MF * up_MF
+    dweight_M1 = (dweighted_MF * act_MF).sum(axis=-1, keepdims=True)
+    dact_MF = dweighted_MF * weight_M1
+    dgate_MF = (dact_MF * up_MF * (sigmoid_MF + silu_MF * (1.0 - sigmoid_MF))).astype(dtype)
+    dup_MF = (dact_MF * silu_MF).astype(dtype)
+    weighted_MF = (act_MF * weight_M1).astype(dtype)
+    dx_ND = _sum_picks(
+        order,
+        matmuls.rows_transposed(dgate_MF, gate_EDF, sizes_E),
+        matmuls.rows_transposed(dup_MF, up_EDF, sizes_E),
+    )
+    # The gradients of a layer's experts are as large as they are: these are done with before.
+    tied = lax.optimization_barrier((dx_ND, x_MD, grad_MD, weighted_MF, dgate_MF, dup_MF))
+    dx_ND, x_MD, grad_MD, weighted_MF, dgate_MF, dup_MF = tied
+    return (
+        dx_ND,
+        rows_of(dweight_M1, order.row_NK)[..., 0].astype(weights_NK.dtype),
+        tuple(jnp.zeros_like(w) for w in (gate_EDF, up_EDF, down_EDF)),  # all is the anchors'
+        (
+            reduce(matmuls.weights(x_MD, dgate_MF, sizes_E)),
+            reduce(matmuls.weights(x_MD, dup_MF, sizes_E)),
+            reduce(matmuls.weights(grad_MD, weighted_MF, sizes_E)),
+        ),
+        None,
+    )
+
+
+_routed.defvjp(_routed_fwd, _routed_bwd)
+
+
+# --- the grouped matmuls of each library -------------------------------------------------------
+
+
+def grouped_matmuls(backend: str, platform: str, rows_a_step: int = 1) -> "Matmuls":
+    """The three products of a back end; `rows_a_step` are those of a TPU kernel's tile."""
+    if backend not in BACKENDS:
+        raise UsageError(f"moe.backend = {backend!r} is no grouped matmul: use one of {BACKENDS}")
+    if backend == "ragged_dot":
+        return RaggedDot()
+    if backend == "megablox" and platform == "gpu":
+        raise UsageError(
+            "moe.backend = megablox is a kernel for TPUs, and the devices are GPUs: use "
+            "moe.backend = tokamax or ragged_dot"
+        )
+    if backend == "tokamax":
+        _tokamax(platform)
+        if platform == "gpu":
+            return TokamaxGpu()
+    return TpuKernel(backend, rows_a_step, interpret=platform == "cpu")
+
+
+def _tokamax(platform: str):
+    return load_tokamax("gpu" if platform == "gpu" else "tpu", "moe.backend = ragged_dot")
+
+
+def _dims(
+    lhs_contracts: int, rhs_contracts: int, groups: list[int]
+) -> lax.RaggedDotDimensionNumbers:
+    """Rows are the first dimension of the left side, and `groups` is the experts' of the right."""
+    return lax.RaggedDotDimensionNumbers(
+        dot_dimension_numbers=(([lhs_contracts], [rhs_contracts]), ([], [])),
+        lhs_ragged_dimensions=[0],
+        rhs_group_dimensions=groups,
+    )
+
+
+ROWS, ROWS_TRANSPOSED, WEIGHTS = _dims(1, 1, [0]), _dims(1, 2, [0]), _dims(0, 0, [])
+
+
+class Matmuls:
+    """Products of sorted rows with their experts' weights, and of rows with rows per expert.
+
+    Sums are in float32; results have the dtype of the first argument.
+    """
+
+    def rows(self, x_MI: jax.Array, w_EIO: jax.Array, sizes_E: jax.Array) -> jax.Array:
+        """(M,O): each row times its expert's weights."""
+        return self._dot(x_MI, w_EIO, sizes_E, ROWS)
+
+    def rows_transposed(self, y_MO: jax.Array, w_EIO: jax.Array, sizes_E: jax.Array) -> jax.Array:
+        """(M,I): each row times its expert's weights, transposed."""
+        return self._dot(y_MO, w_EIO, sizes_E, ROWS_TRANSPOSED)
+
+    def weights(self, x_MI: jax.Array, y_MO: jax.Array, sizes_E: jax.Array) -> jax.Array:
+        """(E,I,O): the sum over an expert's rows of their outer products; 0 where it has none."""
+        return self._dot(x_MI, y_MO, sizes_E, WEIGHTS)
+
+    def _dot(self, x, y, sizes_E, dims) -> jax.Array:
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class RaggedDot(Matmuls):
+    """XLA's own. Dense on CPUs and, with libtpu 0.0.52, 127 experts' work on a v5e."""
+
+    def _dot(self, x, y, sizes_E, dims):
+        out = lax.ragged_dot_general(x, y, sizes_E, dims, preferred_element_type=jnp.float32)
+        return out.astype(x.dtype)
+
+
+@dataclass(frozen=True)
+class TokamaxGpu(Matmuls):
+    """tokamax on a GPU: Mosaic kernels from Hopper on, Triton before. It chooses the tiles."""
+
+    def _dot(self, x, y, sizes_E, dims):
+        try:
+            return _tokamax("gpu").ragged_dot_general(
+                x,
+                y,
+                sizes_E,
+                dims,
+                preferred_element_type=x.dtype,
+                implementation=("mosaic", "triton"),  # never "xla", which may be dense
+            )
+        except (ExceptionGroup, ValueError) as error:  # 0.0.17 wants jax-triton for the second
+            causes = getattr(error, "exceptions", [error])
+            raise UsageError(
+                f"tokamax has no grouped matmul for this GPU and {x.dtype} arrays {x.shape}, "
+                f"{y.shape} ({'; '.join(str(cause) for cause in causes)}): run `pip install "
+                "jax-triton triton`, or set moe.backend = ragged_dot"
+            ) from error
+
+
+def row_tile(num_rows: int, num_experts: int) -> int:
+    """Rows of a kernel's step: a power of two, 128 to 512, at most half an expert's mean.
+
+    A tile with rows of two experts is computed for each of them, so that with these at most half
+    as many again are computed as there are; fewer, larger tiles would load weights less often.
+    Reasoned, not measured.
+    """
+    half = num_rows // (2 * max(num_experts, 1))
+    return next((tile for tile in (512, 256) if tile <= half), 128)
+
+
+def side_tile(size: int, limit: int) -> int:
+    """The largest part of `size` up to `limit` that divides it and is a multiple of 128, or all.
+
+    Never a remainder: with one, megablox was seen to give wrong results (MaxText issue 1183).
+    """
+    fitting = (tile for tile in range(limit, 0, -128) if size % tile == 0)
+    return next(fitting, size) if size > limit else size
+
+
+@dataclass(frozen=True)
+class TpuKernel(Matmuls):
+    """The grouped matmuls of tokamax or of JAX for TPUs, with our choice of tiles.
+
+    tokamax's own function takes no tiles before 0.0.17, and without them takes 128 by 128 by 128
+    on a v5 or v6. Its kernels are called directly, as MaxText does. The limits hold two buffers of
+    every operand and the sum in 16 MiB, what a v5e and v5p give a kernel, in bfloat16 and, halved,
+    in float32; MaxText's defaults are 512 rows by 1024 by 1024. Compiled for all, measured on none.
+    """
+
+    library: str
+    rows_a_step: int
+    interpret: bool
+
+    INNER: ClassVar[int] = 2048
+    OUTER: ClassVar[int] = 1024
+
+    def _dot(self, x, y, sizes_E, dims):
+        outer = self.OUTER * 2 // x.dtype.itemsize
+        if dims == WEIGHTS:
+            x = x.T
+            sides = side_tile(x.shape[0], outer), side_tile(y.shape[1], outer)
+            return self._call("tgmm", x, y, sizes_E, sides)
+        transposed = dims == ROWS_TRANSPOSED
+        inner_size, outer_size = y.shape[:0:-1] if transposed else y.shape[1:]
+        inner = self.INNER * 2 // x.dtype.itemsize
+        if self.rows_a_step > 256:  # of which the rows, twice, take 4 MiB
+            outer //= 2
+        sides = side_tile(inner_size, inner), side_tile(outer_size, outer)
+        return self._call("gmm", x, y, sizes_E, sides, transpose_rhs=transposed)
+
+    def _call(self, name, x, y, sizes_E, sides, **options):
+        if self.library == "tokamax":
+            module = "tokamax._src.ops.ragged_dot.pallas_mosaic_tpu_kernel"
+            options.update(out_dtype=x.dtype, precision=(lax.Precision.DEFAULT,) * 2)
+        else:
+            module = "jax.experimental.pallas.ops.tpu.megablox.gmm"
+            options.update(preferred_element_type=x.dtype)
+        options.update(tiling=(self.rows_a_step, *sides), interpret=self.interpret)
+        know_a_tpu()
+        return getattr(importlib.import_module(module), name)(x, y, group_sizes=sizes_E, **options)

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from emo_jax.config import MoeConfig
 from emo_jax.moe import losses, pools
@@ -30,6 +31,7 @@ class RouterStats(NamedTuple):
     document_entropy: jax.Array  # sum over tokens, nats, of the probabilities before the pool
     pool_size_sum: jax.Array  # sum over tokens of the size of their pool
     domain_probs_MR: jax.Array  # sum over the tokens of each domain of the probabilities before it
+    dropped: jax.Array  # picks that no expert computed, for want of room (`moe.receive_factor`)
 
 
 def _entropy(probs: jax.Array) -> jax.Array:
@@ -88,6 +90,7 @@ def route(
         kernel_DE[:, :R].astype(jnp.float32),
         precision=jax.lax.Precision.HIGHEST,
     )
+    logits_BSR = checkpoint_name(logits_BSR, "router_logits")
     if allowed_BSR is not None:
         logits_BSR = jnp.where(allowed_BSR, logits_BSR, -jnp.inf)
     all_probs_BSR = jax.nn.softmax(logits_BSR, axis=-1)
@@ -136,5 +139,6 @@ def route(
         document_entropy=over_tokens(_entropy(jax.lax.stop_gradient(all_probs_BSR))),
         pool_size_sum=over_tokens(sizes_BS),
         domain_probs_MR=_sum_by_domain(all_probs_BSR, valid_BS, domain_ids_BS, num_domains),
+        dropped=jnp.zeros((), jnp.float32),  # known when the experts have run
     )
     return Routing(weights_BSK, indices_BSK), stats

@@ -1,73 +1,159 @@
-"""One mesh, and the one table that maps logical axes of weights and activations to its axes."""
+"""One mesh, and the one table that maps logical axes of weights to its axes.
+
+A batch is spread over `replica`, `fsdp` and `expert` by windows, and over `context` and `tensor`
+by the tokens of a window. A weight is stored in pieces over every axis but `replica`; what computes
+with it gathers it, see `island.py`.
+"""
 
 import math
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Sequence
 
 import jax
+import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from emo_jax.config import MeshConfig
 from emo_jax.errors import ConfigError
 
-AXES = ("replica", "fsdp", "expert")
-BATCH_AXES = AXES  # windows are spread over every axis
+# From the slowest network to the fastest: neighbours along the last axis talk most.
+AXES = ("replica", "fsdp", "expert", "context", "tensor")
+WINDOW_AXES = ("replica", "fsdp", "expert")  # share the windows of a batch
+TOKEN_AXES = ("context", "tensor")  # share the tokens of a window
 
-# Logical axis -> mesh axis. A weight names its logical axes where it is made.
-RULES: dict[str | None, str | None] = {
-    "embed": "fsdp",
-    "expert": "expert",
-    "vocab": None,
-    "mlp": None,
-    "heads": None,
-    "layers": None,
-    None: None,
-}
+# Logical axis of a weight -> mesh axes. A weight names its logical axes where it is made. The table
+# is read from the top: an axis that an array already uses is not used again.
+RULES: tuple[tuple[str | None, tuple[str, ...]], ...] = (
+    ("expert", ("expert",)),
+    ("heads", ("tensor",)),
+    ("mlp", ("tensor",)),
+    ("embed", ("fsdp", "expert", "context", "tensor")),
+    ("vocab", ()),
+    ("layers", ()),
+    (None, ()),
+)
+
+
+def platform(mesh: Mesh | None) -> str:
+    """`cpu`, `gpu` or `tpu`: what the mesh's devices are, which need not be what runs here."""
+    if mesh is None:
+        return jax.default_backend()
+    name = mesh.devices.flat[0].platform
+    return "gpu" if name in ("cuda", "rocm") else name
+
+
+def device_kind(mesh: Mesh | None) -> str:
+    """Of the mesh's devices, as their driver names it: `TPU v5 lite`, `NVIDIA H100 …`, `cpu`."""
+    return (jax.devices() if mesh is None else mesh.devices.flat)[0].device_kind
+
+
+def axis_sizes(config: MeshConfig, num_devices: int, num_slices: int = 1) -> dict[str, int]:
+    """Size of every mesh axis, -1 replaced.
+
+    Raises:
+      ConfigError: the sizes do not multiply to the number of devices, or `replica`, the only axis
+        that crosses slices, is no multiple of their number.
+    """
+    sizes = {axis: getattr(config, axis) for axis in AXES}
+    fixed = math.prod(size for size in sizes.values() if size != -1)
+    shown = ", ".join(f"{axis} {size}" for axis, size in sizes.items())
+    if -1 in sizes.values():
+        if num_devices % fixed:
+            raise ConfigError(
+                f"config.mesh = {shown}: the sizes given multiply to {fixed}, which does not divide"
+                f" the {num_devices} devices"
+            )
+        sizes = {axis: num_devices // fixed if n == -1 else n for axis, n in sizes.items()}
+    elif fixed != num_devices:
+        raise ConfigError(
+            f"config.mesh = {shown}: the sizes multiply to {fixed}, but there are {num_devices}"
+            " devices"
+        )
+    if sizes["replica"] % num_slices:
+        raise ConfigError(
+            f"config.mesh.replica = {sizes['replica']}: must be a multiple of the {num_slices}"
+            " slices, since no other axis crosses the network between them"
+        )
+    return sizes
 
 
 def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
     """The mesh of a run over all devices (or those given).
 
-    Axis types are Auto: `jax.make_mesh` defaults to Explicit, where a plain matmul of differently
+    Neighbours in the mesh are neighbours in the torus of a TPU slice; `replica` is the axis that
+    crosses slices. Axis types are Auto: with JAX's default, Explicit, a plain matmul of differently
     sharded operands raises.
 
     Raises:
-      ConfigError: the sizes do not multiply to the number of devices.
+      ConfigError: see `axis_sizes`.
     """
     devices = jax.devices() if devices is None else list(devices)
-    sizes = {axis: getattr(config, axis) for axis in AXES}
-    fixed = math.prod(size for size in sizes.values() if size != -1)
-    for axis, size in sizes.items():
-        if size == -1:
-            sizes[axis] = len(devices) // fixed
-    if math.prod(sizes.values()) != len(devices):
-        raise ConfigError(
-            f"config.mesh = {sizes}: the sizes multiply to {math.prod(sizes.values())}, "
-            f"but there are {len(devices)} devices"
+    slices = Counter(getattr(device, "slice_index", 0) or 0 for device in devices)
+    num_slices = len(slices) if devices[0].platform == "tpu" else 1
+    sizes = axis_sizes(config, len(devices), num_slices)
+    shape = tuple(sizes.values())
+    if num_slices > 1:
+        inner = (shape[0] // num_slices, *shape[1:])
+        array = mesh_utils.create_hybrid_device_mesh(
+            inner,
+            (num_slices, *(1,) * (len(shape) - 1)),
+            devices,
+            allow_split_physical_axes=True,
         )
-    return jax.make_mesh(
-        tuple(sizes.values()), AXES, devices=devices, axis_types=(AxisType.Auto,) * len(AXES)
-    )
+    elif devices[0].platform == "tpu":
+        array = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+    else:
+        # Devices come in the order of their processes: the last axes stay within a host.
+        array = np.asarray(devices).reshape(shape)
+    return Mesh(array, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def stored_over(logical_axes: Sequence[str | None]) -> list[tuple[str, ...]]:
+    """The mesh axes over which each dimension of a weight is stored, by `RULES`."""
+    parts: list[tuple[str, ...]] = [()] * len(logical_axes)
+    used: set[str] = set()
+    for name, mesh_axes in RULES:
+        for dim, axis in enumerate(logical_axes):
+            if axis == name:
+                free = tuple(a for a in mesh_axes if a not in used)
+                used |= set(free)
+                parts[dim] = free
+    return parts
+
+
+def spec(logical_axes: Sequence[str | None]) -> PartitionSpec:
+    """The same as JAX writes it."""
+    return PartitionSpec(*(axes or None for axes in stored_over(logical_axes)))
 
 
 def sharding(mesh: Mesh, logical_axes: Sequence[str | None], shape: Sequence[int]) -> NamedSharding:
     """Where an array lives.
 
     Raises:
-      ConfigError: an axis does not divide over its mesh axis.
+      ConfigError: an axis does not divide over its mesh axes.
     """
-    for axis, size in zip(logical_axes, shape, strict=True):
-        part = RULES[axis]
-        if part is not None and size % mesh.shape[part]:
+    stored = stored_over(logical_axes)
+    for axis, size, mesh_axes in zip(logical_axes, shape, stored, strict=True):
+        ways = math.prod(mesh.shape[a] for a in mesh_axes)
+        if size % ways:
+            over = {a: mesh.shape[a] for a in mesh_axes if mesh.shape[a] > 1}
+            names = " × ".join(f"mesh.{a}" for a in over)
             raise ConfigError(
-                f"config.mesh.{part} = {mesh.shape[part]}: does not divide the {size} of weight"
-                f" axis {axis!r}; change mesh.{part} or the model"
+                f"config.{names} = {' × '.join(map(str, over.values()))}: does not divide the"
+                f" {size} of weight axis {axis!r}; change the mesh or the model"
             )
-    return NamedSharding(mesh, PartitionSpec(*(RULES[axis] for axis in logical_axes)))
+    return NamedSharding(mesh, spec(logical_axes))
+
+
+def windows_spec(trailing: int = 0) -> PartitionSpec:
+    """Of arrays (B,S,…): windows and their tokens spread over the mesh, the rest whole."""
+    return PartitionSpec(WINDOW_AXES, TOKEN_AXES, *(None,) * trailing)
 
 
 def windows_sharding(mesh: Mesh) -> NamedSharding:
-    """Batches (B,S): windows over every axis, tokens of a window together."""
-    return NamedSharding(mesh, PartitionSpec(BATCH_AXES, None))
+    """Of batches (B,S)."""
+    return NamedSharding(mesh, windows_spec())
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -75,37 +161,31 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
-def over_windows(mesh: Mesh | None, function: Callable, *, num_replicated: int = 0) -> Callable:
-    """`function` run by each device on its own windows; on one device, as it is.
-
-    All arguments and results have windows as their leading axis, but the last `num_replicated`
-    arguments, which every device gets whole (their gradients are summed over devices).
-    """
+def constrain(mesh: Mesh | None, array: jax.Array, parts: PartitionSpec) -> jax.Array:
+    """Tells the compiler where an array lies; nothing on one device."""
     if mesh is None or mesh.size == 1:
-        return function
-    by_window = PartitionSpec(BATCH_AXES)
-
-    def mapped(*args):
-        whole = len(args) - num_replicated
-        return jax.shard_map(
-            function,
-            mesh=mesh,
-            in_specs=(by_window,) * whole + (PartitionSpec(),) * num_replicated,
-            out_specs=by_window,
-            check_vma=False,
-        )(*args)
-
-    return mapped
+        return array
+    return jax.lax.with_sharding_constraint(array, NamedSharding(mesh, parts))
 
 
-def check_batch(mesh: Mesh, micro_batch_size: int) -> None:
+def check_batch(mesh: Mesh, micro_batch_size: int, seq_len: int) -> None:
     """Raise when a micro-batch does not divide over the devices.
 
     Raises:
       ConfigError: with both numbers.
     """
-    if micro_batch_size % mesh.size:
-        raise ConfigError(
-            f"config.train.batch_size: a micro-batch of {micro_batch_size} windows does not divide "
-            f"over {mesh.size} devices; change train.batch_size or train.micro_batches"
-        )
+    for what, count, axes, change in (
+        (
+            f"train.batch_size: a micro-batch of {micro_batch_size} windows",
+            micro_batch_size,
+            WINDOW_AXES,
+            "train.batch_size, train.micro_batches or the mesh",
+        ),
+        (f"data.seq_len = {seq_len}: a window", seq_len, TOKEN_AXES, "data.seq_len or the mesh"),
+    ):
+        ways = math.prod(mesh.shape[axis] for axis in axes)
+        if count % ways:
+            names = " × ".join(f"{axis} {mesh.shape[axis]}" for axis in axes)
+            raise ConfigError(
+                f"config.{what} does not divide over {ways} devices ({names}); change {change}"
+            )

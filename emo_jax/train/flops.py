@@ -26,6 +26,13 @@ def flops_per_token(config: Config) -> int:
     Attention counts every key of the window (neither halved for causality nor cut at documents),
     the input embedding counts nothing: the reference's formula, so that MFU compares.
     """
+    model, D = config.model, config.model.embed_dim
+    head = 6 * (model.padded_vocab_size * D + D)
+    return model.num_layers * flops_per_token_and_layer(config) + head
+
+
+def flops_per_token_and_layer(config: Config) -> int:
+    """Those of one decoder layer."""
     model, S = config.model, config.data.seq_len
     D, width = model.embed_dim, model.num_heads * model.head_dim
     layer = 6 * 4 * D * width + 12 * width * S
@@ -35,7 +42,7 @@ def flops_per_token(config: Config) -> int:
         layer += (
             6 * config.moe.num_experts * D + 6 * config.moe.top_k * 3 * D * config.moe.expert_dim
         )
-    return model.num_layers * layer + 6 * (model.padded_vocab_size * D + D)
+    return layer
 
 
 def peak_flops(device: jax.Device) -> float | None:

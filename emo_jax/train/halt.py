@@ -14,6 +14,7 @@ from etils import epath
 
 from emo_jax.batch import Batch
 from emo_jax.errors import EmoError
+from emo_jax.parallel.rows import own_part
 from emo_jax.train.state import TrainState
 from emo_jax.workdir import one_line, write_bytes_atomic
 
@@ -30,12 +31,20 @@ def go_on(state: TrainState) -> TrainState:
 
 
 def keep_batch(workdir: Path, step: int, batch: Batch) -> Path:
-    """Writes all fields of a batch as `bad_batch_step{n}.npz`; each process its own rows."""
+    """Writes all fields of a batch as `bad_batch_step{n}.npz`.
+
+    Of several processes each writes what it holds, and `rows` and `columns` say which part of the
+    batch that is.
+    """
     process = f".process{jax.process_index()}" if jax.process_count() > 1 else ""
     path = workdir / f"bad_batch_step{step}{process}.npz"
+    fields: dict[str, Any] = {}
+    for name, array in batch._asdict().items():
+        fields[name], rows, columns = own_part(array)
+    if process:
+        fields |= {"rows": np.asarray(rows), "columns": np.asarray(columns)}
     buffer = io.BytesIO()
-    rows: dict[str, Any] = {name: _own_rows(array) for name, array in batch._asdict().items()}
-    np.savez(buffer, **rows)
+    np.savez(buffer, **fields)
     try:
         write_bytes_atomic(epath.Path(path), buffer.getvalue())
     except OSError as e:
@@ -43,12 +52,6 @@ def keep_batch(workdir: Path, step: int, batch: Batch) -> Path:
             f"step {step} is not finite, and {path} cannot be written: {one_line(e)}"
         ) from e
     return path
-
-
-def _own_rows(array: jax.Array) -> np.ndarray:
-    """Rows of an array (B,…) that this process holds, in order."""
-    shards = {shard.index[0].start or 0: shard.data for shard in array.addressable_shards}
-    return np.concatenate([np.asarray(shards[first]) for first in sorted(shards)])
 
 
 def failure(step: int, metrics: dict[str, Any], batch_file: Path, kept: str) -> EmoError:

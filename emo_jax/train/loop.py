@@ -6,6 +6,7 @@ step k runs, so the device never waits for the log.
 """
 
 import contextlib
+import itertools
 import json
 import shutil
 import sys
@@ -28,6 +29,8 @@ from emo_jax.errors import CheckpointError, ConfigError, DataError, PreemptedErr
 from emo_jax.evals.heldout import HeldOut, evaluate, make_eval_step
 from emo_jax.model.transformer import ModelFunctions
 from emo_jax.parallel import mesh as mesh_lib
+from emo_jax.parallel import processes
+from emo_jax.parallel.rows import global_batch, own_rows
 from emo_jax.train import halt
 from emo_jax.train.clock import Clock
 from emo_jax.train.init_from import InitFrom
@@ -90,10 +93,13 @@ class Trainer:
         self._origin: dict[str, Any] | None = None
         self._trackers = make_trackers(config.tracking)
         self.mesh = mesh_lib.make_mesh(config.mesh)
-        mesh_lib.check_batch(self.mesh, config.train.batch_size // config.train.micro_batches)
+        mesh_lib.check_batch(
+            self.mesh, config.train.batch_size // config.train.micro_batches, config.data.seq_len
+        )
         self.source = source = open_source(config.data.store, config.data)
         self.windows = open_windows(config.data, source=source)
         check_vocab(config, source)
+        processes.compare({"tokens of config.data.store": source.fingerprint})
         self.heldout: Windows | None = None
         has_split = isinstance(source, TokenStore) and source.count(HELD_OUT_SPLIT)
         if config.train.eval_windows and has_split:
@@ -142,6 +148,7 @@ class Trainer:
             state, start, window = begin.make()
             progress = TrainProgress(config.name, total=steps, done=start, enabled=shown)
             stack.callback(progress.close)
+            progress.line(", ".join(f"{k}: {v}" for k, v in self.model.choices().items()))
             if start and begin.resumes:
                 progress.line(f"resumed at step {start}")
             if start >= steps:
@@ -158,6 +165,8 @@ class Trainer:
                 fingerprint = self.source.fingerprint
                 run = describe_run(self.workdir, config, start, fingerprint=fingerprint)
                 log = stack.enter_context(Tracker(run, self._trackers, show=progress.line))
+            # First of all the others are told of an error: tidying up may wait for them.
+            stack.push(lambda kind, error, trace: processes.leave(error))
             state = self._train(state, start, window, checkpointer, progress, log, stop)
             checkpointer.wait()
             return state
@@ -238,6 +247,8 @@ class Trainer:
         try:
             for step in range(start + 1, train.steps + 1):
                 before, (window, batch) = window, next(batches)
+                if step == start + 1:
+                    processes.compile_together(self.train_step, state, batch)
                 with jax.transfer_guard("disallow"):
                     state, metrics = self.train_step(state, batch)
                 progress.step(step - 1)
@@ -287,26 +298,17 @@ class Trainer:
             "store": self.source.fingerprint,
         } | origin
 
-    def _put(self, batch: Batch) -> Batch:
-        """This process's rows as part of the global arrays."""
-        return Batch(
-            *(jax.make_array_from_process_local_data(self._batch_sharding, a) for a in batch)
-        )
-
     def _batches(self, window: int) -> Any:
+        size, data, where = self.config.train.batch_size, self.config.data, self._batch_sharding
+        rows = own_rows(where, size, data.seq_len)
         loader = Loader(
-            self.windows,
-            batch_size=self.config.train.batch_size,
-            seed=self.config.data.seed,
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
-            prefetch=self.config.data.prefetch,
+            self.windows, batch_size=size, seed=data.seed, rows=rows, prefetch=data.prefetch
         )
 
         def generate() -> Iterator[tuple[int, Batch]]:
             with contextlib.closing(loader.iterate(window)) as batches:
                 for consumed, batch in batches:
-                    yield consumed, self._put(batch)
+                    yield consumed, global_batch(batch, rows, where, size)
 
         return generate()
 
@@ -318,9 +320,12 @@ class Trainer:
         moe = self.config.moe
         record: dict[str, Any] = {"step": step}
         for pool_size in sorted({0, moe.pool.eval_size if moe else 0}):
-            result = evaluate(
-                self._eval_step, state.params, self._heldout_batches(), pool_size=pool_size
-            )
+            batches = self._heldout_batches()
+            first = next(batches)
+            compiled_for = (self._eval_step, state.params, first, None)
+            processes.compile_together(*compiled_for, pool_size=pool_size)
+            batches = itertools.chain([first], batches)
+            result = evaluate(self._eval_step, state.params, batches, pool_size=pool_size)
             record |= held_out_record(result, self.heldout.domains, pool_size)
         progress.line(f"step {step}: held-out loss {record['heldout_loss']:.4f}")
         if log:
@@ -328,14 +333,13 @@ class Trainer:
 
     def _heldout_batches(self) -> Iterator[Batch]:
         assert self.heldout is not None
+        train, where = self.config.train, self._batch_sharding
+        size = train.batch_size // train.micro_batches
+        rows = own_rows(where, size, self.config.data.seq_len)
         batches = heldout_batches(
-            self.heldout,
-            batch_size=self.config.train.batch_size // self.config.train.micro_batches,
-            max_windows=self.config.train.eval_windows,
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
+            self.heldout, batch_size=size, max_windows=train.eval_windows, rows=rows
         )
-        return (self._put(batch) for batch in batches)
+        return (global_batch(batch, rows, where, size) for batch in batches)
 
 
 def held_out_record(result: HeldOut, domains: tuple[str, ...], pool_size: int) -> dict[str, Any]:

@@ -33,6 +33,8 @@ def summarize(config: Config, metrics: dict[str, Any]) -> dict[str, Any]:
     counts_LR = np.asarray(metrics["expert_counts"])[:, : moe.num_routed_experts]
     imbalance_L = counts_LR.max(axis=1) / np.maximum(counts_LR.mean(axis=1), 1e-9)
     record["router_aux_loss"] = float(metrics["router_aux_loss"])
+    if moe.receive_factor:  # without a bound none is ever dropped
+        record["dropped_picks"] = int(np.asarray(metrics["dropped"]).sum())
     by_layer = {
         "load_balance_loss": metrics["load_balance_loss"],
         "router_z_loss": metrics["router_z_loss"],

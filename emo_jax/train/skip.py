@@ -9,6 +9,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from emo_jax.train.offload import keep_old
+
 
 class SkipState(NamedTuple):
     """Arrays only. W steps are remembered, at places that are written in turn."""
@@ -37,14 +39,21 @@ def skip_spikes(
         return SkipState(inner.init(params), zeros_W, zeros_W, zero, zero)
 
     def update(
-        grads: Any, state: SkipState, params: Any = None, *, loss: jax.Array, **extra: Any
+        grads: Any,
+        state: SkipState,
+        params: Any = None,
+        *,
+        loss: jax.Array,
+        hold: jax.Array | None = None,
+        **extra: Any,
     ) -> tuple[Any, SkipState]:
         loss, norm = jnp.asarray(loss, jnp.float32), optax.tree.norm(grads).astype(jnp.float32)
         spike = is_spike(state.losses_W, state.seen, loss, sigma)
         spike |= is_spike(state.norms_W, state.seen, norm, sigma)
-        updates, new_inner = inner.update(grads, state.inner, params, **extra)
+        hold = spike if hold is None else spike | hold
+        updates, new_inner = inner.update(grads, state.inner, params, hold=hold, **extra)
         updates = jax.tree.map(lambda u: jnp.where(spike, jnp.zeros_like(u), u), updates)
-        kept = jax.tree.map(lambda old, new: jnp.where(spike, old, new), state.inner, new_inner)
+        kept = keep_old(spike, state.inner, new_inner)
         at = state.seen % window
         return updates, SkipState(
             kept,

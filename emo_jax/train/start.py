@@ -11,9 +11,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
-from jax.experimental import multihost_utils
 
 from emo_jax.checkpoint import Checkpointer, restore_params
 from emo_jax.config import Config
@@ -21,6 +19,7 @@ from emo_jax.data.stream import TokenSource
 from emo_jax.errors import CheckpointError, UsageError
 from emo_jax.manifest import leaves_of
 from emo_jax.model.transformer import ModelFunctions
+from emo_jax.parallel import processes
 from emo_jax.train import init_from
 from emo_jax.train.init_from import InitFrom, Source
 from emo_jax.train.optimizer import moments_only
@@ -73,10 +72,9 @@ def plan_start(
     found: list[Start] = []
     plan = partial(_plan, workdir, config, asked, checkpointer, source)
     all_succeed(lambda: found.append(plan(model, optimizer)), UsageError)
-    if jax.process_count() > 1 and asked is not None:
+    if asked is not None:
         step = (found[0].record or {}).get("step", -1)
-        steps = np.asarray(multihost_utils.process_allgather(np.asarray(step)))
-        if (steps != step).any():  # it is still trained
+        if set(processes.gather(step)) != {step}:  # it is still trained
             raise UsageError(f"{asked}: has a new checkpoint just now; give {asked.workdir}@STEP")
     return found[0]
 

@@ -5,9 +5,13 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import Mesh
 
+from emo_jax.errors import ConfigError
 from emo_jax.model.transformer import ModelFunctions, Params
 from emo_jax.parallel import mesh as mesh_lib
+
+HOST_MEMORY = "pinned_host"  # that a device copies from and to by itself
 
 
 class TrainState(NamedTuple):
@@ -55,16 +59,39 @@ def abstract_state(model: ModelFunctions, optimizer: optax.GradientTransformatio
 
 
 def state_shardings(model: ModelFunctions, optimizer: optax.GradientTransformation) -> TrainState:
-    """A sharding for every leaf; optimizer state lies where its parameter does."""
-    assert model.mesh is not None
-    everywhere = mesh_lib.replicated(model.mesh)
+    """A sharding for every leaf; optimizer state lies where its parameter does.
+
+    With `optimizer.offload` Adam's moments lie in the memory of the host.
+
+    Raises:
+      ConfigError: the devices have no such memory.
+    """
+    mesh = model.mesh
+    assert mesh is not None
+    everywhere = mesh_lib.replicated(mesh)
     param_shardings = model.param_shardings()
+    moment_shardings = param_shardings
+    if model.config.optimizer.offload:
+        _check_host_memory(mesh)
+        moment_shardings = jax.tree.map(
+            lambda where: where.with_memory_kind(HOST_MEMORY), param_shardings
+        )
     abstract_opt = jax.eval_shape(optimizer.init, model.abstract_params)
     opt_shardings = optax.tree.map_params(
         optimizer,
         lambda _, where: where,
         abstract_opt,
-        param_shardings,
+        moment_shardings,
         transform_non_params=lambda _: everywhere,
     )
     return TrainState(everywhere, param_shardings, opt_shardings, everywhere)
+
+
+def _check_host_memory(mesh: Mesh) -> None:
+    device = mesh.devices.flat[0]
+    kinds = {memory.kind for memory in device.addressable_memories()}
+    if HOST_MEMORY not in kinds:
+        raise ConfigError(
+            f"config.optimizer.offload = True: {device.device_kind} has no memory"
+            f" {HOST_MEMORY!r} (it has {', '.join(sorted(kinds))}); leave it out"
+        )

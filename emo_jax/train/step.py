@@ -16,6 +16,7 @@ from emo_jax.model.transformer import ModelFunctions, Params
 from emo_jax.model.vocab_loss import vocab_loss
 from emo_jax.moe import pools
 from emo_jax.parallel import mesh as mesh_lib
+from emo_jax.train.offload import keep_old
 from emo_jax.train.optimizer import learning_rate, skipped_steps
 from emo_jax.train.state import TrainState, state_shardings
 
@@ -74,12 +75,13 @@ def micro_batch_loss(
     )
     vocab_sum, vocab = vocab_loss(
         hidden_BSD,
-        params["lm_head"]["kernel"].astype(hidden_BSD.dtype),
+        params["lm_head"]["kernel"],
         batch.labels,
         batch.loss_mask,
         config.model.vocab_size,
         config.train.z_loss_weight,
         config.train.loss_chunk,
+        model.mesh,
     )
     loss = vocab_sum / T
     metrics = {
@@ -102,6 +104,7 @@ def micro_batch_loss(
             "token_entropy": stats.token_entropy,
             "document_entropy": stats.document_entropy,
             "pool_size": stats.pool_size_sum,
+            "dropped": stats.dropped,
         }
     return loss, jax.lax.stop_gradient(metrics | {"loss": loss})
 
@@ -151,6 +154,9 @@ def loss_and_grads(
 ) -> tuple[Params, Metrics]:
     """Gradients of the whole step's loss and its metrics, over `train.micro_batches` parts."""
     T, m = loss_tokens(batch), config.train.micro_batches
+    if pool_size_LBG is not None:  # drawn where the windows are
+        by_window = jax.P(None, mesh_lib.WINDOW_AXES, None)
+        pool_size_LBG = mesh_lib.constrain(model.mesh, pool_size_LBG, by_window)
     grad_fn = jax.grad(micro_batch_loss, has_aux=True)
 
     def one(
@@ -191,20 +197,17 @@ def make_train_step(
     optimizer = optax.with_extra_args_support(optimizer)
     schedule = learning_rate(config.optimizer, config.train.steps)
 
-    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        pool_size_LBG = draw_pools(config, state.step, jnp.arange(batch.tokens.shape[0]))
-        grads, metrics = loss_and_grads(
-            state.params, batch, pool_size_LBG, config=config, model=model
-        )
+    def update(state: TrainState, grads: Params, metrics: Metrics) -> tuple[TrainState, Metrics]:
+        """The state after the step, or the one before where something is not finite."""
         grad_norm = optax.tree.norm(grads)
-        updates, opt_state = optimizer.update(
-            grads, state.opt_state, state.params, loss=metrics["ce_loss"]
-        )
-        params = optax.apply_updates(state.params, updates)
         # One number that is not finite would spread to all of them: the state stays, for good.
         ok = jnp.isfinite(metrics["loss"]) & jnp.isfinite(grad_norm) & ~state.halted
+        updates, opt_state = optimizer.update(
+            grads, state.opt_state, state.params, loss=metrics["ce_loss"], hold=~ok
+        )
+        params = optax.apply_updates(state.params, updates)
         new = TrainState(state.step + 1, params, opt_state, state.halted)
-        new = jax.tree.map(lambda new, old: jnp.where(ok, new, old), new, state)
+        new = keep_old(~ok, state, new)
         metrics |= {
             "grad_norm": grad_norm,
             "learning_rate": schedule(state.step),
@@ -217,6 +220,15 @@ def make_train_step(
                 "skipped": skips - skipped_steps(state.opt_state),
             }
         return new._replace(halted=~ok), metrics
+
+    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        with jax.named_scope("routing"):
+            pool_size_LBG = draw_pools(config, state.step, jnp.arange(batch.tokens.shape[0]))
+        grads, metrics = loss_and_grads(
+            state.params, batch, pool_size_LBG, config=config, model=model
+        )
+        with jax.named_scope("optimizer"):
+            return update(state, grads, metrics)
 
     return train_step
 

@@ -48,7 +48,6 @@ class StopRequest:
             return self.requested
         if step % every:
             return False
-        import numpy as np
-        from jax.experimental import multihost_utils
+        from emo_jax.parallel import processes
 
-        return bool(multihost_utils.process_allgather(np.asarray(self.requested)).any())
+        return any(processes.gather(self.requested))

@@ -1,5 +1,6 @@
 """Workdirs from Hugging Face folders and back: on disk, as the commands do it."""
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -236,12 +237,22 @@ def test_a_full_disk_while_importing(run, tmp_path, request):
     assert sorted(tmp_path.iterdir()) == before
 
 
-def test_an_interrupted_import_stops_and_leaves_nothing(run, tmp_path, monkeypatch):
+@pytest.mark.parametrize("lost", [False, True])
+def test_an_interrupted_import_stops_and_leaves_nothing(run, tmp_path, monkeypatch, lost):
+    """Also where the exception gets lost, as in a callback of the garbage collector."""
     hf, _ = export_workdir(run()[0], tmp_path / "hf")
     before, read, blocks = sorted(tmp_path.iterdir()), FolderSource.read, []
     wait, waits = Checkpointer.wait, threading.Event()
 
     def waiting(self):
+        handler = signal.getsignal(signal.SIGINT)
+
+        def losing(number, frame):
+            with contextlib.suppress(KeyboardInterrupt):
+                handler(number, frame)
+
+        if lost:
+            signal.signal(signal.SIGINT, losing)
         waits.set()
         wait(self)
 

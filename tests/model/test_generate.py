@@ -1,5 +1,6 @@
 """Generation with a cache is the model without one, token by token."""
 
+import dataclasses
 import functools
 
 import jax
@@ -9,6 +10,7 @@ import pytest
 from tiny import NO_POOL, UNIFORM, dense_config, tiny_config
 
 from emo_jax.batch import from_documents
+from emo_jax.config import MoeConfig
 from emo_jax.model import cache as cache_lib
 from emo_jax.model.few_tokens import few_token_experts
 from emo_jax.model.generate import Generator, continue_tokens
@@ -270,11 +272,13 @@ def test_few_tokens_are_computed_as_many_are(backend):
     indices = jnp.asarray([[[0, 5]], [[5, 2]], [[3, 1]], [[R, R]]], jnp.int32)
     weights = jnp.asarray(rng.random((B, 1, 2)), jnp.float32).at[3].set(0)
     routing = Routing(weights, indices)
-    ours = few_token_experts(
-        x, routing, stacked, jnp.asarray(1), num_shared_experts=s, backend=backend
+    config = MoeConfig(
+        num_experts=R + s, top_k=2 + s, expert_dim=F, num_shared_experts=s, backend=backend
     )
+    ours = few_token_experts(x, routing, stacked, jnp.asarray(1), config=config)
     layer = ExpertWeights(*(w[1] for w in stacked))
-    theirs = experts(x, routing, layer, num_shared_experts=s, backend="blocked")
+    blocked = dataclasses.replace(config, backend="blocked")
+    theirs, _ = experts(x, routing, layer, blocked)
     np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-5)
 
 

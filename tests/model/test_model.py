@@ -6,12 +6,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.extend.core import jaxprs_in_params
 from tiny import NO_POOL, dense_config, tiny_batch, tiny_config
 
 from emo_jax import presets
 from emo_jax.batch import from_documents
 from emo_jax.config import PoolConfig, from_config_dict
-from emo_jax.model.attention import attention_mask
+from emo_jax.model.attention_kernels import attention_mask
 from emo_jax.model.blocked_attention import blocked_attention
 from emo_jax.model.transformer import ModelFunctions
 from emo_jax.train.flops import flops_per_token
@@ -160,7 +161,7 @@ def test_blocked_attention_equals_the_plain_one(within, monkeypatch):
     valid = (ids >= 0)[..., None, None]
 
     def plain(q, k, v):
-        mask = attention_mask(ids, within_document=within)[:, None]
+        mask = attention_mask(ids, ids, within_document=within)[:, None]
         scores = jnp.einsum("bshk,bthk->bhst", q, k) / np.sqrt(8)
         probs = jax.nn.softmax(jnp.where(mask, scores, -1e30), axis=-1)
         return jnp.where(valid, jnp.einsum("bhst,bthk->bshk", probs, v), 0)
@@ -195,6 +196,32 @@ def test_remat_changes_no_gradient():
     ours, ref = grads(remat), grads(config)
     for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(ref), strict=True):
         assert np.linalg.norm(a - b) <= 1e-5 * np.linalg.norm(b)
+
+
+def _products(closed) -> int:
+    """Matrix products in a program, those of its loops once."""
+    inner = jaxprs_in_params
+    count = 0
+    for eqn in closed.eqns:
+        count += eqn.primitive.name == "dot_general"
+        count += sum(_products(jaxpr) for jaxpr in inner(eqn.params))
+    return count
+
+
+@pytest.mark.parametrize("make", [lambda: tiny_config(pool=NO_POOL), dense_config])
+def test_a_remat_policy_keeps_what_its_name_says(make):
+    """With `save_matmuls` no product is made twice, whatever makes it."""
+    config = make()
+    batch = tiny_batch(config)
+
+    def products(remat):
+        model = dataclasses.replace(config.model, remat=remat)
+        functions = ModelFunctions(dataclasses.replace(config, model=model))
+        loss = lambda p: functions.hidden(p, batch)[0].sum()  # noqa: E731
+        return _products(jax.make_jaxpr(jax.grad(loss))(functions.abstract_params).jaxpr)
+
+    counts = [products(remat) for remat in ("full", "save_attention", "save_matmuls", "none")]
+    assert counts[0] > counts[1] > counts[2] == counts[3]
 
 
 def test_dense_model():

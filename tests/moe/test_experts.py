@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from emo_jax.config import MoeConfig
 from emo_jax.moe import blocked, dispatch
 from emo_jax.moe.experts import ExpertWeights, experts
 from emo_jax.moe.router import Routing
@@ -40,6 +41,12 @@ def _indices(kind, rng, routed):
     return indices
 
 
+def _config(s, backend):
+    return MoeConfig(
+        num_experts=E, top_k=K + s, expert_dim=F, num_shared_experts=s, backend=backend
+    )
+
+
 @pytest.mark.parametrize("backend", ["blocked", "ragged_dot"])
 @pytest.mark.parametrize("s", [0, 1, 2])
 @pytest.mark.parametrize("kind", ["spread", "all on one", "some with none", "padding"])
@@ -52,9 +59,8 @@ def test_experts_equal_the_obvious_sum(backend, s, kind, monkeypatch):
     cotangent = jnp.asarray(rng.normal(size=(B, S, D)), jnp.float32)
 
     def ours(x, pick_weights, weights):
-        out = experts(
-            x, Routing(pick_weights, indices), weights, num_shared_experts=s, backend=backend
-        )
+        config = _config(s, backend)
+        out, _ = experts(x, Routing(pick_weights, indices), weights, config)
         return jnp.sum(out * cotangent), out
 
     def ref(x, pick_weights, weights):
@@ -79,9 +85,23 @@ def test_experts_equal_the_obvious_sum(backend, s, kind, monkeypatch):
 def test_rows_are_grouped_by_expert_in_token_order():
     indices = jnp.asarray([[2, 0], [1, 2], [3, 3], [0, 1]])  # 3: no expert
     perm = dispatch.sort_by_expert(indices, 3)
-    np.testing.assert_array_equal(perm.token_M, [0, 3, 1, 3, 0, 1, 2, 2])
+    np.testing.assert_array_equal(perm.token_M[:6], [0, 3, 1, 3, 0, 1])
     np.testing.assert_array_equal(perm.group_sizes_R, [2, 2, 2])
-    np.testing.assert_array_equal(perm.token_M[perm.row_NK], [[0, 0], [1, 1], [2, 2], [3, 3]])
+    none = dispatch.NO_ROW
+    np.testing.assert_array_equal(perm.row_NK, [[4, 0], [2, 5], [none, none], [1, 3]])
+    assert perm.dropped == 0
+
+
+def test_rows_over_the_bound_are_dropped_and_counted():
+    indices = jnp.asarray([[2, 0], [1, 2], [3, 3], [0, 1]])
+    perm = dispatch.sort_by_expert(indices, 3, max_rows=3)
+    np.testing.assert_array_equal(perm.token_M, [0, 3, 1])
+    np.testing.assert_array_equal(perm.group_sizes_R, [2, 1, 0])
+    none = dispatch.NO_ROW
+    np.testing.assert_array_equal(perm.row_NK, [[none, 0], [2, none], [none, none], [1, none]])
+    assert perm.dropped == 3
+    y = jnp.asarray([[1.0], [2.0], [jnp.nan]]).at[2].set(4.0)
+    np.testing.assert_array_equal(dispatch.sum_rows(y, perm), [[1.0], [4.0], [0.0], [2.0]])
 
 
 def test_no_float_is_scattered():
@@ -91,7 +111,7 @@ def test_no_float_is_scattered():
 
     def loss(x, pick_weights, weights):
         routing = Routing(pick_weights, indices)
-        return experts(x, routing, weights, num_shared_experts=1, backend="blocked").sum()
+        return experts(x, routing, weights, _config(1, "blocked"))[0].sum()
 
     text = (
         jax.jit(jax.grad(loss, argnums=(0, 1, 2))).lower(x, jnp.ones((B, S, K)), weights).as_text()

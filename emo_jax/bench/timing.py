@@ -4,25 +4,33 @@ The whole step is timed, as a run makes it: pools, forward, backward, optimizer.
 not: batches are made before. Several configs take turns, so that a noisy machine hurts all alike.
 """
 
+import logging
 import platform
 import statistics
+import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from emo_jax.batch import Batch, from_documents
+from emo_jax.bench import memory
+from emo_jax.bench.breakdown import Breakdown, read_profile
 from emo_jax.config import Config
+from emo_jax.errors import EmoError
 from emo_jax.model.transformer import ModelFunctions
 from emo_jax.parallel import mesh as mesh_lib
 from emo_jax.train import flops
 from emo_jax.train.optimizer import make_optimizer
-from emo_jax.train.state import init_state
+from emo_jax.train.state import abstract_state, init_state
 from emo_jax.train.step import jit_train_step
 
+_LOG = logging.getLogger(__name__)
 DOCUMENTS_A_WINDOW = 4  # mean; with the lengths of real text the exact figure changes little
 NUM_BATCHES = 4
 ROUNDS_FOR_95 = 6  # fewer pairs give no interval that holds the median with 95 %
@@ -43,7 +51,10 @@ class Timing:
 
     config: Config
     first_step_seconds: float  # compiling, or reading what was kept of an earlier run
-    step_seconds: list[float]  # one for each round: the median of its steps
+    step_seconds: list[float] = field(default_factory=list)  # a round: the median of its steps
+    state: memory.StateBytes | None = None
+    planned_bytes: int | None = None  # of a step on one device, by the compiler
+    breakdown: Breakdown | None = None
 
     @property
     def tokens_per_second(self) -> list[float]:
@@ -51,16 +62,25 @@ class Timing:
         tokens = self.config.train.batch_size * self.config.data.seq_len
         return [tokens / s for s in self.step_seconds]
 
+    @property
+    def mfu(self) -> float | None:
+        """Of the median round, by SPEC 1.5; None where the device's peak is not known."""
+        median = statistics.median(self.tokens_per_second)
+        return flops.mfu(self.config, median, jax.devices())
+
     def as_json(self) -> dict[str, Any]:
         """Figures with their units in their names."""
         speed = self.tokens_per_second
-        median = statistics.median(speed)
         return {
             "config": self.config.name,
-            "tokens_per_second_median": median,
+            "tokens_per_second_median": statistics.median(speed),
             "tokens_per_second_rounds": speed,
             "first_step_seconds": self.first_step_seconds,
-            "mfu": flops.mfu(self.config, median, jax.devices()),
+            "mfu": self.mfu,
+            "flops_per_token": flops.flops_per_token(self.config),
+            "state_bytes": None if self.state is None else self.state._asdict(),
+            "planned_bytes": self.planned_bytes,
+            "breakdown": None if self.breakdown is None else self.breakdown.as_json(),
             "device": jax.devices()[0].device_kind,
             "devices": jax.device_count(),
             "jax": jax.__version__,
@@ -79,30 +99,50 @@ def made_up_batch(config: Config, seed: int) -> Batch:
     )
 
 
-class _Runner:
+class Runner:
     """One config's compiled step and its state."""
 
-    def __init__(self, config: Config):
+    def __init__(self, config: Config, memory_bytes: int | None = None):
         mesh = mesh_lib.make_mesh(config.mesh)
-        mesh_lib.check_batch(mesh, config.train.batch_size // config.train.micro_batches)
+        mesh_lib.check_batch(
+            mesh, config.train.batch_size // config.train.micro_batches, config.data.seq_len
+        )
         model, optimizer = ModelFunctions(config, mesh), make_optimizer(config)
         self.config = config
-        self._step = jit_train_step(config, model, optimizer)
-        self._state = init_state(model, optimizer, config.seed)
-        where = mesh_lib.windows_sharding(mesh)
-        self._batches = [
-            jax.device_put(made_up_batch(config, seed), where) for seed in range(NUM_BATCHES)
-        ]
+        self._batches = batches(config, mesh)
         self._done = 0
+        start = time.perf_counter()
+        step = jit_train_step(config, model, optimizer)
+        lowered = step.lower(abstract_state(model, optimizer), self._batches[0])  # type: ignore[attr-defined]
+        self.compiled = lowered.compile()
+        self.compile_seconds = time.perf_counter() - start
+        self.planned_bytes = memory.planned_bytes(self.compiled)
+        memory.refuse_too_large(self.planned_bytes, memory_bytes)
+        self._state = init_state(model, optimizer, config.seed)
+        self.state_bytes = memory.state_bytes(self._state)
 
     def seconds(self) -> float:
         """Of one step, from its call to its last result."""
         batch = self._batches[self._done % NUM_BATCHES]
         self._done += 1
         start = time.perf_counter()
-        self._state, metrics = self._step(self._state, batch)
+        self._state, metrics = self.compiled(self._state, batch)
         jax.block_until_ready((self._state, metrics))
         return time.perf_counter() - start
+
+    def profiled(self, folder: Path, steps: int) -> Breakdown:
+        """Runs some steps under the profiler, which writes its trace below the folder."""
+        options = jax.profiler.ProfileOptions()
+        options.python_tracer_level = 0  # Python's calls would be most of the file
+        with jax.profiler.trace(str(folder), profiler_options=options):
+            wall_seconds = sum(self.seconds() for _ in range(steps))
+        return read_profile(folder, self.compiled.as_text(), steps, wall_seconds)
+
+
+def batches(config: Config, mesh: Mesh) -> list[Batch]:
+    """Made-up batches on the devices."""
+    where = mesh_lib.windows_sharding(mesh)
+    return [jax.device_put(made_up_batch(config, seed), where) for seed in range(NUM_BATCHES)]
 
 
 def bench_train(
@@ -111,6 +151,9 @@ def bench_train(
     rounds: int,
     steps: int,
     warmup: int = 2,
+    profiled_steps: int = 0,
+    profile: Path | None = None,
+    memory_bytes: int | None = None,
     progress: Callable[[str], None] = lambda _: None,
 ) -> list[Timing]:
     """Times the train steps of some configs in turns.
@@ -120,16 +163,29 @@ def bench_train(
       rounds: how often each has its turn; every second round goes the other way round.
       steps: steps of a turn; their median counts.
       warmup: steps before the first round, the compiling one not counted.
+      profiled_steps: steps under the profiler after the last round, for a breakdown; 0: none.
+      profile: folder for the traces, of several configs in folders 1, 2, … of it; None: not kept.
+      memory_bytes: what a step may plan to take on one device; None: what there is.
+
+    Raises:
+      EmoError: `profile` is given and there is no breakdown. Else it is only said.
     """
     runners, timings = [], []
     for config in configs:
         progress(f"{config.name}: compiling")
-        runner = _Runner(config)
-        first_step_seconds = runner.seconds()
+        runner = Runner(config, memory_bytes)
+        first_step_seconds = runner.compile_seconds + runner.seconds()
         for _ in range(warmup):
             runner.seconds()
         runners.append(runner)
-        timings.append(Timing(config, first_step_seconds, []))
+        timings.append(
+            Timing(
+                config,
+                first_step_seconds,
+                state=runner.state_bytes,
+                planned_bytes=runner.planned_bytes,
+            )
+        )
     for i in range(rounds):
         turns = list(zip(runners, timings, strict=True))
         for runner, timing in turns if i % 2 == 0 else reversed(turns):
@@ -138,6 +194,20 @@ def bench_train(
                 f"round {i + 1} of {rounds}: {timing.config.name}"
                 f" {timing.tokens_per_second[-1]:,.0f} tokens/s"
             )
+    for i, (runner, timing) in enumerate(zip(runners, timings, strict=True)):
+        if not profiled_steps:
+            break
+        progress(f"{timing.config.name}: {profiled_steps} steps under the profiler")
+        with tempfile.TemporaryDirectory() as scratch:
+            folder = Path(scratch) if profile is None else profile
+            try:
+                timing.breakdown = runner.profiled(
+                    folder if len(configs) == 1 else folder / str(i + 1), profiled_steps
+                )
+            except EmoError as error:
+                if profile is not None:
+                    raise
+                _LOG.warning("no breakdown of %s: %s", timing.config.name, error)
     return timings
 
 

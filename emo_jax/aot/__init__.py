@@ -1,0 +1,1 @@
+"""Ahead of time: the train step compiled for a TPU topology on a machine that has none."""

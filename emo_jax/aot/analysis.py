@@ -1,0 +1,87 @@
+"""A config compiled and counted: everything that `emo compile` reports of it."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from emo_jax.aot import hlo
+from emo_jax.aot.chips import Topology
+from emo_jax.aot.compiler import CompiledStep, compile_step
+from emo_jax.aot.counts import Counts, count
+from emo_jax.aot.peak import Peak, find_peak
+from emo_jax.aot.roofline import Roofline, roofline
+from emo_jax.config import Config
+from emo_jax.train import flops
+
+
+@dataclass(frozen=True, kw_only=True)
+class Analysis:
+    """Of one chip and one step, where nothing else is said."""
+
+    step: CompiledStep
+    counts: Counts
+    roofline: Roofline
+    peak: Peak
+    expected_rows: float  # of a chip's routed experts, where routing is balanced
+    seconds: float  # of counting
+
+    @property
+    def fits(self) -> bool:
+        """Whether the step fits the chip's memory."""
+        return self.step.memory.total <= self.step.topology.chip.usable_hbm
+
+    @property
+    def tokens(self) -> int:
+        """Of a step over all chips."""
+        return self.step.config.train.batch_size * self.step.config.data.seq_len
+
+    @property
+    def spec_flops(self) -> float:
+        """What the formula that MFU is reported by gives a chip (SPEC 1.5)."""
+        per_token = flops.flops_per_token(self.step.config)
+        return per_token * self.tokens / self.step.topology.num_chips
+
+    @property
+    def best_mfu(self) -> float:
+        """MFU if the step took as long as the roofline says where everything overlaps."""
+        return self.spec_flops / (self.step.topology.chip.peak_flops * self.roofline.overlapped)
+
+
+def analyse(
+    config: Config,
+    topology: Topology,
+    devices: list[Any] | None = None,
+    *,
+    starting: Callable[[], None] = lambda: None,
+) -> Analysis:
+    """Compiles the train step and counts what it does; see `compile_step`."""
+    step = compile_step(config, topology, devices, starting=starting)
+    started = time.perf_counter()
+    program = hlo.parse(step.text)
+    rows = balanced_rows(config, topology.num_chips, step.mesh_shape)
+    counts = count(
+        program,
+        step.mesh_shape,
+        expected_rows=rows,
+        layer_runs=config.model.num_layers * config.train.micro_batches,
+    )
+    return Analysis(
+        step=step,
+        counts=counts,
+        roofline=roofline(counts, topology, step.mesh),
+        peak=find_peak(program),
+        expected_rows=rows,
+        seconds=time.perf_counter() - started,
+    )
+
+
+def balanced_rows(config: Config, num_chips: int, mesh_shape: dict[str, int]) -> float:
+    """Rows of a chip's routed experts in a micro-batch, if every expert gets as many.
+
+    Chips of a `tensor` group compute the same tokens, each a part of the hidden size.
+    """
+    if config.moe is None:
+        return 0.0
+    tokens = config.train.batch_size * config.data.seq_len / config.train.micro_batches
+    return tokens * config.moe.num_routed_picks * mesh_shape.get("tensor", 1) / num_chips

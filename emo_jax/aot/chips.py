@@ -1,0 +1,157 @@
+"""TPU generations: what a chip can do, and the slices that exist.
+
+Figures are of Google's documentation of each generation (docs.cloud.google.com/tpu/docs/v5e,
+/v5p, /v6e, read in 2026), but `usable_hbm`: what the compiler lets a program have, as libtpu
+0.0.52 says it ("… of 15.75G hbm"). Peaks are those that MFU is reported against.
+"""
+
+import difflib
+import math
+import re
+from dataclasses import dataclass
+
+from emo_jax.errors import UsageError
+from emo_jax.train.flops import PEAK_FLOPS
+
+GIB = 2**30
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chip:
+    """Figures of one chip; bandwidths in bytes a second, of one direction."""
+
+    generation: str
+    peak_flops: float  # bfloat16, dense
+    hbm_bytes: int
+    usable_hbm: int  # what the runtime leaves a program
+    hbm_bandwidth: float
+    ici_link_bandwidth: float  # of one link, one way
+    ici_links: int
+    dcn_bandwidth: float  # to other slices, a chip's share of its host's
+    cores: int  # TensorCores, by which the names of v5p slices count
+    shapes: tuple[str, ...]  # of one slice
+    closed_at: int  # see `Topology.wrap`
+
+    @property
+    def ici_bandwidth(self) -> float:
+        """All links, one way."""
+        return self.ici_link_bandwidth * self.ici_links
+
+
+_2D = ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
+_3D = (
+    *("2x2x1", "2x2x2", "2x2x4", "2x4x4", "4x4x4", "4x4x8", "4x8x8", "8x8x8", "8x8x16"),
+    *("8x16x16", "16x16x16", "16x16x24"),
+)
+
+CHIPS = {
+    chip.generation: chip
+    for chip in (
+        Chip(
+            generation="v5e",
+            peak_flops=PEAK_FLOPS["TPU v5e"],
+            hbm_bytes=16 * GIB,
+            usable_hbm=int(15.75 * GIB),
+            hbm_bandwidth=819e9,
+            ici_link_bandwidth=50e9,  # 1600 Gbit/s a chip
+            ici_links=4,
+            dcn_bandwidth=3.125e9,  # 6.4 Tbit/s a pod of 256
+            cores=1,
+            shapes=_2D,
+            closed_at=16,
+        ),
+        Chip(
+            generation="v5p",
+            peak_flops=PEAK_FLOPS["TPU v5p"],
+            hbm_bytes=96 * GIB,
+            usable_hbm=int(95.74 * GIB),
+            hbm_bandwidth=2765e9,
+            ici_link_bandwidth=100e9,  # 1200 GB/s both ways a chip
+            ici_links=6,
+            dcn_bandwidth=6.25e9,  # 50 Gbit/s a chip
+            cores=2,
+            shapes=_3D,
+            closed_at=4,
+        ),
+        Chip(
+            generation="v6e",
+            peak_flops=PEAK_FLOPS["TPU v6e"],
+            hbm_bytes=32 * GIB,
+            usable_hbm=int(31.25 * GIB),
+            hbm_bandwidth=1600e9,
+            ici_link_bandwidth=100e9,  # 3200 Gbit/s a chip
+            ici_links=4,
+            dcn_bandwidth=12.5e9,  # 25.6 Tbit/s a pod of 256
+            cores=1,
+            shapes=_2D,
+            closed_at=16,
+        ),
+    )
+}
+ALIASES = {"v5litepod": "v5e", "v5lite": "v5e", "v5": "v5p", "trillium": "v6e"}
+
+
+@dataclass(frozen=True)
+class Topology:
+    """Slices of one generation and shape."""
+
+    chip: Chip
+    shape: tuple[int, ...]
+    slices: int = 1
+
+    @property
+    def name(self) -> str:
+        """`v5p:4x4x4`."""
+        return f"{self.chip.generation}:{'x'.join(map(str, self.shape))}"
+
+    @property
+    def num_chips(self) -> int:
+        """Of all slices."""
+        return math.prod(self.shape) * self.slices
+
+    @property
+    def wrap(self) -> tuple[bool, bool, bool]:
+        """Which axes close to rings.
+
+        On v5e and v6e an axis of 16 chips does, on v5p all axes of whole cubes of 4x4x4. Without
+        it the compiler takes a torus for a grid, where it has no gather along three axes.
+        """
+        x, y, *z = (n % self.chip.closed_at == 0 for n in self.shape)
+        if z:
+            return (x and y and z[0],) * 3
+        return x, y, False
+
+    def __str__(self) -> str:
+        return self.name if self.slices == 1 else f"{self.slices} × {self.name}"
+
+
+def known_topologies() -> str:
+    """All of them, for messages."""
+    return "; ".join(f"{name}: {' '.join(chip.shapes)}" for name, chip in CHIPS.items())
+
+
+def parse_topology(text: str, slices: int = 1) -> Topology:
+    """`v5p:4x4x4`, or a name as clouds sell it: `v5p-128` counts TensorCores, `v5e-256` chips.
+
+    Raises:
+      UsageError: there is none such; the known ones are listed.
+    """
+    match = re.fullmatch(r"([a-z0-9]+)[:-]([0-9x]+)", text.strip().lower())
+    generation = ALIASES.get(match[1], match[1]) if match else ""
+    chip = CHIPS.get(generation)
+    shape = ""
+    if chip is not None and match is not None:
+        shape = match[2] if "x" in match[2] else _shape_of_size(chip, int(match[2]))
+    if chip is None or shape not in chip.shapes:
+        names = [f"{name}:{shape}" for name, chip in CHIPS.items() for shape in chip.shapes]
+        near = difflib.get_close_matches(text, names, n=1, cutoff=0.5)
+        mean = f"; did you mean {near[0]!r}?" if near else ""
+        raise UsageError(f"--topology {text}: no such topology{mean} (known: {known_topologies()})")
+    return Topology(chip, tuple(int(n) for n in shape.split("x")), slices)
+
+
+def _shape_of_size(chip: Chip, size: int) -> str:
+    for shape in chip.shapes:
+        if math.prod(map(int, shape.split("x"))) * chip.cores == size:
+            return shape
+    return ""

@@ -1,0 +1,87 @@
+"""How long a step takes at least: matrix unit, main memory and network, each at its peak.
+
+No run reaches it. What it is for: to compare configs, and to see what a step waits for.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from emo_jax.aot.chips import Topology
+from emo_jax.aot.collectives import NO_AXIS
+from emo_jax.aot.counts import Counts
+
+
+@dataclass(frozen=True, kw_only=True)
+class Roofline:
+    """Seconds of one step on one chip."""
+
+    matmul: float  # bfloat16 passes of all matrix products at the peak
+    memory: float  # bytes read and written at full bandwidth
+    network: float  # collectives, one after the other
+    by_axes: dict[str, float]  # seconds of the network
+
+    @property
+    def overlapped(self) -> float:
+        """Where everything runs beside everything else."""
+        return max(self.matmul, self.memory, self.network)
+
+    @property
+    def summed(self) -> float:
+        """Where nothing does."""
+        return self.matmul + self.memory + self.network
+
+    @property
+    def bound(self) -> str:
+        """What takes longest."""
+        times = {"matmul": self.matmul, "memory": self.memory, "network": self.network}
+        return max(times, key=lambda name: times[name])
+
+
+def roofline(counts: Counts, topology: Topology, mesh: Any) -> Roofline:
+    """Estimates a step.
+
+    Args:
+      counts: of one chip.
+      topology: whose chips and links.
+      mesh: the mesh it was compiled for; where its devices stand says which links an axis has.
+    """
+    chip = topology.chip
+    by_axes: dict[str, float] = {}
+    for c in counts.collectives:
+        if c.axes != NO_AXIS:
+            seconds = c.times * c.wire / group_bandwidth(c.group, topology, mesh)
+            by_axes[c.axes] = by_axes.get(c.axes, 0.0) + seconds
+    return Roofline(
+        matmul=counts.passes_flops / chip.peak_flops,
+        memory=counts.hbm_bytes / chip.hbm_bandwidth,
+        network=sum(by_axes.values()),
+        by_axes=by_axes,
+    )
+
+
+def group_bandwidth(group: Sequence[int], topology: Topology, mesh: Any) -> float:
+    """Bytes a second that a chip receives from the others of a group.
+
+    Each axis of the torus that the group spans brings its links: both where it closes to a ring,
+    else one. Groups that share links are not taken into account. Between slices it is the share of
+    the host's network.
+
+    Args:
+      group: places in the mesh.
+      topology: whose links.
+      mesh: says which device stands where.
+    """
+    devices = [mesh.devices.flat[i] for i in group]
+    if len({getattr(device, "slice_index", 0) or 0 for device in devices}) > 1:
+        return topology.chip.dcn_bandwidth
+    return topology.chip.ici_link_bandwidth * max(1, _links(devices, topology))
+
+
+def _links(devices: list[Any], topology: Topology) -> int:
+    links = 0
+    for dim, size in enumerate(topology.shape):
+        extent = len({device.coords[dim] for device in devices})
+        if extent > 1:
+            links += 2 if topology.wrap[dim] and extent == size else 1
+    return min(links, topology.chip.ici_links)

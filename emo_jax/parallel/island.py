@@ -1,0 +1,202 @@
+"""Islands: parts of the step that each device runs on its own piece, with explicit collectives.
+
+The step is one program over the whole mesh, and the compiler places what is small. What moves many
+bytes (embedding, attention, experts, vocabulary loss) is written for one device, so that every
+collective stands in the source. All of this is the identity on one device.
+
+Gradients: a value that differs between devices is gathered, and the transpose of a gather is a sum
+that leaves each its piece (reduce-scatter). Nothing here relies on replicated values, whose
+gradients are easily counted once for each copy.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.sharding import Mesh
+
+from emo_jax.parallel import mesh as mesh_lib
+from emo_jax.parallel.stages import stages
+
+LogicalAxes = tuple[str | None, ...]
+
+
+class Island:
+    """What one device can ask of the others, by mesh axis."""
+
+    def __init__(self, mesh: Mesh | None):
+        self.mesh = None if mesh is None or mesh.size == 1 else mesh
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Island) and self.mesh == other.mesh
+
+    def __hash__(self) -> int:
+        return hash(self.mesh)
+
+    def run(self, function: Callable, in_specs: tuple, out_specs) -> Callable:
+        """`function` on each device's pieces of its arguments; as it is on one device."""
+        if self.mesh is None:
+            return function
+        return jax.shard_map(
+            function, mesh=self.mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False
+        )
+
+    def used(self, axes: Sequence[str]) -> tuple[str, ...]:
+        """Those of the axes that have several devices."""
+        if self.mesh is None:
+            return ()
+        return tuple(axis for axis in axes if self.mesh.shape[axis] > 1)
+
+    def size(self, *axes: str) -> int:
+        """Devices along some axes."""
+        count = 1
+        for axis in self.used(axes):
+            count *= self.mesh.shape[axis]  # type: ignore[union-attr]
+        return count
+
+    def index(self, *axes: str) -> jax.Array | int:
+        """This device's place along some axes, the first of which counts most."""
+        used = self.used(axes)
+        return lax.axis_index(used) if used else 0
+
+    def gather(self, array: jax.Array, axes: Sequence[str], dim: int) -> jax.Array:
+        """The pieces of all devices along some axes, one after the other in dimension `dim`."""
+        used = self.used(axes)
+        return lax.all_gather(array, used, axis=dim, tiled=True) if used else array
+
+    def sum_scatter(self, array: jax.Array, axes: Sequence[str], dim: int) -> jax.Array:
+        """The sum over devices, of which each keeps its piece: the transpose of `gather`."""
+        for axis in self.used(axes):
+            for groups in stages(self.mesh, axis) or (None,):
+                array = lax.psum_scatter(
+                    array, axis, scatter_dimension=dim, axis_index_groups=groups, tiled=True
+                )
+        return array
+
+    def sum(self, array: jax.Array, axes: Sequence[str] = mesh_lib.AXES) -> jax.Array:
+        """The sum over devices, for each of them."""
+        used = self.used(axes)
+        return lax.psum(array, used) if used else array
+
+    def all_to_all(self, array: jax.Array, axes: Sequence[str], split: int, join: int) -> jax.Array:
+        """Piece i of dimension `split` goes to device i; what comes stands in `join`, in order."""
+        used = self.used(axes)
+        return lax.all_to_all(array, used, split, join, tiled=True) if used else array
+
+    def whole(
+        self, weight: jax.Array, logical_axes: LogicalAxes, dtype, *, leading: int = 0
+    ) -> jax.Array:
+        """A stored weight as it is computed with: cast, then gathered over its `embed` axis.
+
+        Its gradient is summed in float32, as the reference does (SPEC 1.4), whatever it is
+        computed in.
+
+        Args:
+          logical_axes: of the weight, by which it is stored.
+          leading: how many of the first of them the array given lacks.
+        """
+        return _whole(weight, self, self._how(logical_axes, leading), jnp.dtype(dtype))
+
+    def hold(
+        self, weight: jax.Array, logical_axes: LogicalAxes, dtype, *, in_loop: bool = False
+    ) -> tuple["Held", "Reduce"]:
+        """`whole`, and control over when its gradient is summed over devices.
+
+        What computes with it gives `Reduce(gradient)` as that of the anchor. With `in_loop` that
+        only casts: gradients of many uses add up in float32, and are summed over devices once.
+        """
+        how = self._how(logical_axes)
+        make = _held_in_loop if in_loop else _held
+        return make(weight, self, how, jnp.dtype(dtype)), Reduce(self, None if in_loop else how)
+
+    def _how(self, logical_axes: LogicalAxes, leading: int = 0) -> "Gathered":
+        dim = logical_axes.index("embed")
+        return Gathered(dim - leading, self.used(mesh_lib.stored_over(logical_axes)[dim]))
+
+
+class Gathered(NamedTuple):
+    """The dimension of a weight that is gathered, and over which mesh axes."""
+
+    dim: int
+    axes: tuple[str, ...]
+
+
+class Held(NamedTuple):
+    """A weight as it is computed with, and where its gradient goes."""
+
+    weight: jax.Array
+    anchor: jax.Array  # float32 zeros, never computed with
+
+
+@dataclass(frozen=True)
+class Reduce:
+    """Makes of a weight's gradient what its anchor takes: float32, and summed over devices."""
+
+    island: Island
+    how: Gathered | None  # None: not summed here
+
+    def __call__(self, grad: jax.Array) -> jax.Array:
+        """The gradient of the anchor."""
+        grad = grad.astype(jnp.float32)
+        return grad if self.how is None else self.island.sum_scatter(grad, *self.how[::-1])
+
+    def use(self, held: Held) -> jax.Array:
+        """The weight, for what differentiates by itself."""
+        return _use(*held, self)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _use(weight, anchor, reduce):
+    return weight
+
+
+_use.defvjp(
+    lambda weight, anchor, reduce: (weight, None),
+    lambda reduce, _, grad: (jnp.zeros_like(grad), reduce(grad)),
+)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))
+def _whole(weight, island, how, dtype):
+    if not how.axes:
+        return weight.astype(dtype)
+    # Held apart, or the compiler casts the weights of all layers before it loops over them.
+    return island.gather(lax.optimization_barrier(weight).astype(dtype), how.axes, how.dim)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))
+def _held(weight, island, how, dtype):
+    return Held(_whole(weight, island, how, dtype), jnp.zeros(weight.shape, jnp.float32))
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))
+def _held_in_loop(weight, island, how, dtype):
+    whole = _whole(weight, island, how, dtype)
+    return Held(whole, jnp.zeros(whole.shape, jnp.float32))
+
+
+def _keeping_dtype(function):
+    """Forward pass of a custom_vjp: what is kept of the weight is its dtype."""
+    return lambda weight, *how: (function(weight, *how), jnp.zeros((0,), weight.dtype))
+
+
+def _summed(island, how, of_weight, grad):
+    return (island.sum_scatter(grad.astype(of_weight.dtype), how.axes, how.dim),)
+
+
+_whole.defvjp(
+    _keeping_dtype(_whole),
+    lambda island, how, dtype, of_weight, grad: _summed(island, how, of_weight, grad),
+)
+_held.defvjp(
+    _keeping_dtype(_held),
+    lambda island, how, dtype, of_weight, grads: (grads.anchor.astype(of_weight.dtype),),
+)
+_held_in_loop.defvjp(
+    _keeping_dtype(_held_in_loop),
+    lambda island, how, dtype, of_weight, grads: _summed(island, how, of_weight, grads.anchor),
+)

@@ -1,0 +1,266 @@
+"""Which process of how many this one is: from flags, or from the scheduler that started it.
+
+JAX's own cluster detection (`jax._src.clusters`) is used where it is right. What it lacks: a single
+process stays alone; a process that is alone on its node gets all GPUs there, not one; Open MPI 5,
+which no longer says where it began; pods that do not know how many they are get an error, not a run
+each of their own.
+"""
+
+import contextlib
+import importlib.util
+import os
+import subprocess
+import zlib
+from dataclasses import dataclass
+from typing import Any
+
+from emo_jax.errors import UsageError
+
+# Where a scheduler says which process this is. The first that is there counts.
+_INDEX_VARIABLES = (
+    "JOB_COMPLETION_INDEX",
+    "OMPI_COMM_WORLD_RANK",
+    "SLURM_PROCID",
+    "SKYPILOT_NODE_RANK",
+)
+_ASKED = "give --processes N --process-index I --coordinator HOST:PORT"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """One process of several.
+
+    Args:
+      index: of this process.
+      count: of all of them.
+      coordinator: `host:port` of process 0, the same for all.
+      local_devices: which GPUs of this machine are this process's; None: all it can see.
+      found: who said so.
+    """
+
+    index: int
+    count: int
+    coordinator: str
+    local_devices: list[int] | None = None
+    found: str = "the command line"
+
+    @property
+    def address(self) -> tuple[str, int]:
+        """Host and port of the coordinator."""
+        host, _, port = self.coordinator.rpartition(":")
+        return host.strip("[]"), int(port)
+
+
+def find_place(
+    count: int | None = None, index: int | None = None, coordinator: str | None = None
+) -> Place | None:
+    """The place of this process; None where it is alone. No device is touched.
+
+    Args:
+      count, index, coordinator: what is given by hand; a scheduler says the rest.
+
+    Raises:
+      UsageError: something is missing, or cannot be.
+    """
+    if count == 1 and index in (None, 0):
+        return None
+    if count is not None and coordinator is not None:
+        place = Place(count=count, index=_index(index), coordinator=coordinator)
+    else:
+        found = _open_mpi(coordinator) or _slurm() or _tpu_pod() or _kubernetes()
+        if found is None:
+            if (count, index, coordinator) != (None, None, None):
+                raise UsageError(f"no scheduler is found that says the other processes: {_ASKED}")
+            return None
+        if count not in (None, found.count) or index not in (None, found.index):
+            raise UsageError(
+                f"process {index} of {count} is asked for, and {found.found} says"
+                f" {found.index} of {found.count}: {_ASKED}, or none of them"
+            )
+        if found.count == 1:
+            return None
+        place = found if coordinator is None else _with_coordinator(found, coordinator)
+    return _checked(place)
+
+
+def _with_coordinator(place: Place, coordinator: str) -> Place:
+    return Place(**{**vars(place), "coordinator": coordinator})
+
+
+def _checked(place: Place) -> Place:
+    host, colon, port = place.coordinator.rpartition(":")
+    if not (colon and host and port.isdecimal() and 0 < int(port) < 65536):
+        raise UsageError(f"--coordinator {place.coordinator}: must be HOST:PORT of process 0")
+    if not 0 <= place.index < place.count:
+        raise UsageError(
+            f"--process-index {place.index}: must be in 0..{place.count - 1}, of --processes"
+            f" {place.count}"
+        )
+    return place
+
+
+def _index(index: int | None) -> int:
+    if index is not None:
+        return index
+    for name in _INDEX_VARIABLES:
+        if value := os.environ.get(name):
+            return int(value)
+    raise UsageError(f"which process is this? {_ASKED}")
+
+
+# --- schedulers ----------------------------------------------------------------------------------
+
+
+def _open_mpi(coordinator: str | None) -> Place | None:
+    env = os.environ
+    names = ("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_LOCAL_RANK")
+    if not all(name in env for name in names):
+        return None
+    count, index, local = (int(env[name]) for name in names)
+    local_count = int(env.get("OMPI_COMM_WORLD_LOCAL_SIZE", count))
+    if count == 1:
+        coordinator = "alone"
+    elif coordinator is None and local_count == count:  # one machine
+        name = env.get("PMIX_NAMESPACE") or env.get("OMPI_MCA_orte_hnp_uri") or str(os.getppid())
+        coordinator = f"127.0.0.1:{_port(name)}"
+    elif coordinator is None and importlib.util.find_spec("mpi4py"):
+        from jax._src.clusters import Mpi4pyCluster
+
+        coordinator = _of(Mpi4pyCluster)
+    elif coordinator is None and "OMPI_MCA_orte_hnp_uri" in env:
+        from jax._src.clusters import OmpiCluster
+
+        coordinator = _of(OmpiCluster)
+    elif coordinator is None:
+        raise UsageError(
+            "Open MPI does not say where process 0 is: give --coordinator HOST:PORT, or install"
+            " mpi4py"
+        )
+    gpus = _share_of_gpus(local, local_count)
+    return Place(
+        count=count, index=index, coordinator=coordinator, local_devices=gpus, found="Open MPI"
+    )
+
+
+def _slurm() -> Place | None:
+    from jax._src.clusters import SlurmCluster
+
+    env = os.environ
+    if not SlurmCluster.is_env_present():
+        return None
+    # Of the step: an allocation may hold more tasks than `srun -n` starts.
+    count = int(env.get("SLURM_STEP_NUM_TASKS") or SlurmCluster.get_process_count())
+    gpus = None
+    if "SLURM_GPUS_PER_TASK" not in env:  # with it each task sees its own
+        gpus = _share_of_gpus(int(env["SLURM_LOCALID"]), _slurm_tasks_here(count))
+    return Place(
+        count=count,
+        index=SlurmCluster.get_process_id(),
+        coordinator=_of(SlurmCluster),
+        local_devices=gpus,
+        found="Slurm",
+    )
+
+
+def _slurm_tasks_here(count: int) -> int:
+    """Tasks on this node, of `2(x3),1`."""
+    text = os.environ.get("SLURM_STEP_TASKS_PER_NODE") or os.environ.get("SLURM_TASKS_PER_NODE", "")
+    per_node: list[int] = []
+    with contextlib.suppress(ValueError):
+        for part in text.split(","):
+            tasks, _, times = part.partition("(x")
+            per_node += [int(tasks)] * int(times.rstrip(")") or 1)
+    node = int(os.environ.get("SLURM_NODEID", 0))
+    return per_node[node] if node < len(per_node) else count
+
+
+def _tpu_pod() -> Place | None:
+    platforms = os.environ.get("JAX_PLATFORMS", "")
+    if platforms and "tpu" not in platforms:
+        return None
+    import jax  # noqa: F401  it finds the chips of this machine
+    from jax._src.clusters import GceTpuCluster, GkeTpuCluster
+
+    for cluster in (GkeTpuCluster, GceTpuCluster):
+        if cluster.is_env_present():
+            count = cluster.get_process_count()
+            coordinator = "alone" if count == 1 else _of(cluster)
+            index = cluster.get_process_id()
+            return Place(count=count, index=index, coordinator=coordinator, found="the TPU pod")
+    return None
+
+
+def _kubernetes() -> Place | None:
+    env = os.environ
+    if "KUBERNETES_SERVICE_HOST" not in env or "JOB_COMPLETION_INDEX" not in env:
+        return None
+    if importlib.util.find_spec("kubernetes") is None:
+        raise UsageError(
+            "this is a pod of an indexed job, and how many there are is not known: set"
+            " EMO_PROCESSES and EMO_COORDINATOR=HOST:PORT in its environment (EMO_PROCESSES=1 for"
+            " a run of one pod), as launch/gke_jobset.yaml does, or install kubernetes"
+        )
+    from jax._src.clusters import K8sCluster
+
+    K8sCluster.is_env_present()  # opens its clients
+    try:
+        count = K8sCluster.get_process_count()
+        coordinator = "alone" if count == 1 else _of(K8sCluster)
+    except RuntimeError as e:
+        raise UsageError(f"Kubernetes: {' '.join(str(e).split())}") from e
+    index = K8sCluster.get_process_id()
+    return Place(count=count, index=index, coordinator=coordinator, found="Kubernetes")
+
+
+def _of(cluster: Any) -> str:
+    """The coordinator that a cluster of JAX says."""
+    port = os.environ.get("JAX_COORDINATOR_PORT")
+    return cluster.get_coordinator_address(timeout_secs=300, override_coordinator_port=port)
+
+
+def _port(name: str) -> int:
+    """A port that is the same for all who know the name, where JAX picks them too."""
+    return 61440 + zlib.crc32(name.encode()) % 4096
+
+
+def _share_of_gpus(local_index: int, local_count: int) -> list[int] | None:
+    """GPUs of one of several processes of a machine; None: all that it sees.
+
+    Raises:
+      UsageError: they cannot be shared evenly.
+    """
+    if local_count == 1:
+        return None
+    names = ("CUDA_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES")
+    visible = next((v for n in names if (v := os.environ.get(n))), "")
+    if not visible:
+        return [local_index]  # as JAX does: one process a GPU
+    here = len(visible.split(","))
+    if here == 1:
+        return None  # chosen by the scheduler
+    if here % local_count:
+        raise UsageError(
+            f"{here} GPUs cannot be shared by the {local_count} processes of this machine; start"
+            " one process, or one for each GPU"
+        )
+    each = here // local_count
+    return list(range(local_index * each, (local_index + 1) * each))
+
+
+def hosts(place: Place) -> dict[int, str]:
+    """Hosts by process, as far as the scheduler tells."""
+    try:
+        if place.found == "Slurm":
+            command = ["scontrol", "show", "hostnames", os.environ["SLURM_STEP_NODELIST"]]
+            done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)
+            names = done.stdout.split()
+            each, rest = divmod(place.count, len(names))
+            return {} if rest else {i: names[i // each] for i in range(place.count)}
+        if place.found == "the TPU pod" and "MEGASCALE_NUM_SLICES" not in os.environ:
+            from jax._src.clusters import GceTpuCluster, GkeTpuCluster
+
+            cluster = GkeTpuCluster if GkeTpuCluster.is_env_present() else GceTpuCluster
+            return dict(enumerate(cluster._get_worker_list_in_slice()))
+    except Exception:  # it only makes a message better
+        return {}
+    return {}

@@ -1,0 +1,205 @@
+"""Start-up of a run of several processes, and its end when one of them fails.
+
+`joined` is entered once, before any device is touched: the processes meet (`roster.py`), compare
+what they run, and start `jax.distributed`. One process alone starts nothing.
+"""
+
+import atexit
+import contextlib
+import importlib.metadata
+import os
+import platform
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import emo_jax
+from emo_jax.errors import EXIT_FAILED, EmoError, UsageError
+from emo_jax.parallel.line import is_loopback
+from emo_jax.parallel.place import Place, find_place
+from emo_jax.parallel.relay import Relay
+from emo_jax.parallel.roster import Facts, Roster
+
+JOIN_TIMEOUT = 300.0  # seconds
+SILENCE_TIMEOUT = 60.0
+
+_roster: Roster | None = None  # of this process, while it is one of several
+
+
+@contextlib.contextmanager
+def joined(
+    count: int | None = None,
+    index: int | None = None,
+    coordinator: str | None = None,
+    *,
+    facts: Facts | None = None,
+    join_timeout: float = JOIN_TIMEOUT,
+    silence_timeout: float = SILENCE_TIMEOUT,
+    stopped: Callable[[], bool] = lambda: False,
+) -> Iterator[None]:
+    """One of the processes of a run inside `with`.
+
+    Args:
+      count, index, coordinator: given by hand; what is not is asked of the scheduler (`place.py`).
+      facts: what must be the same on all, beside the versions: JSON values.
+      join_timeout: seconds to wait for all others.
+      silence_timeout: seconds without a sign of life after which a process counts as lost.
+      stopped: whether to give up waiting for the others.
+
+    Raises:
+      UsageError: the processes differ, or their number or addresses are wrong.
+      EmoError: one did not come.
+      PreemptedError: stopped.
+    """
+    global _roster
+    place = find_place(count, index, coordinator)
+    if place is None:
+        yield
+        return
+    if _roster is not None:
+        raise UsageError("this process has joined a run already")
+    _roster = Roster(
+        place,
+        _versions() | (facts or {}),
+        join_timeout=join_timeout,
+        silence_timeout=silence_timeout,
+        stopped=stopped,
+    )
+    try:
+        _start_jax(place, join_timeout, silence_timeout)
+        devices = _devices()
+        compare(devices)
+        if devices["platform"] == "cpu":
+            _silence_gloo()
+        yield
+    except BaseException as e:
+        leave(e)
+        raise
+    _roster.leave(0, "", agreed=True)
+
+
+def compare(facts: Facts) -> None:
+    """Raises UsageError on all processes where they differ; nothing where there is one.
+
+    All processes call it, in the same order.
+    """
+    if _roster is not None:
+        _roster.compare(facts)
+
+
+def gather(value: Any) -> list[Any]:
+    """The values of all processes, by index; each process waits for all. All of them call it.
+
+    Between processes that met here no device takes part, as it does in JAX's own
+    `process_allgather`: that waits for the step that runs, and on CPUs it can stop that for ever.
+
+    Args:
+      value: a number, a truth value or None.
+    """
+    if _roster is not None:
+        return _roster.gather(value)
+    import jax
+
+    if jax.process_count() == 1:
+        return [value]
+    import numpy as np
+    from jax.experimental import multihost_utils
+
+    return multihost_utils.process_allgather(np.asarray(value or 0)).tolist()
+
+
+def compile_together(function: Any, *args: Any, **kwargs: Any) -> None:
+    """Compiles a jitted function for these arguments on all processes before any of them runs it.
+
+    One that has the program already, from the cache on disk, would wait in its first collective,
+    and CPUs wait 30 seconds there. Nothing where there is one process.
+    """
+    import jax
+
+    if jax.process_count() > 1:
+        function.lower(*args, **kwargs).compile()  # the call that follows takes it from memory
+        gather(None)
+
+
+def leave(error: BaseException | None) -> None:
+    """Tells the other processes that this one ends with an error; nothing where there is one.
+
+    Call it before anything is tidied up that waits for the others.
+    """
+    if _roster is None or error is None:
+        return
+    ours = isinstance(error, EmoError | KeyboardInterrupt)
+    code = getattr(error, "exit_code", 130 if isinstance(error, KeyboardInterrupt) else EXIT_FAILED)
+    text = " ".join(str(error).split())[:500]
+    _roster.leave(code, text if ours and text else f"{type(error).__name__}: {text}", agreed=ours)
+    atexit.register(_exit_now, code)
+
+
+def _exit_now(code: int) -> None:
+    """Leaves without JAX's barrier at the end, where it would wait for those that are gone."""
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(Exception):
+            stream.flush()
+    os._exit(code)
+
+
+def _start_jax(place: Place, join_timeout: float, silence_timeout: float) -> None:
+    import jax
+
+    host, port = place.address
+    # Nothing between the processes goes through a proxy; JAX only warns of it.
+    for name in ("no_grpc_proxy", "NO_GRPC_PROXY"):
+        others = [os.environ[name]] if os.environ.get(name) else []
+        os.environ[name] = ",".join([*others, host, "127.0.0.1", "localhost"])
+    jax.config.update("jax_check_proxy_envs", False)
+    # It takes SIGTERM for itself, which then no longer reaches `StopRequest`.
+    jax.config.update("jax_enable_preemption_service", False)
+    jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    if place.index == 0:
+        here = f"{host}:{port}" if is_loopback(host) else f"127.0.0.1:{port}"
+        bind = f"{host}:{port}" if is_loopback(host) else None
+    else:
+        here, bind = f"127.0.0.1:{Relay(place.address, join_timeout).port}", None
+    try:
+        jax.distributed.initialize(
+            here,
+            place.count,
+            place.index,
+            local_device_ids=place.local_devices,
+            cluster_detection_method="deactivate",
+            coordinator_bind_address=bind,
+            initialization_timeout=max(1, int(join_timeout)),
+            # The roster speaks first.
+            heartbeat_timeout_seconds=max(100, int(3 * silence_timeout)),
+        )
+    except RuntimeError as e:
+        raise EmoError(
+            f"process {place.index}: JAX's coordination service at {place.coordinator} cannot be"
+            f" used: {' '.join(str(e).split())[:300]}"
+        ) from e
+
+
+def _silence_gloo() -> None:
+    """Gloo says on stdout how many peers each group has; Python's own output still gets there."""
+    sys.stdout.flush()
+    ours = os.dup(1)
+    sink = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(sink, 1)
+    os.close(sink)
+    sys.stdout = os.fdopen(ours, "w", buffering=1, encoding=sys.stdout.encoding, errors="replace")
+
+
+def _versions() -> Facts:
+    found: dict[str, Any] = {"emo_jax": emo_jax.__version__, "python": platform.python_version()}
+    for name in ("jax", "jaxlib", "numpy"):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    return found
+
+
+def _devices() -> Facts:
+    import jax
+
+    local = jax.local_devices()
+    kinds = sorted({device.device_kind for device in local})
+    return {"platform": local[0].platform, "device kind": kinds, "devices": len(local)}

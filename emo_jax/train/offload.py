@@ -1,0 +1,81 @@
+"""Adam's moments in the memory of the host: streamed through the device, a layer at a time.
+
+Where they lie is said by the shardings of the state (`state.py`); what is here follows them. Whole
+trees of moments on the device at once would take more memory than without offload, since old and
+new ones could not share their place.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+
+def in_host_memory(leaf: jax.Array) -> bool:
+    """Whether an array of a compiled function lies in the host's memory."""
+    return jax.typeof(leaf).memory_space == jax.memory.Space.Host
+
+
+def keep_old(hold: jax.Array, old: Any, new: Any) -> Any:
+    """`old` where `hold`, else `new`; what the host's memory holds was chosen as it streamed."""
+    return jax.tree.map(
+        lambda old, new: new if in_host_memory(new) else jnp.where(hold, old, new), old, new
+    )
+
+
+def follow_memory(adam: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
+    """`adam` as it is, and streamed where its moments lie in the host's memory.
+
+    Then its update wants `hold`, which leaves moments as they were: afterwards is too late to
+    choose, without another pass over them.
+    """
+
+    def update(
+        grads: Any, state: Any, params: Any = None, *, hold: jax.Array | None = None, **extra: Any
+    ) -> tuple[Any, Any]:
+        del extra
+        if not any(in_host_memory(leaf) for leaf in jax.tree.leaves(state)):
+            return adam.update(grads, state, params)
+        assert hold is not None
+
+        def layer(grad: Any, mu: Any, nu: Any) -> tuple[Any, Any, Any]:
+            old = state._replace(
+                mu=jax.device_put(mu, jax.memory.Space.Device),
+                nu=jax.device_put(nu, jax.memory.Space.Device),
+            )
+            update, new = adam.update(grad, old)
+            mu, nu = jax.tree.map(
+                lambda old, new: jnp.where(hold, old, new), (old.mu, old.nu), (new.mu, new.nu)
+            )
+            return (
+                update,
+                jax.device_put(mu, jax.memory.Space.Host),
+                jax.device_put(nu, jax.memory.Space.Host),
+            )
+
+        def leaf(path: Any, grad: Any, mu: Any, nu: Any) -> tuple[Any, Any, Any]:
+            if path[0].key != "layers":
+                return layer(grad, mu, nu)
+
+            def body(i: jax.Array, arrays: tuple) -> tuple:
+                at = jax.tree.map(
+                    lambda a: jax.lax.dynamic_index_in_dim(a, i, keepdims=False), arrays
+                )
+                return jax.tree.map(
+                    lambda a, new: jax.lax.dynamic_update_index_in_dim(a, new, i, 0),
+                    arrays,
+                    layer(*at),
+                )
+
+            # The update takes the place of the gradient, new moments that of the old ones.
+            return jax.lax.fori_loop(0, grad.shape[0], body, (grad, mu, nu))
+
+        done = jax.tree_util.tree_map_with_path(leaf, grads, state.mu, state.nu)
+        updates, mu, nu = (
+            jax.tree.map(lambda _, of_leaf, n=n: of_leaf[n], grads, done) for n in range(3)
+        )
+        count = optax.safe_increment(state.count)
+        return updates, state._replace(count=count, mu=mu, nu=nu)
+
+    return optax.GradientTransformationExtraArgs(adam.init, update)

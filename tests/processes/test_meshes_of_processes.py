@@ -1,0 +1,139 @@
+"""Gradients and checkpoints do not depend on the mesh, nor on how many processes there are."""
+
+import dataclasses
+import itertools
+import json
+import shutil
+import sys
+from functools import cache
+
+import group
+import numpy as np
+import pytest
+import runs
+from gradients import MESHES, differences, one_step
+from tiny import tiny_config
+
+from emo_jax.checkpoint import restore_params
+from emo_jax.config import MeshConfig
+
+COUNTS = (1, 2, 4)  # processes, of eight devices together
+PLACES = list(itertools.product(MESHES, COUNTS))
+FEW = [("fsdp 2, expert 4", 4), ("fsdp 2, context 4", 4)]  # both axes cross processes
+
+system, slow = pytest.mark.system, pytest.mark.slow
+
+
+def some(places):
+    """CI has a few of them."""
+    return [pytest.param(*p, marks=system if p in FEW else slow) for p in places]
+
+
+@pytest.fixture(scope="module")
+def env(tmp_path_factory):
+    return runs.environment(tmp_path_factory.getbasetemp() / "compiled_by_meshes")
+
+
+def sizes(name):
+    return ",".join(f"{axis}={size}" for axis, size in MESHES[name].items())
+
+
+@cache
+def here(imbalance):
+    """Of this process alone, on eight devices."""
+    config = dataclasses.replace(tiny_config(), mesh=MeshConfig(fsdp=8))
+    return one_step(config, imbalance=imbalance)
+
+
+@pytest.mark.parametrize(("mesh", "count"), some(PLACES))
+def test_gradients_are_the_same(env, tmp_path, mesh, count):
+    imbalance = "expert" in mesh  # where it matters: every token wants the same experts
+    out = tmp_path / "gradients.npz"
+    worker = [sys.executable, runs.REPO / "tests/gradients.py", "--mesh", sizes(mesh)]
+    command = [*worker, "--out", out, *(["--imbalance"] if imbalance else [])]
+    done = group.launch(command, env, count, 8 // count)
+    assert done.returncode == 0, done.stderr
+    with np.load(out) as arrays:
+        found = differences(dict(arrays), here(imbalance))
+    assert {name: error for name, error in found.items() if error > 1e-5} == {}
+
+
+# --- checkpoints ---------------------------------------------------------------------------------
+
+STEPS, SAVED = 6, 2
+
+
+def train(env, store, workdirs, mesh, count):
+    """Makes the runs in these workdirs, or goes on with them, on a mesh of processes."""
+    fields = dict(train__steps=STEPS, checkpoint__save_every=SAVED, train__eval_every=0)
+    fields |= {f"mesh__{axis}": n for axis, n in ({"expert": 1} | MESHES[mesh]).items()}
+    _, _, _, _, *options = group.train_argv(store, workdirs[0], **fields)
+    at = options.index("--workdir")
+    worker = [sys.executable, runs.REPO / "tests/processes/trainer.py"]
+    names = ",".join(map(str, workdirs))
+    command = [*worker, names, *options[:at], *options[at + 2 :]]
+    done = group.launch(command, env, count, 8 // count, seconds=300 + 60 * len(workdirs))
+    assert done.returncode == 0, done.stderr
+
+
+def losses(workdir):
+    records = [json.loads(x) for x in (workdir / "metrics.jsonl").read_text().splitlines()]
+    return np.array([r["loss"] for r in records if "loss" in r])
+
+
+def forget(workdir, *steps):
+    for step in steps:
+        shutil.rmtree(workdir / f"checkpoints/{step}")
+
+
+@pytest.fixture(scope="module")
+def reference(env, tmp_path_factory):
+    """A run of one process that was left alone."""
+    base = tmp_path_factory.getbasetemp()
+    workdir = base / "meshes_reference"
+    train(env, runs.shared_store(base), [workdir], "fsdp 8", 1)
+    return workdir
+
+
+def assert_same(workdir, reference):
+    assert losses(workdir).shape == (STEPS,)
+    np.testing.assert_allclose(losses(workdir), losses(reference), rtol=1e-5)
+    params, expected = restore_params(workdir)[0], restore_params(reference)[0]
+    far = runs.relative_differences(params, expected)
+    assert max(far.values()) < 1e-3, far
+
+
+@system
+def test_a_run_moves_from_place_to_place(env, store, reference, tmp_path):
+    """One process, then four, then two; every time it goes on with the checkpoint of the last."""
+    workdir = tmp_path / "run"
+    shutil.copytree(reference, workdir)
+    forget(workdir, 4, 6)
+    train(env, store, [workdir], "fsdp 2, expert 4", 4)
+    assert_same(workdir, reference)
+    forget(workdir, 6)
+    train(env, store, [workdir], "fsdp 2, context 4", 2)
+    assert_same(workdir, reference)
+
+
+@pytest.fixture(scope="module")
+def saved(env, reference, tmp_path_factory):
+    """Runs of every place, back at step `SAVED`."""
+    base, made = tmp_path_factory.getbasetemp(), []
+    for i, (mesh, count) in enumerate(PLACES):
+        made.append(base / f"meshes_from{i}")
+        train(env, runs.shared_store(base), made[-1:], mesh, count)
+        assert_same(made[-1], reference)
+        forget(made[-1], 4, 6)
+    return made
+
+
+@slow
+@pytest.mark.parametrize(("mesh", "count"), PLACES)
+def test_every_checkpoint_goes_on_everywhere(env, store, reference, saved, tmp_path, mesh, count):
+    copies = [tmp_path / workdir.name for workdir in saved]
+    for workdir, copy in zip(saved, copies, strict=True):
+        shutil.copytree(workdir, copy)
+    train(env, store, copies, mesh, count)
+    for copy in copies:
+        assert_same(copy, reference)

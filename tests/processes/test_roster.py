@@ -1,0 +1,240 @@
+"""Processes that meet, compare and lose each other: real ones, without JAX."""
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import pytest
+import runs
+
+# index count port facts join silence, then Python to run once joined.
+_MEMBER = """
+import json, os, sys, time
+from emo_jax.errors import EmoError, UsageError
+from emo_jax.parallel.place import Place
+from emo_jax.parallel.roster import Roster
+
+index, count, port, facts, join, silence, then, stop_after = sys.argv[1:]
+begun = time.monotonic()
+place = Place(index=int(index), count=int(count), coordinator=f"127.0.0.1:{port}")
+try:
+    roster = Roster(
+        place,
+        json.loads(facts),
+        join_timeout=float(join),
+        silence_timeout=float(silence),
+        stopped=lambda: 0 < float(stop_after) < time.monotonic() - begun,
+    )
+    print("joined", flush=True)
+    exec(then)
+except EmoError as e:
+    print(f"emo: {e}", file=sys.stderr)
+    os._exit(e.exit_code)
+os._exit(0)
+"""
+_STAY = "time.sleep(60)"
+_FINISH = "roster.leave(0, '', agreed=True); time.sleep(1)"
+
+
+def free_port() -> int:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
+
+
+class Member:
+    def __init__(self, index, count, port, *, then=_STAY, facts="{}", join=60, silence=60, stop=0):
+        argv = [index, count, port, facts, join, silence, then, stop]
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", _MEMBER, *map(str, argv)],
+            env=os.environ | {"PYTHONPATH": str(runs.REPO)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def joined(self):
+        assert self.process.stdout.readline() == "joined\n", self.process.stderr.read()
+
+    def end(self, seconds=90) -> tuple[int, str]:
+        """Its exit code and last line."""
+        _, err = self.process.communicate(timeout=seconds)
+        return self.process.returncode, (err.splitlines() or [""])[-1]
+
+
+@pytest.fixture
+def members():
+    started: list[Member] = []
+
+    def start(count, *, only=None, each=lambda index: {}, **kwargs):
+        port = free_port()
+        indices = range(count) if only is None else only
+        started.extend(Member(i, count, port, **(kwargs | each(i))) for i in indices)
+        return started
+
+    yield start
+    for member in started:
+        member.process.kill()
+        member.process.communicate()
+
+
+def test_they_finish_together(members):
+    there = members(3, then=_FINISH)
+    assert [m.end() for m in there] == [(0, "")] * 3
+
+
+def test_who_did_not_come_is_named(members):
+    there = members(4, only=[0, 2], join=6)
+    begun = time.monotonic()
+    ends = [m.end() for m in there]
+    assert time.monotonic() - begun < 30
+    assert {code for code, _ in ends} == {1}
+    for _, line in ends:
+        text = r"emo: process 1, process 3 of 4 did not join at 127.0.0.1:\d+ within 6 s"
+        assert re.match(text, line)
+
+
+def test_a_process_0_that_did_not_come(members):
+    [(code, line)] = [m.end() for m in members(2, only=[1], join=2)]
+    assert code == 1
+    assert re.match(
+        r"emo: process 1 does not reach process 0 at 127.0.0.1:\d+ within 2 s \(Connection refused",
+        line,
+    )
+
+
+def test_differences_are_named_one_by_one_on_all(members):
+    facts = ['{"jax": "1", "a": [1, 2], "b": 3}'] * 2 + ['{"jax": "2", "a": [1, 2], "c": 4}']
+    ends = [m.end() for m in members(3, each=lambda i: {"facts": facts[i]})]
+    text = (
+        "emo: process 2 differs from process 0: b: 3 -> None; c: None -> 4; jax: '1' -> '2'; start"
+        " all processes with the same"
+    )
+    assert ends == [(2, text)] * 3
+
+
+def test_a_later_comparison_too(members):
+    then = "roster.compare({}); roster.compare({'store': 'xy'[index == '1']}); time.sleep(60)"
+    ends = [m.end() for m in members(2, then=then)]
+    assert ends[0] == ends[1]
+    assert ends[0][0] == 2 and "process 1 differs from process 0: store: 'x' -> 'y'" in ends[0][1]
+
+
+def test_values_of_all_are_gathered_round_by_round(members):
+    then = (
+        "me = int(index); time.sleep(me / 4)\n"
+        "assert roster.gather(me) == [0, 1, 2]\n"
+        "for k in range(200): assert roster.gather(me * k) == [0, k, 2 * k]\n"
+        "assert roster.gather(None if me else True) == [True, None, None]\n" + _FINISH
+    )
+    assert [m.end() for m in members(3, then=then)] == [(0, "")] * 3
+
+
+def test_one_that_dies_ends_a_wait_for_its_value(members):
+    there = members(3, each=lambda i: {"then": _STAY if i == 2 else "roster.gather(1)"})
+    for m in there:
+        m.joined()
+    there[2].process.kill()
+    for code, line in [m.end() for m in there[:2]]:
+        assert code == 1 and line.startswith("emo: process 2 (") and "is gone" in line
+
+
+def test_two_of_the_same_index(members):
+    there = members(3, only=[0, 1, 1])
+    ends = [m.end() for m in there]
+    assert {code for code, _ in ends} == {2}
+    assert all("have the same index" in line for _, line in ends)
+
+
+@pytest.mark.parametrize("killed", [0, 1, 2])
+def test_one_that_dies_is_named_by_all_others_at_once(members, killed):
+    there = members(3)
+    for m in there:
+        m.joined()
+    there[killed].process.send_signal(signal.SIGKILL)
+    begun = time.monotonic()
+    ends = [m.end() for i, m in enumerate(there) if i != killed]
+    assert time.monotonic() - begun < 20  # silence counts after 60
+    for code, line in ends:
+        assert code == 1
+        assert re.match(rf"emo: process {killed} \(.+\) is gone; this run ends with it: run", line)
+
+
+@pytest.mark.parametrize("silent", [0, 1])
+def test_one_that_says_nothing_is_lost(members, silent):
+    there = members(3, silence=5)
+    for m in there:
+        m.joined()
+    there[silent].process.send_signal(signal.SIGSTOP)
+    ends = [m.end() for i, m in enumerate(there) if i != silent]
+    for code, line in ends:
+        assert code == 1 and "has not been heard of for 5 s; this run ends with it" in line
+        assert line.startswith(f"emo: process {silent} (")
+
+
+def test_an_error_of_one_ends_the_others_with_its_text(members):
+    fails = "roster.leave(1, 'the disk is full', agreed=True); time.sleep(20); os._exit(7)"
+    there = members(3, each=lambda i: {"then": fails if i == 2 else _STAY})
+    ends = [m.end() for m in there[:2]]
+    for code, line in ends:
+        assert code == 1
+        assert re.match(r"emo: process 2 \(.+\) failed \(exit code 1\): the disk is full; ", line)
+
+
+def test_an_error_of_all_is_left_to_each(members):
+    fails = "roster.leave(75, 'saved', agreed=True); time.sleep(1 + 7 * (index == '0'))\n"
+    there = members(3, then=fails + "os._exit(75)")
+    assert [m.end() for m in there] == [(75, "")] * 3
+
+
+def test_one_that_is_started_again_before_all_are_there(members):
+    """A scheduler replaces a process that fails early; the ones that wait take the new one."""
+    there = members(3, only=[0, 1], then=_FINISH)
+    port = int(there[0].process.args[5])
+    time.sleep(2)  # process 1 has said who it is
+    there[1].process.kill()
+    there[1].process.wait()
+    time.sleep(1)
+    there += [Member(1, 3, port, then=_FINISH), Member(2, 3, port, then=_FINISH)]
+    assert [m.end() for m in there] == [(0, ""), (-9, ""), (0, ""), (0, "")]
+
+
+@pytest.mark.parametrize("told", [0, 1])
+def test_a_request_to_stop_while_waiting(members, told):
+    """Process 1 waits for process 0, and process 0 for one that does not come."""
+    there = members(3, only=[0, 1], each=lambda i: {"stop": 6 * (i == told)})
+    code, line = there[told].end()
+    assert code == 75 and line.startswith("emo: stopped before the first step; run the same")
+    if told == 0:
+        assert there[1].end() == (75, line)  # it was told why
+    else:
+        assert there[0].process.poll() is None  # the scheduler may start it again
+
+
+def test_strangers_on_the_port_are_no_members(members):
+    there = members(2, only=[0], then=_FINISH)
+    port = int(there[0].process.args[5])
+    give_up = time.monotonic() + 20
+    for words in (b"GET / HTTP/1.1\r\n\r\n", b'{"hello": [1]}\n', b"[]\n", b"\xff\n"):
+        while True:
+            try:
+                with socket.create_connection(("127.0.0.1", port)) as s:
+                    s.sendall(words)
+                break
+            except OSError:
+                assert time.monotonic() < give_up
+                time.sleep(0.05)
+    there.append(Member(1, 2, port, then=_FINISH))
+    assert [m.end() for m in there] == [(0, "")] * 2
+
+
+def test_a_port_that_is_taken(members):
+    with socket.create_server(("127.0.0.1", 0)) as s:
+        member = Member(0, 2, s.getsockname()[1])
+        code, line = member.end()
+    assert code == 1 and "process 0 cannot listen at 127.0.0.1:" in line
+    assert "Address already in use" in line

@@ -1,0 +1,23 @@
+"""One of the processes that go on with several runs in turn; for test_meshes_of_processes.py.
+
+python trainer.py WORKDIR[,WORKDIR…] --config FILE [--config.field=value …]
+"""
+
+import sys
+
+from emo_jax.configfile import load_config
+from emo_jax.parallel.processes import joined
+from emo_jax.train.loop import Trainer
+
+if __name__ == "__main__":
+    import os
+
+    workdirs, _, file, *overrides = sys.argv[1:]
+    config = load_config(file, overrides)
+    with joined(
+        int(os.environ["EMO_PROCESSES"]),
+        int(os.environ["EMO_PROCESS_INDEX"]),
+        os.environ["EMO_COORDINATOR"],
+    ):
+        for workdir in workdirs.split(","):
+            Trainer(config, workdir, quiet=True).run()

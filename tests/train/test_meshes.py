@@ -1,0 +1,189 @@
+"""Gradients, before Adam, are the same on every mesh and by every way through the experts."""
+
+import dataclasses
+from functools import cache
+
+import jax
+import numpy as np
+import pytest
+from gradients import MESHES
+from jax import lax
+from tiny import NO_POOL, dense_config, tiny_batch, tiny_config
+
+from emo_jax.batch import Batch
+from emo_jax.config import MeshConfig, PoolConfig
+from emo_jax.errors import ConfigError
+from emo_jax.model.transformer import ModelFunctions
+from emo_jax.moe import exchange
+from emo_jax.parallel import island
+from emo_jax.parallel import stages as stages_lib
+from emo_jax.parallel.mesh import make_mesh, windows_sharding
+from emo_jax.train.step import draw_pools, loss_and_grads
+
+MORE = {
+    "replica 2, fsdp 4": dict(replica=2, fsdp=4),
+    "expert 8": dict(fsdp=1, expert=8),
+    "replica 2, expert 2, context 2": dict(replica=2, fsdp=1, expert=2, context=2),
+    "context 2, tensor 2, fsdp 2": dict(fsdp=2, context=2, tensor=2),
+}
+
+
+def _emulated(operand, output, send_from, send_sizes, send_to, receive_sizes, *, axis_name):
+    """What `lax.ragged_all_to_all` does, by gathering everything: XLA:CPU does not have it."""
+    me = lax.axis_index(axis_name)
+    rows = lax.all_gather(operand, axis_name)
+    column = lambda a: lax.all_gather(a, axis_name)[:, me]  # noqa: E731
+    first, size, to = column(send_from), column(send_sizes), column(send_to)
+    r = jax.numpy.arange(output.shape[0])[:, None]
+    here = (r >= to) & (r < to + size)
+    sender = here.argmax(axis=1)
+    source = first[sender] + r[:, 0] - to[sender]
+    return jax.numpy.where(here.any(axis=1)[:, None], rows[sender, source], output)
+
+
+@pytest.fixture
+def emulated_exchange(monkeypatch):
+    monkeypatch.setattr(exchange, "ragged_all_to_all", _emulated)
+
+
+def _config(*, mesh=None, imbalance=False, moe=None, **kwargs):
+    config = tiny_config(**kwargs)
+    config = dataclasses.replace(config, mesh=MeshConfig(**(mesh or {})))
+    return dataclasses.replace(config, moe=dataclasses.replace(config.moe, **(moe or {})))
+
+
+def _step(config, *, sharded, imbalance=False):
+    """Gradients and metrics of one step with drawn pools, as NumPy."""
+    mesh = make_mesh(config.mesh) if sharded else None
+    model = ModelFunctions(config, mesh)
+    params, batch = model.init(3), tiny_batch(config)
+    if imbalance:  # every token of every layer wants the same few experts
+        params["layers"]["mlp"]["router"]["kernel"] *= 0.0
+    if mesh is not None:
+        params = jax.device_put(params, model.param_shardings())
+        batch = Batch(*(jax.device_put(a, windows_sharding(mesh)) for a in batch))
+
+    @jax.jit
+    def step(params, batch):
+        pools = draw_pools(config, 5, jax.numpy.arange(batch.tokens.shape[0]))
+        return loss_and_grads(params, batch, pools, config=config, model=model)
+
+    return jax.device_get(step(params, batch))
+
+
+@cache
+def _one_device(imbalance: bool):
+    return _step(_config(), sharded=False, imbalance=imbalance)
+
+
+def _assert_same(ours, theirs):
+    (grads, metrics), (want, want_metrics) = ours, theirs
+    flat, wanted = jax.tree.leaves_with_path(grads), jax.tree.leaves(want)
+    for (path, grad), right in zip(flat, wanted, strict=True):
+        scale = np.abs(right).max()
+        error = np.abs(grad - right).max() / (scale or 1.0)
+        assert error < 1e-5, f"{jax.tree_util.keystr(path)}: {error:.1e} of {scale:.1e}"
+    for name, value in want_metrics.items():
+        np.testing.assert_allclose(metrics[name], value, rtol=2e-5, atol=1e-6, err_msg=name)
+
+
+system = pytest.mark.system
+
+
+@pytest.mark.parametrize("name", [*MESHES, *(pytest.param(name, marks=system) for name in MORE)])
+def test_gradients_are_the_same_on_every_mesh(name):
+    imbalance = "expert" in name  # where it matters: every token wants the same experts
+    step = _step(_config(mesh=(MESHES | MORE)[name]), sharded=True, imbalance=imbalance)
+    _assert_same(step, _one_device(imbalance))
+
+
+@system
+def test_a_dense_model_is_the_same_on_a_mesh_of_all_kinds():
+    config = dense_config()
+    mesh = MeshConfig(replica=1, fsdp=2, context=2, tensor=2)
+    ours = _step(dataclasses.replace(config, mesh=mesh), sharded=True)
+    _assert_same(ours, _step(config, sharded=False))
+
+
+@system
+def test_everything_at_once_is_the_same_on_a_mesh():
+    """Micro-batches with the step's balance, pools by share, two shared experts, remat."""
+    options = dict(
+        pool=PoolConfig(kind="top_p", min_size=2, max_size=5, top_p=0.6),
+        moe=dict(balance_scope="step"),
+        num_shared_experts=2,
+        attention="window",
+        micro_batches=2,
+        remat="save_matmuls",
+    )
+    mesh = dict(replica=2, fsdp=1, expert=2, tensor=2)
+    _assert_same(
+        _step(_config(mesh=mesh, **options), sharded=True),
+        _step(_config(**options), sharded=False),
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "parts", "imbalance"),
+    [
+        ("fsdp 2, expert 4", 0, True),
+        pytest.param("fsdp 2, expert 4", 1, False, marks=system),
+        pytest.param("fsdp 2, expert 2, tensor 2", 4, True, marks=system),
+    ],
+)
+def test_tokens_that_travel_to_their_experts_give_the_same(
+    emulated_exchange, name, parts, imbalance
+):
+    config = _config(mesh=MESHES[name], moe=dict(dispatch="ragged_all_to_all", token_parts=parts))
+    _assert_same(_step(config, sharded=True, imbalance=imbalance), _one_device(imbalance))
+
+
+def test_what_auto_became_is_said():
+    mesh = make_mesh(MeshConfig(fsdp=2, expert=4))
+    chosen = ModelFunctions(_config(), mesh).choices()
+    assert chosen == {
+        "mesh": "fsdp 2 × expert 4",
+        "attention": "blocked",
+        "experts": "blocked",
+        "tokens to experts": "all_gather",
+    }
+
+
+@pytest.mark.parametrize("way", ["all_gather", pytest.param("ragged_all_to_all", marks=system)])
+def test_what_has_no_room_is_dropped_and_counted(emulated_exchange, way):
+    """Every token wants the first two of eight experts, which one of four devices holds."""
+    moe = dict(dispatch=way, receive_factor=1.5)
+    config = _config(mesh=MESHES["fsdp 2, expert 4"], moe=moe, pool=NO_POOL)
+    grads, metrics = _step(config, sharded=True, imbalance=True)
+    tokens = (tiny_batch(config).pool_ids >= 0).reshape(2, -1).sum(axis=1)  # by place on fsdp
+    room = 1.5 * config.train.batch_size * config.data.seq_len / 8 * 2  # of a device's two picks
+    want = sum(2 * n - room for n in tokens)
+    np.testing.assert_array_equal(metrics["dropped"], [want, want])
+    assert all(np.isfinite(grad).all() for grad in jax.tree.leaves(grads))
+    # With room for the worst case nothing is.
+    roomy = _config(mesh=MESHES["fsdp 2, expert 4"], moe=dict(dispatch=way), pool=NO_POOL)
+    assert not _step(roomy, sharded=True, imbalance=True)[1]["dropped"].any()
+
+
+def test_sums_in_stages_leave_every_device_its_piece(monkeypatch):
+    """As on a torus of a TPU, where a sum over all of its axes at once is no reduce-scatter."""
+    staged = tuple(stages_lib._groups((4, 2)))
+    monkeypatch.setattr(island, "stages", lambda mesh, axis: staged if axis == "fsdp" else ())
+    _assert_same(_step(_config(mesh=MESHES["fsdp 8"]), sharded=True), _one_device(False))
+
+
+@pytest.mark.parametrize(
+    ("model", "moe", "said"),
+    [
+        (dict(attention_backend="splash"), {}, "attention_backend = 'splash': is a kernel of TPUs"),
+        (
+            {},
+            dict(dispatch="ragged_all_to_all"),
+            "moe.dispatch = 'ragged_all_to_all': XLA does not have it for CPUs",
+        ),
+        ({}, dict(backend="tokamax"), "moe.backend = 'tokamax': is a kernel of TPUs and GPUs"),
+    ],
+)
+def test_a_kernel_of_other_devices_is_refused(model, moe, said):
+    with pytest.raises(ConfigError, match=said):
+        ModelFunctions(_config(moe=moe, **model), make_mesh(MeshConfig(fsdp=2, expert=4))).choices()
