@@ -204,34 +204,38 @@ def _save_sliced(
         try:
             checkpointer.save(0, state, extra)
             checkpointer.wait()
-        except BaseException as e:
-            # Interrupted: the writer ends at its next slice, and then its files can go.
-            asked = stopped.is_set()
-            stopped.set()
-            with contextlib.suppress(CheckpointError):
-                checkpointer.close()
-            if asked and isinstance(e, CheckpointError):
-                raise KeyboardInterrupt from e
+        except CheckpointError:
+            if not stopped.is_set():
+                raise
+        except BaseException:
+            stopped.set()  # the writer ends at its next slice, and then its files can go
             raise
+    if stopped.is_set():
+        raise KeyboardInterrupt
 
 
 @contextlib.contextmanager
 def _ctrl_c_sets(stopped: threading.Event) -> Iterator[None]:
-    """Ctrl-C is not lost, though Python drops a KeyboardInterrupt that comes in a callback."""
+    """The first Ctrl-C ends the writer at its next slice, the second is Python's own.
+
+    An exception from the signal would come anywhere, as in a thread's start or in a callback of
+    the garbage collector, which drops it.
+    """
+    old = signal.getsignal(signal.SIGINT)
+    in_main = threading.current_thread() is threading.main_thread()
+    if not in_main or old is signal.SIG_IGN:  # signals stay as they are; ignored as below nohup
+        yield
+        return
 
     def interrupt(number: int, frame: Any) -> None:
         stopped.set()
-        raise KeyboardInterrupt
+        signal.signal(signal.SIGINT, old)
 
-    old = None
-    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # as below nohup
-        with contextlib.suppress(ValueError):  # not in the main thread: signals stay as they are
-            old = signal.signal(signal.SIGINT, interrupt)
+    signal.signal(signal.SIGINT, interrupt)
     try:
         yield
     finally:
-        if old is not None:
-            signal.signal(signal.SIGINT, old)
+        signal.signal(signal.SIGINT, old)
 
 
 def _sliced(
