@@ -1,13 +1,11 @@
 """Workdirs from Hugging Face folders and back: on disk, as the commands do it."""
 
-import contextlib
 import dataclasses
 import json
 import os
 import resource
 import shutil
 import signal
-import threading
 import time
 from pathlib import Path
 
