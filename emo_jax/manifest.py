@@ -239,6 +239,13 @@ def newest_good(
 ) -> tuple[Any, dict[str, Any], int]:
     """What `load` makes of the newest checkpoint that is good, or of the one of `step`."""
     there = numbered(folder)
+    newest = processes.gather(max(there, default=-1))
+    if len(set(newest)) > 1:
+        raise CheckpointError(
+            f"{folder}: the newest checkpoint is step {max(newest)}, and process"
+            f" {newest.index(min(newest))} does not see it yet: its file system is behind; run the"
+            " same command again"
+        )
     if step is not None and step not in there:
         raise CheckpointError(
             f"no checkpoint of step {step} in {folder} (steps there: {there or 'none'})"

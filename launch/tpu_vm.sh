@@ -7,8 +7,9 @@
 #       --config.data.store=/shared/store --workdir=/shared/runs/emo_1b14b
 #   launch/tpu_vm.sh delete
 #
-# /shared is a network file system that `install` mounts on all hosts. emo finds the hosts of the slice by itself. `train` runs the same command again while it ends with
-# 75 (state saved), and after a slice that was taken away is made anew.
+# /shared is a network file system that `install` mounts on all hosts. emo finds the hosts of the
+# slice by itself. `train` runs the same command again while it ends with 75 (state saved), and after
+# a slice that was taken away is made anew.
 set -euo pipefail
 
 NAME=${NAME:-emo}                 # <--
@@ -42,7 +43,7 @@ train() {
   printf -v words ' %q' "$@"
   while true; do
     # The exit codes of the hosts go into the output: gcloud has one of its own.
-    on_all "~/emo/bin/emo train$words; echo emo-exit-code=\$?" | tee /dev/stderr >"$log" || true
+    on_all "~/emo/bin/emo train$words; echo emo-exit-code=\$?" | tee "$log" >&2 || true
     code=$(sed -n 's/^emo-exit-code=//p' "$log" | sort -n | uniq | paste -sd' ')
     case $code in
       0) return 0 ;;

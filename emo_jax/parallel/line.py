@@ -18,11 +18,12 @@ class Line:
 
     Attributes:
       heard: when something came last.
+      ended: nothing more comes.
       index: of the process at the other end, once it is known.
     """
 
     def __init__(self, connection: socket.socket):
-        self.heard = time.monotonic()
+        self.heard, self.ended = time.monotonic(), False
         self.index: int | None = None
         self._socket, self._lock = connection, threading.Lock()
         connection.settimeout(None)
@@ -47,6 +48,7 @@ class Line:
                     break
                 if "alive" not in message:
                     receive(message)
+        self.ended = True
         receive(None)
 
     def close(self) -> None:

@@ -152,7 +152,9 @@ def _slurm() -> Place | None:
     count = int(env.get("SLURM_STEP_NUM_TASKS") or SlurmCluster.get_process_count())
     gpus = None
     if "SLURM_GPUS_PER_TASK" not in env:  # with it each task sees its own
-        gpus = _share_of_gpus(int(env["SLURM_LOCALID"]), _slurm_tasks_here(count))
+        per_node, node = _slurm_tasks_per_node(), int(env.get("SLURM_NODEID", 0))
+        here = per_node[node] if node < len(per_node) else count
+        gpus = _share_of_gpus(int(env["SLURM_LOCALID"]), here)
     return Place(
         count=count,
         index=SlurmCluster.get_process_id(),
@@ -162,16 +164,15 @@ def _slurm() -> Place | None:
     )
 
 
-def _slurm_tasks_here(count: int) -> int:
-    """Tasks on this node, of `2(x3),1`."""
+def _slurm_tasks_per_node() -> list[int]:
+    """Of `2(x3),1`: 2, 2, 2, 1."""
     text = os.environ.get("SLURM_STEP_TASKS_PER_NODE") or os.environ.get("SLURM_TASKS_PER_NODE", "")
     per_node: list[int] = []
     with contextlib.suppress(ValueError):
         for part in text.split(","):
             tasks, _, times = part.partition("(x")
             per_node += [int(tasks)] * int(times.rstrip(")") or 1)
-    node = int(os.environ.get("SLURM_NODEID", 0))
-    return per_node[node] if node < len(per_node) else count
+    return per_node
 
 
 def _tpu_pod() -> Place | None:
@@ -253,9 +254,10 @@ def hosts(place: Place) -> dict[int, str]:
         if place.found == "Slurm":
             command = ["scontrol", "show", "hostnames", os.environ["SLURM_STEP_NODELIST"]]
             done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)
-            names = done.stdout.split()
-            each, rest = divmod(place.count, len(names))
-            return {} if rest else {i: names[i // each] for i in range(place.count)}
+            nodes = zip(done.stdout.split(), _slurm_tasks_per_node(), strict=True)
+            names = [name for name, tasks in nodes for _ in range(tasks)]
+            block = os.environ.get("SLURM_DISTRIBUTION", "block").startswith("block")
+            return dict(enumerate(names)) if block and len(names) == place.count else {}
         if place.found == "the TPU pod" and "MEGASCALE_NUM_SLICES" not in os.environ:
             from jax._src.clusters import GceTpuCluster, GkeTpuCluster
 

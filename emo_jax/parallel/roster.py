@@ -62,7 +62,7 @@ class Roster:
         self.place, self._stopped, self._met = place, stopped, False
         self._join_timeout, self._silence = join_timeout, silence_timeout
         self._names = {place.index: _name(place.index, socket.gethostname(), os.getpid())}
-        self._inbox: queue.Queue[tuple[int, Any]] = queue.Queue()
+        self._inbox: queue.Queue[tuple[int, Line | None, Any]] = queue.Queue()
         self._verdicts: queue.Queue[dict[str, Any]] = queue.Queue()
         self._lines: dict[int, Line] = {}  # of the others; on those, of process 0
         self._round: dict[int, Any] = {}  # process 0: the values of the others, of this round
@@ -98,15 +98,18 @@ class Roster:
                 f"process 0 cannot listen at {self.place.coordinator}: {e.strerror or e}; give"
                 " another --coordinator, of the machine that process 0 is on"
             ) from e
-        say = time.monotonic() + _SAY_WAITING / 3
+        say, next_sign = time.monotonic() + _SAY_WAITING / 3, 0.0
         try:
             while True:
-                self._forget_lost()
+                now = time.monotonic()
+                self._forget_lost(now)
                 if not (missing := self._missing(self._lines)):
                     break
                 if self._stopped():
                     raise self._refuse(PreemptedError(_STOPPED))
-                now = time.monotonic()
+                if now >= next_sign:  # those that are here may have to wait for long
+                    next_sign = now + self._silence / 4
+                    self._give_sign()
                 if now >= deadline:
                     raise self._refuse(EmoError(self._did_not_come(missing)))
                 if now >= say:
@@ -123,7 +126,7 @@ class Roster:
     def _first(self, line: Line, come: queue.Queue, message: Any) -> None:
         """Process 0, thread of a line: the first message says whose it is."""
         if line.index is not None:
-            self._inbox.put((line.index, message))
+            self._receive(line.index, line, message)
             return
         index, facts = (message or {}).get("hello"), (message or {}).get("facts")
         if isinstance(index, int) and isinstance(facts, dict):
@@ -131,6 +134,9 @@ class Roster:
             come.put((line, message))
         else:
             line.close()  # somebody else's
+
+    def _receive(self, index: int, line: Line, message: Any) -> None:
+        self._inbox.put((index, line, message))
 
     def _admit(self, line: Line, hello: dict[str, Any]) -> None:
         index, count = hello["hello"], hello.get("count")
@@ -144,14 +150,12 @@ class Roster:
         self._lines[index], self._names[index] = line, name
         self._round[index] = hello["facts"]
 
-    def _forget_lost(self) -> None:
-        """Those that ended while others did not come yet: a scheduler may start them again."""
-        with contextlib.suppress(queue.Empty):
-            while True:
-                index, message = self._inbox.get_nowait()
-                if message is None:
-                    self._lines.pop(index).close()
-                    del self._names[index], self._round[index]
+    def _forget_lost(self, now: float) -> None:
+        """Those that were lost while others did not come yet: a scheduler may start them again."""
+        for index, line in list(self._lines.items()):
+            if line.ended or now - line.heard > self._silence:
+                self._lines.pop(index).close()
+                del self._names[index], self._round[index]
 
     def _refuse(self, error: EmoError, *more: Line) -> EmoError:
         """Process 0: all end with this error."""
@@ -170,6 +174,10 @@ class Roster:
             f" {self.place.coordinator} within {self._join_timeout:.0f} s; see their logs, or give"
             " more time with --join-timeout"
         )
+
+    def _give_sign(self) -> None:
+        for line in self._others():
+            line.send(alive=1)
 
     def _others(self) -> list[Line]:
         """Lines that are there now; the watching thread takes those away that end."""
@@ -200,7 +208,7 @@ class Roster:
             line = Line(connection)
             line.send(**hello)
             self._lines[0] = line
-            line.read(lambda message: self._inbox.put((0, message)))
+            line.read(partial(self._receive, 0, line))
             self._names[0] = f"process 0 ({self.place.coordinator})"
             return
         raise EmoError(
@@ -282,8 +290,7 @@ class Roster:
             now = time.monotonic()
             if now >= next_sign:
                 next_sign = now + pause
-                for line in self._others():
-                    line.send(alive=1)
+                self._give_sign()
             for index, line in list(self._lines.items()):
                 if now - line.heard > self._silence and index not in self._left:
                     what = f"has not been heard of for {self._silence:.0f} s"
@@ -292,10 +299,11 @@ class Roster:
                 index, (code, why) = next((i, x) for i, x in self._left.items() if x[0])
                 self._lost(f"{self._names[index]} failed (exit code {code}): {why}")
             try:
-                index, message = self._inbox.get(timeout=min(pause, 0.2))
+                index, source, message = self._inbox.get(timeout=min(pause, 0.2))
             except queue.Empty:
                 continue
-            self._handle(index, message)
+            if self._lines.get(index) is source:  # not one that was replaced
+                self._handle(index, message)
 
     def _handle(self, index: int, message: dict[str, Any] | None) -> None:
         if message is None:
@@ -368,7 +376,7 @@ class Roster:
         if self.place.index == 0:
             for line in self._others():
                 line.send(left=code, why=why)
-            self._inbox.put((0, {"leaves": code, "why": why}))
+            self._inbox.put((0, None, {"leaves": code, "why": why}))
         else:
             self._left[self.place.index] = self._leaving
             for line in self._others():  # none where process 0 is done

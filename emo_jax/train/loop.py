@@ -156,7 +156,7 @@ class Trainer:
                 return state
             if start == 0 or not begin.resumes:
                 all_succeed(lambda: self._keep_tokenizer() if _is_first() else None)
-            if stop.agreed(0, every=1):
+            if stop.agreed():
                 raise PreemptedError(
                     "stopped before the first step; run the same command again to go on"
                 )
@@ -264,7 +264,7 @@ class Trainer:
                 if last or step % save_every == 0:
                     settle(early=True)  # a run killed after the save goes on behind this step
                     checkpointer.save(step, state, self._extra(step, window))
-                if stop.agreed(step, every=train.log_every) and not last:
+                if stop.agreed() and not last:
                     settle(early=True)
                     checkpointer.save(step, state, self._extra(step, window))
                     checkpointer.wait()

@@ -72,6 +72,12 @@ def plan_start(
     found: list[Start] = []
     plan = partial(_plan, workdir, config, asked, checkpointer, source)
     all_succeed(lambda: found.append(plan(model, optimizer)), UsageError)
+    resumes = processes.gather(found[0].resumes)
+    if any(resumes) and not all(resumes):
+        raise CheckpointError(
+            f"{workdir}: process {resumes.index(False)} does not see its checkpoints yet: its file"
+            " system is behind; run the same command again"
+        )
     if asked is not None:
         step = (found[0].record or {}).get("step", -1)
         if set(processes.gather(step)) != {step}:  # it is still trained

@@ -2,7 +2,10 @@
 
 import contextlib
 import signal
+import time
 from typing import Any
+
+ASK_SECONDS = 5.0  # between agreements of several processes; schedulers kill 30 s after SIGTERM
 
 
 class StopRequest:
@@ -15,6 +18,7 @@ class StopRequest:
         self.requested = False
         self._depth = 0
         self._old: dict[int, Any] = {}
+        self._calls, self._asked, self._next = 0, (0, 0.0), 0  # asked: at which call, and when
 
     def __enter__(self) -> "StopRequest":
         self._depth += 1
@@ -36,18 +40,25 @@ class StopRequest:
                 signal.signal(number, old)
             self._old = {}
 
-    def agreed(self, step: int, *, every: int) -> bool:
+    def agreed(self) -> bool:
         """Whether any process was asked: all must save the same step.
 
-        Args:
-          every: steps from one agreement of several processes to the next; each waits for all.
+        Called at the start and after every step. Several processes agree every `ASK_SECONDS` or so
+        and at the same steps: each says after how many it wants to, and the least of them counts.
         """
         import jax
 
         if jax.process_count() == 1:
             return self.requested
-        if step % every:
+        self._calls += 1
+        if self._calls <= self._next:
             return False
         from emo_jax.parallel import processes
 
-        return any(processes.gather(self.requested))
+        now, (before, then) = time.monotonic(), self._asked
+        per_step = (now - then) / (self._calls - before) if before else ASK_SECONDS
+        wait = max(1, int(ASK_SECONDS / max(per_step, 1e-3)))
+        found = processes.gather(0 if self.requested else wait)
+        self._asked = self._calls, now
+        self._next = self._calls + min(found) - 1
+        return min(found) == 0

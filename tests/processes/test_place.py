@@ -158,3 +158,13 @@ def test_hosts_that_slurm_knows(env, monkeypatch):
     assert place.hosts(find_place()) == dict(
         enumerate(["node003", "node003", "node004", "node004", "node007", "node007"])
     )
+
+
+def test_nodes_with_different_numbers_of_tasks(env, monkeypatch):
+    env(**SLURM | {"SLURM_STEP_TASKS_PER_NODE": "4,1(x2)"})
+    answer = types.SimpleNamespace(stdout="node003\nnode004\nnode007\n")
+    monkeypatch.setattr(place.subprocess, "run", lambda *args, **kwargs: answer)
+    names = ["node003"] * 4 + ["node004", "node007"]
+    assert place.hosts(find_place()) == dict(enumerate(names))
+    env(SLURM_DISTRIBUTION="cyclic")  # tasks are dealt out: no name is better than a wrong one
+    assert place.hosts(find_place()) == {}

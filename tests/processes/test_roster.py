@@ -203,6 +203,27 @@ def test_one_that_is_started_again_before_all_are_there(members):
     assert [m.end() for m in there] == [(0, ""), (-9, ""), (0, ""), (0, "")]
 
 
+def test_a_long_wait_for_the_last_one_is_not_silence(members):
+    late = dict(join=60, silence=3, then=_FINISH)
+    there = members(3, only=[0, 1], **late)
+    port = int(there[0].process.args[5])
+    time.sleep(10)
+    there.append(Member(2, 3, port, **late))
+    assert [m.end() for m in there] == [(0, "")] * 3
+
+
+def test_one_that_falls_silent_before_all_are_there_may_be_replaced(members):
+    """Its machine is lost: nothing closes the connection."""
+    late = dict(join=60, silence=3, then=_FINISH)
+    there = members(3, only=[0, 1], **late)
+    port = int(there[0].process.args[5])
+    time.sleep(3)  # process 1 has said who it is
+    there[1].process.send_signal(signal.SIGSTOP)
+    time.sleep(5)
+    there += [Member(1, 3, port, **late), Member(2, 3, port, **late)]
+    assert [there[i].end() for i in (0, 2, 3)] == [(0, "")] * 3
+
+
 @pytest.mark.parametrize("told", [0, 1])
 def test_a_request_to_stop_while_waiting(members, told):
     """Process 1 waits for process 0, and process 0 for one that does not come."""

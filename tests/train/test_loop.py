@@ -227,22 +227,34 @@ def test_the_peak_of_a_device(kind, peak):
     assert flops.peak_flops(SimpleNamespace(device_kind=kind)) == peak
 
 
-def test_several_processes_agree_to_stop_at_logged_steps_only(monkeypatch):
-    asked = []
+def test_several_processes_agree_to_stop_every_few_seconds(monkeypatch):
+    """Steps of one second here; the other process is twice as fast, and the slower one counts."""
+    asked, clock, others = [], [100.0], 10
 
-    def allgather(value):
-        asked.append(bool(value))
-        return np.array([value, True])  # the other process was told to stop
+    def gather(value):
+        asked.append(value)
+        return [value, others]
 
-    monkeypatch.setattr("jax.experimental.multihost_utils.process_allgather", allgather)
+    monkeypatch.setattr("emo_jax.parallel.processes.gather", gather)
+    monkeypatch.setattr("time.monotonic", lambda: clock[0])
     stop = StopRequest()
-    agreed = lambda step: stop.agreed(step, every=5)  # noqa: E731
-    assert not any(agreed(step) for step in range(20)) and not asked  # one process
+
+    def stopped(steps):
+        found = []
+        for step in steps:
+            clock[0] += 1
+            if stop.agreed():
+                found.append(step)
+        return found
+
+    assert not stopped(range(20)) and not asked  # one process
     monkeypatch.setattr("jax.process_count", lambda: 2)
-    assert [step for step in range(12) if agreed(step)] == [0, 5, 10]
-    assert asked == [False] * 3
+    # Nothing is known of the steps at first: after one it is asked again, then after five.
+    assert not stopped(range(12)) and asked == [1, 5, 5, 5]
     stop.requested = True
-    assert not agreed(11) and agreed(15)  # all stop at the same step
+    assert stopped(range(12, 20)) == [16, 17, 18, 19] and asked[4] == 0
+    stop.requested, others = False, 0  # the other process was told to stop
+    assert stopped([20]) == [20]
 
 
 def test_a_request_is_one_however_often_it_is_entered_and_a_second_sigint_does_not_wait():
