@@ -1,11 +1,14 @@
 """TPU generations: what a chip can do, and the slices that exist.
 
 Figures are of Google's documentation of each generation (docs.cloud.google.com/tpu/docs/v5e,
-/v5p, /v6e, read in 2026), but `usable_hbm`: what the compiler lets a program have, as libtpu
-0.0.52 says it ("… of 15.75G hbm"). Peaks are those that MFU is reported against.
+/v5p, /v6e, read in 2026); a link's bandwidth one way is half of what they give for both ways of a
+chip, over its ports. But `usable_hbm` is what the compiler lets a program have, as libtpu 0.0.52
+says it ("… of 15.75G hbm"), and a v5p has 96 GiB, of which the documentation gives users 95. Peaks
+are those that MFU is reported against.
 """
 
 import difflib
+import itertools
 import math
 import re
 from dataclasses import dataclass
@@ -29,15 +32,43 @@ class Chip:
     ici_links: int
     dcn_bandwidth: float  # to other slices, a chip's share of its host's
     cores: int  # TensorCores, by which the names of v5p slices count
-    shapes: tuple[str, ...]  # of one slice
+    shapes: tuple[str, ...]  # of one slice; with `max_cubes` the common ones
     closed_at: int  # see `Topology.wrap`
+    max_cubes: int = 0  # any box of whole cubes of 4x4x4 is a slice, up to so many
 
     @property
     def ici_bandwidth(self) -> float:
         """All links, one way."""
         return self.ici_link_bandwidth * self.ici_links
 
+    def has_shape(self, shape: tuple[int, ...]) -> bool:
+        """Whether a slice can have it."""
+        if "x".join(map(str, shape)) in self.shapes:
+            return True
+        boxes = (
+            len(shape) == 3 and list(shape) == sorted(shape) and not any(n % CUBE for n in shape)
+        )
+        return boxes and 0 < math.prod(shape) <= self.max_cubes * CUBE**3
 
+    def shape_of(self, num_chips: int) -> tuple[int, ...]:
+        """The slice of so many chips; of several boxes the one nearest to a cube, () if none."""
+        for text in self.shapes:
+            shape = tuple(int(n) for n in text.split("x"))
+            if math.prod(shape) == num_chips:
+                return shape
+        cubes, rest = divmod(num_chips, CUBE**3)
+        if rest or cubes > self.max_cubes:
+            return ()
+        sides = [n for n in range(1, cubes + 1) if cubes % n == 0]
+        boxes = [
+            (CUBE * x, CUBE * y, CUBE * (cubes // (x * y)))
+            for x, y in itertools.product(sides, sides)
+            if cubes % (x * y) == 0
+        ]
+        return min(filter(self.has_shape, boxes), key=sum, default=())
+
+
+CUBE = 4
 _2D = ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
 _3D = (
     *("2x2x1", "2x2x2", "2x2x4", "2x4x4", "4x4x4", "4x4x8", "4x8x8", "8x8x8", "8x8x16"),
@@ -53,7 +84,7 @@ CHIPS = {
             hbm_bytes=16 * GIB,
             usable_hbm=int(15.75 * GIB),
             hbm_bandwidth=819e9,
-            ici_link_bandwidth=50e9,  # 1600 Gbit/s a chip
+            ici_link_bandwidth=50e9,  # 400 GB/s both ways a chip
             ici_links=4,
             dcn_bandwidth=3.125e9,  # 6.4 Tbit/s a pod of 256
             cores=1,
@@ -71,15 +102,16 @@ CHIPS = {
             dcn_bandwidth=6.25e9,  # 50 Gbit/s a chip
             cores=2,
             shapes=_3D,
-            closed_at=4,
+            closed_at=CUBE,
+            max_cubes=96,
         ),
         Chip(
             generation="v6e",
             peak_flops=PEAK_FLOPS["TPU v6e"],
             hbm_bytes=32 * GIB,
             usable_hbm=int(31.25 * GIB),
-            hbm_bandwidth=1600e9,
-            ici_link_bandwidth=100e9,  # 3200 Gbit/s a chip
+            hbm_bandwidth=1638e9,
+            ici_link_bandwidth=100e9,  # 800 GB/s both ways a chip
             ici_links=4,
             dcn_bandwidth=12.5e9,  # 25.6 Tbit/s a pod of 256
             cores=1,
@@ -127,7 +159,11 @@ class Topology:
 
 def known_topologies() -> str:
     """All of them, for messages."""
-    return "; ".join(f"{name}: {' '.join(chip.shapes)}" for name, chip in CHIPS.items())
+    return "; ".join(
+        f"{name}: {' '.join(chip.shapes)}"
+        + (", and other boxes of whole 4x4x4, x ≤ y ≤ z" if chip.max_cubes else "")
+        for name, chip in CHIPS.items()
+    )
 
 
 def parse_topology(text: str, slices: int = 1) -> Topology:
@@ -136,22 +172,18 @@ def parse_topology(text: str, slices: int = 1) -> Topology:
     Raises:
       UsageError: there is none such; the known ones are listed.
     """
-    match = re.fullmatch(r"([a-z0-9]+)[:-]([0-9x]+)", text.strip().lower())
+    match = re.fullmatch(r"([a-z0-9]+)[:-]([0-9x]{1,20})", text.strip().lower())
     generation = ALIASES.get(match[1], match[1]) if match else ""
     chip = CHIPS.get(generation)
-    shape = ""
+    shape: tuple[int, ...] = ()
     if chip is not None and match is not None:
-        shape = match[2] if "x" in match[2] else _shape_of_size(chip, int(match[2]))
-    if chip is None or shape not in chip.shapes:
+        if "x" in match[2]:
+            shape = tuple(int(n or 0) for n in match[2].split("x"))
+        elif int(match[2]) % chip.cores == 0:
+            shape = chip.shape_of(int(match[2]) // chip.cores)
+    if chip is None or not chip.has_shape(shape):
         names = [f"{name}:{shape}" for name, chip in CHIPS.items() for shape in chip.shapes]
         near = difflib.get_close_matches(text, names, n=1, cutoff=0.5)
         mean = f"; did you mean {near[0]!r}?" if near else ""
         raise UsageError(f"--topology {text}: no such topology{mean} (known: {known_topologies()})")
-    return Topology(chip, tuple(int(n) for n in shape.split("x")), slices)
-
-
-def _shape_of_size(chip: Chip, size: int) -> str:
-    for shape in chip.shapes:
-        if math.prod(map(int, shape.split("x"))) * chip.cores == size:
-            return shape
-    return ""
+    return Topology(chip, shape, slices)

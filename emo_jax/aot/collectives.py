@@ -15,6 +15,9 @@ KINDS = (
     *("collective-permute", "collective-broadcast"),
 )
 NO_AXIS = "one chip"
+# Between slices: `{1,2}x{0:3}` are devices 0 to 3 of the slices 1 and 2, each with its like.
+_SLICES = re.compile(r'_xla_megascale_target="([^"]*)x\{[^"]*"')
+_TRANSFER = re.compile(r'_xla_megascale_transfer_type="(\w+)"')
 _NAMED_GROUPS = re.compile(r"replica_groups=(mesh\[.*?\](?:, device_ids=.*?\))? \{.*?\})")
 Groups = frozenset[frozenset[int]]
 
@@ -60,22 +63,39 @@ def axis_groups(mesh_shape: dict[str, int]) -> dict[Groups, str]:
 def collectives(
     program: Program, mesh_shape: dict[str, int], visits: list[Visit] | None = None
 ) -> list[Collective]:
-    """All of a step; one that runs asynchronously counts where it starts."""
+    """All of a step; one that runs asynchronously counts where it starts.
+
+    Slices follow each other in the mesh. Each has the same program, which numbers its own devices;
+    what crosses the network between them is sent and received by the host.
+    """
     known = axis_groups(mesh_shape)
     num_devices = math.prod(mesh_shape.values())
+    of_slice = program.num_partitions
+    if not of_slice or num_devices % of_slice:
+        of_slice = num_devices
     found = []
     for visit in program.visits() if visits is None else visits:
         for inner in program.inside(visit.instruction):
             kind = _kind(inner)
             if kind is None or is_continued(inner):
                 continue
-            groups = replica_groups(inner, num_devices)
+            if inner.opcode == "send":
+                groups = _slice_groups(inner, num_devices, of_slice)
+            else:
+                groups = [
+                    [first + place for place in group]
+                    for first in range(0, num_devices, of_slice)
+                    for group in replica_groups(inner, of_slice)
+                ]
             found.append(_collective(inner, kind, groups, known, visit.times))
     return found
 
 
 def _kind(instruction: Instruction) -> str | None:
     opcode = instruction.opcode.removesuffix("-start")
+    if opcode == "send" and (transfer := _TRANSFER.search(instruction.rest)):
+        kind = transfer[1].lower().replace("_", "-")
+        return kind if kind in KINDS else "collective-permute"
     if opcode not in KINDS:
         return None
     # A TPU writes a reduce-scatter as an all-reduce in a fusion that keeps a part of it.
@@ -164,6 +184,15 @@ def replica_groups(instruction: Instruction, num_devices: int) -> list[list[int]
     ]
     groups = [g for g in groups if g]
     return groups or [list(range(num_devices))]
+
+
+def _slice_groups(send: Instruction, num_devices: int, of_slice: int) -> list[list[int]]:
+    """Places in the mesh of the devices that exchange what this one sends between slices."""
+    target = _SLICES.search(send.rest)
+    sets = re.findall(r"\{([\d,]+)\}", target[1]) if target else []
+    slices = [[int(n) - 1 for n in found.split(",")] for found in sets]
+    slices = slices or [list(range(num_devices // of_slice))]
+    return [[n * of_slice + place for n in each] for each in slices for place in range(of_slice)]
 
 
 def _named_groups(text: str) -> list[list[int]]:

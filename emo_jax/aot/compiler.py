@@ -42,7 +42,7 @@ class Memory:
 
     parameters: int
     optimizer: int
-    batch: int  # and the few scalars of the state
+    batch: int  # and the few scalars of the state, and what tiles of all arguments are padded with
     temporaries: int
     arguments: int
     outputs: int
@@ -74,12 +74,24 @@ class DoesNotFitError(EmoError):
     """The step wants more memory than a chip has."""
 
     def __init__(
-        self, message: str, *, used: int, usable: int, state: int, mesh_shape: dict[str, int]
+        self,
+        message: str,
+        *,
+        used: int,
+        usable: int,
+        parameters: int,
+        optimizer: int,
+        mesh_shape: dict[str, int],
     ):
         super().__init__(message)
         self.used, self.usable = used, usable
-        self.state = state  # bytes of parameters and optimizer on a chip
+        self.parameters, self.optimizer = parameters, optimizer  # bytes of them on a chip
         self.mesh_shape = mesh_shape
+
+    @property
+    def state(self) -> int:
+        """Bytes of parameters and optimizer on a chip."""
+        return self.parameters + self.optimizer
 
 
 def prepare_environment() -> None:
@@ -166,7 +178,11 @@ def compile_step(
             compiled = step.trace(state, batch).lower(lowering_platforms=("tpu",)).compile()
         except jax.errors.JaxRuntimeError as error:
             raise _explained(
-                error, topology, _bytes_of((state.params, state.opt_state)), dict(mesh.shape)
+                error,
+                topology,
+                _bytes_of(state.params),
+                _bytes_of(state.opt_state),
+                dict(mesh.shape),
             ) from error
         seconds = time.perf_counter() - started
         text = _text(compiled)
@@ -248,7 +264,11 @@ def _compiling_for(devices: list[Any]) -> Iterator[None]:
 
 
 def _explained(
-    error: Exception, topology: Topology, state: int, mesh_shape: dict[str, int]
+    error: Exception,
+    topology: Topology,
+    parameters: int,
+    optimizer: int,
+    mesh_shape: dict[str, int],
 ) -> EmoError:
     text = str(error)
     found = _TOO_MUCH.search(text) or _TOO_MANY_TEMPORARIES.search(text)
@@ -256,13 +276,14 @@ def _explained(
         return EmoError(f"the compiler for {topology} gave up: {' '.join(text.split())[:400]}")
     used, usable = (int(float(found[i]) * _UNITS[found[i + 1]]) for i in (1, 3))
     if found.re is _TOO_MANY_TEMPORARIES:
-        used += state
+        used += parameters + optimizer
     return DoesNotFitError(
         f"does not fit: {used / GIB:.2f} GiB of the {usable / GIB:.2f} GiB that a"
         f" {topology.chip.generation} chip has for a program,"
         f" {(used - usable) / GIB:.2f} GiB too much",
         used=used,
         usable=usable,
-        state=state,
+        parameters=parameters,
+        optimizer=optimizer,
         mesh_shape=mesh_shape,
     )

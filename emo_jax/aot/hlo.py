@@ -159,6 +159,7 @@ class Program:
 
     computations: dict[str, Computation]
     entry: Computation
+    num_partitions: int = 0  # devices that its groups number, those of one slice; 0: not said
 
     def visits(self) -> Iterator[Visit]:
         """Every instruction that runs, outside of fusions, and how often.
@@ -336,7 +337,8 @@ def parse(text: str) -> Program:
             pending.append(line)  # an attribute with line breaks in it
     if entry is None:
         raise ValueError("no entry computation: not the text of a compiled program")
-    return Program(computations, entry)
+    partitions = re.search(r"^HloModule .*\bnum_partitions=(\d+)", text)
+    return Program(computations, entry, int(partitions[1]) if partitions else 0)
 
 
 def _closing(text: str, start: int) -> int:

@@ -167,7 +167,7 @@ class _Liveness:
         passed = self._passed_on(instruction) if opcode == "fusion" else {}
         leaves: list[str] = []
         # What starts and goes on beside other work gives its operands back, before its result.
-        beside = opcode.endswith(("-start", "-update"))
+        beside = opcode == "send" or opcode.endswith(("-start", "-update"))
         repeated = instruction.operand_arrays() if beside else []
         for i, array in enumerate(instruction.arrays):
             key = f"{name}:{i}"

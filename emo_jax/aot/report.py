@@ -44,7 +44,7 @@ def to_json(found: Analysis) -> dict[str, Any]:
         "memory_bytes": {
             "parameters": memory.parameters,
             "optimizer": memory.optimizer,
-            "batch_and_scalars": memory.batch,
+            "batch_scalars_and_padding": memory.batch,
             "temporaries": memory.temporaries,
             "arguments": memory.arguments,
             "outputs": memory.outputs,
@@ -132,12 +132,14 @@ def tables(found: Analysis) -> list[Table | str]:
         network.add_row(kind, axes, f"{n:,}", f"{payload / GB:,.3f}", f"{wire / GB:,.3f}")
     shown.append(network)
     roofline = _table("roofline", "seconds", "at", title="A step takes at least")
-    roofline.add_row("matmul", f"{roof.matmul:.4f}", f"{chip.peak_flops / 1e12:,.0f} TFLOP/s")
-    roofline.add_row("memory", f"{roof.memory:.4f}", f"{chip.hbm_bandwidth / GB:,.0f} GB/s")
+    roofline.add_row("matmul", f"{roof.matmul:.3g}", f"{chip.peak_flops / 1e12:,.0f} TFLOP/s")
+    roofline.add_row("memory", f"{roof.memory:.3g}", f"{chip.hbm_bandwidth / GB:,.0f} GB/s")
     links = f"{chip.ici_link_bandwidth / GB:,.0f} GB/s a link, {chip.ici_links} links"
-    roofline.add_row("network", f"{roof.network:.4f}", links)
-    roofline.add_row("max", f"{roof.overlapped:.4f}", f"{found.best_mfu:.0%} MFU")
-    roofline.add_row("sum", f"{roof.summed:.4f}", "")
+    if step.topology.slices > 1:
+        links += f"; {chip.dcn_bandwidth / GB:,.4g} GB/s a chip between slices"
+    roofline.add_row("network", f"{roof.network:.3g}", links)
+    roofline.add_row("max", f"{roof.overlapped:.3g}", f"{found.best_mfu:.0%} MFU")
+    roofline.add_row("sum", f"{roof.summed:.3g}", "")
     shown.append(roofline)
     if counts.open_loops:
         shown.append(
@@ -205,34 +207,57 @@ def _largest(found: Analysis) -> Table:
 
 # --- where it does not fit -----------------------------------------------------------------------
 
-_STRONGER = {
-    "none": ("full",),
-    "save_matmuls": ("full",),
-    "save_attention": ("full",),
-    "full": (),
-}
-
 
 def what_would_fit(config: Config, error: DoesNotFitError, topology: Topology) -> str:
-    """The nearest changes that would fit, by estimate."""
-    chip, free = topology.chip, error.usable - error.state
-    if free <= 0:
-        larger = [s for s in chip.shapes if math.prod(map(int, s.split("x"))) > topology.num_chips]
-        more = f" more chips ({', '.join(larger[:3])})," if larger else ""
-        return (
-            f"parameters and optimizer alone take {error.state / GIB:.2f} GiB; use{more} a larger"
-            " mesh.fsdp, or --config.optimizer.offload=true"
-        )
-    ideas = [f"--config.model.remat={name}" for name in _STRONGER[config.model.remat]]
+    """The nearest changes that would fit, by estimate, and those that help as nobody knows much."""
+    if error.state >= error.usable:
+        return _more_room_for_the_state(config, error, topology)
+    fitting, helping = [], []
     # Temporaries grow with the windows of a micro-batch, but for gradients, which do not.
-    times = 2 ** max(1, math.ceil(math.log2((error.used - error.state) / free)))
-    ways = math.prod(error.mesh_shape.get(axis, 1) for axis in ("replica", "fsdp", "expert"))
-    micro_batches = config.train.micro_batches * times
-    if config.train.batch_size % (micro_batches * ways) == 0:
-        ideas.append(f"--config.train.micro_batches={micro_batches}")
-    if not ideas:
-        ideas.append("--config.mesh.context=2, which cuts windows between chips,")
-    return f"by estimate {' or '.join(ideas)} would fit; emo compile --search tries such changes"
+    fixed = error.state + error.parameters
+    if error.usable > fixed:
+        ratio = max(2.0, (error.used - fixed) / (error.usable - fixed))
+        micro_batches = config.train.micro_batches * 2 ** math.ceil(math.log2(ratio))
+        ways = math.prod(error.mesh_shape.get(axis, 1) for axis in ("replica", "fsdp", "expert"))
+        if config.train.batch_size % (micro_batches * ways) == 0:
+            fitting.append(f"--config.train.micro_batches={micro_batches}")
+    if error.optimizer and error.used - error.optimizer <= error.usable:
+        fitting.append("--config.optimizer.offload=true")
+    if config.model.remat != "full":
+        helping.append("--config.model.remat=full")
+    if not fitting and error.mesh_shape.get("context", 1) == 1:
+        helping.append("--config.mesh.context=2, which cuts windows between chips,")
+    said = []
+    if fitting:
+        said.append(f"by estimate {' or '.join(fitting)} would fit")
+    if helping:
+        said.append(f"{' and '.join(helping)} would help")
+    if not said:
+        said.append(f"use more chips than {topology.num_chips}")
+    return "; ".join([*said, "emo compile --search tries such changes"])
+
+
+def _more_room_for_the_state(config: Config, error: DoesNotFitError, topology: Topology) -> str:
+    """Parameters and optimizer are cut between all chips but those of `replica`."""
+    ideas = []
+    chip, shape_chips = topology.chip, math.prod(topology.shape)
+    larger = [
+        shape
+        for shape in chip.shapes
+        if (n := math.prod(map(int, shape.split("x")))) > shape_chips
+        and error.state * shape_chips / n < error.usable
+    ]
+    if larger:
+        ideas.append(f"more chips ({', '.join(larger[:3])})")
+    replicas = error.mesh_shape.get("replica", 1)
+    if replicas > topology.slices and error.state * topology.slices / replicas < error.usable:
+        ideas.append(f"--config.mesh.replica={topology.slices} and a larger mesh.fsdp")
+    if error.optimizer and error.parameters < error.usable:
+        ideas.append("--config.optimizer.offload=true")
+    return (
+        f"parameters and optimizer alone take {error.state / GIB:.2f} GiB; by estimate"
+        f" {' or '.join(ideas) or 'no slice of this generation'} has room for them"
+    )
 
 
 # --- a search ------------------------------------------------------------------------------------

@@ -43,6 +43,8 @@ def instruction_bytes(program: Program, instruction: Instruction) -> int:
         return _in_hbm(target) + (target.bytes if source.space == HBM else 0)
     if opcode == "custom-call" and any(name in instruction.rest for name in NO_TRAFFIC_CALLS):
         return 0
+    if opcode == "send":  # its result is its operand
+        written = 0
     if opcode.endswith("-start"):  # results of a collective's start repeat its operands
         written = max((_in_hbm(a) for a in instruction.arrays), default=0)
     return sum(_in_hbm(a) for o in operands for a in o.arrays) + written

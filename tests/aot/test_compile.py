@@ -13,12 +13,15 @@ from tiny import tiny_config
 
 from emo_jax.aot import chips, compiler, hlo, report
 from emo_jax.aot.analysis import Analysis, analyse
+from emo_jax.aot.counts import count
 from emo_jax.aot.matmuls import is_kernel
 from emo_jax.aot.peak import find_peak
+from emo_jax.aot.roofline import roofline
 from emo_jax.aot.search import Candidate, config_of, meshes, search
 from emo_jax.cli.app import main
 from emo_jax.config import MeshConfig
 from emo_jax.errors import ConfigError
+from emo_jax.parallel.mesh import make_mesh
 
 # Real compiles or profiles: longer than the README's tests may take.
 pytestmark = pytest.mark.system
@@ -158,6 +161,29 @@ def test_collectives_of_an_expert_axis():
         assert there >= 2 * L * tokens
 
 
+def test_collectives_between_slices_are_counted():
+    """Slices have one program each: what crosses between them is not a collective in it."""
+    topology = chips.parse_topology("v5e:2x2", 2)
+    mesh = make_mesh(MeshConfig(replica=2), compiler.topology_devices(topology))
+    where = NamedSharding(mesh, PartitionSpec(("replica", "fsdp")))
+
+    def function(x):
+        return jax.lax.psum(x, ("replica", "fsdp"))
+
+    mapped = jax.shard_map(
+        function, mesh=mesh, in_specs=where.spec, out_specs=PartitionSpec(), check_vma=False
+    )
+    argument = jax.ShapeDtypeStruct((8 * 1024, 1024), jnp.float32, sharding=where)
+    counts = count(hlo.parse(jax.jit(mapped).lower(argument).compile().as_text()), dict(mesh.shape))
+    found = {c.kind: c for c in counts.collectives}
+    whole = 1024 * 1024 * 4
+    assert (found["reduce-scatter"].axes, found["reduce-scatter"].payload) == ("fsdp", whole)
+    # Summed in the slice first, so that a quarter goes between slices.
+    assert (found["all-reduce"].axes, found["all-reduce"].payload) == ("replica", whole // 4)
+    roof = roofline(counts, topology, mesh)
+    assert roof.by_axes["replica"] == pytest.approx(whole // 4 / topology.chip.dcn_bandwidth)
+
+
 def test_memory_adds_up():
     found = _analysis()
     memory, config = found.step.memory, found.step.config
@@ -254,7 +280,8 @@ def test_a_model_that_does_not_fit_says_by_how_much(capfd, tmp_path):
     assert stopped.value.code == 1
     *_, line = capfd.readouterr().err.strip().splitlines()
     assert "of the 15.75 GiB that a v5e chip has" in line and "GiB too much" in line
-    assert "parameters and optimizer alone take" in line and "2x4" in line
+    assert "parameters and optimizer alone take" in line
+    assert "more chips (4x4, " in line  # on 2x4 they would be too much still
 
 
 # --- the search ----------------------------------------------------------------------------------
@@ -285,7 +312,9 @@ def test_a_search_stops_where_nothing_fits_and_ranks_by_time():
         if config.mesh.tensor > 1:
             raise ConfigError("no")
         if windows > 1 or config.model.remat == "none":
-            raise compiler.DoesNotFitError("no", used=2, usable=1, state=0, mesh_shape={})
+            raise compiler.DoesNotFitError(
+                "no", used=2, usable=1, parameters=0, optimizer=0, mesh_shape={}
+            )
         seconds = {"full": 3.0, "save_attention": 1.0, "save_matmuls": 2.0}[config.model.remat]
         roof = dataclasses.replace(found.roofline, matmul=seconds)
         return dataclasses.replace(found, roofline=roof)

@@ -211,6 +211,46 @@ def test_groups_of_every_set_of_axes_are_told_apart():
     assert names[by_fsdp] == "fsdp"
 
 
+_OF_TWO_SLICES = """HloModule jit_f, is_scheduled=true, num_partitions=4, frontend_attributes={a="0"}
+
+%add (a: f32[], b: f32[]) -> f32[] {
+  %a = f32[] parameter(0)
+  %b = f32[] parameter(1)
+  ROOT %sum = f32[] add(%a, %b)
+}
+
+ENTRY %main (x: f32[1024,8]) -> f32[256,8] {
+  %x = f32[1024,8]{1,0} parameter(0)
+  %token = token[] after-all()
+  %part = f32[256,8]{1,0} reduce-scatter(%x), channel_id=1, replica_groups={{0,1,2,3}}, use_global_device_ids=true, dimensions={0}, to_apply=%add
+  %send = (f32[256,8]{1,0}, u32[]{:S(2)}, token[]) send(%part, %token), channel_id=2, is_host_transfer=true, frontend_attributes={_xla_host_transfer_rendezvous="all-reduce_0",_xla_megascale_reduce_operation="SUM",_xla_megascale_target="{1,2}x{0:3}",_xla_megascale_transfer_type="ALL_REDUCE"}
+  %recv = (f32[256,8]{1,0}, u32[]{:S(2)}, token[]) recv(%token), channel_id=1, is_host_transfer=true, frontend_attributes={_xla_host_transfer_rendezvous="all-reduce_0",_xla_megascale_reduce_operation="SUM",_xla_megascale_target="{1,2}x{0:3}",_xla_megascale_transfer_type="ALL_REDUCE"}
+  %sent = token[] send-done(%send), channel_id=2, is_host_transfer=true
+  %received = (f32[256,8]{1,0}, token[]) recv-done(%recv), channel_id=1, is_host_transfer=true
+  ROOT %all = f32[256,8]{1,0} get-tuple-element(%received), index=0
+}
+"""  # noqa: E501
+
+
+def test_what_crosses_between_slices_counts_as_a_collective_of_its_axis():
+    """A slice's program numbers its own devices and leaves the network between to the host."""
+    program = hlo.parse(_OF_TWO_SLICES)
+    found = {c.kind: c for c in collectives(program, {"replica": 2, "fsdp": 4})}
+    inside, between = found["reduce-scatter"], found["all-reduce"]
+    assert (inside.axes, inside.group_size, inside.payload) == ("fsdp", 4, 1024 * 8 * 4)
+    assert (between.axes, between.group, between.payload) == ("replica", (0, 4), 256 * 8 * 4)
+    assert between.wire == 2 * between.payload / 2
+    assert len(found) == 2
+    counted = {
+        i.name: traffic.instruction_bytes(program, i) for i in program.entry.instructions.values()
+    }
+    assert counted["send"] == counted["recv"] == 256 * 8 * 4
+    # Four slices in two pairs.
+    pairs = hlo.parse(_OF_TWO_SLICES.replace("{1,2}x{0:3}", "{{1,2},{3,4}}x{0:3}"))
+    found = {c.kind: c for c in collectives(pairs, {"replica": 2, "expert": 2, "fsdp": 4})}
+    assert (found["all-reduce"].axes, found["reduce-scatter"].axes) == ("expert", "fsdp")
+
+
 def test_instructions_may_be_split_over_lines():
     text = """HloModule m
 

@@ -43,6 +43,9 @@ def _refused(capsys, *argv: str) -> str:
         ("v5litepod-16", "v5e:4x4", 16),
         ("V6E:8x8", "v6e:8x8", 64),
         ("trillium:2x2", "v6e:2x2", 4),
+        ("v5p-384", "v5p:4x4x12", 192),  # not of the common ones: boxes of whole cubes
+        ("v5p-1152", "v5p:4x12x12", 576),
+        ("v5p:12x16x24", "v5p:12x16x24", 4608),
     ],
 )
 def test_names_of_topologies(text, name, num_chips):
@@ -51,7 +54,11 @@ def test_names_of_topologies(text, name, num_chips):
 
 
 @pytest.mark.parametrize(
-    "text", ["v5p:3x3x3", "v5p-127", "v5e:4x4x4", "v7x:2x2", "h100:8", "v5e", "", "v5e:16x1"]
+    "text",
+    [
+        *("v5p:3x3x3", "v5p-127", "v5e:4x4x4", "v7x:2x2", "h100:8", "v5e", "", "v5e:16x1"),
+        *("v5p:4x12x4", "v5p:16x16x28", "v5p-17920", "v5p:0x0x0", "v5p:x", "v5e-99999999999999999"),
+    ],
 )
 def test_a_topology_that_does_not_exist_is_refused_and_the_known_are_listed(capsys, text):
     line = _refused(capsys, "--topology", text)
@@ -159,21 +166,40 @@ def test_what_would_fit_is_said_for_each_cause(tiny):
     topology = chips.parse_topology("v5e:2x2")
     GIB = chips.GIB
 
-    def hint(used: float, state: float, **changes) -> str:
+    def hint(used: float, state: float, mesh=None, topology=topology, **changes) -> str:
         error = compiler.DoesNotFitError(
             "",
             used=int(used * GIB),
             usable=int(15.75 * GIB),
-            state=int(state * GIB),
-            mesh_shape={"fsdp": 4},
+            parameters=int(state * GIB / 3),
+            optimizer=int(state * GIB * 2 / 3),
+            mesh_shape=mesh or {"fsdp": 4},
         )
         return report.what_would_fit(tiny(**changes), error, topology)
 
-    assert "more chips (2x4, 4x4, 4x8)" in hint(40, 17)
-    assert "remat=full or --config.train.micro_batches=2 would fit" in hint(20, 5)
-    assert "micro_batches=2 would fit" in hint(20, 5, remat="full")
+    assert "take 17.00 GiB" in hint(40, 17) and "more chips (2x4, 4x4, 4x8)" in hint(40, 17)
+    # Not those that are too small themselves, nor offload where parameters alone are too much.
+    assert "more chips (4x4, 4x8, 8x8) or --config.optimizer.offload=true" in hint(50, 40)
+    assert "more chips (8x8, 8x16, 16x16) has" in hint(500, 150)
+    assert "no slice of this generation has room" in hint(9e3, 6e3)
+    # Larger is a slice, not all of them; copies on replicas may be given up.
+    two = chips.parse_topology("v5e:2x2", 2)
+    assert "more chips (2x4, 4x4, 4x8)" in hint(40, 17, topology=two)
+    mesh = {"replica": 4, "fsdp": 2}
+    assert "or --config.mesh.replica=2 and a larger mesh.fsdp or" in hint(40, 17, mesh, two)
+    assert "mesh" not in hint(40, 17, {"replica": 2, "fsdp": 4}, two)
+
+    both = "micro_batches=2 would fit; --config.model.remat=full would help"
+    assert both in hint(20, 2, remat="none")
+    line = hint(20, 5, remat="full")
+    assert "by estimate --config.train.micro_batches=2 would fit; emo compile --search" in line
+    assert "by estimate --config.train.micro_batches=2 or --config.optimizer.offload" in hint(
+        18, 5, remat="full"
+    )
     # One window a chip at once already.
-    assert "mesh.context=2" in hint(20, 5, remat="full", batch_size=4)
+    assert "mesh.context=2, which cuts windows between chips, would help" in hint(
+        30, 5, remat="full", batch_size=4
+    )
 
 
 @pytest.fixture

@@ -7,8 +7,8 @@ import types
 import pytest
 
 from emo_jax.errors import UsageError
-from emo_jax.parallel import place
-from emo_jax.parallel.place import Place, find_place
+from emo_jax.parallel.processes import place
+from emo_jax.parallel.processes.place import Place, find_place
 
 SLURM = {
     "SLURM_JOB_ID": "4711",

@@ -15,8 +15,8 @@ import runs
 _MEMBER = """
 import json, os, sys, time
 from emo_jax.errors import EmoError, UsageError
-from emo_jax.parallel.place import Place
-from emo_jax.parallel.roster import Roster
+from emo_jax.parallel.processes.place import Place
+from emo_jax.parallel.processes.roster import Roster
 
 index, count, port, facts, join, silence, then, stop_after = sys.argv[1:]
 begun = time.monotonic()

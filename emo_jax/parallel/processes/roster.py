@@ -22,9 +22,9 @@ from functools import partial
 from typing import Any, NoReturn
 
 from emo_jax.errors import EXIT_FAILED, EmoError, PreemptedError, UsageError
-from emo_jax.parallel import place as place_lib
-from emo_jax.parallel.line import Line, Listener, connect
-from emo_jax.parallel.place import Place
+from emo_jax.parallel.processes import place as place_lib
+from emo_jax.parallel.processes.line import Line, Listener, connect
+from emo_jax.parallel.processes.place import Place
 
 GRACE = 5.0  # seconds in which all fail that fail together
 _SAY_WAITING = 30.0  # seconds between lines of process 0 while it waits

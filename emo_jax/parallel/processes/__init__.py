@@ -15,10 +15,10 @@ from typing import Any
 
 import emo_jax
 from emo_jax.errors import EXIT_FAILED, EmoError, UsageError
-from emo_jax.parallel.line import is_loopback
-from emo_jax.parallel.place import Place, find_place
-from emo_jax.parallel.relay import Relay
-from emo_jax.parallel.roster import Facts, Roster
+from emo_jax.parallel.processes.line import is_loopback
+from emo_jax.parallel.processes.place import Place, find_place
+from emo_jax.parallel.processes.relay import Relay
+from emo_jax.parallel.processes.roster import Facts, Roster
 
 JOIN_TIMEOUT = 300.0  # seconds
 SILENCE_TIMEOUT = 60.0

@@ -10,7 +10,7 @@ import socket
 import threading
 import time
 
-from emo_jax.parallel.line import Listener, connect
+from emo_jax.parallel.processes.line import Listener, connect
 
 
 class Relay:
