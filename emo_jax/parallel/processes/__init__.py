@@ -105,7 +105,8 @@ def gather(value: Any) -> list[Any]:
     import numpy as np
     from jax.experimental import multihost_utils
 
-    return multihost_utils.process_allgather(np.asarray(value or 0)).tolist()
+    # One dtype whatever the value: processes that run different programs would not meet.
+    return multihost_utils.process_allgather(np.asarray(value or 0, np.int32)).tolist()
 
 
 def compile_together(function: Any, *args: Any, **kwargs: Any) -> None:
