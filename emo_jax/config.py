@@ -58,6 +58,8 @@ class MoeConfig:
     num_experts: int
     top_k: int  # experts that a token uses
     expert_dim: int  # hidden size of one
+    # Experts of each layer, shared ones included, where they differ; num_experts is the most.
+    experts_per_layer: tuple[int, ...] = ()
     num_shared_experts: int = 1  # the last ones, used by every token with weight 1
     pool: PoolConfig = field(default_factory=PoolConfig)
     load_balance_weight: float = 0.1  # divided by the number of layers in the loss
@@ -87,6 +89,14 @@ class MoeConfig:
             s < k <= n, "moe.top_k", k, f"{s + 1}..{n} (shared experts count; at most num_experts)"
         )
         _require(self.expert_dim >= 1, "moe.expert_dim", self.expert_dim, "at least 1")
+        if self.experts_per_layer:
+            fits = all(k <= count <= n for count in self.experts_per_layer)
+            _require(
+                fits and max(self.experts_per_layer) == n,
+                "moe.experts_per_layer",
+                self.experts_per_layer,
+                f"counts in {k}..{n} (moe.top_k..moe.num_experts), the largest {n}",
+            )
         for name in ("load_balance_weight", "router_z_weight"):
             _require(getattr(self, name) >= 0, f"moe.{name}", getattr(self, name), "at least 0")
         picks, routed = self.num_routed_picks, self.num_routed_experts
@@ -133,6 +143,14 @@ class MoeConfig:
     def num_routed_picks(self) -> int:
         """Routed experts a token uses."""
         return self.top_k - self.num_shared_experts
+
+    def experts_in(self, layer: int) -> int:
+        """Experts of a layer, shared ones included.
+
+        Arrays hold `num_experts` of them in every layer: first the routed ones that are there,
+        then zeros, then the shared ones.
+        """
+        return self.experts_per_layer[layer] if self.experts_per_layer else self.num_experts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -409,6 +427,13 @@ class Config:
                 self.model.mlp_dim,
                 "0 in a mixture of experts (moe.expert_dim rules)",
             )
+            counts, layers = self.moe.experts_per_layer, self.model.num_layers
+            _require(
+                len(counts) in (0, layers),
+                "moe.experts_per_layer",
+                counts,
+                f"empty, or one count for each of model.num_layers = {layers}",
+            )
             _require(
                 self.moe.num_experts % max(self.mesh.expert, 1) == 0,
                 "moe.num_experts",
@@ -472,6 +497,10 @@ def _leaf(value: Any, kind: Any, path: str) -> Any:
         if not isinstance(value, list | tuple) or any(not isinstance(x, str) for x in value):
             raise ConfigError(f"config.{path} = {value!r}: must be names, like ('a', 'b')")
         return tuple(name for name in ",".join(value).replace(" ", "").split(",") if name)
+    if kind == tuple[int, ...]:
+        if not isinstance(value, list | tuple) or any(type(x) is not int for x in value):
+            raise ConfigError(f"config.{path} = {value!r}: must be whole numbers, like (16, 8)")
+        return tuple(value)
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):

@@ -237,10 +237,9 @@ def domain_losses(
             params,
             select.batches(progress, "router probabilities, select"),
         )
-        assert config.moe is not None
         for keep in dict.fromkeys(settings.keeps):
             batches = data.batches(progress, f"{data.split} loss, {keep} experts kept")
-            keep_LMR = keep_experts(scores_LMR, config.moe, keep)
+            keep_LMR = keep_experts(scores_LMR, config, keep)
             kept = evaluate(keep_step, params, batches, keep_LMR=keep_LMR)
             sums[f"keep={keep}"] = np.where(unseen_M, np.nan, kept.ce_sum_M)
     return DomainLosses(

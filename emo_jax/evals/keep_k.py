@@ -111,7 +111,7 @@ def keep_table(
     kept = {}
     for keep in keeps:
         progress(f"test loss with {keep} of {config.moe.num_experts} experts")
-        keep_LMR = keep_experts(scores_LMR, config.moe, keep)
+        keep_LMR = keep_experts(scores_LMR, config, keep)
         loss_M = evaluate(eval_step, params, test_batches, keep_LMR=keep_LMR).loss_M
         kept[keep] = np.where(unseen_M, np.nan, loss_M)
     return KeepTable(list(domains), full_M, kept, pool_size, pool_loss_M)

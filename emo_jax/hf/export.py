@@ -5,6 +5,7 @@ import logging
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from emo_jax.config import Config
@@ -54,6 +55,7 @@ def export_leaves(
     pad_token_id: int | None = None,
     max_shard_bytes: int = MAX_SHARD_BYTES,
     card: Card | None = None,
+    files: Mapping[str, str] = MappingProxyType({}),
     on_bytes: Callable[[int], None] = lambda n: None,
 ) -> Path:
     """Writes `output`, which holds a whole model or does not appear.
@@ -72,6 +74,7 @@ def export_leaves(
       pad_token_id: likewise.
       max_shard_bytes: size of one safetensors file, at most (but for a single larger tensor).
       card: what the model card says of the training.
+      files: more text files of the folder, by name.
       on_bytes: told of every piece of the weights that was written.
 
     Returns:
@@ -96,7 +99,7 @@ def export_leaves(
     shards = plan_shards(tensors, max_shard_bytes)
 
     target = output.resolve()  # a link stays one
-    for note in remove_left_over(target, [_PARTIAL], [*shards, *FILES, *tokenizer_files.FILES]):
+    for note in remove_left_over(target, [_PARTIAL], [*shards, *FILES, *files, *tokenizer_files.FILES]):
         _LOG.warning("%s", note)
     try:
         with partial_folder(target, _PARTIAL) as unfinished:
@@ -117,6 +120,8 @@ def export_leaves(
                 )
             card_text = model_card(config, chosen, card)
             (unfinished / "README.md").write_text(card_text, encoding="utf-8")
+            for name, text in files.items():
+                (unfinished / name).write_text(text, encoding="utf-8")
             _check_written(unfinished, tensors, chosen)
             os.rename(unfinished, target)
     except OSError as error:

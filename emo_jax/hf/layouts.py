@@ -5,7 +5,7 @@ Legend: V vocab_size, L layers, D width, H heads, Dh head_dim, E experts, s shar
 R = E - s routed, F hidden size of an expert or of a dense model.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -31,7 +31,7 @@ class Layout:
     when_absent: Mapping[str, Any] = field(default_factory=dict)
     # Fields of the feed-forward, from a config; and back, to fields of the sections of a config.
     mlp_fields: Callable[[Config], dict[str, Any]]
-    mlp_sections: Callable[[Mapping[str, Any]], dict[str, dict[str, int]]]
+    mlp_sections: Callable[[Mapping[str, Any]], dict[str, dict[str, Any]]]
     mlp_tensors: Callable[["LeafBlocks", Config, int], Iterator[HfTensor]]
 
     def shape_fields(self, config: Config) -> dict[str, Any]:
@@ -119,17 +119,17 @@ class LeafBlocks:
         return HfTensor(name, shape, path, block, axes or tuple(range(len(sizes))), **options)
 
 
-def _experts(at: LeafBlocks, config: Config, i: int, count: int) -> Iterator[HfTensor]:
-    """The first `count` experts of layer i, one tensor each; all linear weights are [out,in]."""
+def _experts(at: LeafBlocks, config: Config, i: int, places: Sequence[int]) -> Iterator[HfTensor]:
+    """Experts of layer i by their places in the leaf, a tensor each; linear weights are [out,in]."""
     D, F = config.model.embed_dim, moe_of(config).expert_dim
-    for e in range(count):
+    for e, place in enumerate(places):
         for name, shape in (("gate", (F, D)), ("up", (F, D)), ("down", (D, F))):
             yield at.block(
                 f"model.layers.{i}.mlp.experts.{e}.{name}_proj.weight",
                 shape,
                 f"layers/mlp/experts/{name}",
                 slice(i, i + 1),
-                slice(e, e + 1),
+                slice(place, place + 1),
                 axes=(0, 1, 3, 2),
             )
 
@@ -151,26 +151,34 @@ def _router(at: LeafBlocks, config: Config, i: int, rows: int) -> HfTensor:
 
 def _emo_tensors(at: LeafBlocks, config: Config, i: int) -> Iterator[HfTensor]:
     """Shared experts are the last of the list; the gate has their rows too, which nothing uses."""
-    num_experts = moe_of(config).num_experts
-    yield _router(at, config, i, num_experts)
-    yield from _experts(at, config, i, num_experts)
+    moe = moe_of(config)
+    there, s = moe.experts_in(i), moe.num_shared_experts
+    yield _router(at, config, i, there)
+    shared = range(moe.num_experts - s, moe.num_experts)
+    yield from _experts(at, config, i, [*range(there - s), *shared])
 
 
 def _emo_fields(config: Config) -> dict[str, Any]:
     moe = moe_of(config)
     return {
         "intermediate_size": moe.expert_dim,
-        "num_experts": moe.num_experts,
+        "num_experts": min(moe.experts_per_layer, default=moe.num_experts),
         "num_experts_per_tok": moe.top_k,
         "num_shared_experts": moe.num_shared_experts,
+        "num_experts_per_layer": list(moe.experts_per_layer) or None,
+        "num_shared_experts_per_layer": (
+            [moe.num_shared_experts] * len(moe.experts_per_layer) or None
+        ),
     }
 
 
-def _emo_sections(hf: Mapping[str, Any]) -> dict[str, dict[str, int]]:
+def _emo_sections(hf: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    counts = hf.get("num_experts_per_layer") or []
     return {
         "moe": {
             "expert_dim": hf["intermediate_size"],
-            "num_experts": hf["num_experts"],
+            "num_experts": max(counts, default=hf["num_experts"]),
+            "experts_per_layer": counts,
             "top_k": hf["num_experts_per_tok"],
             "num_shared_experts": hf["num_shared_experts"],
         }
@@ -189,7 +197,7 @@ def _qwen2_moe_tensors(at: LeafBlocks, config: Config, i: int) -> Iterator[HfTen
     R, s, F = moe.num_routed_experts, moe.num_shared_experts, moe.expert_dim
     prefix = f"model.layers.{i}.mlp"
     yield _router(at, config, i, R)
-    yield from _experts(at, config, i, R)
+    yield from _experts(at, config, i, range(R))
     width = max(s, 1) * F
     for name, shape in (("gate", (width, D)), ("up", (width, D)), ("down", (D, width))):
         tensor = f"{prefix}.shared_expert.{name}_proj.weight"
@@ -289,8 +297,6 @@ LAYOUTS = {
             "always_active_experts": None,
             "always_active_experts_per_layer": None,
             "dense_intermediate_size": None,
-            "num_experts_per_layer": None,
-            "num_shared_experts_per_layer": None,
         },
         mlp_fields=_emo_fields,
         mlp_sections=_emo_sections,
@@ -332,5 +338,11 @@ def layout_for(config: Config, name: str | None = None) -> Layout:
         raise UsageError(
             f"layout {layout.name!r} is for {kinds[layout.dense]}, and {config.name!r} is one of"
             f" the {kinds[dense]}; give layout {' or '.join(fitting)}, or none"
+        )
+    if layout.name != "emo" and config.moe is not None and config.moe.experts_per_layer:
+        raise UsageError(
+            f"layout {layout.name!r} has one number of experts for all layers, and"
+            f" {config.name!r} has {min(config.moe.experts_per_layer)} to"
+            f" {max(config.moe.experts_per_layer)}; give layout emo"
         )
     return layout

@@ -65,8 +65,12 @@ def count_parameters(config: Config) -> tuple[int, int]:
     total = sum(math.prod(shape) for shape in leaf_shapes(config).values()) - padding
     if moe is None:
         return total, total
-    unused = model.num_layers * (moe.num_experts - moe.top_k)
-    return total, total - unused * 3 * model.embed_dim * moe.expert_dim
+    there = [moe.experts_in(i) for i in range(model.num_layers)]
+    one = 3 * model.embed_dim * moe.expert_dim
+    # Of an expert that a layer does not have, arrays hold zeros and a column of the router.
+    missing = moe.num_experts * len(there) - sum(there)
+    total -= missing * (one + model.embed_dim)
+    return total, total - (sum(there) - moe.top_k * len(there)) * one
 
 
 def flatten(tree: Mapping[str, Any]) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
@@ -63,6 +64,7 @@ class PerLayer(NamedTuple):
     pool_size_BG: jax.Array | None = None  # stacked: (L,B,G)
     keep_MR: jax.Array | None = None  # bool, stacked: (L,M,R)
     step_load_R: jax.Array | None = None  # stacked: (L,R)
+    there_R: jax.Array | None = None  # bool, experts of the layer where layers differ: (L,R)
 
 
 class Options(NamedTuple):
@@ -77,6 +79,7 @@ class AtLayer(NamedTuple):
 
     stacked: ExpertWeights  # (L,E,…)
     layer: jax.Array
+    there_R: jax.Array | None  # see `PerLayer`
 
 
 class Router(nnx.Module):
@@ -120,7 +123,7 @@ class MoeMlp(nnx.Module):
         self, x_BSD: jax.Array, inputs: ForwardInputs, per_layer: PerLayer, options: Options
     ) -> tuple[jax.Array, RouterStats]:
         """Output (B,S,D) and the router's statistics of this layer."""
-        routing, stats = self._route(x_BSD, inputs, per_layer, options)
+        routing, stats = self.route(x_BSD, inputs, per_layer, options)
         # Stored weights: what computes with them casts and gathers them.
         out_BSD, dropped = experts(
             x_BSD, routing, self.experts.weights(), self.config, mesh=self.mesh
@@ -129,7 +132,7 @@ class MoeMlp(nnx.Module):
 
     def decode(self, x_B1D: jax.Array, inputs: ForwardInputs, at: AtLayer) -> jax.Array:
         """Output (B,1,D) for one token of each row."""
-        routing, _ = self._route(x_B1D, inputs, PerLayer(), Options())
+        routing, _ = self.route(x_B1D, inputs, PerLayer(there_R=at.there_R), Options())
         return few_token_experts(
             x_B1D,
             routing,
@@ -138,11 +141,15 @@ class MoeMlp(nnx.Module):
             config=self.config,
         )
 
-    def _route(
+    def route(
         self, x_BSD: jax.Array, inputs: ForwardInputs, per_layer: PerLayer, options: Options
     ) -> tuple[Routing, RouterStats]:
+        """Which experts each token uses, and the router's statistics of this layer."""
         keep_MR, domain_ids_BS = per_layer.keep_MR, inputs.domain_ids_BS
         allowed_BSR = None if keep_MR is None else keep_MR[jnp.maximum(domain_ids_BS, 0)]
+        if per_layer.there_R is not None:
+            there_R = per_layer.there_R
+            allowed_BSR = there_R if allowed_BSR is None else allowed_BSR & there_R
         with jax.named_scope("routing"):
             return route(
                 x_BSD,
@@ -183,18 +190,22 @@ class DecoderLayer(nnx.Module):
         self, x_BSD: jax.Array, inputs: ForwardInputs, per_layer: PerLayer, options: Options
     ) -> tuple[jax.Array, RouterStats | None, KeysValues]:
         """The same, with the keys and values of the tokens."""
+        x_BSD, keys_values = self.attend(x_BSD, inputs)
+        normed_BSD = self.mlp_norm(x_BSD)
+        if isinstance(self.mlp, DenseMlp):
+            return x_BSD + self.mlp(normed_BSD), None, keys_values
+        out_BSD, stats = self.mlp(normed_BSD, inputs, per_layer, options)
+        return x_BSD + out_BSD, stats, keys_values
+
+    def attend(self, x_BSD: jax.Array, inputs: ForwardInputs) -> tuple[jax.Array, KeysValues]:
+        """The residual stream after attention, and the keys and values of the tokens."""
         with jax.named_scope("attention"):
             attended_BSD, keys_values = self.attention(
                 self.attention_norm(x_BSD),
                 segment_ids_BS=inputs.segment_ids_BS,
                 positions_BS=inputs.positions_BS,
             )
-        x_BSD = x_BSD + attended_BSD
-        normed_BSD = self.mlp_norm(x_BSD)
-        if isinstance(self.mlp, DenseMlp):
-            return x_BSD + self.mlp(normed_BSD), None, keys_values
-        out_BSD, stats = self.mlp(normed_BSD, inputs, per_layer, options)
-        return x_BSD + out_BSD, stats, keys_values
+        return x_BSD + attended_BSD, keys_values
 
     def decode(
         self,
@@ -265,6 +276,15 @@ class Transformer(nnx.Module):
         self.dtype = jnp.dtype(model.compute_dtype)
         self.remat = model.remat
         self.mesh = mesh
+        self.config = config
+
+    def there_LR(self) -> np.ndarray | None:
+        """Which routed experts each layer has; None where all have the same number."""
+        moe = self.config.moe
+        if moe is None or not moe.experts_per_layer:
+            return None
+        routed_L = np.asarray(moe.experts_per_layer) - moe.num_shared_experts
+        return np.arange(moe.num_routed_experts) < routed_L[:, None]
 
     def __call__(
         self,
@@ -297,8 +317,17 @@ class Transformer(nnx.Module):
         def one_layer(layer, x_BSD, per_layer):
             return layer(x_BSD, inputs, per_layer, options)
 
-        per_layer = PerLayer(pool_size_LBG, keep_LMR, step_load_LR)
+        per_layer = PerLayer(pool_size_LBG, keep_LMR, step_load_LR, self.there_LR())
         return self._scan(one_layer, batch.tokens, per_layer, remat=self.remat)
+
+    def embedded(self, tokens_BS: jax.Array) -> jax.Array:
+        """The residual stream before the first layer, (B,S,D)."""
+        return self.embed(tokens_BS, self.dtype)
+
+    def layer(self, number: jax.Array | int) -> DecoderLayer:
+        """One of the layers by itself."""
+        graphdef, stacked = nnx.split(self.layers)
+        return nnx.merge(graphdef, jax.tree.map(lambda a: a[number], stacked))
 
     def prefill(self, batch: Batch) -> tuple[jax.Array, KeysValues]:
         """Hidden states (B,S,D) without a pool, and keys and values (L,B,H,S,h)."""
@@ -306,11 +335,11 @@ class Transformer(nnx.Module):
             batch.segment_ids, batch.pool_ids, batch.positions, batch.domain_ids, 1.0
         )
 
-        def one_layer(layer, x_BSD, _):
-            x_BSD, _, keys_values = layer.with_keys(x_BSD, inputs, PerLayer(), Options())
+        def one_layer(layer, x_BSD, per_layer):
+            x_BSD, _, keys_values = layer.with_keys(x_BSD, inputs, per_layer, Options())
             return x_BSD, keys_values
 
-        return self._scan(one_layer, batch.tokens, None)
+        return self._scan(one_layer, batch.tokens, PerLayer(there_R=self.there_LR()))
 
     def decode(
         self, tokens_B: jax.Array, positions_B: jax.Array, cached: KeysValues, seen_BT: jax.Array
@@ -331,11 +360,11 @@ class Transformer(nnx.Module):
         stacked = mlp.experts.weights(self.dtype) if isinstance(mlp, MoeMlp) else None
 
         def one_layer(layer, x_B1D, scanned):
-            cached, number = scanned
-            at = None if stacked is None else AtLayer(stacked, number)
+            cached, number, there_R = scanned
+            at = None if stacked is None else AtLayer(stacked, number, there_R)
             return layer.decode(x_B1D, inputs, cached, seen_BT, at)
 
-        per_layer = (cached, jnp.arange(cached.keys.shape[0]))
+        per_layer = (cached, jnp.arange(cached.keys.shape[0]), self.there_LR())
         hidden_B1D, new = self._scan(one_layer, jnp.maximum(tokens_B, 0)[:, None], per_layer)
         return hidden_B1D[:, 0], new
 
@@ -348,7 +377,7 @@ class Transformer(nnx.Module):
         remat: str = "none",
     ) -> tuple[jax.Array, Any]:
         """Hidden states before the head, and what `one_layer` gives, stacked over L."""
-        x_BSD = self.embed(tokens_BS, self.dtype)
+        x_BSD = self.embedded(tokens_BS)
         graphdef, stacked = nnx.split(self.layers)
 
         def body(x_BSD, scanned):

@@ -1,33 +1,104 @@
-"""Which experts to keep for a domain, from what the router says of its tokens (SPEC 7.2).
+"""Which experts to keep: how many, and those with the best scores.
 
 Legend: L layers, M domains, R routed experts.
 """
 
+from collections.abc import Sequence
+from fractions import Fraction
+
 import numpy as np
 
-from emo_jax.config import MoeConfig
+from emo_jax.config import Config, MoeConfig
 from emo_jax.errors import UsageError
 
 
-def keep_experts(scores_LMR: np.ndarray, moe: MoeConfig, keep: int) -> np.ndarray:
-    """(L,M,R) bool: the routed experts with the largest scores, by domain and layer.
+def parse_keep(text: str, moe: MoeConfig, *, allow_fewer: bool = False) -> int:
+    """How many experts `16` or `25%` are, the shared ones included (SPEC 7.1).
 
-    Method 4 of SPEC 7.2 when the scores are router probabilities summed over a domain's tokens in
-    one pass of the whole model. Of equals the lower index is kept.
+    Args:
+      text: a count, or a share of `moe.num_experts`, rounded down.
+      allow_fewer: also fewer than top-k: then a token uses all that are left, as in the reference.
+
+    Raises:
+      UsageError: no number, more than there are, or too few.
+    """
+    most = moe.num_experts
+    try:
+        share = text.strip().removesuffix("%")
+        keep = int(Fraction(share) * most / 100) if "%" in text else int(share)
+    except (ValueError, ZeroDivisionError):
+        raise UsageError(f"--keep {text}: must be a count like 16 or a share like 25%") from None
+    check_keep(keep, moe, text, allow_fewer=allow_fewer)
+    return keep
+
+
+def check_keep(keep: int, moe: MoeConfig, text: str = "", *, allow_fewer: bool = False) -> None:
+    """Raises UsageError for a number of experts that a model cannot be cut to."""
+    least = moe.num_shared_experts + 1 if allow_fewer else moe.top_k
+    text = text or str(keep)
+    what = f"--keep {text}" if text == str(keep) else f"--keep {text} ({keep} experts)"
+    if least <= keep <= moe.num_experts:
+        return
+    fewer = (
+        f"; below top-k {moe.top_k} give --allow-fewer"
+        if not allow_fewer and moe.num_shared_experts < keep < moe.top_k
+        else ""
+    )
+    raise UsageError(
+        f"{what}: must be {least}..{moe.num_experts} experts, shared ones included{fewer}"
+    )
+
+
+def experts_there(config: Config) -> np.ndarray:
+    """(L,R) bool: the routed experts that each layer has."""
+    moe = config.moe
+    assert moe is not None
+    routed_L = [moe.experts_in(n) - moe.num_shared_experts for n in range(config.model.num_layers)]
+    return np.arange(moe.num_routed_experts) < np.array(routed_L)[:, None]
+
+
+def budgets(config: Config, keep_L: Sequence[int], *, allow_fewer: bool = False) -> list[int]:
+    """Routed experts to keep in each layer, from counts that include the shared ones.
+
+    Args:
+      keep_L: one count for all layers, or one for each.
+
+    Raises:
+      UsageError: another number of counts, or one that a layer cannot be cut to.
+    """
+    moe, L = config.moe, config.model.num_layers
+    assert moe is not None
+    counts = list(keep_L) * L if len(keep_L) == 1 else list(keep_L)
+    if len(counts) != L:
+        raise UsageError(f"--keep-per-layer: {len(counts)} counts, and the model has {L} layers")
+    for count in counts:
+        check_keep(count, moe, allow_fewer=allow_fewer)
+    # A layer that has fewer already stays as it is.
+    return [min(n, moe.experts_in(i)) - moe.num_shared_experts for i, n in enumerate(counts)]
+
+
+def keep_experts(
+    scores_LMR: np.ndarray, config: Config, keep: int, *, allow_fewer: bool = False
+) -> np.ndarray:
+    """`choose_best` of `keep` experts in every layer, the shared ones included (SPEC 7.1)."""
+    routed_L = budgets(config, [keep], allow_fewer=allow_fewer)
+    return choose_best(scores_LMR, experts_there(config), routed_L)
+
+
+def choose_best(
+    scores_LMR: np.ndarray, there_LR: np.ndarray, routed_L: Sequence[int]
+) -> np.ndarray:
+    """(L,M,R) bool: so many routed experts of each layer, those with the largest scores.
+
+    Of equals the lower index is kept.
 
     Args:
       scores_LMR: larger is better.
-      keep: experts to keep, the shared ones included (SPEC 7.1).
-
-    Raises:
-      UsageError: fewer than top-k, or more than there are.
+      there_LR: bool, the experts that a layer has.
     """
-    if not moe.top_k <= keep <= moe.num_experts:
-        raise UsageError(
-            f"keep {keep} experts: must be {moe.top_k}..{moe.num_experts} "
-            f"(moe.top_k..moe.num_experts, shared experts included)"
-        )
-    order_LMR = np.argsort(-np.asarray(scores_LMR), axis=-1, kind="stable")
+    scores_LMR = np.where(there_LR[:, None], scores_LMR, -np.inf)
+    order_LMR = np.argsort(-scores_LMR, axis=-1, kind="stable")
     kept = np.zeros(order_LMR.shape, bool)
-    np.put_along_axis(kept, order_LMR[..., : keep - moe.num_shared_experts], True, axis=-1)
-    return kept
+    for layer, routed in enumerate(routed_L):
+        np.put_along_axis(kept[layer], order_LMR[layer, :, :routed], True, axis=-1)
+    return kept & there_LR[:, None]

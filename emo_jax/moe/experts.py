@@ -81,12 +81,14 @@ def experts(
     config: MoeConfig,
     *,
     mesh: Mesh | None = None,
+    with_shared: bool = True,
 ) -> tuple[jax.Array, jax.Array]:
     """Σ over the routed picks of weight · expert(x), plus every shared expert of x.
 
     Args:
       x_BSD: tokens in the compute dtype.
       weights: as they are stored, in any float dtype.
+      with_shared: False leaves the shared experts out.
       config: `moe.dispatch` and `moe.receive_factor` matter where `mesh.expert` is above 1.
 
     Returns:
@@ -94,7 +96,7 @@ def experts(
       `receive_factor`.
     """
     island = Island(mesh)
-    local = _Local(config, island, pick_backend(config.backend, mesh)).__call__
+    local = _Local(config, island, pick_backend(config.backend, mesh), with_shared).__call__
     tokens: Any = mesh_lib.windows_spec(1)
     gate_up: Any = mesh_lib.spec(GATE_UP_AXES)  # specs stand where the arrays will
     down: Any = mesh_lib.spec(DOWN_AXES)
@@ -112,6 +114,7 @@ class _Local(NamedTuple):
     config: MoeConfig
     island: Island
     backend: str
+    with_shared: bool
 
     def __call__(
         self, x_BSD: jax.Array, routing: Routing, weights: ExpertWeights
@@ -141,7 +144,7 @@ class _Local(NamedTuple):
             )
             out_ND, dropped = outs.reshape(B * S, D), dropped_p.sum()
         # A shared expert sees every token with weight 1: plain matmuls, no routing.
-        for e in range(s):
+        for e in range(s if self.with_shared else 0):
             out_ND = out_ND + self._shared(x_ND, weights, e)
         out_BSD = island.sum_scatter(out_ND.reshape(B, S, D), ("tensor",), 1)
         return out_BSD, dropped.astype(jnp.float32).reshape(1) / island.size("tensor")

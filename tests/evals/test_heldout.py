@@ -87,14 +87,15 @@ def test_router_probabilities_are_summed_by_domain():
 
 
 def test_kept_experts_are_the_best_and_count_the_shared_one():
-    moe = tiny_config().moe
-    scores = np.array([[[1, 5, 3, 5, 0, 2, 4]]], np.float32)
-    kept = keep_experts(scores, moe, 4)
+    config = tiny_config()
+    scores = np.array([[[1, 5, 3, 5, 0, 2, 4]]] * 2, np.float32)
+    kept = keep_experts(scores, config, 4)
     np.testing.assert_array_equal(np.flatnonzero(kept[0, 0]), [1, 3, 6])
-    assert keep_experts(scores, moe, 8).all()
+    assert keep_experts(scores, config, 8).all()
     for keep in (2, 9):
         with pytest.raises(UsageError, match=r"must be 3\.\.8"):
-            keep_experts(scores, moe, keep)
+            keep_experts(scores, config, keep)
+    assert keep_experts(scores, config, 2, allow_fewer=True).sum() == 2
 
 
 def test_table_keeps_what_the_select_split_says():
@@ -113,7 +114,7 @@ def test_table_keeps_what_the_select_split_says():
     )
     np.testing.assert_allclose(table.kept[8], table.full_M, rtol=1e-6)
     scores = evaluate(step, params, select).router_probs_LMR
-    keep = keep_experts(scores, config.moe, 4)
+    keep = keep_experts(scores, config, 4)
     expected = evaluate(step, params, test, keep_LMR=keep).loss_M
     np.testing.assert_allclose(table.kept[4], expected, rtol=1e-6)
     assert table.pool_size == 3 and table.pool_loss_M is not None

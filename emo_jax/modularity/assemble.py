@@ -1,0 +1,144 @@
+"""A model put together from experts of others, read block by block.
+
+Pruning, composing, merging back and extending are one thing here: for every layer and every place
+of a routed expert, which expert of which model stands there. Nothing is copied until it is read, so
+that a model larger than the memory can be written.
+
+Legend: L layers, R routed experts (as many places as the new config has), E all experts.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from emo_jax.config import Config, PoolConfig
+from emo_jax.hf.tensors import LeafSource
+from emo_jax.hf.tree import Shape, leaf_shapes, moe_of
+from emo_jax.slices import Block, extent
+
+ROUTER = "layers/mlp/router/kernel"
+EXPERTS = ("layers/mlp/experts/gate", "layers/mlp/experts/up", "layers/mlp/experts/down")
+
+
+class Part(NamedTuple):
+    """A share of what stands in a place: an expert of one of the models."""
+
+    model: int  # number of the model
+    expert: int  # its place in that model's arrays
+    share: float = 1.0
+
+
+Place = Sequence[Part]  # weighted sum of its parts
+
+
+class Assembled:
+    """A `LeafSource` of parts of others.
+
+    Args:
+      sources: the models; all but the routed experts is taken from them by `rest`.
+      config: of the new model.
+      experts: for each layer the places of the routed experts, at most R of them.
+      router: likewise for the router's columns; None: as the experts.
+      shared: places of the shared experts, likewise; None: those of the first model.
+      rest: share of each model in everything else.
+    """
+
+    def __init__(
+        self,
+        sources: Sequence[LeafSource],
+        config: Config,
+        experts: Sequence[Sequence[Place]],
+        *,
+        router: Sequence[Sequence[Place]] | None = None,
+        shared: Sequence[Place] | None = None,
+        rest: Sequence[float] = (1.0,),
+    ):
+        moe = moe_of(config)
+        self.shapes: dict[str, Shape] = leaf_shapes(config)
+        self._sources, self._rest = sources, tuple(rest)
+        E0, s = sources[0].shapes[EXPERTS[0]][1], moe.num_shared_experts
+        shared = [[Part(0, E0 - s + n)] for n in range(s)] if shared is None else shared
+        free = [moe.num_routed_experts - len(places) for places in experts]
+        router = experts if router is None else router
+        self._places = {
+            ROUTER: [[*p, *[[]] * n, *shared] for p, n in zip(router, free, strict=True)],
+            **dict.fromkeys(
+                EXPERTS, [[*p, *[[]] * n, *shared] for p, n in zip(experts, free, strict=True)]
+            ),
+        }
+
+    def read(self, path: str, block: Block) -> np.ndarray:
+        """`leaf[block]` as float32; places without a part are zero."""
+        places = self._places.get(path)
+        if places is None:
+            return _mixed((self._sources[m].read(path, block), share) for m, share in self._parts())
+        axis = 2 if path == ROUTER else 1  # of the experts
+        out = np.zeros(extent(block), np.float32)
+        for row, layer in enumerate(range(block[0].start, block[0].stop)):
+            for column, place in enumerate(range(block[axis].start, block[axis].stop)):
+                parts = places[layer][place]
+                if not parts:
+                    continue
+                found = _mixed((self._expert(path, block, axis, layer, p), p.share) for p in parts)
+                where = [slice(None)] * len(block)
+                where[0], where[axis] = slice(row, row + 1), slice(column, column + 1)
+                out[tuple(where)] = found
+        return out
+
+    def _parts(self) -> list[tuple[int, float]]:
+        return [(m, share) for m, share in enumerate(self._rest) if share]
+
+    def _expert(self, path: str, block: Block, axis: int, layer: int, part: Part) -> np.ndarray:
+        wanted = list(block)
+        wanted[0] = slice(layer, layer + 1)
+        wanted[axis] = slice(part.expert, part.expert + 1)
+        return self._sources[part.model].read(path, tuple(wanted))
+
+
+def _mixed(values) -> np.ndarray:
+    """Σ share · value in float32; a value of share 1 alone keeps its bits."""
+    total = None
+    for value, share in values:
+        value = np.asarray(value, np.float32)
+        value = value if share == 1.0 else value * np.float32(share)
+        total = value if total is None else total + value
+    assert total is not None
+    return total
+
+
+def smaller_config(config: Config, routed_L: Sequence[int], *, name: str = "") -> Config:
+    """The config of a model with so many routed experts in each layer.
+
+    Top-k is at most what the smallest layer has (SPEC 7.3). Pools are for training the whole
+    model: a part of it has none.
+    """
+    moe = moe_of(config)
+    s = moe.num_shared_experts
+    counts = [count + s for count in routed_L]
+    smaller = dataclasses.replace(
+        moe,
+        num_experts=max(counts),
+        experts_per_layer=tuple(counts) if len(set(counts)) > 1 else (),
+        top_k=min(moe.top_k, *counts),
+        pool=PoolConfig(),
+    )
+    return dataclasses.replace(
+        config, name=name or config.name, moe=smaller, mesh=type(config.mesh)()
+    )
+
+
+def same_shape(config: Config, other: Config) -> list[str]:
+    """Fields of the architecture in which two configs differ, but for the routed experts' number."""
+    moe, other_moe = moe_of(config), moe_of(other)
+    fields = ("vocab_size", "num_layers", "embed_dim", "num_heads", "head_dim", "rope_theta")
+    out = [
+        f"model.{f}: {getattr(config.model, f)} and {getattr(other.model, f)}"
+        for f in (*fields, "norm_eps", "attention")
+        if getattr(config.model, f) != getattr(other.model, f)
+    ]
+    for f in ("expert_dim", "num_shared_experts"):
+        if getattr(moe, f) != getattr(other_moe, f):
+            out.append(f"moe.{f}: {getattr(moe, f)} and {getattr(other_moe, f)}")
+    return out

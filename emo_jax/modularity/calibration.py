@@ -1,0 +1,156 @@
+"""Examples that experts are chosen by: whole documents, packed into windows.
+
+Legend: B windows, S tokens, N tokens of a document.
+"""
+
+import hashlib
+from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from emo_jax.batch import PADDING_ID, Batch, from_documents
+from emo_jax.data.store import TokenStore
+from emo_jax.errors import UsageError
+
+_READ_AT_ONCE = 256  # documents
+
+
+class Examples(NamedTuple):
+    """Documents to choose by, and what they are."""
+
+    documents: list[np.ndarray]  # (N,) int32 each, with the end-of-document token
+    source: str  # the store or file, and the domain
+    fingerprint: str  # of the ids
+
+    @property
+    def tokens(self) -> int:
+        """Of all of them."""
+        return sum(map(len, self.documents))
+
+    def first(self, number: int | None) -> "Examples":
+        """The first `number`; None: all. Larger numbers hold the smaller ones."""
+        return examples_of(self.documents[:number], self.source)
+
+
+def examples_of(documents: Iterable[np.ndarray], source: str) -> Examples:
+    """Examples of documents at hand."""
+    kept = [np.asarray(ids, np.int32) for ids in documents]
+    digest = hashlib.sha256()
+    for ids in kept:
+        digest.update(len(ids).to_bytes(8, "little"))
+        digest.update(ids.astype("<i4").tobytes())
+    return Examples(kept, source, digest.hexdigest())
+
+
+def split_location(location: str, exists) -> tuple[str, str | None]:
+    """`STORE:domain` as (STORE, domain); a path that exists is taken as it is.
+
+    Args:
+      exists: tells whether a path is there.
+    """
+    store, colon, domain = location.rpartition(":")
+    if not colon or not store or exists(location) or domain.startswith("//"):
+        return location, None
+    return store, domain
+
+
+def domain_number(store: TokenStore, domain: str) -> int:
+    """The id of a domain.
+
+    Raises:
+      UsageError: there is none of that name; those there are listed.
+    """
+    if domain not in store.domains:
+        raise UsageError(
+            f"{store.path}: no domain {domain!r}; it has {', '.join(sorted(store.domains))}"
+        )
+    return store.domains.index(domain)
+
+
+def store_examples(
+    store: TokenStore,
+    split: str,
+    *,
+    domain: str | None = None,
+    number: int | None = None,
+    max_tokens: int,
+    max_length: int,
+    min_length: int = 1,
+    seed: int = 0,
+) -> Examples:
+    """Documents of a split, of one domain or of all.
+
+    A store's documents are shuffled already: they are taken as they come, from a place that the
+    seed says, so that the first of many are those that a smaller number would be.
+
+    Args:
+      number: at most; None: as many as `max_tokens` hold.
+      max_length: tokens that are used of a document, the first ones.
+      min_length: shorter ones are left out.
+
+    Raises:
+      UsageError: no such split or domain, or it has fewer documents than `number`.
+    """
+    wanted = None if domain is None else domain_number(store, domain)
+    total = store.count(split, "documents")
+    if not total:
+        raise UsageError(
+            f"{store.path}: no split {split!r}; it has {', '.join(store.splits)}: prepare more"
+            " documents"
+        )
+    first = int(np.random.default_rng(seed).integers(total)) if seed else 0
+    found: list[np.ndarray] = []
+    left = max_tokens
+    for ids in _documents(store, split, first, total, wanted):
+        if len(ids) < min_length:
+            continue
+        if len(found) == number or (found and len(ids[:max_length]) > left):
+            break
+        found.append(ids[:max_length])
+        left -= len(found[-1])
+    where = f"{store.path}, split {split}" + ("" if domain is None else f", domain {domain}")
+    if not found or (number is not None and len(found) < number):
+        asked = "any" if number is None else f"{number}"
+        long = f" of at least {min_length} tokens" if min_length > 1 else ""
+        raise UsageError(
+            f"{where}: {len(found)} documents{long}, not {asked}; ask for fewer, or prepare more"
+        )
+    return examples_of(found, where)
+
+
+def _documents(
+    store: TokenStore, split: str, first: int, total: int, wanted: int | None
+) -> Iterator[np.ndarray]:
+    """Token ids from document `first` on, and around."""
+    for begin, end in ((first, total), (0, first)):
+        for start in range(begin, end, _READ_AT_ONCE):
+            for document in store.documents(split, start, min(start + _READ_AT_ONCE, end)):
+                if wanted is None or document.domain_id == wanted:
+                    yield document.tokens
+
+
+def pack(documents: Sequence[np.ndarray], seq_len: int, batch_size: int, pad_id: int) -> list[Batch]:
+    """Documents side by side in windows, none of them cut but at S; the last batch is padded.
+
+    All tokens are of domain 0.
+    """
+    rows: list[list[np.ndarray]] = []
+    room = 0
+    for ids in (ids[:seq_len] for ids in documents):
+        if len(ids) > room:
+            rows.append([])
+            room = seq_len
+        rows[-1].append(ids)
+        room -= len(ids)
+    batches = []
+    for start in range(0, len(rows), batch_size):
+        tokens = np.full((batch_size, seq_len), pad_id, np.int32)
+        segments = np.full((batch_size, seq_len), PADDING_ID, np.int32)
+        for row, held in enumerate(rows[start : start + batch_size]):
+            size = sum(map(len, held))
+            tokens[row, :size] = np.concatenate(held)
+            segments[row, :size] = np.repeat(np.arange(len(held)), [len(ids) for ids in held])
+        batch = from_documents(tokens, segments)
+        batches.append(batch._replace(domain_ids=np.where(segments >= 0, 0, -1).astype(np.int32)))
+    return batches

@@ -1,0 +1,111 @@
+"""A model with fewer experts: chosen, and written as a Hugging Face folder.
+
+Legend: L layers, R routed experts.
+"""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from emo_jax.config import Config
+from emo_jax.hf.card import Card
+from emo_jax.hf.export import export_leaves
+from emo_jax.hf.tensors import LeafSource
+from emo_jax.hf.tree import moe_of
+from emo_jax.model.transformer import ModelFunctions, Params
+from emo_jax.modularity.assemble import Assembled, Part, smaller_config
+from emo_jax.modularity.calibration import Examples, pack
+from emo_jax.modularity.scores import Choice, choose_experts
+from emo_jax.modularity.selection import FILE, Selection
+from emo_jax.parallel import mesh as mesh_lib
+
+BATCH_TOKENS = 8192  # of a batch on one device, about
+
+
+def choose_by_examples(
+    config: Config,
+    params: Params,
+    examples: Examples,
+    routed_L: Sequence[int],
+    *,
+    method: str,
+    mesh: Mesh,
+    pad_id: int,
+    seed: int = 0,
+    progress: Callable[[str], None] = lambda _: None,
+) -> Choice:
+    """`choose_experts` for documents; each sees itself only, whatever the config's attention.
+
+    Args:
+      params: on the devices, as `ModelFunctions.param_shardings` says.
+    """
+    model = ModelFunctions(within_documents(config), mesh)
+    rows = max(1, BATCH_TOKENS // config.data.seq_len)
+    rows = min(rows, max(1, examples.tokens // config.data.seq_len // mesh.size)) * mesh.size
+    where = mesh_lib.windows_sharding(mesh)
+    batches = [
+        jax.tree.map(lambda a: jax.device_put(a, where), batch)
+        for batch in pack(examples.documents, config.data.seq_len, rows, pad_id)
+    ]
+    return choose_experts(
+        method, model, params, batches, routed_L, num_domains=1, seed=seed, progress=progress
+    )
+
+
+def within_documents(config: Config) -> Config:
+    """The same model with attention within documents: a part of it serves one at a time."""
+    if config.model.attention == "document":
+        return config
+    model = dataclasses.replace(config.model, attention="document")
+    return dataclasses.replace(config, model=model)
+
+
+def pruned(source: LeafSource, config: Config, kept_LR: np.ndarray) -> tuple[Assembled, Config]:
+    """A model with some of the routed experts, and its config.
+
+    Nothing is scaled anew: the softmax over fewer logits is that of a pool of this size (SPEC 7.3).
+
+    Args:
+      kept_LR: bool.
+    """
+    places = [[[Part(0, int(e))] for e in np.flatnonzero(kept_R)] for kept_R in kept_LR]
+    smaller = smaller_config(config, [len(p) for p in places])
+    return Assembled([source], smaller, places), smaller
+
+
+def write_selected(
+    source: LeafSource,
+    config: Config,
+    kept_LR: np.ndarray,
+    output: str | Path,
+    selection: Selection,
+    *,
+    layout: str | None = None,
+    tokenizer_dir: Path | None = None,
+    on_bytes: Callable[[int], None] = lambda n: None,
+) -> tuple[Path, Config]:
+    """The Hugging Face folder of a pruned model, with `selection.json`, whole or not at all."""
+    leaves, smaller = pruned(source, config, kept_LR)
+    facts: dict[str, Any] = {
+        "selected from": selection.parent.get("name", ""),
+        "method": selection.about.get("method", ""),
+        "experts kept in each layer, shared ones included": " ".join(
+            str(len(kept) + moe_of(config).num_shared_experts) for kept in selection.kept
+        ),
+    }
+    made = export_leaves(
+        leaves,
+        smaller,
+        output,
+        layout=layout,
+        tokenizer_dir=tokenizer_dir,
+        card=Card(facts=facts),
+        files={FILE: selection.text()},
+        on_bytes=on_bytes,
+    )
+    return made, smaller

@@ -1,0 +1,185 @@
+"""What every routed expert is worth to a domain: the methods of SPEC 7.2 as one sweep over layers.
+
+The hidden states of all calibration tokens are kept, and every layer runs once: first attention and
+the scores, then, where the method prunes as it goes, the choice, then the experts. The reference
+runs the model from the start for every layer.
+
+Legend: B windows, S tokens, L layers, D width, M domains, R routed experts, K routed picks.
+"""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, Literal, NamedTuple, get_args
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from emo_jax.batch import Batch
+from emo_jax.errors import UsageError
+from emo_jax.model.transformer import (
+    DecoderLayer,
+    ForwardInputs,
+    ModelFunctions,
+    Options,
+    Params,
+    PerLayer,
+    Transformer,
+)
+from emo_jax.modularity.select import choose_best, experts_there
+from emo_jax.moe.experts import experts
+from emo_jax.moe.router import Routing
+
+Method = Literal["layerwise", "global", "easy_ep", "random"]
+METHODS: tuple[str, ...] = get_args(Method)
+
+
+class Choice(NamedTuple):
+    """What was chosen, and by what."""
+
+    kept_LMR: np.ndarray  # bool
+    scores_LMR: np.ndarray  # float64; larger is better
+
+
+def choose_experts(
+    method: str,
+    model: ModelFunctions,
+    params: Params,
+    batches: Sequence[Batch],
+    routed_L: Sequence[int],
+    *,
+    num_domains: int = 1,
+    seed: int = 0,
+    progress: Callable[[str], None] = lambda _: None,
+) -> Choice:
+    """The routed experts to keep in each layer for each domain.
+
+    - `layerwise`: router probabilities summed over a domain's tokens, in a model whose earlier layers
+      are pruned already.
+    - `global`: the same, in the whole model.
+    - `easy_ep` (arXiv 2504.06792): Σ over tokens of routing weight · ‖expert(h)‖₂ · max(0, 1 −
+      cos(h, h + o)), with h the input and o the output of the mixture of experts.
+    - `random`: by the seed, the same for every domain; no tokens are looked at.
+
+    All is float32 whatever the model computes in; sums over batches are float64.
+
+    Args:
+      batches: calibration windows by `domain_ids`, on the host or the devices; all are held on the
+        devices at once, with their hidden states.
+      routed_L: how many routed experts to keep in each layer.
+
+    Raises:
+      UsageError: no such method.
+    """
+    config = model.config
+    assert config.moe is not None
+    if method not in METHODS:
+        raise UsageError(f"--method {method}: must be one of {', '.join(METHODS)}")
+    there_LR = experts_there(config)
+    if method == "random":
+        scores_LMR = np.stack([_random(seed, n, there_LR.shape[1]) for n in range(len(there_LR))])
+        scores_LMR = np.repeat(scores_LMR[:, None], num_domains, axis=1)
+        return Choice(choose_best(scores_LMR, there_LR, routed_L), scores_LMR)
+    sweep = _Sweep(model, params, num_domains, easy_ep=method == "easy_ep")
+    states = [sweep.embed(batch) for batch in batches]
+    kept, scores = [], []
+    for layer in range(len(there_LR)):
+        progress(f"layer {layer + 1} of {len(there_LR)}")
+        number, found = jnp.int32(layer), []
+        for i, batch in enumerate(batches):
+            states[i], scores_MR = sweep.scores(params, number, states[i], batch)
+            found.append(scores_MR)
+        scores_MR = np.sum(np.stack(jax.device_get(found)), axis=0, dtype=np.float64)
+        kept_MR = choose_best(scores_MR[None], there_LR[layer : layer + 1], [routed_L[layer]])[0]
+        kept.append(kept_MR)
+        scores.append(scores_MR)
+        keep_MR = kept_MR if method == "layerwise" else np.ones_like(kept_MR)
+        for i, batch in enumerate(batches):
+            states[i] = sweep.experts(params, number, states[i], batch, keep_MR)
+    return Choice(np.stack(kept), np.stack(scores))
+
+
+def _random(seed: int, layer: int, num_routed: int) -> np.ndarray:
+    """A random order as scores (R,)."""
+    order = np.random.default_rng([seed, layer]).permutation(num_routed)
+    return np.argsort(order).astype(np.float64)
+
+
+class _Sweep:
+    """One layer at a time, compiled once for all layers."""
+
+    def __init__(self, model: ModelFunctions, params: Params, num_domains: int, *, easy_ep: bool):
+        self._model, self._num_domains, self._easy_ep = model, num_domains, easy_ep
+        self._embed = jax.jit(lambda params, batch: self._bound(params).embedded(batch.tokens))
+        self._params = params
+        self.scores = jax.jit(self._scores, donate_argnums=2)
+        self.experts = jax.jit(self._experts, donate_argnums=2)
+
+    def embed(self, batch: Batch) -> jax.Array:
+        """The residual stream before the first layer, (B,S,D)."""
+        return self._embed(self._params, batch)
+
+    def _bound(self, params: Params) -> Transformer:
+        return self._model.bind(params)
+
+    def _at(
+        self, params: Params, number: jax.Array, batch: Batch, keep_MR: jax.Array | None = None
+    ) -> tuple[DecoderLayer, ForwardInputs, PerLayer]:
+        whole = self._bound(params)
+        there_LR = whole.there_LR()
+        there_R = None if there_LR is None else jnp.asarray(there_LR)[number]
+        inputs = ForwardInputs(
+            batch.segment_ids, batch.pool_ids, batch.positions, batch.domain_ids, 1.0
+        )
+        return whole.layer(number), inputs, PerLayer(keep_MR=keep_MR, there_R=there_R)
+
+    def _scores(
+        self, params: Params, number: jax.Array, x_BSD: jax.Array, batch: Batch
+    ) -> tuple[jax.Array, jax.Array]:
+        """The residual stream after attention, and what each expert is worth here, (M,R)."""
+        layer, inputs, per_layer = self._at(params, number, batch)
+        x_BSD, _ = layer.attend(x_BSD, inputs)
+        normed_BSD = layer.mlp_norm(x_BSD)
+        routing, stats = layer.mlp.route(
+            normed_BSD, inputs, per_layer, Options(num_domains=self._num_domains)
+        )
+        if not self._easy_ep:
+            return x_BSD, stats.domain_probs_MR
+        return x_BSD, self._easy_ep_scores(layer, normed_BSD, routing, batch)
+
+    def _easy_ep_scores(
+        self, layer: DecoderLayer, h_BSD: jax.Array, routing: Routing, batch: Batch
+    ) -> jax.Array:
+        mlp, M = layer.mlp, self._num_domains
+        run = partial(experts, weights=mlp.experts.weights(), config=mlp.config, mesh=mlp.mesh)
+        out_BSD = run(h_BSD, routing)[0].astype(jnp.float32)
+        h32_BSD = h_BSD.astype(jnp.float32)
+        moved_BS = jnp.maximum(0.0, 1.0 - _cosine(h32_BSD, h32_BSD + out_BSD))
+        ids_BS = jnp.where((batch.pool_ids >= 0) & (batch.domain_ids >= 0), batch.domain_ids, M)
+        scores = jnp.zeros((M + 1, mlp.config.num_routed_experts), jnp.float32)
+        for k in range(routing.indices_BSK.shape[-1]):
+            # One pick at a time: the output of each chosen expert by itself.
+            one_BS1 = routing.indices_BSK[..., k : k + 1]
+            alone = Routing(jnp.ones_like(routing.weights_BSK[..., :1]), one_BS1)
+            by_one_BSD = run(h_BSD, alone, with_shared=False)[0].astype(jnp.float32)
+            worth_BS = routing.weights_BSK[..., k] * jnp.linalg.norm(by_one_BSD, axis=-1) * moved_BS
+            scores = scores.at[ids_BS, one_BS1[..., 0]].add(worth_BS, mode="drop")
+        return scores[:M]
+
+    def _experts(
+        self,
+        params: Params,
+        number: jax.Array,
+        x_BSD: jax.Array,
+        batch: Batch,
+        keep_MR: jax.Array,
+    ) -> jax.Array:
+        """The residual stream after the experts that are kept for each domain."""
+        layer, inputs, per_layer = self._at(params, number, batch, keep_MR)
+        return x_BSD + layer.mlp(layer.mlp_norm(x_BSD), inputs, per_layer, Options())[0]
+
+
+def _cosine(a: jax.Array, b: jax.Array) -> jax.Array:
+    """Over the last axis; of a zero vector 0."""
+    norms = jnp.linalg.norm(a, axis=-1) * jnp.linalg.norm(b, axis=-1)
+    return jnp.sum(a * b, axis=-1) / jnp.maximum(norms, jnp.finfo(jnp.float32).tiny)

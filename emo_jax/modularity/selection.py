@@ -1,0 +1,88 @@
+"""What a selected model says of itself: `selection.json` beside its weights."""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from emo_jax.errors import UsageError
+from emo_jax.hf.tensors import LeafSource
+from emo_jax.modularity.assemble import EXPERTS
+
+FILE = "selection.json"
+FORMAT = "emo_jax selection"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Selection:
+    """The experts of a parent model that a smaller one has.
+
+    Attributes:
+      parent: what the parent is called, its path as given, its step.
+      parent_fingerprint: of the parent's weights outside the routed experts.
+      num_routed: routed experts of the parent, in each layer.
+      kept: of each layer the parent's numbers of the routed experts that are there, ascending.
+      about: method, data and whatever else a reader wants to know.
+      scores: of each layer the score of each of the parent's routed experts; empty: none.
+    """
+
+    parent: Mapping[str, Any]
+    parent_fingerprint: str
+    num_routed: int
+    kept: tuple[tuple[int, ...], ...]
+    about: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    scores: tuple[tuple[float, ...], ...] = ()
+
+    def text(self) -> str:
+        """Contents of the file."""
+        fields = {"format": FORMAT, **dataclasses.asdict(self)}
+        return json.dumps(fields, indent=1) + "\n"
+
+
+def read_selection(folder: str | Path) -> Selection:
+    """The file of a selected model.
+
+    Raises:
+      UsageError: the folder has none, or one that is damaged.
+    """
+    file = Path(folder) / FILE
+    try:
+        fields = json.loads(file.read_text(encoding="utf-8"))
+        if fields.pop("format") != FORMAT:
+            raise ValueError("another format")
+        for name in ("kept", "scores"):
+            fields[name] = tuple(map(tuple, fields[name]))
+        return Selection(**fields)
+    except FileNotFoundError:
+        raise UsageError(
+            f"{folder}: no {FILE}; give a folder that emo select or emo compose wrote"
+        ) from None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UsageError(f"{file}: damaged ({error}); select again") from error
+
+
+def fingerprint(source: LeafSource) -> str:
+    """SHA-256 of all float32 weights outside the routed and shared experts."""
+    digest = hashlib.sha256()
+    for path in sorted(source.shapes):
+        if path in EXPERTS:
+            continue
+        shape = source.shapes[path]
+        digest.update(f"{path} {shape}\n".encode())
+        # In pieces along the first axis: layers, or rows of a table.
+        step = 1 if path.startswith("layers/") else max(1, (1 << 22) // max(1, shape[-1]))
+        for start in range(0, shape[0], step):
+            rows = slice(start, min(start + step, shape[0]))
+            block = (rows, *(slice(0, size) for size in shape[1:]))
+            digest.update(np.ascontiguousarray(source.read(path, block), "<f4").tobytes())
+    return digest.hexdigest()
+
+
+def overlap(kept_LR: np.ndarray, other_LR: np.ndarray) -> float:
+    """Jaccard: routed experts in both over those in either, mean over the layers."""
+    both, either = (kept_LR & other_LR).sum(-1), (kept_LR | other_LR).sum(-1)
+    return float(np.mean(both / np.maximum(either, 1)))

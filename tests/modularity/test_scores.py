@@ -1,0 +1,109 @@
+"""The methods of choosing experts against a slow transcription of SPEC 7.2, and on a mesh."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+import slow_model
+from tiny import NO_POOL, tiny_config
+
+from emo_jax.config import MeshConfig
+from emo_jax.errors import UsageError
+from emo_jax.model.transformer import ModelFunctions
+from emo_jax.modularity.calibration import examples_of
+from emo_jax.modularity.pruning import choose_by_examples
+from emo_jax.modularity.select import budgets, parse_keep
+from emo_jax.modularity.selection import overlap
+from emo_jax.parallel import mesh as mesh_lib
+
+
+def _config(**fields):
+    return tiny_config(pool=NO_POOL, num_layers=3, **fields)
+
+
+def _documents(config, lengths=(20, 7, 32, 40, 12, 1)):
+    rng = np.random.default_rng(5)
+    return [rng.integers(0, config.model.vocab_size, n).astype(np.int32) for n in lengths]
+
+
+def _choose(config, params, documents, routed_L, method, *, mesh=None, seed=0):
+    mesh = mesh or mesh_lib.make_mesh(MeshConfig(fsdp=1), devices=jax.devices()[:1])
+    placed = jax.device_put(params, ModelFunctions(config, mesh).param_shardings())
+    return choose_by_examples(
+        config, placed, examples_of(documents, "test"), routed_L,
+        method=method, mesh=mesh, pad_id=0, seed=seed,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("method", ["layerwise", "easy_ep"])
+@pytest.mark.parametrize("shared", [1, 2])
+def test_scores_are_those_of_the_slow_transcription(method, shared):
+    config = _config(num_shared_experts=shared)
+    params = ModelFunctions(config).init(3)
+    documents, routed_L = _documents(config), [3, 2, 4]
+    cut = [ids[: config.data.seq_len] for ids in documents]
+    kept, scores = getattr(slow_model, method)(config, params, cut, routed_L)
+    found = _choose(config, params, documents, routed_L, method)
+    np.testing.assert_allclose(found.scores_LMR[:, 0], scores, rtol=2e-5, atol=1e-7)
+    for layer in range(3):
+        np.testing.assert_array_equal(np.flatnonzero(found.kept_LMR[layer, 0]), kept[layer])
+
+
+def test_global_is_layerwise_until_something_is_pruned():
+    config = _config()
+    params, documents = ModelFunctions(config).init(3), _documents(config)
+    whole = _choose(config, params, documents, [7, 7, 7], "layerwise")
+    once = _choose(config, params, documents, [2, 2, 2], "global")
+    np.testing.assert_allclose(once.scores_LMR, whole.scores_LMR, rtol=1e-6)
+    pruning = _choose(config, params, documents, [2, 2, 2], "layerwise")
+    np.testing.assert_allclose(pruning.scores_LMR[0], once.scores_LMR[0], rtol=1e-6)
+    assert np.abs(pruning.scores_LMR[2] - once.scores_LMR[2]).max() > 1e-2
+
+
+def test_random_follows_the_seed_alone():
+    config = _config()
+    params, documents = ModelFunctions(config).init(3), _documents(config)
+    first, again, other = (
+        _choose(config, params, documents, [3, 2, 7], "random", seed=seed).kept_LMR[:, 0]
+        for seed in (0, 0, 1)
+    )
+    np.testing.assert_array_equal(first, again)
+    np.testing.assert_array_equal(first.sum(-1), [3, 2, 7])
+    assert overlap(first, other) < 1
+    few = _choose(config, params, documents, [1, 1, 1], "random").kept_LMR[:, 0]
+    assert (few <= first).all()  # nested
+
+
+@pytest.mark.parametrize("method", ["layerwise", "easy_ep"])
+@pytest.mark.parametrize(
+    "sizes", [MeshConfig(fsdp=8), MeshConfig(fsdp=2, expert=2, tensor=2)], ids=["fsdp", "mixed"]
+)
+def test_the_mesh_changes_nothing(method, sizes):
+    config = _config()
+    params, documents = ModelFunctions(config).init(3), _documents(config)
+    alone = _choose(config, params, documents, [3, 2, 4], method)
+    on_mesh = dataclasses.replace(config, mesh=sizes)
+    mesh = mesh_lib.make_mesh(sizes)
+    found = _choose(on_mesh, params, documents, [3, 2, 4], method, mesh=mesh)
+    np.testing.assert_allclose(found.scores_LMR, alone.scores_LMR, rtol=1e-5, atol=1e-7)
+    np.testing.assert_array_equal(found.kept_LMR, alone.kept_LMR)
+
+
+def test_counts_and_shares():
+    config = _config()
+    moe = config.moe
+    assert [parse_keep(k, moe) for k in ("8", "100%", "50%", "37.5%")] == [8, 8, 4, 3]
+    assert parse_keep("25%", moe, allow_fewer=True) == 2
+    assert budgets(config, [4]) == [3, 3, 3]
+    assert budgets(config, [8, 3, 4]) == [7, 2, 3]
+    for text, said in (
+        ("9", "must be 3..8"),
+        ("25%", "give --allow-fewer"),
+        ("some", "a count like 16 or a share like 25%"),
+        ("1", "must be 3..8"),
+    ):
+        with pytest.raises(UsageError, match=said):
+            parse_keep(text, moe)
+    with pytest.raises(UsageError, match="2 counts, and the model has 3 layers"):
+        budgets(config, [4, 4])
