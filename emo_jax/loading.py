@@ -24,6 +24,7 @@ class LoadedModel:
       params: float32 host arrays.
       tokenizer: None where neither the folder nor the run's store has one.
       step: of the checkpoint; None for a Hugging Face folder.
+      tokenizer_dir: where a tokenizer.json is that can be copied; None: nowhere.
     """
 
     path: str
@@ -31,6 +32,7 @@ class LoadedModel:
     config: Config
     tokenizer: Tokenizer | None
     step: int | None
+    tokenizer_dir: Path | None = None
 
     @property
     def name(self) -> str:
@@ -82,7 +84,8 @@ def load_model(path: str) -> LoadedModel:
         params, _, step = restore_params(folder.absolute(), step)  # orbax takes no other
         tokenizer = tokenizer_of(folder, config)
     loaded = None if tokenizer is None else load_tokenizer(tokenizer)
-    return LoadedModel(path, params, config, loaded, step)
+    has_json = tokenizer is not None and (tokenizer / "tokenizer.json").is_file()
+    return LoadedModel(path, params, config, loaded, step, tokenizer if has_json else None)
 
 
 def _split_step(path: str) -> tuple[Path, int | None]:

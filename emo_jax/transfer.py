@@ -103,7 +103,7 @@ def export_workdir(
         total = count_parameters(config)[0] * F32_BYTES
         made = export_leaves(
             params,
-            _public(config),
+            export_config(config),
             Path(output),
             layout=chosen.name,
             tokenizer_dir=tokenizer,
@@ -115,8 +115,8 @@ def export_workdir(
     return made, chosen.name
 
 
-def _public(config: Config) -> Config:
-    """Without where things lie on this machine, and where its metrics go."""
+def export_config(config: Config) -> Config:
+    """A config for others: without where things lie on this machine, and where its metrics go."""
     return dataclasses.replace(
         config,
         data=dataclasses.replace(config.data, store=""),

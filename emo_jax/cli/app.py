@@ -41,6 +41,25 @@ def command(example: str, **settings: Any) -> Callable:
     return cli.command(cls=Command, epilog=example, **settings)
 
 
+class Items(click.ParamType):
+    """Items with commas between."""
+
+    name = "text"
+
+    def __init__(self, metavar: str):
+        self._metavar = metavar
+
+    def get_metavar(self, param: click.Parameter, ctx: click.Context | None = None) -> str:
+        """Shown by --help."""
+        return self._metavar
+
+    def convert(self, value, param, ctx) -> tuple[str, ...]:
+        """The items; of `a,,b` too."""
+        if isinstance(value, tuple):
+            return value
+        return tuple(part.strip() for part in str(value).split(",") if part.strip())
+
+
 def refuse_unwritable(option: str, file: Path) -> None:
     """Raises UsageError where a file cannot be made, or is there already."""
     if not file.parent.is_dir():

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 import click
 
-from emo_jax.cli.app import command, refuse_unwritable
+from emo_jax.cli.app import Items, command, refuse_unwritable
 from emo_jax.errors import DataError, UsageError
 
 if TYPE_CHECKING:
@@ -211,7 +211,7 @@ def _json_prompt(line: str) -> str | None:
     return prompt if isinstance(prompt, str) else None
 
 
-@command("emo eval runs/tiny --data store --pool 16 --keep 32 --keep 16", name="eval")
+@command("emo eval runs/tiny --data store --pool 16 --keep 50%,25%,12.5%", name="eval")
 @click.argument("model")
 @click.option("--data", required=True, help="Token store, or .npy token files.")
 @click.option(
@@ -237,11 +237,19 @@ def _json_prompt(line: str) -> str | None:
 @click.option(
     "--keep",
     "keeps",
-    type=int,
+    type=Items("16,25%"),
     multiple=True,
-    help="Also with only this many experts, shared ones included, chosen for each domain on the"
-    " split select; may be given again.",
+    help="Also with only so many experts, shared ones included, chosen for each domain on the"
+    " split select: counts, or shares; may be given again.",
 )
+@click.option(
+    "--method",
+    type=click.Choice(["layerwise", "global", "easy_ep", "random"]),
+    default="global",
+    show_default=True,
+    help="Of choosing them, see emo select.",
+)
+@click.option("--allow-fewer", is_flag=True, help="--keep also fewer experts than a token uses.")
 @click.option("--json", "json_file", default=None, help="Write all figures to this new file.")
 def eval_(
     model: str,
@@ -249,7 +257,9 @@ def eval_(
     split: str,
     windows: int,
     pools: tuple[int, ...],
-    keeps: tuple[int, ...],
+    keeps: tuple[tuple[str, ...], ...],
+    method: str,
+    allow_fewer: bool,
     json_file: str | None,
 ) -> None:
     """Loss and bits per byte of each domain of a store.
@@ -265,11 +275,22 @@ def eval_(
     from emo_jax.evals import by_domain, report
     from emo_jax.loading import load_model
     from emo_jax.manifest import versions
+    from emo_jax.modularity.select import parse_keep
     from emo_jax.workdir import write_atomic
 
     loaded = load_model(model)
     config = loaded.config
-    settings = by_domain.EvalSettings(split=split, windows=windows, pools=pools, keeps=keeps)
+    moe, texts = config.moe, [text for given in keeps for text in given]
+    if moe is None and texts:
+        raise UsageError(f"--keep {texts[0]}: {config.name} is dense, it has no experts")
+    settings = by_domain.EvalSettings(
+        split=split,
+        windows=windows,
+        pools=pools,
+        keeps=tuple(parse_keep(t, moe, allow_fewer=allow_fewer) for t in texts) if moe else (),
+        method=method,
+        allow_fewer=allow_fewer,
+    )
     by_domain.check_ways(config, settings)
     chosen = by_domain.open_split(data, config, split, loaded.tokenizer)
     mesh = by_domain.eval_mesh(config)
@@ -295,6 +316,7 @@ def eval_(
         "model": {"name": loaded.name, "path": model, "step": loaded.step},
         "data": {"path": data, "fingerprint": chosen.fingerprint},
         "split": split,
+        "keep_method": method if settings.keeps else None,
         "window_tokens": config.data.seq_len,
         "attention": config.model.attention,
         "compute_dtype": config.model.compute_dtype,

@@ -24,7 +24,8 @@ from emo_jax.evals.heldout import evaluate, make_eval_step
 from emo_jax.evals.keep_k import select_scores
 from emo_jax.evals.text_bytes import TextBytes
 from emo_jax.model.transformer import ModelFunctions, Params
-from emo_jax.modularity.select import keep_experts
+from emo_jax.modularity.scores import choose_experts
+from emo_jax.modularity.select import budgets, check_keep, keep_experts
 from emo_jax.parallel import mesh as mesh_lib
 
 SELECT = "select"  # the split that experts are chosen on
@@ -42,12 +43,16 @@ class EvalSettings:
       windows: at most this many of a split, spread evenly over it.
       pools: sizes of pools, in routed experts.
       keeps: experts to keep for each domain, the shared ones included.
+      method: how they are chosen, of `scores.METHODS`.
+      allow_fewer: also fewer than top-k.
     """
 
     split: str = "test"
     windows: int = 1024
     pools: tuple[int, ...] = ()
     keeps: tuple[int, ...] = ()
+    method: str = "global"
+    allow_fewer: bool = False
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -117,12 +122,14 @@ def check_ways(config: Config, settings: EvalSettings) -> None:
             if moe is None:
                 raise UsageError(f"{name} {size}: {config.name} is dense, it has no experts")
             # Pools hold routed experts only, yet may be said to hold all, as in the config.
-            least = moe.num_routed_picks if name == "--pool" else moe.top_k
+            if name == "--keep":
+                check_keep(size, moe, allow_fewer=settings.allow_fewer)
+                continue
+            least = moe.num_routed_picks
             if not least <= size <= moe.num_experts:
-                counted = "routed experts" if name == "--pool" else "experts, shared ones included"
                 raise UsageError(
                     f"{name} {size}: must be {least}..{moe.num_experts} for {config.name}"
-                    f" ({counted})"
+                    " (routed experts)"
                 )
 
 
@@ -232,14 +239,10 @@ def domain_losses(
             sums[WITHIN] = evaluate(keep_step, params, batches).ce_sum_M
         select = _Pass(data.like(SELECT), settings.windows, mesh)
         select_windows = select.count
-        scores_LMR, unseen_M = select_scores(
-            step_of(within, router_probs=True),
-            params,
-            select.batches(progress, "router probabilities, select"),
-        )
+        choose = _chooser(within, params, select, settings, mesh=mesh, progress=progress)
         for keep in dict.fromkeys(settings.keeps):
+            keep_LMR, unseen_M = choose(keep)
             batches = data.batches(progress, f"{data.split} loss, {keep} experts kept")
-            keep_LMR = keep_experts(scores_LMR, config, keep)
             kept = evaluate(keep_step, params, batches, keep_LMR=keep_LMR)
             sums[f"keep={keep}"] = np.where(unseen_M, np.nan, kept.ce_sum_M)
     return DomainLosses(
@@ -251,6 +254,49 @@ def domain_losses(
         windows_there=len(chosen.windows),
         select_windows=select_windows,
     )
+
+
+def _chooser(
+    config: Config,
+    params: Params,
+    select: "_Pass",
+    settings: EvalSettings,
+    *,
+    mesh: Mesh,
+    progress: Callable[[str], None],
+) -> Callable[[int], tuple[np.ndarray, np.ndarray]]:
+    """Says which experts each domain keeps (L,M,R), and which domains (M,) had none to choose by.
+
+    Router probabilities of the whole model are summed in one pass. The other methods hold all
+    windows of the split on the devices.
+    """
+    model, M = ModelFunctions(config, mesh), len(select.domains)
+    what = "choosing experts on select"
+    if settings.method == "global":
+        step = make_eval_step(config, model, M)
+        scores_LMR, unseen_M = select_scores(step, params, select.batches(progress, what))
+        return lambda keep: (
+            keep_experts(scores_LMR, config, keep, allow_fewer=settings.allow_fewer),
+            unseen_M,
+        )
+    seen_M = np.zeros(M + 1, np.int64)
+
+    def count(batch: Batch) -> None:
+        np.add(seen_M, np.bincount(batch.domain_ids.ravel() + 1, minlength=M + 1), out=seen_M)
+
+    batches = list(select.batches(progress, what, count))
+    unseen_M = (seen_M[1:] == 0) & (settings.method != "random")
+
+    def choose(keep: int) -> tuple[np.ndarray, np.ndarray]:
+        routed_L = budgets(config, [keep], allow_fewer=settings.allow_fewer)
+        choice = choose_experts(
+            *(settings.method, model, params, batches, routed_L),
+            num_domains=M,
+            progress=lambda line: progress(f"{what}: keep {keep}, {line}"),
+        )
+        return choice.kept_LMR, unseen_M
+
+    return choose
 
 
 class _Pass:

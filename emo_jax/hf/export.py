@@ -99,7 +99,9 @@ def export_leaves(
     shards = plan_shards(tensors, max_shard_bytes)
 
     target = output.resolve()  # a link stays one
-    for note in remove_left_over(target, [_PARTIAL], [*shards, *FILES, *files, *tokenizer_files.FILES]):
+    for note in remove_left_over(
+        target, [_PARTIAL], [*shards, *FILES, *files, *tokenizer_files.FILES]
+    ):
         _LOG.warning("%s", note)
     try:
         with partial_folder(target, _PARTIAL) as unfinished:

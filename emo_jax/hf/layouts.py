@@ -120,7 +120,7 @@ class LeafBlocks:
 
 
 def _experts(at: LeafBlocks, config: Config, i: int, places: Sequence[int]) -> Iterator[HfTensor]:
-    """Experts of layer i by their places in the leaf, a tensor each; linear weights are [out,in]."""
+    """Experts of layer i by their places in the leaf, one tensor each; weights are [out,in]."""
     D, F = config.model.embed_dim, moe_of(config).expert_dim
     for e, place in enumerate(places):
         for name, shape in (("gate", (F, D)), ("up", (F, D)), ("down", (D, F))):

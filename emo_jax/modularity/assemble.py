@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from emo_jax.config import Config, PoolConfig
+from emo_jax.config import Config, MeshConfig, PoolConfig
 from emo_jax.hf.tensors import LeafSource
 from emo_jax.hf.tree import Shape, leaf_shapes, moe_of
 from emo_jax.slices import Block, extent
@@ -59,15 +59,16 @@ class Assembled:
         self.shapes: dict[str, Shape] = leaf_shapes(config)
         self._sources, self._rest = sources, tuple(rest)
         E0, s = sources[0].shapes[EXPERTS[0]][1], moe.num_shared_experts
-        shared = [[Part(0, E0 - s + n)] for n in range(s)] if shared is None else shared
+        of_first: list[Place] = [[Part(0, E0 - s + n)] for n in range(s)]
+        shared = of_first if shared is None else shared
         free = [moe.num_routed_experts - len(places) for places in experts]
         router = experts if router is None else router
-        self._places = {
-            ROUTER: [[*p, *[[]] * n, *shared] for p, n in zip(router, free, strict=True)],
-            **dict.fromkeys(
-                EXPERTS, [[*p, *[[]] * n, *shared] for p, n in zip(experts, free, strict=True)]
-            ),
+        whole = {
+            name: [[*p, *([[]] * n), *last] for p, n in zip(places, free, strict=True)]
+            # Nothing uses the router's columns of the shared experts, and not all layouts hold them.
+            for name, places, last in (("router", router, of_first), ("experts", experts, shared))
         }
+        self._places = {ROUTER: whole["router"], **{path: whole["experts"] for path in EXPERTS}}
 
     def read(self, path: str, block: Block) -> np.ndarray:
         """`leaf[block]` as float32; places without a part are zero."""
@@ -108,11 +109,14 @@ def _mixed(values) -> np.ndarray:
     return total
 
 
-def smaller_config(config: Config, routed_L: Sequence[int], *, name: str = "") -> Config:
+def smaller_config(config: Config, routed_L: Sequence[int], *, top_k: int = 0) -> Config:
     """The config of a model with so many routed experts in each layer.
 
     Top-k is at most what the smallest layer has (SPEC 7.3). Pools are for training the whole
     model: a part of it has none.
+
+    Args:
+      top_k: wanted; 0: that of `config`.
     """
     moe = moe_of(config)
     s = moe.num_shared_experts
@@ -121,16 +125,14 @@ def smaller_config(config: Config, routed_L: Sequence[int], *, name: str = "") -
         moe,
         num_experts=max(counts),
         experts_per_layer=tuple(counts) if len(set(counts)) > 1 else (),
-        top_k=min(moe.top_k, *counts),
+        top_k=min(top_k or moe.top_k, *counts),
         pool=PoolConfig(),
     )
-    return dataclasses.replace(
-        config, name=name or config.name, moe=smaller, mesh=type(config.mesh)()
-    )
+    return dataclasses.replace(config, moe=smaller, mesh=MeshConfig())
 
 
 def same_shape(config: Config, other: Config) -> list[str]:
-    """Fields of the architecture in which two configs differ, but for the routed experts' number."""
+    """Fields of the architecture in which two models differ, but for how many experts they have."""
     moe, other_moe = moe_of(config), moe_of(other)
     fields = ("vocab_size", "num_layers", "embed_dim", "num_heads", "head_dim", "rope_theta")
     out = [

@@ -130,7 +130,9 @@ def _documents(
                     yield document.tokens
 
 
-def pack(documents: Sequence[np.ndarray], seq_len: int, batch_size: int, pad_id: int) -> list[Batch]:
+def pack(
+    documents: Sequence[np.ndarray], seq_len: int, batch_size: int, pad_id: int
+) -> list[Batch]:
     """Documents side by side in windows, none of them cut but at S; the last batch is padded.
 
     All tokens are of domain 0.

@@ -16,7 +16,6 @@ from emo_jax.config import Config
 from emo_jax.hf.card import Card
 from emo_jax.hf.export import export_leaves
 from emo_jax.hf.tensors import LeafSource
-from emo_jax.hf.tree import moe_of
 from emo_jax.model.transformer import ModelFunctions, Params
 from emo_jax.modularity.assemble import Assembled, Part, smaller_config
 from emo_jax.modularity.calibration import Examples, pack
@@ -91,21 +90,24 @@ def write_selected(
 ) -> tuple[Path, Config]:
     """The Hugging Face folder of a pruned model, with `selection.json`, whole or not at all."""
     leaves, smaller = pruned(source, config, kept_LR)
-    facts: dict[str, Any] = {
+    options = {"layout": layout, "tokenizer_dir": tokenizer_dir, "on_bytes": on_bytes}
+    return write_module(leaves, smaller, output, selection, **options), smaller
+
+
+def write_module(
+    source: LeafSource, config: Config, output: str | Path, selection: Selection, **options: Any
+) -> Path:
+    """`export_leaves` with `selection.json`."""
+    facts = {
         "selected from": selection.parent.get("name", ""),
         "method": selection.about.get("method", ""),
-        "experts kept in each layer, shared ones included": " ".join(
-            str(len(kept) + moe_of(config).num_shared_experts) for kept in selection.kept
-        ),
+        "routed experts kept in each layer": " ".join(str(len(k)) for k in selection.kept),
     }
-    made = export_leaves(
-        leaves,
-        smaller,
+    return export_leaves(
+        source,
+        config,
         output,
-        layout=layout,
-        tokenizer_dir=tokenizer_dir,
         card=Card(facts=facts),
         files={FILE: selection.text()},
-        on_bytes=on_bytes,
+        **options,
     )
-    return made, smaller

@@ -9,7 +9,7 @@ Legend: B windows, S tokens, L layers, D width, M domains, R routed experts, K r
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
@@ -54,8 +54,8 @@ def choose_experts(
 ) -> Choice:
     """The routed experts to keep in each layer for each domain.
 
-    - `layerwise`: router probabilities summed over a domain's tokens, in a model whose earlier layers
-      are pruned already.
+    - `layerwise`: router probabilities summed over a domain's tokens, in a model whose earlier
+      layers are pruned already.
     - `global`: the same, in the whole model.
     - `easy_ep` (arXiv 2504.06792): Σ over tokens of routing weight · ‖expert(h)‖₂ · max(0, 1 −
       cos(h, h + o)), with h the input and o the output of the mixture of experts.

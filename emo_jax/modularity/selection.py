@@ -9,9 +9,11 @@ from typing import Any
 
 import numpy as np
 
+from emo_jax.config import Config
 from emo_jax.errors import UsageError
 from emo_jax.hf.tensors import LeafSource
-from emo_jax.modularity.assemble import EXPERTS
+from emo_jax.hf.tree import moe_of
+from emo_jax.modularity.assemble import EXPERTS, ROUTER
 
 FILE = "selection.json"
 FORMAT = "emo_jax selection"
@@ -65,13 +67,26 @@ def read_selection(folder: str | Path) -> Selection:
         raise UsageError(f"{file}: damaged ({error}); select again") from error
 
 
-def fingerprint(source: LeafSource) -> str:
-    """SHA-256 of all float32 weights outside the routed and shared experts."""
+def fingerprint(source: LeafSource, config: Config) -> str:
+    """SHA-256 of all float32 weights outside the experts that mean something.
+
+    Rows of ids that no tokenizer makes, and the router's columns of shared experts, are left out:
+    not every layout holds them.
+    """
+    moe, V = moe_of(config), config.model.vocab_size
+    live = {
+        "embed/embedding": (0, V),
+        "lm_head/kernel": (1, V),
+        ROUTER: (2, moe.num_routed_experts),
+    }
     digest = hashlib.sha256()
     for path in sorted(source.shapes):
         if path in EXPERTS:
             continue
-        shape = source.shapes[path]
+        shape = list(source.shapes[path])
+        if path in live:
+            axis, size = live[path]
+            shape[axis] = size
         digest.update(f"{path} {shape}\n".encode())
         # In pieces along the first axis: layers, or rows of a table.
         step = 1 if path.startswith("layers/") else max(1, (1 << 22) // max(1, shape[-1]))

@@ -22,6 +22,10 @@ def _config(**fields):
     return tiny_config(pool=NO_POOL, num_layers=3, **fields)
 
 
+def _params(config):
+    return jax.jit(ModelFunctions(config).init, static_argnums=0)(3)
+
+
 def _documents(config, lengths=(20, 7, 32, 40, 12, 1)):
     rng = np.random.default_rng(5)
     return [rng.integers(0, config.model.vocab_size, n).astype(np.int32) for n in lengths]
@@ -40,7 +44,7 @@ def _choose(config, params, documents, routed_L, method, *, mesh=None, seed=0):
 @pytest.mark.parametrize("shared", [1, 2])
 def test_scores_are_those_of_the_slow_transcription(method, shared):
     config = _config(num_shared_experts=shared)
-    params = ModelFunctions(config).init(3)
+    params = _params(config)
     documents, routed_L = _documents(config), [3, 2, 4]
     cut = [ids[: config.data.seq_len] for ids in documents]
     kept, scores = getattr(slow_model, method)(config, params, cut, routed_L)
@@ -52,7 +56,7 @@ def test_scores_are_those_of_the_slow_transcription(method, shared):
 
 def test_global_is_layerwise_until_something_is_pruned():
     config = _config()
-    params, documents = ModelFunctions(config).init(3), _documents(config)
+    params, documents = _params(config), _documents(config)
     whole = _choose(config, params, documents, [7, 7, 7], "layerwise")
     once = _choose(config, params, documents, [2, 2, 2], "global")
     np.testing.assert_allclose(once.scores_LMR, whole.scores_LMR, rtol=1e-6)
@@ -63,7 +67,7 @@ def test_global_is_layerwise_until_something_is_pruned():
 
 def test_random_follows_the_seed_alone():
     config = _config()
-    params, documents = ModelFunctions(config).init(3), _documents(config)
+    params, documents = _params(config), _documents(config)
     first, again, other = (
         _choose(config, params, documents, [3, 2, 7], "random", seed=seed).kept_LMR[:, 0]
         for seed in (0, 0, 1)
@@ -81,7 +85,7 @@ def test_random_follows_the_seed_alone():
 )
 def test_the_mesh_changes_nothing(method, sizes):
     config = _config()
-    params, documents = ModelFunctions(config).init(3), _documents(config)
+    params, documents = _params(config), _documents(config)
     alone = _choose(config, params, documents, [3, 2, 4], method)
     on_mesh = dataclasses.replace(config, mesh=sizes)
     mesh = mesh_lib.make_mesh(sizes)

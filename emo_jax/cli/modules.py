@@ -1,0 +1,217 @@
+"""emo select, emo compose, emo merge."""
+
+from pathlib import Path
+
+import click
+
+from emo_jax.cli.app import Items, command
+from emo_jax.errors import UsageError
+
+_LAYOUT = click.option(
+    "--layout",
+    type=click.Choice(["qwen2_moe", "emo"]),
+    default="qwen2_moe",
+    show_default=True,
+    help="qwen2_moe loads in stock transformers; emo has the released checkpoints' names.",
+)
+
+
+def counts(option: str, items: tuple[str, ...]) -> tuple[int, ...]:
+    """Items as whole numbers.
+
+    Raises:
+      UsageError: one of them is none.
+    """
+    for item in items:
+        if not item.isdecimal():
+            raise UsageError(f"{option} {item}: must be whole numbers with commas between")
+    return tuple(map(int, items))
+
+
+@command("emo select runs/tiny --data store:law --keep 16 --output modules/law")
+@click.argument("model")
+@click.option(
+    "--data",
+    required=True,
+    metavar="STORE[:DOMAIN]|FILE",
+    help="What to choose by: split select of a token store, of one domain or all, or a file of"
+    " documents.",
+)
+@click.option(
+    "--keep",
+    type=Items("8,25%"),
+    default=(),
+    help="Experts of each layer, shared ones included: counts, or shares. Several make several"
+    " models.",
+)
+@click.option(
+    "--keep-per-layer", type=Items("16,8,…"), default=(), help="A count for each layer instead."
+)
+@click.option(
+    "--method",
+    type=click.Choice(["layerwise", "global", "easy_ep", "random"]),
+    default="layerwise",
+    show_default=True,
+    help="layerwise: by router probability, in a model pruned up to there; global: in the whole"
+    " model; easy_ep: by what experts add; random: by the seed.",
+)
+@click.option(
+    "--examples",
+    type=Items("1,10,all"),
+    default=("all",),
+    show_default="all",
+    help="Documents to choose by. Of several, the last makes the model, and how far the others"
+    " choose the same is shown.",
+)
+@click.option(
+    "--max-tokens",
+    type=click.IntRange(min=1),
+    default=1_000_000,
+    show_default=True,
+    help="Of all examples, at most.",
+)
+@click.option(
+    "--min-tokens",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    help="Shorter documents are left out.",
+)
+@click.option(
+    "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of which examples."
+)
+@click.option("--allow-fewer", is_flag=True, help="Also fewer experts than a token uses.")
+@_LAYOUT
+@click.option("--output", required=True, help="Folder to make; below it, one for each of several.")
+def select(
+    model: str,
+    data: str,
+    keep: tuple[str, ...],
+    keep_per_layer: tuple[str, ...],
+    method: str,
+    examples: tuple[str, ...],
+    max_tokens: int,
+    min_tokens: int,
+    seed: int,
+    allow_fewer: bool,
+    layout: str,
+    output: str,
+) -> None:
+    """Keep the experts that a domain uses, and write the smaller model.
+
+    MODEL is a run's workdir, WORKDIR@STEP, or a Hugging Face folder. The folders made are Hugging
+    Face folders with selection.json: what was kept, by which scores.
+    """
+    from emo_jax.selecting import SelectSettings, stored_bytes
+    from emo_jax.selecting import select as run
+    from emo_jax.workdir import refuse_existing
+
+    refuse_existing(Path(output))
+    numbers = tuple(None if n == "all" else counts("--examples", (n,))[0] for n in examples)
+    if not numbers or 0 in numbers:
+        raise UsageError("--examples: must be numbers above 0, or all")
+    ordered = sorted(n for n in set(numbers) if n is not None)
+    made = run(
+        model,
+        data,
+        output,
+        SelectSettings(
+            keeps=keep,
+            per_layer=counts("--keep-per-layer", keep_per_layer),
+            method=method,
+            examples=(*ordered, *([None] if None in numbers else [])),
+            max_tokens=max_tokens,
+            min_tokens=min_tokens,
+            seed=seed,
+            allow_fewer=allow_fewer,
+            layout=layout,
+        ),
+        quiet=False,
+    )
+    for one in made:
+        counted = sorted(set(one.keep_L))
+        kept = f"{counted[0]}" if len(counted) == 1 else ", ".join(map(str, one.keep_L))
+        click.echo(
+            f"{one.folder}: {kept} experts a layer, {one.parameters:,} parameters,"
+            f" {stored_bytes(one.parameters) / 1e6:,.1f} MB, {one.active:,} for one token"
+        )
+        for number, share in one.overlaps.items():
+            click.echo(
+                f"  {number} examples choose {share:.0%} of the same (Jaccard, mean of layers)"
+            )
+        for note in one.notes:
+            click.echo(f"  {note}")
+
+
+@command("emo compose modules/law modules/medicine --output modules/both")
+@click.argument("modules", nargs=-1)
+@click.option("--output", required=True, help="Folder to make.")
+@click.option(
+    "--average",
+    is_flag=True,
+    help="Take the mean of weights that differ, as after finetuning, instead of refusing.",
+)
+@click.option(
+    "--fill-from",
+    default=None,
+    metavar="PARENT",
+    help="The model they were selected from: its next best experts fill smaller layers up to the"
+    " largest, which layout qwen2_moe needs.",
+)
+@_LAYOUT
+def compose(
+    modules: tuple[str, ...], output: str, average: bool, fill_from: str | None, layout: str
+) -> None:
+    """Put modules of one parent together: in each layer, all experts that any of them has.
+
+    MODULES are folders of emo select or emo compose.
+    """
+    from emo_jax.composing import compose_folders
+    from emo_jax.hf.tree import count_parameters, moe_of
+
+    folder, config = compose_folders(
+        modules, output, layout=layout, average=average, fill_from=fill_from, quiet=False
+    )
+    counts = [moe_of(config).experts_in(n) for n in range(config.model.num_layers)]
+    click.echo(
+        f"{folder}: {', '.join(map(str, counts))} experts in the layers,"
+        f" {count_parameters(config)[0]:,} parameters"
+    )
+
+
+@command("emo merge modules/law-finetuned --into runs/tiny --output hf/merged")
+@click.argument("module")
+@click.option(
+    "--into", required=True, metavar="FULL", help="The model that the module was selected from."
+)
+@click.option("--output", required=True, help="Folder to make.")
+@click.option(
+    "--average",
+    type=click.FloatRange(min=0, max=1),
+    default=1.0,
+    show_default=True,
+    metavar="SHARE",
+    help="Share of the module's weights; the rest is FULL's.",
+)
+@click.option("--router", is_flag=True, help="Also the module's part of the router.")
+@click.option(
+    "--rest", is_flag=True, help="Also all else: attention, norms, embeddings, shared experts."
+)
+@_LAYOUT
+def merge(
+    module: str, into: str, output: str, average: float, router: bool, rest: bool, layout: str
+) -> None:
+    """Put the routed experts of a (finetuned) module back into the whole model."""
+    from emo_jax.composing import merge_folder
+
+    folder = merge_folder(
+        module,
+        into,
+        output,
+        share=average,
+        router=router,
+        rest=rest,
+        layout=layout,
+        quiet=False,
+    )
+    click.echo(f"{folder}: {into} with the experts of {module}")

@@ -1,0 +1,120 @@
+"""`emo compose` and `emo merge`: folders of modules in, a folder of a model out."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from emo_jax.config import Config
+from emo_jax.data.progress import Progress
+from emo_jax.data.tokenizers import load_tokenizer
+from emo_jax.errors import UsageError
+from emo_jax.hf.card import Card
+from emo_jax.hf.export import export_leaves
+from emo_jax.hf.layouts import layout_for
+from emo_jax.hf.sources import TreeSource
+from emo_jax.hf.tree import flatten
+from emo_jax.loading import LoadedModel, load_model
+from emo_jax.modularity.compose import Module, compose, merge_into, open_module
+from emo_jax.modularity.pruning import write_module
+from emo_jax.transfer import export_config
+from emo_jax.workdir import refuse_existing
+
+
+def compose_folders(
+    paths: Sequence[str],
+    output: str | Path,
+    *,
+    layout: str | None = None,
+    average: bool = False,
+    fill_from: str | None = None,
+    quiet: bool = True,
+) -> tuple[Path, Config]:
+    """Writes the union of some modules.
+
+    Raises:
+      UsageError: one module, modules that do not belong together, or not in this layout.
+    """
+    if len(paths) < 2:
+        raise UsageError("give two or more folders of emo select")
+    refuse_existing(output)
+    with Progress("compose", enabled=not quiet) as shown:
+        shown.show("comparing the modules")
+        modules = [open_module(path) for path in paths]
+        tokenizer = _tokenizer_of_all(modules)
+        parent = None if fill_from is None else load_model(fill_from)
+        filling = None if parent is None else (_leaves(parent), parent.config)
+        made = compose(modules, average=average, fill_from=filling)
+        try:
+            layout_for(made.config, layout)
+        except UsageError as error:
+            raise UsageError(f"{error}, or fill layers up with --fill-from PARENT") from error
+        shown.show(f"writing {output}")
+        folder = write_module(
+            made.source,
+            export_config(made.config),
+            output,
+            made.selection,
+            layout=layout,
+            tokenizer_dir=tokenizer,
+        )
+    return folder, made.config
+
+
+def merge_folder(
+    module: str,
+    into: str,
+    output: str | Path,
+    *,
+    share: float = 1.0,
+    router: bool = False,
+    rest: bool = False,
+    layout: str | None = None,
+    quiet: bool = True,
+) -> Path:
+    """Writes a whole model with a module's experts back in their places.
+
+    Raises:
+      UsageError: the module is not of this model.
+    """
+    refuse_existing(output)
+    with Progress("merge", enabled=not quiet) as shown:
+        opened, full = open_module(module), load_model(into)
+        if full.config.moe is None:
+            raise UsageError(f"{into}: {full.config.name} is dense, it has no experts")
+        merged = merge_into(
+            _leaves(full), full.config, opened, share=share, router=router, rest=rest
+        )
+        shown.show(f"writing {output}")
+        facts = {"experts put back from": Path(module).name, "their share": share}
+        return export_leaves(
+            merged,
+            export_config(full.config),
+            output,
+            layout=layout,
+            tokenizer_dir=full.tokenizer_dir,
+            card=Card(facts=facts),
+        )
+
+
+def _leaves(model: LoadedModel) -> TreeSource:
+    return TreeSource({path: np.asarray(leaf) for path, leaf in flatten(model.params).items()})
+
+
+def _tokenizer_of_all(modules: Sequence[Module]) -> Path | None:
+    """The folder of the tokenizer that all modules have; None where the first has none.
+
+    Raises:
+      UsageError: they have different ones.
+    """
+    first, *others = (m.path if (m.path / "tokenizer.json").is_file() else None for m in modules)
+    for module, folder in zip(modules[1:], others, strict=True):
+        if first is None or folder is None:
+            continue
+        ours, theirs = load_tokenizer(first).fingerprint, load_tokenizer(folder).fingerprint
+        if ours != theirs:
+            raise UsageError(
+                f"{modules[0].path} and {module.path}: different tokenizers ({ours[:12]} and"
+                f" {theirs[:12]})"
+            )
+    return first

@@ -1,0 +1,276 @@
+"""Modules of one parent put together, and put back into it.
+
+Legend: L layers, R routed experts of the parent.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from emo_jax.config import Config
+from emo_jax.errors import UsageError
+from emo_jax.hf.importing import open_folder
+from emo_jax.hf.sources import FolderSource
+from emo_jax.hf.tensors import LeafSource
+from emo_jax.hf.tree import moe_of
+from emo_jax.modularity.assemble import (
+    EXPERTS,
+    ROUTER,
+    Assembled,
+    Part,
+    Place,
+    same_shape,
+    smaller_config,
+)
+from emo_jax.modularity.selection import Selection, fingerprint, read_selection
+from emo_jax.slices import Block
+
+
+class Module(NamedTuple):
+    """A selected model on disk."""
+
+    path: Path
+    source: FolderSource
+    config: Config
+    selection: Selection
+
+
+class Composed(NamedTuple):
+    """A model to be written, and what it says of itself."""
+
+    source: Assembled
+    config: Config
+    selection: Selection
+
+
+def open_module(path: str | Path) -> Module:
+    """A folder that `emo select`, `emo compose` or an export of a finetuned module made.
+
+    Raises:
+      UsageError, HfFormatError: it is none.
+    """
+    selection = read_selection(path)
+    source, config, _ = open_folder(path)
+    moe = moe_of(config)
+    there = [moe.experts_in(n) - moe.num_shared_experts for n in range(config.model.num_layers)]
+    if [len(kept) for kept in selection.kept] != there:
+        raise UsageError(f"{path}: selection.json is not of this model; select again")
+    return Module(Path(path), source, config, selection)
+
+
+def compose(
+    modules: Sequence[Module],
+    *,
+    average: bool = False,
+    fill_from: tuple[LeafSource, Config] | None = None,
+) -> Composed:
+    """The union of the modules' experts, layer by layer, in the parent's order.
+
+    An expert that several modules have, and everything outside the routed experts, must be the same
+    in all of them.
+
+    Args:
+      average: where they differ, as after finetuning, take the mean instead of refusing.
+      fill_from: the parent, whose next best experts fill layers up to the largest, since some
+        layouts have one number of experts for all layers.
+
+    Raises:
+      UsageError: modules of different parents, shapes or weights.
+    """
+    first = modules[0]
+    for other in modules[1:]:
+        _check_related(first, other)
+    if not average:
+        _check_equal(modules)
+    s, top_k = moe_of(first.config).num_shared_experts, max(moe_of(m.config).top_k for m in modules)
+    places: list[list[Place]] = []
+    kept: list[tuple[int, ...]] = []
+    sources: list[LeafSource] = [m.source for m in modules]
+    if fill_from is not None:
+        _check_parent(first, *fill_from)
+        sources.append(fill_from[0])
+    unions = [
+        sorted(set().union(*(m.selection.kept[layer] for m in modules)))
+        for layer in range(first.config.model.num_layers)
+    ]
+    for layer, union in enumerate(unions):
+        extra = []
+        if fill_from is not None:
+            most = max(map(len, unions))
+            extra = [e for e in _best(modules, layer) if e not in union][: most - len(union)]
+        numbers = [list(m.selection.kept[layer]) for m in modules]
+        kept.append(tuple(sorted([*union, *extra])))
+        row: list[Place] = []
+        for expert in kept[-1]:
+            if expert in extra:
+                row.append([Part(len(modules), expert)])
+                continue
+            holders = [m for m, held in enumerate(numbers) if expert in held]
+            share = 1.0 / len(holders) if average else 1.0
+            holders = holders if average else holders[:1]
+            row.append([Part(m, numbers[m].index(expert), share) for m in holders])
+        places.append(row)
+    rest = [1.0 / len(modules)] * len(modules) if average else [1.0]
+    shared: list[Place] = []
+    for n in range(s):
+        ends = [moe_of(m.config).num_experts - s + n for m in modules[: len(rest)]]
+        shared.append([Part(m, end, rest[m]) for m, end in enumerate(ends)])
+    config = smaller_config(first.config, [len(k) for k in kept], top_k=top_k)
+    about = {
+        "method": "compose",
+        "of": [{"path": str(m.path), **dict(m.selection.about)} for m in modules],
+        "averaged": average,
+        "filled_up": fill_from is not None,
+    }
+    selection = Selection(
+        parent=first.selection.parent,
+        parent_fingerprint=first.selection.parent_fingerprint,
+        num_routed=first.selection.num_routed,
+        kept=tuple(kept),
+        about=about,
+    )
+    return Composed(Assembled(sources, config, places, shared=shared, rest=rest), config, selection)
+
+
+def merge_into(
+    full: LeafSource,
+    config: Config,
+    module: Module,
+    *,
+    share: float = 1.0,
+    router: bool = False,
+    rest: bool = False,
+) -> Assembled:
+    """A whole model with a module's routed experts back in their places.
+
+    Args:
+      full: the parent, of `config`.
+      share: of the module's weights; the parent keeps the others.
+      router: the module's columns of the router, too.
+      rest: everything else too: attention, norms, embeddings, shared experts.
+
+    Raises:
+      UsageError: the module is of another parent.
+    """
+    moe, selection = moe_of(config), module.selection
+    wrong = same_shape(config, module.config)
+    if wrong:
+        raise UsageError(f"{module.path}: not a module of this model: {'; '.join(wrong)}")
+    if selection.num_routed != moe.num_routed_experts:
+        raise UsageError(
+            f"{module.path}: its parent has {selection.num_routed} routed experts, this model"
+            f" {moe.num_routed_experts}; give the parent"
+        )
+    _check_parent(module, full, config)
+    places: list[list[Place]] = []
+    untouched: list[list[Place]] = []
+    for kept in selection.kept:
+        row: list[Place] = [[Part(0, e)] for e in range(moe.num_routed_experts)]
+        untouched.append(list(row))
+        for place, expert in enumerate(kept):
+            row[expert] = _blend(Part(0, expert), Part(1, place), share)
+        places.append(row)
+    s, E, held = moe.num_shared_experts, moe.num_experts, moe_of(module.config).num_experts
+    shared: list[Place] = [
+        _blend(Part(0, E - s + n), Part(1, held - s + n), share if rest else 0.0) for n in range(s)
+    ]
+    shares = (1.0 - share, share) if rest else (1.0, 0.0)
+    return Assembled(
+        [full, module.source],
+        config,
+        places,
+        router=places if router else untouched,
+        shared=shared,
+        rest=shares,
+    )
+
+
+def _best(modules: Sequence[Module], layer: int) -> list[int]:
+    """The parent's routed experts, best first by the modules' mean share of the scores."""
+    total = np.zeros(modules[0].selection.num_routed)
+    for module in modules:
+        if module.selection.scores:
+            scores = np.asarray(module.selection.scores[layer])
+            total += scores / max(scores.sum(), 1e-30)
+    return np.argsort(-total, kind="stable").tolist()
+
+
+def _check_parent(module: Module, parent: LeafSource, config: Config) -> None:
+    selection, found = module.selection, fingerprint(parent, config)
+    if found != selection.parent_fingerprint:
+        raise UsageError(
+            f"{module.path}: was selected from {selection.parent.get('path', 'another model')}"
+            f" ({selection.parent_fingerprint[:12]}), not from this model ({found[:12]})"
+        )
+
+
+def _blend(ours: Part, theirs: Part, share: float) -> Place:
+    parts = [ours._replace(share=1.0 - share), theirs._replace(share=share)]
+    return [part for part in parts if part.share]
+
+
+def _check_related(first: Module, other: Module) -> None:
+    both = f"{first.path} and {other.path}"
+    wrong = same_shape(first.config, other.config)
+    if wrong:
+        raise UsageError(f"{both}: not of one parent: {'; '.join(wrong)}")
+    a, b = first.selection, other.selection
+    if (a.parent_fingerprint, a.num_routed) != (b.parent_fingerprint, b.num_routed):
+        raise UsageError(
+            f"{both}: of different parents, {a.parent.get('path')} ({a.parent_fingerprint[:12]})"
+            f" and {b.parent.get('path')} ({b.parent_fingerprint[:12]})"
+        )
+
+
+def _check_equal(modules: Sequence[Module]) -> None:
+    """Raises UsageError where weights that modules share differ."""
+    first = modules[0]
+    s = moe_of(first.config).num_shared_experts
+    for other in modules[1:]:
+        names = [p for p in first.source.shapes if p not in (ROUTER, *EXPERTS)]
+        for path in sorted(names):
+            shape = first.source.shapes[path]
+            for block in _slabs(shape, path.startswith("layers/")):
+                _same(first, other, path, block, block)
+        for path in (ROUTER, *EXPERTS):
+            axis = 2 if path == ROUTER else 1
+            shape = first.source.shapes[path]
+            for layer, (a, b) in enumerate(
+                zip(first.selection.kept, other.selection.kept, strict=True)
+            ):
+                pairs = [(a.index(e), b.index(e)) for e in sorted(set(a) & set(b))]
+                if path != ROUTER:  # the router's columns of shared experts are dead
+                    ends = [m.source.shapes[path][axis] - s for m in (first, other)]
+                    pairs += [(ends[0] + n, ends[1] + n) for n in range(s)]
+                for mine, theirs in pairs:
+                    _same(
+                        first,
+                        other,
+                        path,
+                        _one(shape, axis, layer, mine),
+                        _one(shape, axis, layer, theirs),
+                    )
+
+
+def _one(shape: tuple[int, ...], axis: int, layer: int, expert: int) -> Block:
+    block = [slice(0, size) for size in shape]
+    block[0], block[axis] = slice(layer, layer + 1), slice(expert, expert + 1)
+    return tuple(block)
+
+
+def _slabs(shape: tuple[int, ...], by_layer: bool) -> list[Block]:
+    step = 1 if by_layer else max(1, (1 << 22) // max(1, shape[-1]))
+    rest = tuple(slice(0, size) for size in shape[1:])
+    return [(slice(n, min(n + step, shape[0])), *rest) for n in range(0, shape[0], step)]
+
+
+def _same(first: Module, other: Module, path: str, mine: Block, theirs: Block) -> None:
+    a, b = first.source.read(path, mine), other.source.read(path, theirs)
+    if not np.array_equal(a, b):
+        layer = f", layer {mine[0].start}" if path.startswith("layers/") else ""
+        raise UsageError(
+            f"{first.path} and {other.path}: differ in {path}{layer}, as after finetuning; give"
+            " --average to take the mean"
+        )

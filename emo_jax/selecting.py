@@ -1,0 +1,301 @@
+"""`emo select`: a model and examples in, folders of smaller models out.
+
+Legend: L layers, R routed experts.
+"""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from emo_jax.config import Config
+from emo_jax.data.documents import read_documents
+from emo_jax.data.progress import Progress
+from emo_jax.data.store import TokenStore
+from emo_jax.errors import DataError, UsageError
+from emo_jax.evals.by_domain import SELECT, eval_mesh
+from emo_jax.hf.layouts import layout_for
+from emo_jax.hf.sources import TreeSource
+from emo_jax.hf.tensors import F32_BYTES
+from emo_jax.hf.tree import count_parameters, flatten, moe_of
+from emo_jax.loading import LoadedModel, load_model
+from emo_jax.manifest import versions
+from emo_jax.model.transformer import ModelFunctions
+from emo_jax.modularity.calibration import (
+    Examples,
+    examples_of,
+    split_location,
+    store_examples,
+)
+from emo_jax.modularity.pruning import choose_by_examples, write_selected
+from emo_jax.modularity.scores import Choice
+from emo_jax.modularity.select import (
+    budgets,
+    choose_best,
+    experts_there,
+    parse_keep,
+)
+from emo_jax.modularity.selection import Selection, fingerprint, overlap
+from emo_jax.transfer import export_config
+from emo_jax.workdir import refuse_existing
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SelectSettings:
+    """What to choose by.
+
+    Attributes:
+      keeps: `16` or `25%`, the shared experts included; one model each.
+      per_layer: a count for each layer instead; empty: none.
+      method: of `scores.METHODS`.
+      examples: numbers of documents, ascending; None: all. The models are those of the last.
+      max_tokens: of all examples, at most.
+      min_tokens: of an example.
+      allow_fewer: also fewer experts than top-k.
+      layout: of the folders; None: what stock transformers loads.
+    """
+
+    keeps: tuple[str, ...] = ()
+    per_layer: tuple[int, ...] = ()
+    method: str = "layerwise"
+    examples: tuple[int | None, ...] = (None,)
+    max_tokens: int = 1_000_000
+    min_tokens: int = 1
+    seed: int = 0
+    allow_fewer: bool = False
+    layout: str | None = None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Selected:
+    """A model that was written.
+
+    Attributes:
+      keep_L: experts of each layer, shared ones included.
+      overlaps: of what fewer examples choose with what all of them do, by their number.
+      notes: what a user should know.
+    """
+
+    folder: Path
+    keep_L: tuple[int, ...]
+    parameters: int
+    active: int
+    overlaps: dict[int, float]
+    notes: tuple[str, ...] = ()
+
+
+def select(
+    model: str, data: str, output: str | Path, settings: SelectSettings, *, quiet: bool = True
+) -> list[Selected]:
+    """Chooses experts and writes the models: one in `output`, or one for each keep below it.
+
+    Raises:
+      UsageError: nothing is written.
+    """
+    loaded = load_model(model)
+    config = loaded.config
+    if config.moe is None:
+        raise UsageError(f"{model}: {config.name} is dense, it has no experts to select")
+    wanted, notes = _budgets(config, settings)
+    folders = {
+        label: Path(output) if len(wanted) == 1 else Path(output) / f"keep-{label}"
+        for label in wanted
+    }
+    refuse_existing(output)
+    with Progress("select", enabled=not quiet) as shown:
+        examples = _read_examples(loaded, data, settings, shown.show)
+        mesh = eval_mesh(config)
+        params = jax.device_put(loaded.params, ModelFunctions(config, mesh).param_shardings())
+        source = TreeSource(flatten(loaded.params))
+        parent_print = fingerprint(source, config)
+        pad_id = loaded.need_tokenizer().pad_id if loaded.tokenizer else 0
+        chooser = _Chooser(
+            config,
+            settings,
+            lambda given, routed_L, method, say: choose_by_examples(
+                config,
+                params,
+                given,
+                routed_L,
+                method=method,
+                mesh=mesh,
+                pad_id=pad_id,
+                seed=settings.seed,
+                progress=say,
+            ),
+            shown.show,
+        )
+        made = []
+        for label, routed_L in wanted.items():
+            choice = chooser.choose(examples.first(settings.examples[-1]), routed_L, label)
+            kept_LR = choice.kept_LMR[:, 0]
+            overlaps = {
+                number: overlap(
+                    chooser.choose(examples.first(number), routed_L, label).kept_LMR[:, 0], kept_LR
+                )
+                for number in settings.examples[:-1]
+                if number is not None
+            }
+            about = _about(settings, examples.first(settings.examples[-1]), overlaps, label)
+            selection = Selection(
+                parent={"name": loaded.name, "path": loaded.path, "step": loaded.step},
+                parent_fingerprint=parent_print,
+                num_routed=config.moe.num_routed_experts,
+                kept=tuple(tuple(np.flatnonzero(row).tolist()) for row in kept_LR),
+                about=about,
+                scores=tuple(tuple(row) for row in choice.scores_LMR[:, 0].tolist()),
+            )
+            shown.show(f"writing {folders[label]}")
+            folder, smaller = write_selected(
+                source,
+                export_config(config),
+                kept_LR,
+                folders[label],
+                selection,
+                layout=settings.layout,
+                tokenizer_dir=loaded.tokenizer_dir,
+            )
+            total, active = count_parameters(smaller)
+            moe = moe_of(smaller)
+            made.append(
+                Selected(
+                    folder=folder,
+                    keep_L=tuple(moe.experts_in(n) for n in range(config.model.num_layers)),
+                    parameters=total,
+                    active=active,
+                    overlaps=overlaps,
+                    notes=notes,
+                )
+            )
+    return made
+
+
+def stored_bytes(parameters: int) -> int:
+    """Of a folder's weights."""
+    return parameters * F32_BYTES
+
+
+def _budgets(
+    config: Config, settings: SelectSettings
+) -> tuple[dict[str, list[int]], tuple[str, ...]]:
+    """Routed experts of each layer, by what the folder is to be called."""
+    moe, fewer = moe_of(config), settings.allow_fewer
+    if bool(settings.keeps) == bool(settings.per_layer):
+        raise UsageError("give --keep, or --keep-per-layer with a count for each layer")
+    if settings.keeps:
+        counts = [parse_keep(text, moe, allow_fewer=fewer) for text in settings.keeps]
+        return {str(n): budgets(config, [n], allow_fewer=fewer) for n in counts}, ()
+    routed_L = budgets(config, settings.per_layer, allow_fewer=fewer)
+    layout = layout_for(config, settings.layout)
+    if layout.name == "emo" or len(set(routed_L)) == 1:
+        return {"per-layer": routed_L}, ()
+    most = max(routed_L)
+    note = (
+        f"layout {layout.name} has one number of experts for all layers: layers below"
+        f" {most + moe.num_shared_experts} are filled up with their next best; --layout emo keeps"
+        " the counts as given"
+    )
+    return {"per-layer": [most] * len(routed_L)}, (note,)
+
+
+def _read_examples(
+    loaded: LoadedModel, data: str, settings: SelectSettings, say: Callable[[str], None]
+) -> Examples:
+    say(f"reading examples of {data}")
+    numbers = [n for n in settings.examples if n is not None]
+    number = None if None in settings.examples else max(numbers)
+    seq_len = loaded.config.data.seq_len
+    location, domain = split_location(data, lambda text: "://" in text or Path(text).exists())
+    if Path(location).is_file():
+        return _file_examples(loaded, location, settings, number)
+    store = TokenStore.open(location)
+    if loaded.tokenizer is not None:
+        try:
+            store.check_tokenizer(loaded.tokenizer.fingerprint)
+        except DataError as error:
+            raise UsageError(str(error)) from error
+    if store.vocab_size > loaded.config.model.vocab_size:
+        raise UsageError(
+            f"{location}: its tokenizer has {store.vocab_size} ids, the model"
+            f" {loaded.config.model.vocab_size}; give a store made with the model's tokenizer"
+        )
+    return store_examples(
+        store,
+        SELECT,
+        domain=domain,
+        number=number,
+        max_tokens=settings.max_tokens,
+        max_length=seq_len,
+        min_length=settings.min_tokens,
+        seed=settings.seed,
+    )
+
+
+def _file_examples(
+    loaded: LoadedModel, file: str, settings: SelectSettings, number: int | None
+) -> Examples:
+    """Documents of a file, in its order, with the model's tokenizer."""
+    tokenizer = loaded.need_tokenizer()
+    found: list[np.ndarray] = []
+    left, seq_len = settings.max_tokens, loaded.config.data.seq_len
+    for document in read_documents([file]):
+        ids = np.append(tokenizer.encode_batch([document.text])[0], tokenizer.eos_id)
+        if tokenizer.adds_bos and tokenizer.bos_id is not None:
+            ids = np.insert(ids, 0, tokenizer.bos_id)
+        if len(ids) < settings.min_tokens:
+            continue
+        if len(found) == number or (found and min(len(ids), seq_len) > left):
+            break
+        found.append(ids[:seq_len].astype(np.int32))
+        left -= len(found[-1])
+    if not found or (number is not None and len(found) < number):
+        long = f" of at least {settings.min_tokens} tokens" if settings.min_tokens > 1 else ""
+        raise UsageError(f"{file}: {len(found)} documents{long}, not {number or 'any'}")
+    return examples_of(found, file)
+
+
+class _Chooser:
+    """Choices by number of examples; scores that do not depend on the budget are kept."""
+
+    def __init__(
+        self,
+        config: Config,
+        settings: SelectSettings,
+        run: Callable[[Examples, Sequence[int], str, Callable[[str], None]], Choice],
+        say: Callable[[str], None],
+    ):
+        self._config, self._settings, self._run, self._say = config, settings, run, say
+        self._scores: dict[str, np.ndarray] = {}
+
+    def choose(self, examples: Examples, routed_L: Sequence[int], label: str) -> Choice:
+        """The experts that these examples choose."""
+        method, key = self._settings.method, examples.fingerprint
+        if method == "layerwise":
+            key = f"{key} {routed_L}"
+        if key not in self._scores:
+            what = f"{len(examples.documents)} examples, {examples.tokens:,} tokens"
+            self._scores[key] = self._run(
+                examples, routed_L, method, lambda line: self._say(f"keep {label}: {what}, {line}")
+            ).scores_LMR
+        scores_LMR = self._scores[key]
+        kept_LMR = choose_best(scores_LMR, experts_there(self._config), routed_L)
+        return Choice(kept_LMR, scores_LMR)
+
+
+def _about(
+    settings: SelectSettings, examples: Examples, overlaps: dict[int, float], label: str
+) -> dict[str, Any]:
+    return {
+        "method": settings.method,
+        "keep": label,
+        "data": examples.source,
+        "data_fingerprint": examples.fingerprint,
+        "examples": len(examples.documents),
+        "tokens": examples.tokens,
+        "seed": settings.seed,
+        "overlap_of_fewer_examples": {str(n): value for n, value in overlaps.items()},
+        "versions": versions(),
+    }
