@@ -24,6 +24,16 @@ ExpertBackend = Literal["auto", "blocked", "ragged_dot", "tokamax", "megablox"]
 Dispatch = Literal["auto", "ragged_all_to_all", "all_gather"]
 BalanceScope = Literal["micro", "step"]
 Schedule = Literal["cosine", "wsd"]
+FROZEN_PARTS = (
+    "embeddings",
+    "attention",
+    "norms",
+    "router",
+    "routed",
+    "shared",
+    "old_experts",
+    "mlp",
+)
 WandbMode = Literal["online", "offline", "disabled"]
 
 
@@ -243,8 +253,16 @@ class OptimizerConfig:
     offload: bool = False  # keeps Adam's moments in the memory of the host
     weight_decay: float = 0.1  # decoupled; on everything but the input embedding
     clip_norm: float = 1.0  # of all gradients together
+    # Parts that stay as they are, to the last bit: embeddings (input and output), attention, norms,
+    # router, routed, shared (experts), old_experts (routed ones but the last
+    # moe.pool.forced_experts, with their columns of the router), mlp (of a dense model).
+    frozen: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        unknown = [name for name in self.frozen if name not in FROZEN_PARTS]
+        near = nearest(unknown[0], list(FROZEN_PARTS)) if unknown else ""
+        allowed = f"some of {', '.join(FROZEN_PARTS)}{near}"
+        _require(not unknown, "optimizer.frozen", self.frozen, allowed)
         _require(self.peak_lr > 0, "optimizer.peak_lr", self.peak_lr, "above 0")
         _require(self.warmup_steps >= 0, "optimizer.warmup_steps", self.warmup_steps, "at least 0")
         _require(
@@ -286,6 +304,9 @@ class TrainConfig:
     log_every: int = 10  # steps
     eval_every: int = 0  # steps; 0: only at the end
     eval_windows: int = 64  # held-out windows per evaluation; 0: none
+    # Experts to keep of each layer, shared ones included: also the held-out loss with so many,
+    # chosen for each domain on half of the windows and judged on the other half.
+    eval_keep: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "micro_batches", "loss_chunk", "log_every"):
@@ -452,6 +473,21 @@ class Config:
             self.optimizer.decay_steps,
             f"at most {self.train.steps - self.optimizer.warmup_steps}"
             " (train.steps - optimizer.warmup_steps)",
+        )
+        keeps = self.train.eval_keep
+        _require(not keeps or self.moe is not None, "train.eval_keep", keeps, "empty: no experts")
+        if self.moe is not None:
+            least, most = self.moe.top_k, self.moe.num_experts
+            fits = all(least <= keep <= most for keep in keeps)
+            allowed = f"counts in {least}..{most} (moe.top_k..moe.num_experts)"
+            _require(fits, "train.eval_keep", keeps, allowed)
+        of_experts = {"router", "routed", "shared", "old_experts"}
+        wrong = {"mlp"} if self.moe is not None else of_experts
+        _require(
+            not wrong & set(self.optimizer.frozen),
+            "optimizer.frozen",
+            self.optimizer.frozen,
+            f"without {', '.join(sorted(wrong))}: this model has none",
         )
         for name in self.init.expected_changes:
             fields = list(flatten(self))

@@ -30,6 +30,7 @@ _FREE_FIELDS = (
     "train.log_every",
     "train.eval_every",
     "train.eval_windows",
+    "train.eval_keep",
     "data.prefetch",
     "data.store",
     "model.attention_backend",

@@ -65,7 +65,7 @@ class Assembled:
         router = experts if router is None else router
         whole = {
             name: [[*p, *([[]] * n), *last] for p, n in zip(places, free, strict=True)]
-            # Nothing uses the router's columns of the shared experts, and not all layouts hold them.
+            # The router's columns of shared experts are used by nothing, nor held by all layouts.
             for name, places, last in (("router", router, of_first), ("experts", experts, shared))
         }
         self._places = {ROUTER: whole["router"], **{path: whole["experts"] for path in EXPERTS}}

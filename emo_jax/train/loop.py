@@ -10,7 +10,7 @@ import itertools
 import json
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,6 +27,7 @@ from emo_jax.data.stream import TokenSource
 from emo_jax.data.windows import Windows, open_source, open_windows
 from emo_jax.errors import CheckpointError, ConfigError, DataError, PreemptedError, UsageError
 from emo_jax.evals.heldout import HeldOut, evaluate, make_eval_step
+from emo_jax.evals.keep_curve import in_halves, keep_curve
 from emo_jax.model.transformer import ModelFunctions
 from emo_jax.parallel import mesh as mesh_lib
 from emo_jax.parallel import processes
@@ -112,6 +113,10 @@ class Trainer:
             self._eval_step = make_eval_step(
                 config, self.model, len(self.heldout.domains), router_probs=False
             )
+        self._keep_step = None
+        if self.heldout is not None and config.train.eval_keep:
+            doubled = 2 * len(self.heldout.domains)  # see `keep_curve`
+            self._keep_step = make_eval_step(config, self.model, doubled, router_probs=True)
         self.train_step = jit_train_step(config, self.model, self.optimizer)
 
     def run(self) -> TrainState:
@@ -321,12 +326,16 @@ class Trainer:
         record: dict[str, Any] = {"step": step}
         for pool_size in sorted({0, moe.pool.eval_size if moe else 0}):
             batches = self._heldout_batches()
-            first = next(batches)
-            compiled_for = (self._eval_step, state.params, first, None)
-            processes.compile_together(*compiled_for, pool_size=pool_size)
-            batches = itertools.chain([first], batches)
-            result = evaluate(self._eval_step, state.params, batches, pool_size=pool_size)
+            result = _measure(self._eval_step, state.params, batches, pool_size=pool_size)
             record |= held_out_record(result, self.heldout.domains, pool_size)
+        if self._keep_step is not None:
+            domains, step_of_keep = self.heldout.domains, self._keep_step
+
+            def run(keep_LMR: np.ndarray | None) -> HeldOut:
+                halves = in_halves(self._heldout_batches(), len(domains))
+                return _measure(step_of_keep, state.params, halves, keep_LMR=keep_LMR)
+
+            record |= keep_curve(self.config, run, domains, self.config.train.eval_keep)
         progress.line(f"step {step}: held-out loss {record['heldout_loss']:.4f}")
         if log:
             log.write(record)
@@ -340,6 +349,21 @@ class Trainer:
             self.heldout, batch_size=size, max_windows=train.eval_windows, rows=rows
         )
         return (global_batch(batch, rows, where, size) for batch in batches)
+
+
+def _measure(
+    eval_step: Callable[..., dict[str, Any]],
+    params: Any,
+    batches: Iterator[Batch],
+    *,
+    keep_LMR: np.ndarray | None = None,
+    pool_size: int = 0,
+) -> HeldOut:
+    """`evaluate`, compiled on all processes before any of them runs it."""
+    first = next(batches)
+    processes.compile_together(eval_step, params, first, keep_LMR, pool_size=pool_size)
+    batches = itertools.chain([first], batches)
+    return evaluate(eval_step, params, batches, keep_LMR=keep_LMR, pool_size=pool_size)
 
 
 def held_out_record(result: HeldOut, domains: tuple[str, ...], pool_size: int) -> dict[str, Any]:

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from emo_jax.config import Config, OptimizerConfig
+from emo_jax.train.freeze import freeze
 from emo_jax.train.offload import follow_memory
 from emo_jax.train.skip import SkipState, skip_spikes
 
@@ -55,7 +56,7 @@ def make_optimizer(config: Config) -> optax.GradientTransformationExtraArgs:
         adamw = skip_spikes(adamw, window=opt.skip_window, sigma=opt.skip_sigma)
     schedule = learning_rate(opt, config.train.steps)
     chain = optax.chain(adamw, optax.scale_by_learning_rate(schedule))
-    return optax.with_extra_args_support(chain)
+    return freeze(chain, config)
 
 
 def _adam(opt: OptimizerConfig) -> optax.GradientTransformationExtraArgs:

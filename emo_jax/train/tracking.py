@@ -28,7 +28,7 @@ QUEUE_RECORDS = 1000  # waiting for a slow tracker; those beyond are dropped, an
 CLOSE_SECONDS = 30.0  # for all trackers to send what they have; a stopped run has little time
 
 _BY_LAYER = re.compile(r"_by_layer$")
-_POOL = re.compile(r"^([^/]+)(/.+)? \(pool=(\d+)\)$")
+_POOL = re.compile(r"^([^/]+)(/.+)? \((pool|keep)=(\d+)\)$")
 
 
 class MetricWriter(Protocol):
@@ -196,8 +196,8 @@ def scalars(record: Record) -> dict[str, float]:
     """The numbers of a record by the names that trackers get.
 
     A list over layers `x_by_layer` becomes `x/layer_00`, …; `heldout_loss/law (pool=16)` becomes
-    `heldout_loss_pool16/law`, since not every tracker takes brackets; `step` and values that are
-    not there are left out.
+    `heldout_loss_pool16/law`, likewise `keep=16`, since not every tracker takes brackets; `step`
+    and values that are not there are left out.
     """
     found: dict[str, float] = {}
     for name, value in record.items():
@@ -207,6 +207,6 @@ def scalars(record: Record) -> dict[str, float]:
         elif isinstance(value, int | float) and name != "step":
             match = _POOL.match(name)
             if match:
-                name = f"{match[1]}_pool{match[3]}{match[2] or ''}"
+                name = f"{match[1]}_{match[3]}{match[4]}{match[2] or ''}"
             found[name] = float(value)
     return found

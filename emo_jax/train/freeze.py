@@ -1,0 +1,78 @@
+"""Parts of a model that training leaves as they are, to the last bit.
+
+Legend: L layers, D width, E experts, R routed experts.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from emo_jax.config import Config
+
+# Where the leaves of a part lie in the parameters; parts that are some of the experts are below.
+_LEAVES = {
+    "embeddings": (("embed",), ("lm_head",)),
+    "attention": (("layers", "attention"),),
+    "norms": (("layers", "attention_norm"), ("layers", "mlp_norm"), ("final_norm",)),
+    "router": (("layers", "mlp", "router"),),
+}
+
+
+def trains(config: Config, path: tuple[str, ...], shape: tuple[int, ...]) -> np.ndarray | bool:
+    """Which numbers of a leaf are trained: all, none, or a mask that broadcasts to it."""
+    frozen, moe = set(config.optimizer.frozen), config.moe
+    for part, places in _LEAVES.items():
+        if part in frozen and any(path[: len(p)] == p for p in places):
+            return False
+    if path[:2] != ("layers", "mlp"):
+        return True
+    if moe is None:
+        return "mlp" not in frozen
+    R, E = moe.num_routed_experts, moe.num_experts
+    old = R - moe.pool.forced_experts
+    mask_E = np.ones(E, bool)
+    if path[2] == "router":  # the shared experts' columns are dead
+        if "old_experts" in frozen:
+            mask_E[:old] = False
+            mask_E[R:] = False
+        return mask_E if not mask_E.all() else True
+    if "routed" in frozen:
+        mask_E[:R] = False
+    if "old_experts" in frozen:
+        mask_E[:old] = False
+    if "shared" in frozen:
+        mask_E[R:] = False
+    if not mask_E.any():
+        return False
+    return True if mask_E.all() else mask_E.reshape(1, E, *[1] * (len(shape) - 2))
+
+
+def freeze(
+    inner: optax.GradientTransformation, config: Config
+) -> optax.GradientTransformationExtraArgs:
+    """`inner` for the parts that are trained: the others' gradients are zero, and so are updates.
+
+    Zero gradients alone would not do: weight decay moves weights that have none, and Adam's moments
+    of before would. The updates of frozen numbers are −0.0, which added changes no bit of any.
+    """
+    inner = optax.with_extra_args_support(inner)
+    if not config.optimizer.frozen:
+        return inner
+
+    def masked(tree: Any, value: float) -> Any:
+        def leaf(path: Any, a: jax.Array) -> jax.Array:
+            mask = trains(config, tuple(key.key for key in path), a.shape)
+            if mask is True:
+                return a
+            return jnp.where(jnp.asarray(mask), a, jnp.asarray(value, a.dtype))
+
+        return jax.tree_util.tree_map_with_path(leaf, tree)
+
+    def update(grads: Any, state: Any, params: Any = None, **extra: Any) -> tuple[Any, Any]:
+        updates, state = inner.update(masked(grads, 0.0), state, params, **extra)
+        return masked(updates, -0.0), state
+
+    return optax.GradientTransformationExtraArgs(inner.init, update)
