@@ -23,6 +23,7 @@ Dtype = Literal["float32", "bfloat16"]
 ExpertBackend = Literal["auto", "blocked", "ragged_dot", "tokamax", "megablox"]
 Dispatch = Literal["auto", "ragged_all_to_all", "all_gather"]
 BalanceScope = Literal["micro", "step"]
+BalanceTokens = Literal["all", "labels"]
 Schedule = Literal["cosine", "wsd"]
 FROZEN_PARTS = (
     "embeddings",
@@ -77,6 +78,8 @@ class MoeConfig:
     # Whose counts the load balance is of: a micro-batch's (the reference's), or the whole step's,
     # which takes one more forward pass where train.micro_batches is above 1.
     balance_scope: BalanceScope = "micro"
+    # Whose picks it counts: all tokens', or (finetuning, SPEC 7.4) those of tokens that are labels.
+    balance_tokens: BalanceTokens = "all"
     backend: ExpertBackend = "auto"  # of the expert matrix products; auto: what suits the device
     # How tokens reach experts on other devices (mesh.expert above 1); auto: ragged_all_to_all
     # where the devices have it.
@@ -474,6 +477,13 @@ class Config:
             f"at most {self.train.steps - self.optimizer.warmup_steps}"
             " (train.steps - optimizer.warmup_steps)",
         )
+        if self.moe is not None and self.moe.balance_tokens == "labels":
+            _require(
+                self.moe.balance_scope == "micro",
+                "moe.balance_scope",
+                self.moe.balance_scope,
+                "micro where moe.balance_tokens = 'labels'",
+            )
         keeps = self.train.eval_keep
         _require(not keeps or self.moe is not None, "train.eval_keep", keeps, "empty: no experts")
         if self.moe is not None:

@@ -10,11 +10,12 @@ SPLITS = (TRAIN, "select", "test")  # training; choosing modules; reported numbe
 
 
 class Span(NamedTuple):
-    """N neighbouring tokens of a stream, every field (N,) int32."""
+    """N neighbouring tokens of a stream, every field (N,), int32 unless it says otherwise."""
 
     tokens: np.ndarray
-    segment_ids: np.ndarray  # document of the token, 0 for the first one met
+    segment_ids: np.ndarray  # document of the token, 0 for the first one met; -1 padding
     domain_ids: np.ndarray  # index into the source's `domains`; -1 unknown
+    loss_mask: np.ndarray | None = None  # float32, 1 where the next token counts; None: all do
 
 
 class Stream(Protocol):

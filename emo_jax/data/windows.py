@@ -8,10 +8,12 @@ import numpy as np
 from emo_jax.batch import PADDING_ID, Batch
 from emo_jax.config import DataConfig
 from emo_jax.data import filter as repetition
+from emo_jax.data import pairs
+from emo_jax.data.pairs import PairStore
 from emo_jax.data.raw import RawTokens
 from emo_jax.data.store import TokenStore
 from emo_jax.data.store_writer import check_ids
-from emo_jax.data.stream import TRAIN, TokenSource
+from emo_jax.data.stream import TRAIN, Span, TokenSource
 from emo_jax.errors import DataError
 
 
@@ -76,10 +78,11 @@ class Windows(Sequence[Batch]):
         start = local * self.seq_len
         span = stream.read(start, min(start + self.seq_len, stream.num_tokens))
         check_ids(span.tokens, self.source.vocab_size, stream.name)
-        return self._window(*span)
+        return self._window(span)
 
-    def _window(self, tokens: np.ndarray, segment_ids: np.ndarray, domain_ids: np.ndarray) -> Batch:
+    def _window(self, span: Span) -> Batch:
         """Fields of the N <= S tokens at hand, padded to S."""
+        tokens, segment_ids, domain_ids, counts = span
         if self._eos_starts_next_pool:
             is_eos = tokens == self.source.eos_id
             pool_ids = np.cumsum(is_eos) - is_eos[0]  # SPEC 2.1
@@ -87,6 +90,8 @@ class Windows(Sequence[Batch]):
             pool_ids = segment_ids
         masked = self._repetition_filter and repetition.is_repetitive(tokens)
         loss_mask = np.full(tokens.shape, 0.0 if masked else 1.0, np.float32)
+        if counts is not None:
+            loss_mask *= counts
         loss_mask[-1] = 0.0
         # Labels cross document boundaries (SPEC 5.4); the last token of a window has none.
         labels = np.append(tokens[1:], 0)
@@ -120,14 +125,19 @@ class Windows(Sequence[Batch]):
         )
 
 
-def open_source(location: str | os.PathLike[str], config: DataConfig) -> TokenStore | RawTokens:
-    """A token store, or headerless files of a pattern such as `dclm/*.npy` (several: by commas).
+def open_source(
+    location: str | os.PathLike[str], config: DataConfig
+) -> TokenStore | RawTokens | PairStore:
+    """A token store, headerless files of a pattern such as `dclm/*.npy` (several: by commas), or
+    the pairs of `emo finetune`.
 
     Args:
       location: see above.
       config: its `raw_…` fields say what headerless files do not; a store knows its own.
     """
     text = os.fspath(location)
+    if text.endswith(pairs.SUFFIX):
+        return PairStore.open(text)
     if not text.endswith(".npy"):
         return TokenStore.open(text)
     return RawTokens(

@@ -56,6 +56,7 @@ class ForwardInputs(NamedTuple):
     positions_BS: jax.Array
     domain_ids_BS: jax.Array
     loss_tokens: jax.Array | float
+    balance_BS: jax.Array | None = None  # bool, tokens that the load balance is of; None: all
 
 
 class PerLayer(NamedTuple):
@@ -163,6 +164,7 @@ class MoeMlp(nnx.Module):
                 top_p=options.top_p,
                 num_domains=options.num_domains,
                 step_load_R=per_layer.step_load_R,
+                balance_BS=inputs.balance_BS,
             )
 
 
@@ -309,8 +311,13 @@ class Transformer(nnx.Module):
           step_load_LR: picks a token of each expert in the whole step, where these windows are a
             part of it and the load balance is to be the step's.
         """
+        moe, balance_BS = self.config.moe, None
+        if moe is not None and moe.balance_tokens == "labels":  # a token is the label of the last
+            balance_BS = jnp.pad(batch.loss_mask[:, :-1], ((0, 0), (1, 0))) > 0
         inputs = ForwardInputs(
-            batch.segment_ids, batch.pool_ids, batch.positions, batch.domain_ids, loss_tokens
+            *(batch.segment_ids, batch.pool_ids, batch.positions, batch.domain_ids),
+            loss_tokens,
+            balance_BS,
         )
         options = Options(top_p, num_domains)
 

@@ -63,6 +63,7 @@ def route(
     domain_ids_BS: jax.Array | None = None,
     num_domains: int = 0,
     step_load_R: jax.Array | None = None,
+    balance_BS: jax.Array | None = None,
 ) -> tuple[Routing, RouterStats]:
     """Chooses experts for every token.
 
@@ -80,6 +81,7 @@ def route(
       allowed_BSR: routed experts that exist for a token, as if the others had been pruned.
       step_load_R: float32, how often a token of the whole step picks each expert, for the load
         balance; None: the tokens given are all that count.
+      balance_BS: bool, the tokens that the load balance is of; None: all.
       domain_ids_BS, num_domains: for the sums of probabilities by domain; 0 domains: none kept.
     """
     R, K, pool = config.num_routed_experts, config.num_routed_picks, config.pool
@@ -114,13 +116,20 @@ def route(
     indices_BSK = jnp.where(valid_BS[..., None], indices_BSK, R).astype(jnp.int32)
     weights_BSK = jnp.where(valid_BS[..., None], weights_BSK, 0.0)
 
+    def counts_of(indices_BSK: jax.Array) -> jax.Array:
+        chosen_R = jnp.sum(indices_BSK[..., None] == jnp.arange(R), axis=(0, 1, 2), dtype=jnp.int32)
+        return chosen_R.astype(jnp.float32)
+
     num_valid = valid_BS.sum().astype(jnp.float32)
-    chosen_R = jnp.sum(indices_BSK[..., None] == jnp.arange(R), axis=(0, 1, 2), dtype=jnp.int32)
-    counts_R = chosen_R.astype(jnp.float32)
-    valid_BS1 = valid_BS[..., None]
-    mean_probs_R = jnp.sum(jnp.where(valid_BS1, probs_BSR, 0.0), axis=(0, 1)) / jnp.maximum(
-        num_valid, 1.0
-    )
+    counts_R = balanced_R = counts_of(indices_BSK)
+    counted_BS, num_counted = valid_BS, num_valid
+    if balance_BS is not None:
+        counted_BS = valid_BS & balance_BS
+        num_counted = counted_BS.sum().astype(jnp.float32)
+        balanced_R = counts_of(jnp.where(counted_BS[..., None], indices_BSK, R))
+    mean_probs_R = jnp.sum(
+        jnp.where(counted_BS[..., None], probs_BSR, 0.0), axis=(0, 1)
+    ) / jnp.maximum(num_counted, 1.0)
     loss_tokens = jnp.asarray(loss_tokens, jnp.float32)
 
     def over_tokens(values_BS: jax.Array) -> jax.Array:
@@ -128,7 +137,7 @@ def route(
 
     stats = RouterStats(
         load_balance_loss=losses.load_balance_loss(
-            counts_R if step_load_R is None else step_load_R * num_valid,
+            balanced_R if step_load_R is None else step_load_R * num_valid,
             mean_probs_R,
             num_picks=K,
             loss_tokens=loss_tokens,

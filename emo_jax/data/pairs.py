@@ -1,0 +1,237 @@
+"""Prompts and answers for finetuning: tokenised and packed once, then windows like any others.
+
+A file of lines `{"prompt": …, "answer": …}` becomes `NAME.pairs.npz`, in which several pairs stand
+side by side in a window and none is cut. Only the answers, and the end of document behind each,
+count in the loss.
+
+Legend: S tokens of a window, N windows.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from emo_jax.batch import PADDING_ID
+from emo_jax.data.records import NUM_EXAMPLES
+from emo_jax.data.stream import TRAIN, Span
+from emo_jax.data.tokenizer_base import Tokenizer
+from emo_jax.errors import DataError, UsageError
+
+SUFFIX = ".pairs.npz"
+_FORMAT = 1
+
+
+class Pair(NamedTuple):
+    """One example."""
+
+    where: str  # file and line
+    prompt: str
+    answer: str
+
+
+@dataclass(frozen=True)
+class Packed:
+    """Pairs as windows.
+
+    Attributes:
+      tokens_NS: int32.
+      segment_ids_NS: int32, pair of the token within its window; -1 padding.
+      loss_mask_NS: float32, 1 where the next token is of an answer or ends it.
+      pairs: that are in the windows.
+      too_long: of those that are longer than a window, where they are.
+      unusable: likewise of lines without a prompt or an answer, and why.
+    """
+
+    tokens_NS: np.ndarray
+    segment_ids_NS: np.ndarray
+    loss_mask_NS: np.ndarray
+    pairs: int
+    too_long: tuple[str, ...]
+    unusable: tuple[str, ...]
+
+    def summary(self) -> str:
+        """One line; the first of what was left out are named."""
+        text = f"{self.pairs} pairs in {len(self.tokens_NS)} windows"
+        for what, where in (("longer than a window", self.too_long), ("unusable", self.unusable)):
+            if where:
+                more = ", …" if len(where) > NUM_EXAMPLES else ""
+                text += f"; {len(where)} {what} left out ({', '.join(where[:NUM_EXAMPLES])}{more})"
+        return text
+
+
+def read_pairs(
+    file: str | Path, *, prompt_field: str = "prompt", answer_field: str = "answer"
+) -> Iterator[Pair | str]:
+    """The pairs of a JSONL file; a line that is none as where it is and why.
+
+    Raises:
+      UsageError: the file cannot be read.
+    """
+    path = Path(file)
+    try:
+        with path.open(encoding="utf-8") as stream:
+            for number, line in enumerate(stream, 1):
+                if not line.strip():
+                    continue
+                where = f"{path.name}:{number}"
+                try:
+                    record = json.loads(line)
+                except ValueError:
+                    yield f"{where}: broken JSON"
+                    continue
+                values = [
+                    record.get(field) if isinstance(record, dict) else None
+                    for field in (prompt_field, answer_field)
+                ]
+                missing = [
+                    field
+                    for field, value in zip((prompt_field, answer_field), values, strict=True)
+                    if not isinstance(value, str) or not value.strip()
+                ]
+                if missing:
+                    yield f"{where}: no {missing[0]!r}"
+                else:
+                    yield Pair(where, values[0], values[1])
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path}: cannot be read ({error}); give a JSONL file") from error
+
+
+def pack_pairs(found: Sequence[Pair | str], tokenizer: Tokenizer, seq_len: int) -> Packed:
+    """Pairs packed in their order, each whole in one window.
+
+    Prompt and answer are tokenised apart, as when a model is asked.
+
+    Raises:
+      DataError: no pair can be used.
+    """
+    unusable = tuple(entry for entry in found if isinstance(entry, str))
+    good = [entry for entry in found if isinstance(entry, Pair)]
+    prompts = tokenizer.encode_batch([pair.prompt for pair in good]) if good else []
+    answers = tokenizer.encode_batch([pair.answer for pair in good]) if good else []
+    bos = [tokenizer.bos_id] if tokenizer.adds_bos and tokenizer.bos_id is not None else []
+    rows: list[list[tuple[np.ndarray, int]]] = []
+    room, too_long = 0, []
+    for pair, prompt, answer in zip(good, prompts, answers, strict=True):
+        ids = np.concatenate([bos, prompt, answer, [tokenizer.eos_id]]).astype(np.int32)
+        if len(ids) > seq_len:
+            too_long.append(f"{pair.where}: {len(ids)} tokens")
+            continue
+        if len(ids) > room:
+            rows.append([])
+            room = seq_len
+        rows[-1].append((ids, len(bos) + len(prompt)))
+        room -= len(ids)
+    if not rows:
+        first = next(iter([*unusable, *too_long]), "it is empty")
+        raise DataError(f"no pair can be used of {len(found)}; the first: {first}")
+    tokens = np.full((len(rows), seq_len), tokenizer.pad_id, np.int32)
+    segments = np.full(tokens.shape, PADDING_ID, np.int32)
+    mask = np.zeros(tokens.shape, np.float32)
+    for n, row in enumerate(rows):
+        start = 0
+        for number, (ids, answer_at) in enumerate(row):
+            end = start + len(ids)
+            tokens[n, start:end] = ids
+            segments[n, start:end] = number
+            mask[n, start + answer_at - 1 : end - 1] = 1.0  # position t is about token t + 1
+            start = end
+    return Packed(tokens, segments, mask, sum(map(len, rows)), tuple(too_long), unusable)
+
+
+class PairStore:
+    """Packed pairs on disk, a `TokenSource` of one training stream."""
+
+    domains: tuple[str, ...] = ()
+
+    def __init__(self, path: str, arrays: dict[str, np.ndarray], about: dict):
+        self.path = path
+        self.vocab_size: int = about["vocab_size"]
+        self.eos_id: int = about["eos_id"]
+        self.pad_id: int = about["pad_id"]
+        self.tokenizer_fingerprint: str = about["tokenizer"]
+        self.seq_len: int = about["seq_len"]
+        self.fingerprint = _digest(arrays)
+        self._stream = PairStream(path, arrays)
+
+    @classmethod
+    def open(cls, path: str | os.PathLike[str]) -> "PairStore":
+        """Reads what `write_pairs` wrote.
+
+        Raises:
+          UsageError: nothing is there.
+          DataError: it is damaged.
+        """
+        location = os.fspath(path)
+        try:
+            with np.load(location, allow_pickle=False) as held:
+                about = json.loads(str(held["about"]))
+                arrays = {name: held[name] for name in ("tokens", "segment_ids", "loss_mask")}
+            if about["format"] != _FORMAT or about["digest"] != _digest(arrays):
+                raise ValueError("its checksum does not fit")
+            return cls(location, arrays, about)
+        except FileNotFoundError:
+            raise UsageError(f"{location}: no such file; run emo finetune again") from None
+        except (OSError, ValueError, KeyError) as error:
+            raise DataError(f"{location}: damaged ({error}); run emo finetune again") from error
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """Names of the splits."""
+        return (TRAIN,)
+
+    def streams(self, split: str) -> list["PairStream"]:
+        """The one stream of training."""
+        return [self._stream] if split == TRAIN else []
+
+
+class PairStream:
+    """Windows end to end."""
+
+    def __init__(self, name: str, arrays: dict[str, np.ndarray]):
+        self.name = name
+        self._tokens, self._segments, self._mask = (
+            arrays[key].reshape(-1) for key in ("tokens", "segment_ids", "loss_mask")
+        )
+        self.num_tokens = self._tokens.size
+
+    def read(self, start: int, stop: int) -> Span:
+        """Tokens [start, stop)."""
+        part = slice(start, stop)
+        tokens = self._tokens[part]
+        nowhere = np.full(tokens.shape, -1, np.int32)
+        return Span(tokens, self._segments[part], nowhere, self._mask[part].astype(np.float32))
+
+
+def write_pairs(path: str | Path, packed: Packed, tokenizer: Tokenizer) -> None:
+    """Writes the windows; the file appears when it is whole."""
+    path = Path(path)
+    arrays = {
+        "tokens": packed.tokens_NS,
+        "segment_ids": packed.segment_ids_NS,
+        "loss_mask": packed.loss_mask_NS.astype(np.uint8),
+    }
+    about = {
+        "format": _FORMAT,
+        "vocab_size": tokenizer.vocab_size,
+        "eos_id": tokenizer.eos_id,
+        "pad_id": tokenizer.pad_id,
+        "tokenizer": tokenizer.fingerprint,
+        "seq_len": packed.tokens_NS.shape[1],
+        "digest": _digest(arrays),
+    }
+    unfinished = path.with_name(f".{path.name}.tmp.npz")
+    np.savez_compressed(unfinished, about=np.array(json.dumps(about)), **arrays)
+    os.replace(unfinished, path)
+
+
+def _digest(arrays: dict[str, np.ndarray]) -> str:
+    digest = hashlib.sha256()
+    for name in sorted(arrays):
+        digest.update(name.encode() + np.ascontiguousarray(arrays[name]).tobytes())
+    return digest.hexdigest()
