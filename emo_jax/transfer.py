@@ -24,10 +24,10 @@ from emo_jax.hf.card import Card
 from emo_jax.hf.export import export_leaves
 from emo_jax.hf.importing import open_folder
 from emo_jax.hf.layouts import layout_for
-from emo_jax.hf.sources import FolderSource
-from emo_jax.hf.tensors import F32_BYTES
+from emo_jax.hf.tensors import F32_BYTES, LeafSource
 from emo_jax.hf.tree import count_parameters, unflatten, unit_axes
 from emo_jax.model.transformer import ModelFunctions
+from emo_jax.modularity.selection import FILE as SELECTION_FILE
 from emo_jax.slices import Block, SlicedLeaf
 from emo_jax.train.metrics import METRICS_FILE, read_metrics
 from emo_jax.workdir import (
@@ -40,7 +40,7 @@ from emo_jax.workdir import (
 )
 
 _PARTIAL = "partial"
-_IMPORTED = (CONFIG_FILE, CHECKPOINTS, TOKENIZER_FOLDER)
+_IMPORTED = (CONFIG_FILE, CHECKPOINTS, TOKENIZER_FOLDER, SELECTION_FILE)
 _LOG = logging.getLogger(__name__)
 
 
@@ -110,9 +110,16 @@ def export_workdir(
             eos_token_id=eos_id,
             pad_token_id=pad_id,
             card=_card(folder, config, extra, found),
+            files=_selection_of(folder),
             on_bytes=_counter(progress, total),
         )
     return made, chosen.name
+
+
+def _selection_of(workdir: Path) -> dict[str, str]:
+    """What a module says of its parent goes with it."""
+    file = workdir / SELECTION_FILE
+    return {SELECTION_FILE: file.read_text(encoding="utf-8")} if file.is_file() else {}
 
 
 def export_config(config: Config) -> Config:
@@ -174,27 +181,53 @@ def import_folder(
       HfFormatError: the folder is of another architecture or incomplete.
       UsageError: the workdir is in use or cannot be made.
     """
-    folder = Path(workdir).resolve()
-    refuse_existing(folder)
+    refuse_existing(Path(workdir).resolve())
     source, config, _ = open_folder(Path(hf_dir))
     ModelFunctions(config)  # refuses what the model cannot be
+
+    def fill(unfinished: Path) -> None:
+        copy_tokenizer(Path(hf_dir), unfinished / TOKENIZER_FOLDER)
+        if (Path(hf_dir) / SELECTION_FILE).is_file():
+            (unfinished / SELECTION_FILE).write_bytes((Path(hf_dir) / SELECTION_FILE).read_bytes())
+
+    import_leaves(source, config, workdir, fill, quiet=quiet)
+    return config
+
+
+def import_leaves(
+    source: LeafSource,
+    config: Config,
+    workdir: str | os.PathLike[str],
+    fill: Callable[[Path], None],
+    *,
+    quiet: bool = True,
+) -> None:
+    """Makes a workdir that holds some parameters as step 0; it appears when it is whole.
+
+    Args:
+      fill: writes what else belongs into the folder.
+
+    Raises:
+      UsageError: the workdir is in use or cannot be made.
+    """
+    folder = Path(workdir).resolve()
+    refuse_existing(folder)
     for note in remove_left_over(folder, [_PARTIAL], _IMPORTED):
         _LOG.warning("%s", note)
     total = sum(math.prod(shape) for shape in source.shapes.values()) * F32_BYTES
     try:
         with partial_folder(folder, _PARTIAL) as unfinished:
             claim_workdir(unfinished, config)
-            copy_tokenizer(Path(hf_dir), unfinished / TOKENIZER_FOLDER)
+            fill(unfinished)
             with Progress("import", enabled=not quiet) as progress:
                 _save_sliced(unfinished, source, config, _counter(progress, total))
             os.rename(unfinished, folder)
     except OSError as e:
         raise UsageError(f"{folder}: cannot be made a workdir: {one_line(e)}") from e
-    return config
 
 
 def _save_sliced(
-    workdir: Path, source: FolderSource, config: Config, on_bytes: Callable[[int], None]
+    workdir: Path, source: LeafSource, config: Config, on_bytes: Callable[[int], None]
 ) -> None:
     """Writes the parameters as checkpoint 0, a few slices at a time."""
     stopped = threading.Event()
@@ -239,7 +272,7 @@ def _ctrl_c_sets(stopped: threading.Event) -> Iterator[None]:
 
 
 def _sliced(
-    source: FolderSource, on_bytes: Callable[[int], None], stopped: threading.Event
+    source: LeafSource, on_bytes: Callable[[int], None], stopped: threading.Event
 ) -> dict[str, Any]:
     """The parameters as leaves that are read when the checkpoint is written, until stopped."""
 

@@ -10,7 +10,7 @@ ROOT = Path(__file__).parents[1] / "emo_jax"
 # Left to right. Names in one group do not import each other; each file of `top` may import all.
 ORDER: list[set[str]] = [
     {"cli"},
-    {"quickstart", "bench", "selecting", "composing"},
+    {"quickstart", "bench", "selecting", "composing", "finetuning"},
     {"aot"},
     {"loading", "generation"},
     {"transfer", "verify", "configfile", "presets"},

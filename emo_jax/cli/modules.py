@@ -1,4 +1,4 @@
-"""emo select, emo compose, emo merge."""
+"""emo select, emo compose, emo merge, emo finetune."""
 
 from pathlib import Path
 
@@ -215,3 +215,90 @@ def merge(
         quiet=False,
     )
     click.echo(f"{folder}: {into} with the experts of {module}")
+
+
+@command("emo finetune modules/law --data pairs.jsonl --workdir runs/law --output hf/law")
+@click.argument("model")
+@click.option("--data", required=True, metavar="FILE", help='JSONL of {"prompt": …, "answer": …}.')
+@click.option("--prompt-field", default="prompt", show_default=True)
+@click.option("--answer-field", default="answer", show_default=True)
+@click.option("--workdir", required=True, help="Folder of the run; a run that is there goes on.")
+@click.option("--output", default=None, help="Also write a Hugging Face folder at the end.")
+@_LAYOUT
+@click.option(
+    "--freeze",
+    type=click.Choice(["none", "routed", "routed+shared", "all-but-router"]),
+    default="none",
+    show_default=True,
+    help="What stays as it is, to the last bit.",
+)
+@click.option("--epochs", type=click.FloatRange(min=0, min_open=True), default=1, show_default=True)
+@click.option(
+    "--batch-size", type=click.IntRange(min=1), default=32, show_default=True, help="Pairs, about."
+)
+@click.option(
+    "--micro-batches",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    help="Parts of a batch, one after the other, to save memory.",
+)
+@click.option(
+    "--lr",
+    type=click.FloatRange(min=0, min_open=True),
+    default=5e-5,
+    show_default=True,
+    help="At its peak, after a tenth of the steps; then it falls to 0.",
+)
+@click.option(
+    "--window", type=click.IntRange(min=2), default=None, help="Tokens; the model's if not given."
+)
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
+def finetune(
+    model: str,
+    data: str,
+    prompt_field: str,
+    answer_field: str,
+    workdir: str,
+    output: str | None,
+    layout: str,
+    freeze: str,
+    epochs: float,
+    batch_size: int,
+    micro_batches: int,
+    lr: float,
+    window: int | None,
+    seed: int,
+) -> None:
+    """Train on answers to prompts: a whole model, or one of emo select.
+
+    MODEL is a run's workdir, WORKDIR@STEP, or a Hugging Face folder. Parameters and optimizer are
+    float32, there is no pool, and the loss is of the answers only. The workdir is a run like any
+    other: the same command goes on where it stopped. Pairs longer than a window, and lines without
+    prompt or answer, are counted, named and left out.
+    """
+    from emo_jax.train.stop import StopRequest
+    from emo_jax.workdir import refuse_existing
+
+    if output is not None:
+        refuse_existing(output)
+    with StopRequest() as stop:
+        from emo_jax.finetuning import FinetuneSettings
+        from emo_jax.finetuning import finetune as run
+        from emo_jax.transfer import export_workdir
+
+        settings = FinetuneSettings(
+            prompt_field=prompt_field,
+            answer_field=answer_field,
+            freeze=freeze,
+            epochs=epochs,
+            batch_size=batch_size,
+            micro_batches=micro_batches,
+            peak_lr=lr,
+            window=window or 0,
+            seed=seed,
+        )
+        run(model, data, workdir, settings, stop=stop, quiet=False)
+    if output is not None:
+        made, layout = export_workdir(workdir, output, layout=layout, quiet=False)
+        click.echo(f"{made}: layout {layout}")

@@ -1,0 +1,176 @@
+"""`emo finetune`: a model and pairs of prompts and answers in, a run of its own out (SPEC 7.4)."""
+
+import dataclasses
+import math
+from pathlib import Path
+
+import jax
+
+from emo_jax.config import (
+    CheckpointConfig,
+    Config,
+    DataConfig,
+    MeshConfig,
+    OptimizerConfig,
+    PoolConfig,
+    TrainConfig,
+    differences,
+)
+from emo_jax.data.pairs import SUFFIX, Packed, pack_pairs, read_pairs, write_pairs
+from emo_jax.data.progress import Progress
+from emo_jax.errors import UsageError
+from emo_jax.hf.sources import TreeSource
+from emo_jax.hf.tree import flatten
+from emo_jax.loading import LoadedModel, load_model
+from emo_jax.modularity.pruning import within_documents
+from emo_jax.modularity.selection import FILE as SELECTION_FILE
+from emo_jax.train.loop import Trainer
+from emo_jax.train.stop import StopRequest
+from emo_jax.transfer import export_config, import_leaves
+from emo_jax.workdir import CONFIG_FILE, TOKENIZER_FOLDER, read_workdir_config
+
+PAIRS_FILE = f"data{SUFFIX}"
+FREEZE = {
+    "none": (),
+    "routed": ("routed",),
+    "routed+shared": ("routed", "shared"),
+    "all-but-router": ("embeddings", "attention", "norms", "routed", "shared"),
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FinetuneSettings:
+    """The recipe; defaults are the reference's (SPEC 7.4).
+
+    Attributes:
+      batch_size: pairs of a step, about: as many windows as hold so many.
+      window: tokens of a window; 0: the model's.
+      balance_weight: of the load balance of label tokens.
+    """
+
+    prompt_field: str = "prompt"
+    answer_field: str = "answer"
+    freeze: str = "none"
+    epochs: float = 1.0
+    batch_size: int = 32
+    micro_batches: int = 1
+    peak_lr: float = 5e-5
+    warmup: float = 0.1
+    balance_weight: float = 0.01
+    window: int = 0
+    seed: int = 0
+
+
+def finetune(
+    model: str,
+    data: str,
+    workdir: str | Path,
+    settings: FinetuneSettings,
+    *,
+    stop: StopRequest | None = None,
+    quiet: bool = True,
+) -> str:
+    """Trains, or goes on training; the workdir is a run like any other.
+
+    Returns:
+      What was used of the data, in one line.
+
+    Raises:
+      UsageError, DataError: nothing is written.
+    """
+    folder = Path(workdir).absolute()
+    with Progress("finetune", enabled=not quiet) as shown:
+        shown.show(f"reading {model}")
+        loaded = load_model(model)
+        tokenizer = loaded.need_tokenizer()
+        shown.show(f"tokenising {data}")
+        found = list(
+            read_pairs(data, prompt_field=settings.prompt_field, answer_field=settings.answer_field)
+        )
+        window = settings.window or loaded.config.data.seq_len
+        packed = pack_pairs(found, tokenizer, window)
+        config = recipe(loaded.config, packed, folder / PAIRS_FILE, settings)
+        if (folder / CONFIG_FILE).exists():
+            theirs = read_workdir_config(folder)
+            changed = differences(config, theirs)
+            if changed:
+                raise UsageError(
+                    f"{folder}: is another run: {'; '.join(changed[:5])}; give the same options,"
+                    " or another workdir"
+                )
+        else:
+            _make_workdir(loaded, config, folder, packed, quiet=quiet)
+    if not quiet:
+        print(f"{config.name}: {packed.summary()}", flush=True)
+    Trainer(config, folder, stop=stop, quiet=quiet).run()
+    return packed.summary()
+
+
+def recipe(config: Config, packed: Packed, pairs: Path, settings: FinetuneSettings) -> Config:
+    """The config of a finetuning run: no pool, attention within a pair, AdamW in float32."""
+    windows, S = packed.tokens_NS.shape
+    wanted = settings.batch_size * windows / packed.pairs
+    devices = jax.device_count() * settings.micro_batches
+    batch_size = max(1, round(wanted / devices)) * devices
+    steps = max(1, math.ceil(settings.epochs * windows / batch_size))
+    warmup = min(math.ceil(settings.warmup * steps), steps - 1)
+    moe = config.moe
+    if moe is not None:
+        moe = dataclasses.replace(
+            moe,
+            pool=PoolConfig(),
+            load_balance_weight=settings.balance_weight,
+            router_z_weight=0.0,
+            balance_scope="micro",
+            balance_tokens="labels",
+        )
+    frozen = FREEZE[settings.freeze]
+    if moe is None and settings.freeze != "none":
+        raise UsageError(f"--freeze {settings.freeze}: {config.name} is dense, it has no experts")
+    if moe is not None and not moe.num_shared_experts:
+        frozen = tuple(part for part in frozen if part != "shared")
+    return dataclasses.replace(
+        export_config(within_documents(config)),
+        moe=moe,
+        data=DataConfig(store=str(pairs), seq_len=S, seed=settings.seed, repetition_filter=False),
+        optimizer=OptimizerConfig(
+            peak_lr=settings.peak_lr,
+            schedule="wsd" if steps > warmup else "cosine",
+            warmup_steps=warmup,
+            decay_steps=steps - warmup,
+            final_lr_fraction=0.0,
+            b1=0.9,
+            b2=0.999,
+            eps=1e-8,
+            weight_decay=0.0,
+            clip_norm=1.0,
+            frozen=frozen,
+        ),
+        train=TrainConfig(
+            steps=steps,
+            batch_size=batch_size,
+            micro_batches=settings.micro_batches,
+            z_loss_weight=0.0,
+            loss_chunk=min(config.train.loss_chunk, S),
+            log_every=max(1, min(10, steps // 10)),
+            eval_windows=0,
+        ),
+        checkpoint=CheckpointConfig(save_every=max(1, min(100, steps))),
+        mesh=MeshConfig(),
+        seed=settings.seed,
+    )
+
+
+def _make_workdir(
+    loaded: LoadedModel, config: Config, folder: Path, packed: Packed, *, quiet: bool
+) -> None:
+    tokenizer = loaded.need_tokenizer()
+    selection = Path(loaded.path) / SELECTION_FILE
+
+    def fill(unfinished: Path) -> None:
+        tokenizer.save(unfinished / TOKENIZER_FOLDER)
+        write_pairs(unfinished / PAIRS_FILE, packed, tokenizer)
+        if selection.is_file():
+            (unfinished / SELECTION_FILE).write_bytes(selection.read_bytes())
+
+    import_leaves(TreeSource(flatten(loaded.params)), config, folder, fill, quiet=quiet)
