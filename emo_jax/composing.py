@@ -1,4 +1,4 @@
-"""`emo compose` and `emo merge`: folders of modules in, a folder of a model out."""
+"""`emo compose`, `emo merge`, `emo extend`: folders of models in, a folder of a model out."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,6 +16,7 @@ from emo_jax.hf.sources import TreeSource
 from emo_jax.hf.tree import flatten
 from emo_jax.loading import LoadedModel, load_model
 from emo_jax.modularity.compose import Module, compose, merge_into, open_module
+from emo_jax.modularity.extend import extended
 from emo_jax.modularity.pruning import write_module
 from emo_jax.transfer import export_config
 from emo_jax.workdir import refuse_existing
@@ -118,3 +119,36 @@ def _tokenizer_of_all(modules: Sequence[Module]) -> Path | None:
                 f" {theirs[:12]})"
             )
     return first
+
+
+def extend_folder(
+    model: str,
+    output: str | Path,
+    *,
+    add: int,
+    init: str,
+    seed: int = 0,
+    layout: str | None = None,
+    quiet: bool = True,
+) -> tuple[Path, Config]:
+    """Writes a model with more routed experts.
+
+    Raises:
+      UsageError: a dense model, or nothing to add.
+    """
+    refuse_existing(output)
+    with Progress("extend", enabled=not quiet) as shown:
+        loaded = load_model(model)
+        if loaded.config.moe is None:
+            raise UsageError(f"{model}: {loaded.config.name} is dense, it has no experts")
+        source, larger = extended(_leaves(loaded), loaded.config, add, init=init, seed=seed)
+        shown.show(f"writing {output}")
+        folder = export_leaves(
+            source,
+            export_config(larger),
+            output,
+            layout=layout,
+            tokenizer_dir=loaded.tokenizer_dir,
+            card=Card(facts={"extended from": loaded.name, "new experts": add, "made by": init}),
+        )
+    return folder, larger

@@ -302,3 +302,33 @@ def finetune(
     if output is not None:
         made, layout = export_workdir(workdir, output, layout=layout, quiet=False)
         click.echo(f"{made}: layout {layout}")
+
+
+@command("emo extend runs/tiny --add 8 --output hf/extended")
+@click.argument("model")
+@click.option("--add", type=int, required=True, help="Routed experts to add to each layer.")
+@click.option(
+    "--init",
+    type=click.Choice(["copy", "jitter", "random"]),
+    default="jitter",
+    show_default=True,
+    help="Copies of experts that the seed draws, copies with 2 % noise, or fresh ones.",
+)
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
+@click.option("--output", required=True, help="Folder to make.")
+@_LAYOUT
+def extend(model: str, add: int, init: str, seed: int, output: str, layout: str) -> None:
+    """Add routed experts, in every pool, to be trained alone on something new.
+
+    Then emo import OUTPUT --workdir DIR, and emo train --config experiments/extension.py:OUTPUT
+    --workdir DIR --config.data.store=STORE: all but the new experts stays as it is, bit for bit.
+    """
+    from emo_jax.composing import extend_folder
+
+    folder, config = extend_folder(
+        model, output, add=add, init=init, seed=seed, layout=layout, quiet=False
+    )
+    assert config.moe is not None
+    click.echo(
+        f"{folder}: {config.moe.num_experts} experts a layer, the last {add} routed ones new"
+    )

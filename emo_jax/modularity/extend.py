@@ -1,0 +1,113 @@
+"""More routed experts for a model that is there, to be trained alone on something new (SPEC 10).
+
+The new experts are the last routed ones and in every pool (`moe.pool.forced_experts`), so that
+`optimizer.frozen=(…, "old_experts")` trains them and their columns of the router only.
+
+Legend: L layers, R routed experts of the old model.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Literal, get_args
+
+import numpy as np
+
+from emo_jax.config import Config, MeshConfig
+from emo_jax.errors import UsageError
+from emo_jax.hf.tensors import LeafSource
+from emo_jax.hf.tree import Shape, moe_of
+from emo_jax.modularity.assemble import EXPERTS, ROUTER, Assembled, Part, Place
+from emo_jax.slices import Block
+
+Init = Literal["copy", "jitter", "random"]
+INITS: tuple[str, ...] = get_args(Init)
+JITTER = 0.02  # standard deviation of the factor (SPEC 10)
+
+
+def extended_config(config: Config, add: int) -> Config:
+    """The config with `add` more routed experts; pools grow by as many.
+
+    Raises:
+      UsageError: layers with different numbers of experts.
+    """
+    moe, pool = moe_of(config), moe_of(config).pool
+    if moe.experts_per_layer:
+        raise UsageError(f"{config.name}: its layers have different numbers of experts")
+    sizes = {
+        name: size + add
+        for name in ("size", "min_size", "max_size", "eval_size")
+        if (size := getattr(pool, name))
+    }
+    pool = dataclasses.replace(pool, forced_experts=pool.forced_experts + add, **sizes)
+    moe = dataclasses.replace(moe, num_experts=moe.num_experts + add, pool=pool)
+    return dataclasses.replace(config, moe=moe, mesh=MeshConfig())
+
+
+def extended(
+    source: LeafSource,
+    config: Config,
+    add: int,
+    *,
+    init: str = "jitter",
+    origins: Sequence[Sequence[int]] | None = None,
+    seed: int = 0,
+) -> tuple["Extended", Config]:
+    """A model with `add` more routed experts in each layer, and its config.
+
+    Args:
+      init: `copy` of an expert and its column of the router; `jitter`: each number of the copy times
+        1 + 0.02 · normal; `random`: fresh, as the model was initialised.
+      origins: for each layer the experts that are copied; None: drawn by the seed.
+
+    Raises:
+      UsageError: no such `init`, or none to add.
+    """
+    if init not in INITS:
+        raise UsageError(f"--init {init}: must be one of {', '.join(INITS)}")
+    if add < 1:
+        raise UsageError(f"--add {add}: must be at least 1")
+    larger, R = extended_config(config, add), moe_of(config).num_routed_experts
+    if origins is None:
+        draw = [np.random.default_rng([seed, n]) for n in range(config.model.num_layers)]
+        origins = [rng.choice(R, add, replace=add > R).tolist() for rng in draw]
+    places: list[list[Place]] = [
+        [[Part(0, e)] for e in (*range(R), *origins_of_layer)] for origins_of_layer in origins
+    ]
+    base = Assembled([source], larger, places)
+    return Extended(base, range(R, R + add), init, config.model.init_std, seed), larger
+
+
+class Extended:
+    """The new experts of a `LeafSource` made different from what they are copies of."""
+
+    def __init__(self, base: LeafSource, new: range, init: str, init_std: float, seed: int):
+        self.shapes: dict[str, Shape] = base.shapes
+        self._base, self._new, self._init = base, new, init
+        self._std, self._seed = init_std, seed
+
+    def read(self, path: str, block: Block) -> np.ndarray:
+        """`leaf[block]` as float32; the same numbers however it is cut."""
+        out = self._base.read(path, block)
+        if self._init == "copy" or path not in (ROUTER, *EXPERTS):
+            return out
+        axis = 2 if path == ROUTER else 1
+        rest = [part for n, part in enumerate(block) if n not in (0, axis)]
+        for row, layer in enumerate(range(block[0].start, block[0].stop)):
+            for column, expert in enumerate(range(block[axis].start, block[axis].stop)):
+                if expert not in self._new:
+                    continue
+                drawn = self._draw(path, axis, layer, expert)[tuple(rest)]
+                where: list[int | slice] = [slice(None)] * len(block)
+                where[0], where[axis] = row, column
+                if self._init == "jitter":
+                    out[tuple(where)] *= 1.0 + JITTER * drawn
+                else:
+                    out[tuple(where)] = self._std * np.clip(drawn, -3.0, 3.0)
+        return out
+
+    def _draw(self, path: str, axis: int, layer: int, expert: int) -> np.ndarray:
+        """Standard normal numbers for one expert's whole weight, float32."""
+        sizes = [size for n, size in enumerate(self.shapes[path]) if n not in (0, axis)]
+        which = (ROUTER, *EXPERTS).index(path)
+        rng = np.random.default_rng([self._seed, which, layer, expert])
+        return rng.standard_normal(sizes, np.float32)
