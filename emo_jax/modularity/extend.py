@@ -55,8 +55,8 @@ def extended(
     """A model with `add` more routed experts in each layer, and its config.
 
     Args:
-      init: `copy` of an expert and its column of the router; `jitter`: each number of the copy times
-        1 + 0.02 · normal; `random`: fresh, as the model was initialised.
+      init: `copy` of an expert and its column of the router; `jitter`: each number of the copy
+        times 1 + 0.02 · normal; `random`: fresh, as the model was initialised.
       origins: for each layer the experts that are copied; None: drawn by the seed.
 
     Raises:
