@@ -544,6 +544,10 @@ def _leaf(value: Any, kind: Any, path: str) -> Any:
             raise ConfigError(f"config.{path} = {value!r}: must be names, like ('a', 'b')")
         return tuple(name for name in ",".join(value).replace(" ", "").split(",") if name)
     if kind == tuple[int, ...]:
+        # `16,8` or `(16,8)` on the command line comes as one text.
+        if isinstance(value, list | tuple) and value and all(isinstance(x, str) for x in value):
+            texts = [x.strip() for x in ",".join(value).strip("()[] ").split(",") if x.strip()]
+            value = [int(x) if x.isdecimal() else x for x in texts]
         if not isinstance(value, list | tuple) or any(type(x) is not int for x in value):
             raise ConfigError(f"config.{path} = {value!r}: must be whole numbers, like (16, 8)")
         return tuple(value)

@@ -10,10 +10,12 @@ Legend: S tokens of a window, N windows.
 import hashlib
 import json
 import os
+import zipfile
+import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -97,7 +99,7 @@ def read_pairs(
                 if missing:
                     yield f"{where}: no {missing[0]!r}"
                 else:
-                    yield Pair(where, values[0], values[1])
+                    yield Pair(where, str(values[0]), str(values[1]))
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"{path}: cannot be read ({error}); give a JSONL file") from error
 
@@ -177,7 +179,7 @@ class PairStore:
             return cls(location, arrays, about)
         except FileNotFoundError:
             raise UsageError(f"{location}: no such file; run emo finetune again") from None
-        except (OSError, ValueError, KeyError) as error:
+        except (OSError, ValueError, KeyError, zlib.error, zipfile.BadZipFile) as error:
             raise DataError(f"{location}: damaged ({error}); run emo finetune again") from error
 
     @property
@@ -226,7 +228,8 @@ def write_pairs(path: str | Path, packed: Packed, tokenizer: Tokenizer) -> None:
         "digest": _digest(arrays),
     }
     unfinished = path.with_name(f".{path.name}.tmp.npz")
-    np.savez_compressed(unfinished, about=np.array(json.dumps(about)), **arrays)
+    held: dict[str, Any] = {"about": np.array(json.dumps(about)), **arrays}
+    np.savez_compressed(unfinished, **held)
     os.replace(unfinished, path)
 
 

@@ -64,6 +64,6 @@ def keep_curve(
             continue
         record[f"heldout_loss (keep={keep})"] = float(loss_M[both].mean())
         record[f"heldout_rise (keep={keep})"] = float(rise_M[both].mean())
-        for m in both:
+        for m in both.tolist():
             record[f"heldout_rise/{domains[m]} (keep={keep})"] = float(rise_M[m])
     return record

@@ -65,7 +65,7 @@ class PerLayer(NamedTuple):
     pool_size_BG: jax.Array | None = None  # stacked: (L,B,G)
     keep_MR: jax.Array | None = None  # bool, stacked: (L,M,R)
     step_load_R: jax.Array | None = None  # stacked: (L,R)
-    there_R: jax.Array | None = None  # bool, experts of the layer where layers differ: (L,R)
+    there_R: Any = None  # bool, experts of the layer where layers differ: (L,R)
 
 
 class Options(NamedTuple):
@@ -80,7 +80,7 @@ class AtLayer(NamedTuple):
 
     stacked: ExpertWeights  # (L,E,…)
     layer: jax.Array
-    there_R: jax.Array | None  # see `PerLayer`
+    there_R: Any  # see `PerLayer`
 
 
 class Router(nnx.Module):

@@ -21,6 +21,7 @@ from emo_jax.model.transformer import (
     DecoderLayer,
     ForwardInputs,
     ModelFunctions,
+    MoeMlp,
     Options,
     Params,
     PerLayer,
@@ -138,6 +139,7 @@ class _Sweep:
     ) -> tuple[jax.Array, jax.Array]:
         """The residual stream after attention, and what each expert is worth here, (M,R)."""
         layer, inputs, per_layer = self._at(params, number, batch)
+        assert isinstance(layer.mlp, MoeMlp)
         x_BSD, _ = layer.attend(x_BSD, inputs)
         normed_BSD = layer.mlp_norm(x_BSD)
         routing, stats = layer.mlp.route(
@@ -145,12 +147,12 @@ class _Sweep:
         )
         if not self._easy_ep:
             return x_BSD, stats.domain_probs_MR
-        return x_BSD, self._easy_ep_scores(layer, normed_BSD, routing, batch)
+        return x_BSD, self._easy_ep_scores(layer.mlp, normed_BSD, routing, batch)
 
     def _easy_ep_scores(
-        self, layer: DecoderLayer, h_BSD: jax.Array, routing: Routing, batch: Batch
+        self, mlp: MoeMlp, h_BSD: jax.Array, routing: Routing, batch: Batch
     ) -> jax.Array:
-        mlp, M = layer.mlp, self._num_domains
+        M = self._num_domains
         run = partial(experts, weights=mlp.experts.weights(), config=mlp.config, mesh=mlp.mesh)
         out_BSD = run(h_BSD, routing)[0].astype(jnp.float32)
         h32_BSD = h_BSD.astype(jnp.float32)
@@ -176,6 +178,7 @@ class _Sweep:
     ) -> jax.Array:
         """The residual stream after the experts that are kept for each domain."""
         layer, inputs, per_layer = self._at(params, number, batch, keep_MR)
+        assert isinstance(layer.mlp, MoeMlp)
         return x_BSD + layer.mlp(layer.mlp_norm(x_BSD), inputs, per_layer, Options())[0]
 
 

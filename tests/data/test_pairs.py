@@ -33,7 +33,7 @@ def test_only_answers_and_their_end_count(tmp_path):
     write_pairs(tmp_path / "x.pairs.npz", packed, tokenizer)
     config = DataConfig(store=str(tmp_path / "x.pairs.npz"), seq_len=32, repetition_filter=False)
     windows = open_windows(config)
-    assert len(windows) == len(packed.tokens_NS) == 2
+    assert len(windows) == len(packed.tokens_NS) == 3
     learned = []
     for n in range(len(windows)):
         batch = windows[n]

@@ -78,7 +78,9 @@ def test_domains_of_one_half_only_are_left_out():
 
 
 def test_a_run_logs_it(store, tmp_path):
-    argv = runs.train_argv(store, tmp_path / "run", train__steps=2, train__eval_every=0)
+    argv = runs.train_argv(
+        store, tmp_path / "run", train__steps=4, train__eval_every=0, train__batch_size=8
+    )
     assert runs.emo_here(*argv, "--config.train.eval_keep=(4,8)") == 0
     lines = (tmp_path / "run/metrics.jsonl").read_text().splitlines()
     last = {k: v for line in lines for k, v in json.loads(line).items()}
