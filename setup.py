@@ -19,6 +19,7 @@ HUB = ["huggingface_hub>=0.36.2"]  # emo export --push
 # Kernels of TPUs and GPUs, and the compiler for TPUs, which needs none of them (emo compile).
 KERNELS = ["tokamax>=0.0.12"]
 TPU_AOT = ["jax[tpu]>=0.10.2", *KERNELS]  # the libtpu that belongs to the jax
+REPORT = ["matplotlib>=3.10"]  # experiments/modularity_report.py
 DOCS = ["mkdocs>=1.6.1,<2", "mkdocs-material>=9.8.1"]
 
 setup(
@@ -61,6 +62,7 @@ setup(
             *WANDB,
             *MLFLOW,
             *DOCS,
+            *REPORT,
             *HUB,
             *TPU_AOT,
         ],
@@ -69,6 +71,7 @@ setup(
         "wandb": WANDB,
         "mlflow": MLFLOW,
         "docs": DOCS,
+        "report": REPORT,
         "hub": HUB,
         "tpu": TPU_AOT,
         "gpu": ["jax[cuda12]>=0.10.2", *KERNELS],

@@ -164,6 +164,97 @@ def stdmoe_tiny() -> ConfigDict:
     return _tiny("stdmoe_tiny", config_lib.PoolConfig())
 
 
+# Routed experts of a pool, and of the memory-matched model: a quarter, as in SPEC 12, table 2.
+_QUARTER = 16
+ABLATIONS = (
+    "emo",
+    "standard",
+    "matched",
+    "fixed-pool",
+    "no-shared",
+    "local-balance",
+    "window-attention",
+)
+
+
+def ablation_tiny(arg: str = "emo") -> ConfigDict:
+    """`emo_tiny`, and what it is compared with: one thing at a time is another.
+
+    - `standard`: no pools.
+    - `matched`: no pools, and as many experts as keep 25 % would leave.
+    - `fixed-pool`: every pool holds 16 routed experts.
+    - `no-shared`: 64 routed experts.
+    - `local-balance`: load balance of four micro-batches, each for itself.
+    - `window-attention`: attention across documents.
+    """
+    if arg not in ABLATIONS:
+        raise ConfigError(f"config argument {arg!r}: must be one of {', '.join(ABLATIONS)}")
+    config = stdmoe_tiny() if arg in ("standard", "matched") else emo_tiny()
+    config.name = f"ablation_tiny_{arg}"
+    if arg == "matched":
+        config.moe.num_experts = _QUARTER
+    elif arg == "fixed-pool":
+        config.moe.pool.update({"kind": "fixed", "size": _QUARTER, "min_size": 0, "max_size": 0})
+    elif arg == "no-shared":
+        config.moe.num_shared_experts = 0
+    elif arg == "local-balance":
+        config.train.micro_batches = 4
+    elif arg == "window-attention":
+        config.model.attention = "window"
+    return config
+
+
+def modularity_tiny(arg: str = "emo") -> ConfigDict:
+    """`ablation_tiny` at the size of docs/results.md: 4.9 M tokens in windows of 512."""
+    config = ablation_tiny(arg)
+    config.name = f"modularity_tiny_{arg}"
+    config.model.vocab_size = 4096
+    config.data.seq_len = 512
+    config.optimizer.warmup_steps = 60
+    config.train.update({"steps": 600, "batch_size": 16, "eval_every": 200, "eval_windows": 128})
+    if arg != "matched":
+        config.train.eval_keep = (32, 16, 8)
+    config.checkpoint.update({"save_every": 100, "keep_last": 1})
+    return config
+
+
+def extension_tiny(arg: str = "8") -> ConfigDict:
+    """New experts of an `emo_tiny` trained alone: arg is how many (SPEC 10).
+
+    The learning rate, its warm-up over a tenth and no weight decay are the reference's.
+    """
+    return _extension(emo_tiny(), arg, steps=100, name="extension_tiny")
+
+
+def extension_1b14b(arg: str = "16") -> ConfigDict:
+    """New experts of an `emo_1b14b` trained alone on 10 B tokens: arg is how many."""
+    return _extension(emo_1b14b(), arg, steps=2385, name="extension_1b14b")
+
+
+def _extension(config: ConfigDict, arg: str, *, steps: int, name: str) -> ConfigDict:
+    try:
+        add = int(arg)
+    except ValueError:
+        add = 0
+    if add < 1:
+        raise ConfigError(f"config argument {arg!r}: must be how many experts were added")
+    config.name = f"{name}_{add}"
+    config.moe.num_experts += add
+    pool = config.moe.pool
+    pool.update({field: pool[field] + add for field in ("min_size", "max_size", "eval_size")})
+    pool.forced_experts = add
+    config.optimizer.update(
+        {
+            "peak_lr": 4e-4,
+            "warmup_steps": steps // 10,
+            "weight_decay": 0.0,
+            "frozen": ("embeddings", "attention", "norms", "shared", "old_experts"),
+        }
+    )
+    config.train.steps = steps
+    return config
+
+
 # --- anneals -------------------------------------------------------------------------------------
 
 

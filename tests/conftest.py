@@ -4,9 +4,10 @@ import os
 import signal
 from pathlib import Path
 
-# Before jax is imported anywhere.
+# Before jax is imported anywhere. Programs are compiled fast rather than well.
 os.environ["XLA_FLAGS"] = (
-    os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+    os.environ.get("XLA_FLAGS", "")
+    + " --xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
 ).strip()
 
 # Tests send Ctrl-C, which a shell makes its background commands ignore, and these their children.
@@ -16,6 +17,17 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 import jax
 import pytest
 import runs
+
+
+@pytest.fixture(scope="session", autouse=True)
+def compiled_once(tmp_path_factory):
+    """What one test or worker compiled, no other compiles again."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "compiled_here"
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+    # With a limit, files are locked.
+    jax.config.update("jax_compilation_cache_max_size", 4 << 30)
 
 
 @pytest.fixture(autouse=True)

@@ -320,8 +320,8 @@ def finetune(
 def extend(model: str, add: int, init: str, seed: int, output: str, layout: str) -> None:
     """Add routed experts, in every pool, to be trained alone on something new.
 
-    Then emo import OUTPUT --workdir DIR, and emo train --config experiments/extension.py:OUTPUT
-    --workdir DIR --config.data.store=STORE: all but the new experts stays as it is, bit for bit.
+    Then emo import OUTPUT --workdir DIR, and emo train --init-from DIR@0 with a config like
+    experiments/extension_tiny.py: all but the new experts stays as it is, bit for bit.
     """
     from emo_jax.composing import extend_folder
 

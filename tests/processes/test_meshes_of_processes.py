@@ -60,12 +60,12 @@ def test_gradients_are_the_same(env, tmp_path, mesh, count):
 
 # --- checkpoints ---------------------------------------------------------------------------------
 
-STEPS, SAVED = 6, 2
+STEPS = 3  # a checkpoint after each
 
 
 def train(env, store, workdirs, mesh, count):
     """Makes the runs in these workdirs, or goes on with them, on a mesh of processes."""
-    fields = dict(train__steps=STEPS, checkpoint__save_every=SAVED, train__eval_every=0)
+    fields = dict(train__steps=STEPS, checkpoint__save_every=1, train__eval_windows=0)
     fields |= {f"mesh__{axis}": n for axis, n in ({"expert": 1} | MESHES[mesh]).items()}
     _, _, _, _, *options = group.train_argv(store, workdirs[0], **fields)
     at = options.index("--workdir")
@@ -108,23 +108,23 @@ def test_a_run_moves_from_place_to_place(env, store, reference, tmp_path):
     """One process, then four, then two; every time it goes on with the checkpoint of the last."""
     workdir = tmp_path / "run"
     shutil.copytree(reference, workdir)
-    forget(workdir, 4, 6)
+    forget(workdir, 2, 3)
     train(env, store, [workdir], "fsdp 2, expert 4", 4)
     assert_same(workdir, reference)
-    forget(workdir, 6)
+    forget(workdir, 3)
     train(env, store, [workdir], "fsdp 2, context 4", 2)
     assert_same(workdir, reference)
 
 
 @pytest.fixture(scope="module")
 def saved(env, reference, tmp_path_factory):
-    """Runs of every place, back at step `SAVED`."""
+    """Runs of every place, back at their first step."""
     base, made = tmp_path_factory.getbasetemp(), []
     for i, (mesh, count) in enumerate(PLACES):
         made.append(base / f"meshes_from{i}")
         train(env, runs.shared_store(base), made[-1:], mesh, count)
         assert_same(made[-1], reference)
-        forget(made[-1], 4, 6)
+        forget(made[-1], 2, 3)
     return made
 
 

@@ -1,0 +1,309 @@
+r"""Does modularity emerge? EMO, a standard mixture of experts and one of the size of a module.
+
+    python experiments/modularity.py --output runs/modularity --results docs/results
+
+Makes the corpus (fourteen domains, two of them held out of training and of the tokenizer), trains
+every model of every seed, measures what each domain loses with a part of the experts, and writes
+one JSON a run into RESULTS, and the tables and plots of docs/results.md. What is there already is
+not done again: a run that was interrupted goes on from its checkpoint.
+
+One of its runs alone, as a config file:
+
+    emo train --config experiments/modularity.py:emo --config.data.store=STORE --workdir DIR
+
+Hardware, hours and losses: docs/results.md. Legend: L layers, M domains, R routed experts.
+"""
+
+import json
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import click
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from emo_jax import presets
+from emo_jax.batch import Batch
+from emo_jax.config import Config, from_config_dict
+from emo_jax.data.documents import read_documents
+from emo_jax.data.loader import heldout_batches
+from emo_jax.data.prepare import prepare
+from emo_jax.data.sample import ALL_DOMAINS, sample_corpus
+from emo_jax.data.store import TokenStore
+from emo_jax.data.tokenizers import load_tokenizer, train_bpe
+from emo_jax.data.windows import Windows
+from emo_jax.errors import EmoError, UsageError
+from emo_jax.evals.heldout import evaluate, make_eval_step
+from emo_jax.manifest import versions
+from emo_jax.model.transformer import ModelFunctions, Params
+from emo_jax.modularity.calibration import pack, store_examples
+from emo_jax.modularity.pruning import within_documents
+from emo_jax.modularity.scores import METHODS, choose_experts
+from emo_jax.modularity.select import budgets
+from emo_jax.train.loop import Trainer
+from emo_jax.workdir import write_atomic
+
+# All of this was fixed before a test loss was seen.
+HELD_OUT = ("biology", "religion")  # near to a trained domain (medicine), and near to none
+CAP_MB = 4.0  # of text a domain
+FRACTIONS = (0.90, 0.05, 0.05)  # train, select, test
+TOKENIZER_MB = 8.0  # of text
+ARMS = ("emo", "standard", "matched")
+SEEDS = (0, 1, 2)
+METHOD = "layerwise"
+KEEPS = (32, 16, 8)  # of 64 experts, the shared one included
+SMALL_KEEPS = (16, 8)  # what other methods and single examples are measured at
+WINDOWS = 256  # of a split, at most
+BATCH = 16  # windows
+EXAMPLE_TOKENS, EXAMPLE_DRAWS = 512, 3  # of one example; how many are drawn for each domain
+COMPOSED_KEEP, PARTNERS = 16, (1, 2, 3)  # each domain with those that come so much later
+
+
+def get_config(arg: str = "emo") -> ConfigDict:
+    return presets.modularity_tiny(arg or "emo")
+
+
+# --- the corpus ----------------------------------------------------------------------------------
+
+
+class Stores(NamedTuple):
+    """Token stores with one tokenizer."""
+
+    trained: Path
+    held_out: Path  # its training split is not read
+
+
+def make_stores(output: Path) -> Stores:
+    """The corpus as two stores; those that are there are taken as they are."""
+    stores = Stores(output / "store", output / "held_out")
+    corpus = sample_corpus(domains=ALL_DOMAINS, cap_mb=CAP_MB)
+    parts = {False: output / "trained.jsonl", True: output / "held_out.jsonl"}
+    if not all(file.exists() for file in parts.values()):
+        output.mkdir(parents=True, exist_ok=True)
+        print(corpus.table())
+        lines: dict[bool, list[str]] = {False: [], True: []}
+        for line in corpus.path.read_text(encoding="utf-8").splitlines(keepends=True):
+            lines[json.loads(line)["domain"] in HELD_OUT].append(line)
+        for is_held_out, file in parts.items():
+            write_atomic(file, "".join(lines[is_held_out]))
+    tokenizer_dir = output / "tokenizer"
+    if not tokenizer_dir.exists():
+        texts = [document.text for document in read_documents([str(parts[False])])]
+        step = max(1, round(sum(map(len, texts)) / (TOKENIZER_MB * 1e6)))
+        train_bpe(iter(texts[::step]), get_config().model.vocab_size).save(tokenizer_dir)
+    for is_held_out, target in ((False, stores.trained), (True, stores.held_out)):
+        if not target.exists():
+            inputs, tokenizer = [str(parts[is_held_out])], load_tokenizer(tokenizer_dir)
+            prepare(inputs, target, tokenizer, fractions=FRACTIONS)
+    return stores
+
+
+# --- measuring -----------------------------------------------------------------------------------
+
+
+class Split(NamedTuple):
+    """A store's splits as batches on the device."""
+
+    domains: tuple[str, ...]
+    select: list[Batch]
+    test: list[Batch]
+    store: TokenStore
+
+
+def read_split(config: Config, path: Path) -> Split:
+    """At most `WINDOWS` windows of the splits `select` and `test`."""
+    store = TokenStore.open(path)
+
+    def batches(split: str) -> list[Batch]:
+        windows = Windows(store, config.data.seq_len, split=split)
+        found = heldout_batches(windows, batch_size=BATCH, max_windows=WINDOWS)
+        return [jax.device_put(batch) for batch in found]
+
+    return Split(tuple(store.domains), batches("select"), batches("test"), store)
+
+
+class Measured:
+    """Losses of one model on one store by domain: NaN where a domain has nothing to measure."""
+
+    def __init__(self, config: Config, params: Params, split: Split, say: Callable[[str], None]):
+        self._config, self._params, self._split, self._say = config, params, split, say
+        self._model, self._domains = ModelFunctions(config), len(split.domains)
+        self._step = make_eval_step(config, self._model, self._domains, router_probs=False)
+        self.losses: dict[str, list[float | None]] = {}
+        self.kept: dict[str, np.ndarray] = {}
+
+    def loss(self, name: str, keep_LMR: np.ndarray | None = None, pool_size: int = 0) -> None:
+        """Measures the test split."""
+        self._say(name)
+        found = evaluate(
+            self._step, self._params, self._split.test, keep_LMR=keep_LMR, pool_size=pool_size
+        )
+        self.losses[name] = _numbers(found.loss_M)
+        self.losses.setdefault("labels", _numbers(found.labels_M))
+
+    def choose(self, method: str, keep: int, batches: list[Batch], seed: int = 0) -> np.ndarray:
+        """The experts of each domain (L,M,R)."""
+        self._say(f"choosing: {method}, {keep}")
+        routed_L = budgets(self._config, [keep])
+        return choose_experts(
+            *(method, self._model, self._params, batches, routed_L),
+            num_domains=self._domains,
+            seed=seed,
+        ).kept_LMR
+
+    def by_methods(self, seed: int) -> None:
+        """Keep-k by every method, experts chosen on the select split."""
+        for method in METHODS:
+            for keep in KEEPS if method == METHOD else SMALL_KEEPS:
+                kept_LMR = self.choose(method, keep, self._split.select, seed)
+                self.kept[f"{method} {keep}"] = kept_LMR
+                self.loss(f"{method} {keep}", kept_LMR)
+
+    def by_one_example(self) -> None:
+        """Keep-k with experts chosen by a single document of each domain that has a long one."""
+        for draw in range(EXAMPLE_DRAWS):
+            batches, have_M = self._examples(draw)
+            for keep in SMALL_KEEPS:
+                name = f"one example {draw} {keep}"
+                self.loss(name, self.choose(METHOD, keep, batches))
+                self.losses[name] = [
+                    loss if have else None
+                    for loss, have in zip(self.losses[name], have_M, strict=True)
+                ]
+
+    def _examples(self, draw: int) -> tuple[list[Batch], list[bool]]:
+        """One document a domain, the first `EXAMPLE_TOKENS` tokens of it, each in its own row."""
+        config, split = self._config, self._split
+        documents, numbers = [], []
+        for number, domain in enumerate(split.domains):
+            limits = {"max_length": EXAMPLE_TOKENS, "min_length": EXAMPLE_TOKENS}
+            try:
+                found = store_examples(
+                    *(split.store, "select"),
+                    domain=domain,
+                    number=1,
+                    max_tokens=EXAMPLE_TOKENS,
+                    seed=draw + 1,
+                    **limits,
+                )
+            except UsageError:  # of a domain with short documents only
+                continue
+            documents += found.documents
+            numbers.append(number)
+        (batch,) = pack(documents, config.data.seq_len, len(documents), pad_id=0)
+        ids_B1 = np.array(numbers, np.int32)[:, None]
+        batch = batch._replace(domain_ids=np.where(batch.segment_ids >= 0, ids_B1, -1))
+        return [batch], [n in numbers for n in range(self._domains)]
+
+    def composed(self) -> None:
+        """Each domain with the union of its module and another's."""
+        own_LMR = self.kept[f"{METHOD} {COMPOSED_KEEP}"]
+        for partner in PARTNERS:
+            both_LMR = own_LMR | np.roll(own_LMR, -partner, axis=1)
+            self.loss(f"composed with {partner} later {COMPOSED_KEEP}", both_LMR)
+
+
+def _numbers(values_M: np.ndarray) -> list[float | None]:
+    return [None if np.isnan(value) else round(float(value), 6) for value in values_M]
+
+
+def measure(
+    config: Config, params: Params, stores: Stores, seed: int, say: Callable[[str], None]
+) -> dict[str, Any]:
+    """All losses of a trained model, by store: see `Measured`."""
+    config = within_documents(config)  # a part of a model serves one document at a time
+    moe, result = config.moe, {}
+    assert moe is not None
+    params = jax.device_put(params)
+    for name, path in stores._asdict().items():
+        split = read_split(config, path)
+        measured = Measured(config, params, split, lambda text, name=name: say(f"{name}: {text}"))
+        measured.loss("full")
+        if moe.pool.eval_size:
+            measured.loss("pool", pool_size=moe.pool.eval_size)
+        if moe.num_experts > max(KEEPS):
+            measured.by_methods(seed)
+            measured.by_one_example()
+            if name == "trained":
+                measured.composed()
+        result[name] = {"domains": split.domains, "losses": measured.losses}
+    return result
+
+
+# --- runs ----------------------------------------------------------------------------------------
+
+
+def config_of(arm: str, seed: int, stores: Stores, steps: int | None = None) -> Config:
+    """The config of one run; the seed also orders the data."""
+    config = get_config(arm)
+    if steps is not None:
+        config.train.steps = steps
+        config.optimizer.warmup_steps = min(config.optimizer.warmup_steps, steps)
+    config.name = f"modularity_{arm}_{seed}"
+    config.seed = config.data.seed = seed
+    config.data.store = str(stores.trained.resolve())
+    return from_config_dict(config)
+
+
+def run(
+    arm: str, seed: int, output: Path, results: Path, stores: Stores, steps: int | None
+) -> None:
+    """Trains and measures one model, unless its result is there."""
+    file = results / f"modularity-{arm}-{seed}.json"
+    if file.exists():
+        return
+    config = config_of(arm, seed, stores, steps)
+    print(f"== {config.name}: {config.train.steps} steps", flush=True)
+    workdir = output / f"{arm}-{seed}"
+    state = Trainer(config, workdir).run()
+    begin = time.monotonic()
+    say = lambda text: print(f"   {time.monotonic() - begin:5.0f} s  {text}", flush=True)  # noqa: E731
+    found = measure(config, state.params, stores, seed, say)
+    records = [json.loads(line) for line in (workdir / "metrics.jsonl").open(encoding="utf-8")]
+    result = {
+        "arm": arm,
+        "seed": seed,
+        "tokens": config.train.steps * config.train.batch_size * config.data.seq_len,
+        "tokens_per_second": float(
+            np.median([r["tokens_per_second"] for r in records if r.get("tokens_per_second")])
+        ),
+        "store": TokenStore.open(stores.trained).fingerprint,
+        "held_out_store": TokenStore.open(stores.held_out).fingerprint,
+        "versions": versions(),
+        "while_training": [_watched(r) for r in records if "heldout_loss" in r],
+        **found,
+    }
+    results.mkdir(parents=True, exist_ok=True)
+    write_atomic(file, json.dumps(result, indent=1) + "\n")
+
+
+def _watched(record: dict[str, Any]) -> dict[str, Any]:
+    """The keep-k curve of a run while it trained."""
+    names = ["step", "heldout_loss", *(f"heldout_rise (keep={keep})" for keep in KEEPS)]
+    return {name: record[name] for name in names if name in record}
+
+
+@click.command()
+@click.option("--output", required=True, type=click.Path(path_type=Path), help="For workdirs.")
+@click.option("--results", required=True, type=click.Path(path_type=Path), help="For the figures.")
+@click.option("--arms", default=",".join(ARMS), show_default=True)
+@click.option("--seeds", default=",".join(map(str, SEEDS)), show_default=True)
+@click.option("--steps", type=int, default=None, help="Of each run, to try it out.")
+def main(output: Path, results: Path, arms: str, seeds: str, steps: int | None) -> None:
+    """Runs what is missing of the experiment."""
+    try:
+        stores = make_stores(output)
+        for seed in map(int, seeds.split(",")):
+            for arm in arms.split(","):
+                run(arm, seed, output, results, stores, steps)
+    except EmoError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,134 @@
+"""What a module of a model costs: bytes on disk, resident memory, tokens a second, loss.
+
+    python experiments/modularity_costs.py --output runs/modularity --results docs/results
+
+Selects modules of the run emo-0 of modularity.py, and of a larger model that was not trained (0.4 B
+parameters, its experts chosen at random), into OUTPUT/modules, and measures each in a process of
+its own: one text at a time, in float32. Folders that are there are used again. Writes costs.json.
+"""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from emo_jax.workdir import write_atomic
+
+KEEPS = ("100%", "50%", "25%", "12.5%")
+PROMPT, NEW_TOKENS = 16, 400
+
+
+def measure(folder: str) -> dict[str, Any]:
+    """Of a Hugging Face folder, in this process."""
+    import jax
+    import numpy as np
+
+    from emo_jax.loading import load_model
+    from emo_jax.model.generate import Generator
+    from emo_jax.model.transformer import ModelFunctions
+
+    def resident() -> int:
+        status = Path("/proc/self/status").read_text(encoding="utf-8")
+        return 1024 * int(status.partition("VmRSS:")[2].split()[0])
+
+    jax.block_until_ready(jax.numpy.zeros(1))
+    before = resident()
+    loaded = load_model(folder)
+    config = loaded.config
+    # No id ends the text: every model makes as many tokens.
+    generator = Generator(ModelFunctions(config), jax.device_put(loaded.params), eos_id=-1)
+    del loaded
+    prompt = np.random.default_rng(0).integers(256, size=PROMPT).tolist()
+    rates = []
+    for _ in range(4):  # the first compiles
+        generator.speed.new_tokens, generator.speed.new_seconds = 0, 0.0
+        generator.generate([prompt], NEW_TOKENS)
+        rates.append(generator.speed.new_tokens / generator.speed.new_seconds)
+    leaves = jax.tree.leaves(generator.params)
+    return {
+        "disk_bytes": sum(f.stat().st_size for f in Path(folder).glob("*.safetensors")),
+        "weight_bytes": sum(leaf.nbytes for leaf in leaves),
+        "resident_bytes": resident() - before,
+        "tokens_per_second": float(np.median(rates[1:])),
+    }
+
+
+def select(model: Path, folder: Path, keep: str, *how: str) -> None:
+    """A module, unless it is there."""
+    if folder.exists():
+        return
+    command = [sys.executable, "-m", "emo_jax.cli"]
+    if keep == "100%":
+        command += ["export", str(model), "--output", str(folder)]
+    else:
+        command += ["select", str(model), "--keep", keep, "--output", str(folder), *how]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+
+
+def make_untrained(folder: Path) -> None:
+    """A run's workdir of the larger model at step 0, unless it is there."""
+    if folder.exists():
+        return
+    from modularity import get_config
+
+    from emo_jax.config import from_config_dict
+    from emo_jax.hf.export import export_leaves
+    from emo_jax.hf.sources import TreeSource
+    from emo_jax.hf.tree import flatten
+    from emo_jax.model.transformer import ModelFunctions
+    from emo_jax.transfer import export_config
+
+    fields = get_config("emo")
+    fields.name = "untrained"
+    fields.model.update({"num_layers": 8, "embed_dim": 512, "num_heads": 8, "head_dim": 64})
+    fields.moe.expert_dim = 512
+    config = from_config_dict(fields)
+    params = ModelFunctions(config).init(0)
+    export_leaves(TreeSource(flatten(params)), export_config(config), folder)
+
+
+@click.command()
+@click.option("--output", type=click.Path(path_type=Path), help="That of modularity.py.")
+@click.option("--domain", default="law", show_default=True)
+@click.option("--results", type=click.Path(path_type=Path))
+@click.option("--measure", "only", default=None, help="Measure one folder, print JSON.")
+def main(output: Path, domain: str, results: Path, only: str | None) -> None:
+    """Measures the modules."""
+    if only:
+        print(json.dumps(measure(only)))
+        return
+    run = json.loads((results / "modularity-emo-0.json").read_text(encoding="utf-8"))["trained"]
+    place = run["domains"].index(domain)
+    untrained = output / "untrained"
+    make_untrained(untrained)
+    rows = []
+    for label, model, how in (
+        (f"EMO, module of {domain}", output / "emo-0", ("--data", f"{output / 'store'}:{domain}")),
+        (
+            "0.4 B parameters, untrained",
+            untrained,
+            ("--data", f"{output / 'store'}:{domain}", "--method", "random"),
+        ),
+    ):
+        for keep in KEEPS:
+            folder = output / "modules" / f"{model.name}-{keep.strip('%')}"
+            folder.parent.mkdir(exist_ok=True)
+            if keep == "100%" and model == untrained:
+                folder = untrained
+            else:
+                select(model, folder, keep, *how)
+            command = [sys.executable, __file__, "--measure", str(folder)]
+            found = json.loads(subprocess.run(command, check=True, capture_output=True).stdout)
+            kept = int(64 * float(keep.strip("%")) / 100)
+            way = "full" if keep == "100%" else f"layerwise {kept}"
+            loss = run["losses"][way][place] if model != untrained else None
+            rows.append({"model": label, "kept": f"{kept} of 64", **found, "loss": loss})
+            click.echo(json.dumps(rows[-1]))
+    write_atomic(results / "costs.json", json.dumps(rows, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

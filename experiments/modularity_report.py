@@ -1,0 +1,325 @@
+"""The tables and plots of docs/results.md, out of the figures that modularity.py left.
+
+    python experiments/modularity_report.py --results docs/results --output docs
+
+Writes OUTPUT/results.md and, beside the figures, the plots. Nothing is run. The extra `report`
+installs what draws.
+
+Legend: A arms, seeds and domains as they are called; a rise is the loss with a part of the experts
+less the loss with all of them, nats a token.
+"""
+
+import json
+import math
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+
+SHARES = {32: "50 %", 16: "25 %", 8: "12.5 %"}
+METHODS = ("layerwise", "global", "easy_ep", "random")
+NAMES = {
+    "emo": "EMO",
+    "standard": "standard MoE",
+    "matched": "standard MoE with 16 experts",
+    "fixed-pool": "EMO, pools of 16",
+    "no-shared": "EMO, no shared expert",
+    "local-balance": "EMO, balance of each micro-batch",
+    "window-attention": "EMO, attention across documents",
+}
+DRAWS = 10_000  # of the bootstrap
+
+
+class Runs:
+    """All figures, by arm and seed."""
+
+    def __init__(self, folder: Path):
+        files = sorted(folder.glob("modularity-*.json"))
+        if not files:
+            raise click.UsageError(f"{folder}: no modularity-*.json; run modularity.py first")
+        self.all = [json.loads(file.read_text(encoding="utf-8")) for file in files]
+        self.arms = [arm for arm in NAMES if any(run["arm"] == arm for run in self.all)]
+
+    def of(self, arm: str) -> list[dict[str, Any]]:
+        """An arm's runs, by seed."""
+        return sorted((r for r in self.all if r["arm"] == arm), key=lambda r: r["seed"])
+
+    def losses(self, arm: str, way: str, store: str = "trained") -> np.ndarray:
+        """(seeds, domains); NaN where nothing was measured."""
+        rows = [run[store]["losses"][way] for run in self.of(arm)]
+        return np.array([[math.nan if x is None else x for x in row] for row in rows])
+
+    def rises(self, arm: str, way: str, store: str = "trained") -> np.ndarray:
+        """(seeds, domains)."""
+        return self.losses(arm, way, store) - self.losses(arm, "full", store)
+
+
+def interval(table: np.ndarray, of: Callable[[np.ndarray], Any] = np.nanmean) -> tuple[float, ...]:
+    """A figure of a (seeds, domains) table, and the middle 95 % of its bootstrap.
+
+    Seeds and domains are both drawn anew, with repetition.
+    """
+    rng = np.random.default_rng(0)
+    seeds, domains = table.shape[:2]
+    drawn = [
+        of(table[rng.integers(seeds, size=seeds)][:, rng.integers(domains, size=domains)])
+        for _ in range(DRAWS)
+    ]
+    return float(of(table)), *map(float, np.nanpercentile(drawn, [2.5, 97.5]))
+
+
+def shown(table: np.ndarray, sign: bool = True) -> str:
+    """`+0.123 (+0.100 to +0.150)`."""
+    form = "{:+.3f}" if sign else "{:.3f}"
+    mean, low, high = (form.format(x) for x in interval(table))
+    return f"{mean} ({low} to {high})"
+
+
+def markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
+
+
+# --- tables --------------------------------------------------------------------------------------
+
+
+def full_models(runs: Runs) -> str:
+    rows = []
+    standard = np.nanmean(runs.losses("standard", "full"))
+    for arm in runs.arms:
+        for way, label in (
+            ("full", NAMES[arm]),
+            ("pool", f"{NAMES[arm]}, evaluated with its pool"),
+        ):
+            if way not in runs.of(arm)[0]["trained"]["losses"]:
+                continue
+            mean = np.nanmean(runs.losses(arm, way))
+            seeds = np.nanmean(runs.losses(arm, way), axis=1)
+            held_out = np.nanmean(runs.losses(arm, way, "held_out"))
+            spread = " ".join(f"{x:.3f}" for x in seeds)
+            share = f"{100 * (mean / standard - 1):+.2f} %"
+            rows.append([label, f"{mean:.3f}", spread, share, f"{held_out:.3f}"])
+    head = ["model", "loss", "by seed", "against the standard MoE", "held-out domains"]
+    return markdown(head, rows)
+
+
+def rises_by_keep(runs: Runs, store: str) -> str:
+    rows = []
+    for arm in runs.arms:
+        if "layerwise 8" not in runs.of(arm)[0]["trained"]["losses"]:
+            continue
+        cells = [shown(runs.rises(arm, f"layerwise {keep}", store)) for keep in SHARES]
+        rows.append([NAMES[arm], *cells])
+    return markdown(["model", *(f"{share} kept" for share in SHARES.values())], rows)
+
+
+def by_method(runs: Runs) -> str:
+    rows = []
+    for arm in ("emo", "standard"):
+        for method in METHODS:
+            cells = [shown(runs.rises(arm, f"{method} {keep}")) for keep in (16, 8)]
+            rows.append([NAMES[arm], method, *cells])
+    return markdown(["model", "chosen by", "25 % kept", "12.5 % kept"], rows)
+
+
+def by_domain(runs: Runs) -> str:
+    rows = []
+    for store, note in (("trained", ""), ("held_out", " (held out)")):
+        for i, name in enumerate(runs.of("emo")[0][store]["domains"]):
+            cells = []
+            for arm in ("emo", "standard"):
+                cells.append(f"{np.nanmean(runs.losses(arm, 'full', store)[:, i]):.3f}")
+                cells += [
+                    f"{np.nanmean(runs.rises(arm, f'layerwise {keep}', store)[:, i]):+.3f}"
+                    for keep in (16, 8)
+                ]
+            rows.append([name + note, *cells])
+    head = ["domain"]
+    for arm in ("EMO", "standard"):
+        head += [f"{arm}: all", "25 %", "12.5 %"]
+    return markdown(head, rows)
+
+
+def one_example(runs: Runs) -> tuple[str, str]:
+    """A table, and the domains that have an example."""
+    rows, used = [], ""
+    for arm in ("emo", "standard"):
+        for keep in (16, 8):
+            full = runs.losses(arm, "full")
+            draws = [runs.losses(arm, f"one example {d} {keep}") for d in range(3)]
+            one = np.mean(draws, axis=0) - full
+            have = np.isfinite(one).all(axis=0)
+            every = runs.rises(arm, f"layerwise {keep}")[:, have]
+            one = one[:, have]
+            names = np.array(runs.of(arm)[0]["trained"]["domains"])[have]
+            used = ", ".join(names)
+            ratio = np.mean(one) / np.mean(every)
+            rows.append(
+                [
+                    NAMES[arm],
+                    SHARES[keep],
+                    shown(every),
+                    shown(one),
+                    f"{ratio:.2f}" if np.mean(every) > 0.01 else "–",
+                    f"{np.mean(one - every):+.3f}",
+                ]
+            )
+    head = ["model", "kept", "all examples", "one example", "ratio", "difference"]
+    return markdown(head, rows), used
+
+
+def composed(runs: Runs) -> str:
+    rows = []
+    for arm in ("emo", "standard"):
+        own = runs.losses(arm, "layerwise 16")
+        both = np.stack([runs.losses(arm, f"composed with {p} later 16") for p in (1, 2, 3)])
+        change = 100 * (both / own - 1)
+        rows.append(
+            [
+                NAMES[arm],
+                f"{np.nanmean(own):.3f}",
+                f"{np.nanmean(both):.3f}",
+                f"{np.nanmean(change):+.2f} %",
+                f"{np.nanmax(change):+.2f} %",
+            ]
+        )
+    head = ["model", "own module", "union with another's", "mean change", "largest"]
+    return markdown(head, rows)
+
+
+def matched(runs: Runs) -> str:
+    alone = runs.losses("matched", "full")
+    rows = [[NAMES["matched"], f"{np.nanmean(alone):.3f}", ""]]
+    for arm in ("emo", "standard"):
+        kept = runs.losses(arm, "layerwise 16")
+        share = 100 * (np.nanmean(kept) / np.nanmean(alone) - 1)
+        rows.append([f"{NAMES[arm]}, 16 of 64 kept", f"{np.nanmean(kept):.3f}", f"{share:+.2f} %"])
+    return markdown(["model", "loss", "against the one trained alone"], rows)
+
+
+def costs(folder: Path) -> str:
+    """What a module costs to keep and to run."""
+    file = folder / "costs.json"
+    if not file.exists():
+        return "Not measured yet.\n"
+    rows = []
+    for row in json.loads(file.read_text(encoding="utf-8")):
+        rows.append(
+            [
+                row["model"],
+                row["kept"],
+                f"{row['disk_bytes'] / 1e6:,.1f}",
+                f"{row['weight_bytes'] / 1e6:,.1f}",
+                f"{row['resident_bytes'] / 1e6:,.0f}",
+                f"{row['tokens_per_second']:,.0f}",
+                "–" if row["loss"] is None else f"{row['loss']:.3f}",
+            ]
+        )
+    head = ["model", "experts", "MB on disk", "MB of weights", "MB resident", "tokens/s", "loss"]
+    return markdown(head, rows)
+
+
+# --- plots ---------------------------------------------------------------------------------------
+
+COLOURS = {"emo": "#0b7a75", "standard": "#c8553d"}
+
+
+def _axes(width: float = 6.4, height: float = 3.8) -> tuple[Any, Any]:
+    import matplotlib
+
+    matplotlib.use("svg")
+    from matplotlib import pyplot
+
+    matplotlib.rcParams.update({"svg.hashsalt": "emo_jax", "font.size": 10, "svg.fonttype": "path"})
+    figure, axes = pyplot.subplots(figsize=(width, height), layout="constrained")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(axis="y", alpha=0.3)
+    return figure, axes
+
+
+def _save(figure: Any, file: Path) -> None:
+    # The same figures give the same file.
+    figure.savefig(file, metadata={"Date": None, "Creator": None}, facecolor="white")
+
+
+def plot_keep(runs: Runs, file: Path) -> None:
+    """Rise against the share of experts kept; dashed: domains held out of training."""
+    figure, axes = _axes()
+    places = [0, 1, 2, 3]
+    for arm, colour in COLOURS.items():
+        for store, style in (("trained", "-"), ("held_out", "--")):
+            found = [(0.0, 0.0, 0.0)]
+            found += [interval(runs.rises(arm, f"layerwise {k}", store)) for k in SHARES]
+            mean, low, high = np.array(found).T
+            label = NAMES[arm] + (", domains never trained on" if store == "held_out" else "")
+            axes.plot(places, mean, style, marker="o", color=colour, label=label)
+            if store == "trained":
+                axes.fill_between(places, low, high, color=colour, alpha=0.15, linewidth=0)
+    axes.set_xticks(places, ["100 %", *SHARES.values()])
+    axes.set_xlabel("experts kept in every layer")
+    axes.set_ylabel("rise of the loss, nats a token")
+    axes.legend(frameon=False)
+    _save(figure, file)
+
+
+def plot_training(runs: Runs, file: Path) -> None:
+    """The rise while the models trained."""
+    figure, axes = _axes()
+    for arm, colour in COLOURS.items():
+        for keep, style in ((16, "-"), (8, "--")):
+            name = f"heldout_rise (keep={keep})"
+            watched = [run["while_training"] for run in runs.of(arm)]
+            steps = [record["step"] for record in watched[0]]
+            mean = np.mean([[record[name] for record in records] for records in watched], axis=0)
+            label = f"{NAMES[arm]}, {SHARES[keep]} kept"
+            axes.plot(steps, mean, style, marker="o", color=colour, label=label)
+    axes.set_xlabel("training step")
+    axes.set_ylabel("rise of the held-out loss, nats")
+    axes.legend(frameon=False)
+    _save(figure, file)
+
+
+@click.command()
+@click.option("--results", required=True, type=click.Path(path_type=Path))
+@click.option("--output", required=True, type=click.Path(path_type=Path))
+def main(results: Path, output: Path) -> None:
+    """Writes results.md and the plots."""
+    runs = Runs(results)
+    plot_keep(runs, results / "keep_k.svg")
+    plot_training(runs, results / "keep_k_while_training.svg")
+    template = (Path(__file__).parent / "modularity_report.md").read_text(encoding="utf-8")
+    examples, example_domains = one_example(runs)
+    first = runs.of("emo")[0]
+    rates = {
+        arm: float(np.median([run["tokens_per_second"] for run in runs.of(arm)]))
+        for arm in runs.arms
+    }
+    hours = sum(run["tokens"] / run["tokens_per_second"] for run in runs.all) / 3600
+    text = template.format(
+        seeds=len(runs.of("emo")),
+        tokens=f"{first['tokens'] / 1e6:.1f}",
+        domains=", ".join(first["trained"]["domains"]),
+        held_out=", ".join(first["held_out"]["domains"]),
+        full_models=full_models(runs),
+        rises=rises_by_keep(runs, "trained"),
+        rises_held_out=rises_by_keep(runs, "held_out"),
+        matched=matched(runs),
+        by_domain=by_domain(runs),
+        by_method=by_method(runs),
+        one_example=examples,
+        example_domains=example_domains,
+        composed=composed(runs),
+        costs=costs(results),
+        rates="; ".join(f"{NAMES[arm]} {rate:,.0f}" for arm, rate in rates.items()),
+        hours=f"{hours:.1f}",
+        runs=len(runs.all),
+        versions=", ".join(f"{name} {version}" for name, version in first["versions"].items()),
+    )
+    (output / "results.md").write_text(text, encoding="utf-8")
+    click.echo(f"{output / 'results.md'}: {len(runs.all)} runs")
+
+
+if __name__ == "__main__":
+    main()
