@@ -97,6 +97,11 @@ def _parse(file: str, overrides: Sequence[str]) -> ConfigDict:
     except EmoError:
         raise
     except Exception as error:  # the file is the user's and may raise anything
+        if isinstance(error, AttributeError) and "'get_config'" in str(error):
+            raise ConfigError(
+                f"--config {file}: has no get_config(); give an experiment file, such as"
+                " experiments/emo_tiny.py"
+            ) from error
         if not overrides:
             raise ConfigError(f"--config {file}: {type(error).__name__}: {error}") from error
         defaults, name = _leaves(_parse(file, [])), _name(overrides[0])

@@ -69,6 +69,8 @@ def experiment_configs() -> dict[str, dict[str, Any]]:
     """The full config of each experiment file, by `name` or `name-argument`."""
     found = {}
     for file in sorted(EXPERIMENTS.glob("*.py")):
+        if "def get_config(" not in file.read_text(encoding="utf-8"):
+            continue  # a script
         for argument in ("", *ARGUMENTS.get(file.stem, ())):
             spec = f"{file}:{argument}" if argument else str(file)
             name = f"{file.stem}-{argument}" if argument else file.stem

@@ -224,6 +224,8 @@ def test_a_wrong_field(refused, store, tmp_path, fields, named):
 def test_a_wrong_experiment_file(refused, tmp_path):
     train = ["train", "--workdir", tmp_path / "run", "--config"]
     assert "no such file" in refused(USAGE, *train, tmp_path / "none.py")
+    (tmp_path / "script.py").write_text("x = 1\n")
+    assert "has no get_config()" in refused(USAGE, *train, tmp_path / "script.py")
     assert "no config argument" in refused(USAGE, *train, f"{runs.EXPERIMENT}:130b")
     broken = tmp_path / "broken.py"
     broken.write_text("def get_config():\n  return 1/0\n")

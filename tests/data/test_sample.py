@@ -80,7 +80,7 @@ def test_wheel_is_read_not_installed(tmp_path, monkeypatch):
 
 
 def test_unknown_domain(tmp_path):
-    with pytest.raises(UsageError, match="domain 'poetry': must be one of code_python, cooking"):
+    with pytest.raises(UsageError, match="domain 'poetry': must be one of biology, cloud"):
         sample_corpus(tmp_path, domains=["poetry"])
 
 

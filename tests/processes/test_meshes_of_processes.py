@@ -66,6 +66,7 @@ STEPS = 3  # a checkpoint after each
 def train(env, store, workdirs, mesh, count):
     """Makes the runs in these workdirs, or goes on with them, on a mesh of processes."""
     fields = dict(train__steps=STEPS, checkpoint__save_every=1, train__eval_windows=0)
+    fields |= dict(optimizer__warmup_steps=1)
     fields |= {f"mesh__{axis}": n for axis, n in ({"expert": 1} | MESHES[mesh]).items()}
     _, _, _, _, *options = group.train_argv(store, workdirs[0], **fields)
     at = options.index("--workdir")
