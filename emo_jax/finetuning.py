@@ -1,10 +1,14 @@
 """`emo finetune`: a model and pairs of prompts and answers in, a run of its own out (SPEC 7.4)."""
 
 import dataclasses
+import hashlib
+import json
 import math
 from pathlib import Path
+from typing import Any
 
 import jax
+import numpy as np
 
 from emo_jax.config import (
     CheckpointConfig,
@@ -14,11 +18,11 @@ from emo_jax.config import (
     OptimizerConfig,
     PoolConfig,
     TrainConfig,
-    differences,
 )
 from emo_jax.data.pairs import SUFFIX, Packed, pack_pairs, read_pairs, write_pairs
 from emo_jax.data.progress import Progress
 from emo_jax.errors import UsageError
+from emo_jax.hf.layouts import layout_for
 from emo_jax.hf.sources import TreeSource
 from emo_jax.hf.tree import flatten
 from emo_jax.loading import LoadedModel, load_model
@@ -27,8 +31,15 @@ from emo_jax.modularity.selection import FILE as SELECTION_FILE
 from emo_jax.train.loop import Trainer
 from emo_jax.train.stop import StopRequest
 from emo_jax.transfer import export_config, import_leaves
-from emo_jax.workdir import CONFIG_FILE, TOKENIZER_FOLDER, read_workdir_config
+from emo_jax.workdir import (
+    CONFIG_FILE,
+    TOKENIZER_FOLDER,
+    one_line,
+    read_workdir_config,
+    write_atomic,
+)
 
+FINETUNE_FILE = "finetune.json"  # what a run was made of
 PAIRS_FILE = f"data{SUFFIX}"
 FREEZE = {
     "none": (),
@@ -59,6 +70,7 @@ class FinetuneSettings:
     balance_weight: float = 0.01
     window: int = 0
     seed: int = 0
+    skip_unusable: bool = False  # leave out lines that are no pair, or longer than the window
 
 
 def finetune(
@@ -67,10 +79,15 @@ def finetune(
     workdir: str | Path,
     settings: FinetuneSettings,
     *,
+    exports: bool = False,
+    layout: str | None = None,
     stop: StopRequest | None = None,
     quiet: bool = True,
 ) -> str:
     """Trains, or goes on training; the workdir is a run like any other.
+
+    Args:
+      exports: a Hugging Face folder of this layout is to be made of it, so the layout must fit.
 
     Returns:
       What was used of the data, in one line.
@@ -89,19 +106,39 @@ def finetune(
         )
         window = settings.window or loaded.config.data.seq_len
         packed = pack_pairs(found, tokenizer, window)
+        if not settings.skip_unusable:
+            packed.refuse_unusable(data)
         config = recipe(loaded.config, packed, folder / PAIRS_FILE, settings)
+        if exports:
+            layout_for(config, layout)
+        made_of = {
+            "model": _digest(loaded),
+            "data": packed.digest,
+            **dataclasses.asdict(settings),
+        }
         if (folder / CONFIG_FILE).exists():
-            theirs = read_workdir_config(folder)
-            changed = differences(config, theirs)
-            if changed:
-                raise UsageError(
-                    f"{folder}: is another run: {'; '.join(changed[:5])}; give the same options,"
-                    " or another workdir"
-                )
+            _check_same(folder, made_of)
+            # As it was made, on however many devices; but the folder may have moved.
+            config = read_workdir_config(folder)
+            moved = dataclasses.replace(config.data, store=str(folder / PAIRS_FILE))
+            config = dataclasses.replace(config, data=moved)
         else:
-            _make_workdir(loaded, config, folder, packed, quiet=quiet)
+            _make_workdir(loaded, config, folder, packed, made_of, quiet=quiet)
+        del loaded  # whole on the host; the run reads its checkpoint
     if not quiet:
-        print(f"{config.name}: {packed.summary()}", flush=True)
+        pairs = packed.pairs * config.train.batch_size / len(packed.tokens_NS)
+        print(
+            f"{config.name}: {packed.summary()}; {config.train.steps} steps of"
+            f" {config.train.batch_size} windows, about {pairs:.0f} pairs",
+            flush=True,
+        )
+        if not 0.75 < pairs / settings.batch_size < 1.33:
+            print(
+                f"note: not {settings.batch_size} pairs a step: windows of {window} tokens hold"
+                f" {packed.pairs / len(packed.tokens_NS):.1f} pairs each, and a step has whole"
+                " windows on every device; --window sets their length",
+                flush=True,
+            )
     Trainer(config, folder, stop=stop, quiet=quiet).run()
     return packed.summary()
 
@@ -138,7 +175,8 @@ def recipe(config: Config, packed: Packed, pairs: Path, settings: FinetuneSettin
             schedule="wsd" if steps > warmup else "cosine",
             warmup_steps=warmup,
             decay_steps=steps - warmup,
-            final_lr_fraction=0.0,
+            # A straight line to 0 one step behind the last, which so is not wasted.
+            final_lr_fraction=1.0 / (steps - warmup + 1),
             b1=0.9,
             b2=0.999,
             eps=1e-8,
@@ -161,16 +199,59 @@ def recipe(config: Config, packed: Packed, pairs: Path, settings: FinetuneSettin
     )
 
 
+def _digest(loaded: LoadedModel) -> str:
+    """Of all weights."""
+    digest = hashlib.sha256()
+    for path, leaf in sorted(flatten(loaded.params).items()):
+        digest.update(path.encode() + np.ascontiguousarray(leaf).data)
+    return digest.hexdigest()
+
+
+def _check_same(folder: Path, made_of: dict[str, Any]) -> None:
+    """Raises UsageError where the run in a folder was made of something else."""
+    file = folder / FINETUNE_FILE
+    try:
+        theirs = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UsageError(
+            f"{folder}: is no run of emo finetune ({one_line(error)}); give another workdir"
+        ) from error
+    changed = [
+        f"another {name}" if name in ("model", "data") else f"{name} {theirs.get(name)} -> {value}"
+        for name, value in made_of.items()
+        if theirs.get(name) != value
+    ]
+    if changed:
+        raise UsageError(
+            f"{folder}: is another run: {'; '.join(changed[:5])}; give the same model, data and"
+            " options, or another workdir"
+        )
+
+
 def _make_workdir(
-    loaded: LoadedModel, config: Config, folder: Path, packed: Packed, *, quiet: bool
+    loaded: LoadedModel,
+    config: Config,
+    folder: Path,
+    packed: Packed,
+    made_of: dict[str, Any],
+    *,
+    quiet: bool,
 ) -> None:
     tokenizer = loaded.need_tokenizer()
-    selection = Path(loaded.path) / SELECTION_FILE
+    selection = loaded.folder / SELECTION_FILE
 
     def fill(unfinished: Path) -> None:
         tokenizer.save(unfinished / TOKENIZER_FOLDER)
         write_pairs(unfinished / PAIRS_FILE, packed, tokenizer)
+        write_atomic(unfinished / FINETUNE_FILE, json.dumps(made_of, indent=1) + "\n")
         if selection.is_file():
             (unfinished / SELECTION_FILE).write_bytes(selection.read_bytes())
 
-    import_leaves(TreeSource(flatten(loaded.params)), config, folder, fill, quiet=quiet)
+    import_leaves(
+        TreeSource(flatten(loaded.params)),
+        config,
+        folder,
+        fill,
+        fills=(PAIRS_FILE, f".{PAIRS_FILE}.tmp.npz", FINETUNE_FILE, f".{FINETUNE_FILE}.tmp"),
+        quiet=quiet,
+    )

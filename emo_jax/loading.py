@@ -24,6 +24,7 @@ class LoadedModel:
       params: float32 host arrays.
       tokenizer: None where neither the folder nor the run's store has one.
       step: of the checkpoint; None for a Hugging Face folder.
+      folder: `path` without a step.
       tokenizer_dir: where a tokenizer.json is that can be copied; None: nowhere.
     """
 
@@ -32,6 +33,7 @@ class LoadedModel:
     config: Config
     tokenizer: Tokenizer | None
     step: int | None
+    folder: Path
     tokenizer_dir: Path | None = None
 
     @property
@@ -85,7 +87,7 @@ def load_model(path: str) -> LoadedModel:
         tokenizer = tokenizer_of(folder, config)
     loaded = None if tokenizer is None else load_tokenizer(tokenizer)
     has_json = tokenizer is not None and (tokenizer / "tokenizer.json").is_file()
-    return LoadedModel(path, params, config, loaded, step, tokenizer if has_json else None)
+    return LoadedModel(path, params, config, loaded, step, folder, tokenizer if has_json else None)
 
 
 def _split_step(path: str) -> tuple[Path, int | None]:

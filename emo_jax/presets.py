@@ -174,6 +174,7 @@ ABLATIONS = (
     "no-shared",
     "local-balance",
     "window-attention",
+    "standard-window",
 )
 
 
@@ -185,11 +186,13 @@ def ablation_tiny(arg: str = "emo") -> ConfigDict:
     - `fixed-pool`: every pool holds 16 routed experts.
     - `no-shared`: 64 routed experts.
     - `local-balance`: load balance of four micro-batches, each for itself.
-    - `window-attention`: attention across documents.
+    - `window-attention`: attention across documents; `standard-window`: likewise without pools,
+      as the reference's standard models were trained.
     """
     if arg not in ABLATIONS:
         raise ConfigError(f"config argument {arg!r}: must be one of {', '.join(ABLATIONS)}")
-    config = stdmoe_tiny() if arg in ("standard", "matched") else emo_tiny()
+    pools = arg not in ("standard", "matched", "standard-window")
+    config = emo_tiny() if pools else stdmoe_tiny()
     config.name = f"ablation_tiny_{arg}"
     if arg == "matched":
         config.moe.num_experts = _QUARTER
@@ -199,7 +202,7 @@ def ablation_tiny(arg: str = "emo") -> ConfigDict:
         config.moe.num_shared_experts = 0
     elif arg == "local-balance":
         config.train.micro_batches = 4
-    elif arg == "window-attention":
+    elif arg in ("window-attention", "standard-window"):
         config.model.attention = "window"
     return config
 

@@ -24,6 +24,7 @@ from emo_jax.hf.tree import count_parameters, flatten, moe_of
 from emo_jax.loading import LoadedModel, load_model
 from emo_jax.manifest import versions
 from emo_jax.model.transformer import ModelFunctions
+from emo_jax.modularity.assemble import smaller_config
 from emo_jax.modularity.calibration import (
     Examples,
     examples_of,
@@ -75,6 +76,7 @@ class Selected:
 
     Attributes:
       keep_L: experts of each layer, shared ones included.
+      examples, tokens: that the experts were chosen by.
       overlaps: of what fewer examples choose with what all of them do, by their number.
       notes: what a user should know.
     """
@@ -83,6 +85,8 @@ class Selected:
     keep_L: tuple[int, ...]
     parameters: int
     active: int
+    examples: int
+    tokens: int
     overlaps: dict[int, float]
     notes: tuple[str, ...] = ()
 
@@ -105,8 +109,16 @@ def select(
         for label in wanted
     }
     refuse_existing(output)
+    for routed_L in wanted.values():  # what no layout holds is refused before it is looked for
+        layout_for(smaller_config(config, routed_L), settings.layout)
     with Progress("select", enabled=not quiet) as shown:
         examples = _read_examples(loaded, data, settings, shown.show)
+        there = len(examples.documents)
+        if more := [n for n in settings.examples if n is not None and n > there]:
+            raise UsageError(
+                f"--examples {max(more)}: {examples.source} has {there} within --max-tokens"
+                f" {settings.max_tokens}; ask for fewer, or raise it"
+            )
         mesh = eval_mesh(config)
         params = jax.device_put(loaded.params, ModelFunctions(config, mesh).param_shardings())
         source = TreeSource(flatten(loaded.params))
@@ -144,6 +156,7 @@ def select(
                 parent={"name": loaded.name, "path": loaded.path, "step": loaded.step},
                 parent_fingerprint=parent_print,
                 num_routed=config.moe.num_routed_experts,
+                top_k=config.moe.top_k,
                 kept=tuple(tuple(np.flatnonzero(row).tolist()) for row in kept_LR),
                 about=about,
                 scores=tuple(tuple(row) for row in choice.scores_LMR[:, 0].tolist()),
@@ -166,6 +179,8 @@ def select(
                     keep_L=tuple(moe.experts_in(n) for n in range(config.model.num_layers)),
                     parameters=total,
                     active=active,
+                    examples=selection.about["examples"],
+                    tokens=selection.about["tokens"],
                     overlaps=overlaps,
                     notes=notes,
                 )
@@ -208,8 +223,13 @@ def _read_examples(
     numbers = [n for n in settings.examples if n is not None]
     number = None if None in settings.examples else max(numbers)
     seq_len = loaded.config.data.seq_len
-    location, domain = split_location(data, lambda text: "://" in text or Path(text).exists())
+    location, domain = split_location(data, lambda text: Path(text).exists())
     if Path(location).is_file():
+        if domain is not None:
+            raise UsageError(
+                f"{data}: a file of documents has no domains to choose from; give a token store, or"
+                " a file of this domain alone"
+            )
         return _file_examples(loaded, location, settings, number)
     store = TokenStore.open(location)
     if loaded.tokenizer is not None:

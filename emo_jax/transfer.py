@@ -7,7 +7,7 @@ import math
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -200,19 +200,21 @@ def import_leaves(
     workdir: str | os.PathLike[str],
     fill: Callable[[Path], None],
     *,
+    fills: Sequence[str] = (),
     quiet: bool = True,
 ) -> None:
     """Makes a workdir that holds some parameters as step 0; it appears when it is whole.
 
     Args:
       fill: writes what else belongs into the folder.
+      fills: names of what only `fill` writes, by which what a killed call left is known.
 
     Raises:
       UsageError: the workdir is in use or cannot be made.
     """
     folder = Path(workdir).resolve()
     refuse_existing(folder)
-    for note in remove_left_over(folder, [_PARTIAL], _IMPORTED):
+    for note in remove_left_over(folder, [_PARTIAL], (*_IMPORTED, *fills)):
         _LOG.warning("%s", note)
     total = sum(math.prod(shape) for shape in source.shapes.values()) * F32_BYTES
     try:

@@ -3,7 +3,8 @@
 emo train --config experiments/ablation_tiny.py:fixed-pool --config.data.store=STORE --workdir DIR
 
 Argument: emo, standard, matched (standard with a quarter of the experts), fixed-pool, no-shared,
-local-balance, window-attention. Pools in the anneal only: anneal_tiny.py:std_to_emo.
+local-balance, window-attention, standard-window. Pools in the anneal only:
+anneal_tiny.py:std_to_emo.
 
 Hardware and hours: two CPU cores, minutes.
 """

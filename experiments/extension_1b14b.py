@@ -3,7 +3,7 @@ r"""New experts of an emo_1b14b run, trained alone on something new: argument, h
 emo extend RUN --add 16 --layout emo --output EXTENDED
 emo import EXTENDED --workdir IMPORTED
 emo train --config experiments/extension_1b14b.py:16 --config.data.store=STORE --workdir DIR \
-    --init-from IMPORTED@0
+    --init-from IMPORTED@0 --init weights
 
 All but the new experts stays as it is, to the last bit.
 

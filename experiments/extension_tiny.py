@@ -3,7 +3,7 @@ r"""New experts of an emo_tiny run, trained alone on something new: argument, ho
 emo extend RUN --add 8 --layout emo --output EXTENDED
 emo import EXTENDED --workdir IMPORTED
 emo train --config experiments/extension_tiny.py:8 --config.data.store=STORE --workdir DIR \
-    --init-from IMPORTED@0
+    --init-from IMPORTED@0 --init weights
 
 All but the new experts stays as it is, to the last bit.
 

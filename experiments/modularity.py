@@ -3,9 +3,9 @@ r"""Does modularity emerge? EMO, a standard mixture of experts and one of the si
     python experiments/modularity.py --output runs/modularity --results docs/results
 
 Makes the corpus (fourteen domains, two of them held out of training and of the tokenizer), trains
-every model of every seed, measures what each domain loses with a part of the experts, and writes
-one JSON a run into RESULTS, and the tables and plots of docs/results.md. What is there already is
-not done again: a run that was interrupted goes on from its checkpoint.
+every model of every seed, measures what each domain loses with a part of the experts and what a
+module costs, and writes one JSON a run into RESULTS, and docs/results.md with its plots. What is
+there already is not done again: a run that was interrupted goes on from its checkpoint.
 
 One of its runs alone, as a config file:
 
@@ -15,6 +15,7 @@ Hardware, hours and losses: docs/results.md. Legend: L layers, M domains, R rout
 """
 
 import json
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -167,7 +168,7 @@ class Measured:
         """Keep-k with experts chosen by a single document of each domain that has a long one."""
         for draw in range(EXAMPLE_DRAWS):
             batches, have_M = self._examples(draw)
-            for keep in SMALL_KEEPS:
+            for keep in SMALL_KEEPS if batches else ():
                 name = f"one example {draw} {keep}"
                 self.loss(name, self.choose(METHOD, keep, batches))
                 self.losses[name] = [
@@ -194,6 +195,8 @@ class Measured:
                 continue
             documents += found.documents
             numbers.append(number)
+        if not documents:
+            return [], [False] * self._domains
         (batch,) = pack(documents, config.data.seq_len, len(documents), pad_id=0)
         ids_B1 = np.array(numbers, np.int32)[:, None]
         batch = batch._replace(domain_ids=np.where(batch.segment_ids >= 0, ids_B1, -1))
@@ -215,7 +218,7 @@ def measure(
     config: Config, params: Params, stores: Stores, seed: int, say: Callable[[str], None]
 ) -> dict[str, Any]:
     """All losses of a trained model, by store: see `Measured`."""
-    config = within_documents(config)  # a part of a model serves one document at a time
+    own, config = config, within_documents(config)  # a part of it serves one document at a time
     moe, result = config.moe, {}
     assert moe is not None
     params = jax.device_put(params)
@@ -223,6 +226,10 @@ def measure(
         split = read_split(config, path)
         measured = Measured(config, params, split, lambda text, name=name: say(f"{name}: {text}"))
         measured.loss("full")
+        if own.model.attention != config.model.attention:
+            across = Measured(own, params, split, say)
+            across.loss("own attention")
+            measured.losses["own attention"] = across.losses["own attention"]
         if moe.pool.eval_size:
             measured.loss("pool", pool_size=moe.pool.eval_size)
         if moe.num_experts > max(KEEPS):
@@ -254,9 +261,20 @@ def run(
 ) -> None:
     """Trains and measures one model, unless its result is there."""
     file = results / f"modularity-{arm}-{seed}.json"
-    if file.exists():
-        return
     config = config_of(arm, seed, stores, steps)
+    made_of = {
+        "tokens": config.train.steps * config.train.batch_size * config.data.seq_len,
+        "store": TokenStore.open(stores.trained).fingerprint,
+        "held_out_store": TokenStore.open(stores.held_out).fingerprint,
+    }
+    if file.exists():
+        theirs = json.loads(file.read_text(encoding="utf-8"))
+        wrong = [f"{k} {theirs.get(k)}, not {v}" for k, v in made_of.items() if theirs.get(k) != v]
+        if wrong:
+            raise UsageError(
+                f"{file}: of another experiment ({'; '.join(wrong)}); give other --results"
+            )
+        return
     print(f"== {config.name}: {config.train.steps} steps", flush=True)
     workdir = output / f"{arm}-{seed}"
     state = Trainer(config, workdir).run()
@@ -267,12 +285,10 @@ def run(
     result = {
         "arm": arm,
         "seed": seed,
-        "tokens": config.train.steps * config.train.batch_size * config.data.seq_len,
+        **made_of,
         "tokens_per_second": float(
             np.median([r["tokens_per_second"] for r in records if r.get("tokens_per_second")])
         ),
-        "store": TokenStore.open(stores.trained).fingerprint,
-        "held_out_store": TokenStore.open(stores.held_out).fingerprint,
         "versions": versions(),
         "while_training": [_watched(r) for r in records if "heldout_loss" in r],
         **found,
@@ -300,6 +316,14 @@ def main(output: Path, results: Path, arms: str, seeds: str, steps: int | None) 
         for seed in map(int, seeds.split(",")):
             for arm in arms.split(","):
                 run(arm, seed, output, results, stores, steps)
+        scripts = Path(__file__).parent
+        for script, argv in (
+            ("modularity_costs", ["--output", str(output), "--results", str(results)]),
+            ("modularity_report", ["--results", str(results), "--output", str(results.parent)]),
+        ):
+            subprocess.run([sys.executable, scripts / f"{script}.py", *argv], check=True)
+    except subprocess.CalledProcessError as error:
+        sys.exit(error.returncode)
     except EmoError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(error.exit_code)

@@ -10,6 +10,7 @@ its own: one text at a time, in float32. Folders that are there are used again. 
 import json
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +69,16 @@ def select(model: Path, folder: Path, keep: str, *how: str) -> None:
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
 
 
+def loss_of(folder: Path, store: Path, domain: str) -> float:
+    """Of the folder itself, on the domain's part of the test split."""
+    with tempfile.TemporaryDirectory() as scratch:
+        file = Path(scratch) / "eval.json"
+        command = [sys.executable, "-m", "emo_jax.cli", "eval", str(folder), "--data", str(store)]
+        subprocess.run([*command, "--json", str(file)], check=True, stdout=subprocess.DEVNULL)
+        found = json.loads(file.read_text(encoding="utf-8"))
+    return found["domains"][domain]["loss_nats_per_token"]
+
+
 def make_untrained(folder: Path) -> None:
     """A run's workdir of the larger model at step 0, unless it is there."""
     if folder.exists():
@@ -100,8 +111,8 @@ def main(output: Path, domain: str, results: Path, only: str | None) -> None:
     if only:
         print(json.dumps(measure(only)))
         return
-    run = json.loads((results / "modularity-emo-0.json").read_text(encoding="utf-8"))["trained"]
-    place = run["domains"].index(domain)
+    if (results / "costs.json").exists():
+        return
     untrained = output / "untrained"
     make_untrained(untrained)
     rows = []
@@ -123,8 +134,7 @@ def main(output: Path, domain: str, results: Path, only: str | None) -> None:
             command = [sys.executable, __file__, "--measure", str(folder)]
             found = json.loads(subprocess.run(command, check=True, capture_output=True).stdout)
             kept = int(64 * float(keep.strip("%")) / 100)
-            way = "full" if keep == "100%" else f"layerwise {kept}"
-            loss = run["losses"][way][place] if model != untrained else None
+            loss = None if model == untrained else loss_of(folder, output / "store", domain)
             rows.append({"model": label, "kept": f"{kept} of 64", **found, "loss": loss})
             click.echo(json.dumps(rows[-1]))
     write_atomic(results / "costs.json", json.dumps(rows, indent=1) + "\n")

@@ -28,6 +28,7 @@ NAMES = {
     "no-shared": "EMO, no shared expert",
     "local-balance": "EMO, balance of each micro-batch",
     "window-attention": "EMO, attention across documents",
+    "standard-window": "standard MoE, attention across documents",
 }
 DRAWS = 10_000  # of the bootstrap
 
@@ -82,17 +83,69 @@ def markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
 
 
+def paired(of: Callable[..., Any], *tables: np.ndarray) -> tuple[float, ...]:
+    """`interval` of a figure of several tables: the same seeds and domains are drawn from each."""
+    return interval(np.stack(tables, axis=-1), lambda t: of(*np.moveaxis(t, -1, 0)))
+
+
+def ratio(over: np.ndarray, under: np.ndarray) -> float:
+    """Of means."""
+    return float(np.nanmean(over) / np.nanmean(under))
+
+
 # --- tables --------------------------------------------------------------------------------------
+
+
+def reached(runs: Runs) -> str:
+    """The aims, what came out, and whether that is met."""
+    emo, standard = (runs.losses(arm, "full") for arm in ("emo", "standard"))
+    rows = []
+
+    def row(aim: str, found: tuple[float, ...], most: float, form: str = "{:+.2f}") -> None:
+        mean, low, high = (form.format(x) for x in found)
+        verdict = "met" if found[0] <= most else "**missed**"
+        rows.append([aim, f"{mean} ({low} to {high})", verdict])
+
+    def percent(a: np.ndarray, b: np.ndarray) -> float:
+        return 100 * (ratio(a, b) - 1)
+
+    row("EMO's loss over the standard MoE's, at most +1 %", paired(percent, emo, standard), 1)
+    for store, what in (("trained", "trained"), ("held_out", "held-out")):
+        for keep in (16, 8):
+            rises = [runs.rises(arm, f"layerwise {keep}", store) for arm in ("emo", "standard")]
+            aim = f"EMO's rise over the standard MoE's at {SHARES[keep]}, {what} domains"
+            if store == "trained":
+                row(f"{aim}, at most 0.1", paired(ratio, *rises), 0.1)
+            else:
+                mean, low, high = paired(ratio, *rises)
+                rows.append([f"{aim}, reported", f"{mean:+.2f} ({low:+.2f} to {high:+.2f})", ""])
+    alone, kept = runs.losses("matched", "full"), runs.losses("emo", "layerwise 16")
+    aim = "EMO at 25 % over a standard MoE of that size trained alone, at most +1 %"
+    row(aim, paired(percent, kept, alone), 1)
+    for keep in (16, 8):
+        one, every = example_rises(runs, "emo", keep)
+        if np.mean(every) > 0:
+            aim = f"EMO's rise with one example over that with all at {SHARES[keep]}, at most 1.25"
+            row(aim, paired(ratio, one, every), 1.25)
+        else:
+            aim = f"EMO's rise with one example, {SHARES[keep]} (all examples: no rise)"
+            row(aim, interval(one), 0, "{:+.3f}")
+    own, both = composed_losses(runs, "emo")
+    aim = "EMO's loss with two modules over its own module's, at most +1 %"
+    row(aim, paired(percent, both.mean(axis=0), own), 1)
+    return markdown(["aim", "found", ""], rows)
 
 
 def full_models(runs: Runs) -> str:
     rows = []
     standard = np.nanmean(runs.losses("standard", "full"))
     for arm in runs.arms:
-        for way, label in (
-            ("full", NAMES[arm]),
-            ("pool", f"{NAMES[arm]}, evaluated with its pool"),
-        ):
+        ways = {
+            "full": NAMES[arm],
+            "pool": f"{NAMES[arm]}, evaluated with its pool",
+            "own attention": f"{NAMES[arm]}, evaluated so too",
+        }
+        for way, label in ways.items():
             if way not in runs.of(arm)[0]["trained"]["losses"]:
                 continue
             mean = np.nanmean(runs.losses(arm, way))
@@ -142,17 +195,26 @@ def by_domain(runs: Runs) -> str:
     return markdown(head, rows)
 
 
+def example_rises(runs: Runs, arm: str, keep: int) -> tuple[np.ndarray, np.ndarray]:
+    """Rises with one example, mean over the draws, and with all; domains that have examples."""
+    one = np.mean([runs.rises(arm, f"one example {d} {keep}") for d in range(3)], axis=0)
+    have = np.isfinite(one).all(axis=0)
+    return one[:, have], runs.rises(arm, f"layerwise {keep}")[:, have]
+
+
+def composed_losses(runs: Runs, arm: str) -> tuple[np.ndarray, np.ndarray]:
+    """Losses (seeds, domains) with a domain's own module, and (partners, …) with another's too."""
+    both = np.stack([runs.losses(arm, f"composed with {p} later 16") for p in (1, 2, 3)])
+    return runs.losses(arm, "layerwise 16"), both
+
+
 def one_example(runs: Runs) -> tuple[str, str]:
     """A table, and the domains that have an example."""
     rows, used = [], ""
     for arm in ("emo", "standard"):
         for keep in (16, 8):
-            full = runs.losses(arm, "full")
-            draws = [runs.losses(arm, f"one example {d} {keep}") for d in range(3)]
-            one = np.mean(draws, axis=0) - full
-            have = np.isfinite(one).all(axis=0)
-            every = runs.rises(arm, f"layerwise {keep}")[:, have]
-            one = one[:, have]
+            one, every = example_rises(runs, arm, keep)
+            have = np.isfinite(runs.losses(arm, f"one example 0 {keep}")).all(axis=0)
             names = np.array(runs.of(arm)[0]["trained"]["domains"])[have]
             used = ", ".join(names)
             ratio = np.mean(one) / np.mean(every)
@@ -173,8 +235,7 @@ def one_example(runs: Runs) -> tuple[str, str]:
 def composed(runs: Runs) -> str:
     rows = []
     for arm in ("emo", "standard"):
-        own = runs.losses(arm, "layerwise 16")
-        both = np.stack([runs.losses(arm, f"composed with {p} later 16") for p in (1, 2, 3)])
+        own, both = composed_losses(runs, arm)
         change = 100 * (both / own - 1)
         rows.append(
             [
@@ -302,6 +363,7 @@ def main(results: Path, output: Path) -> None:
         tokens=f"{first['tokens'] / 1e6:.1f}",
         domains=", ".join(first["trained"]["domains"]),
         held_out=", ".join(first["held_out"]["domains"]),
+        reached=reached(runs),
         full_models=full_models(runs),
         rises=rises_by_keep(runs, "trained"),
         rises_held_out=rises_by_keep(runs, "held_out"),

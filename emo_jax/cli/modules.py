@@ -10,9 +10,9 @@ from emo_jax.errors import UsageError
 _LAYOUT = click.option(
     "--layout",
     type=click.Choice(["qwen2_moe", "emo"]),
-    default="qwen2_moe",
-    show_default=True,
-    help="qwen2_moe loads in stock transformers; emo has the released checkpoints' names.",
+    default=None,
+    help="qwen2_moe, if not given, loads in stock transformers; emo has the released checkpoints'"
+    " names.",
 )
 
 
@@ -60,8 +60,8 @@ def counts(option: str, items: tuple[str, ...]) -> tuple[int, ...]:
     type=Items("1,10,all"),
     default=("all",),
     show_default="all",
-    help="Documents to choose by. Of several, the last makes the model, and how far the others"
-    " choose the same is shown.",
+    help="Documents to choose by. Of several, the most make the model, and how far fewer choose the"
+    " same is shown.",
 )
 @click.option(
     "--max-tokens",
@@ -94,7 +94,7 @@ def select(
     min_tokens: int,
     seed: int,
     allow_fewer: bool,
-    layout: str,
+    layout: str | None,
     output: str,
 ) -> None:
     """Keep the experts that a domain uses, and write the smaller model.
@@ -135,6 +135,7 @@ def select(
             f"{one.folder}: {kept} experts a layer, {one.parameters:,} parameters,"
             f" {stored_bytes(one.parameters) / 1e6:,.1f} MB, {one.active:,} for one token"
         )
+        click.echo(f"  chosen by {one.examples:,} documents, {one.tokens:,} tokens")
         for number, share in one.overlaps.items():
             click.echo(
                 f"  {number} examples choose {share:.0%} of the same (Jaccard, mean of layers)"
@@ -143,7 +144,9 @@ def select(
             click.echo(f"  {note}")
 
 
-@command("emo compose modules/law modules/medicine --output modules/both")
+@command(
+    "emo compose modules/law modules/medicine --fill-from runs/tiny --output modules/both",
+)
 @click.argument("modules", nargs=-1)
 @click.option("--output", required=True, help="Folder to make.")
 @click.option(
@@ -160,7 +163,7 @@ def select(
 )
 @_LAYOUT
 def compose(
-    modules: tuple[str, ...], output: str, average: bool, fill_from: str | None, layout: str
+    modules: tuple[str, ...], output: str, average: bool, fill_from: str | None, layout: str | None
 ) -> None:
     """Put modules of one parent together: in each layer, all experts that any of them has.
 
@@ -199,7 +202,13 @@ def compose(
 )
 @_LAYOUT
 def merge(
-    module: str, into: str, output: str, average: float, router: bool, rest: bool, layout: str
+    module: str,
+    into: str,
+    output: str,
+    average: float,
+    router: bool,
+    rest: bool,
+    layout: str | None,
 ) -> None:
     """Put the routed experts of a (finetuned) module back into the whole model."""
     from emo_jax.composing import merge_folder
@@ -224,7 +233,18 @@ def merge(
 @click.option("--answer-field", default="answer", show_default=True)
 @click.option("--workdir", required=True, help="Folder of the run; a run that is there goes on.")
 @click.option("--output", default=None, help="Also write a Hugging Face folder at the end.")
-@_LAYOUT
+@click.option(
+    "--layout",
+    type=click.Choice(["qwen2_moe", "emo", "llama"]),
+    default=None,
+    help="Of --output; if not given, what stock transformers loads.",
+)
+@click.option(
+    "--skip-unusable",
+    is_flag=True,
+    help="Leave out lines without prompt or answer and pairs longer than a window; they are"
+    " counted and named.",
+)
 @click.option(
     "--freeze",
     type=click.Choice(["none", "routed", "routed+shared", "all-but-router"]),
@@ -261,7 +281,8 @@ def finetune(
     answer_field: str,
     workdir: str,
     output: str | None,
-    layout: str,
+    layout: str | None,
+    skip_unusable: bool,
     freeze: str,
     epochs: float,
     batch_size: int,
@@ -274,8 +295,8 @@ def finetune(
 
     MODEL is a run's workdir, WORKDIR@STEP, or a Hugging Face folder. Parameters and optimizer are
     float32, there is no pool, and the loss is of the answers only. The workdir is a run like any
-    other: the same command goes on where it stopped. Pairs longer than a window, and lines without
-    prompt or answer, are counted, named and left out.
+    other: the same command goes on where it stopped. Prompt and answer are tokenised apart, with
+    nothing between them.
     """
     from emo_jax.train.stop import StopRequest
     from emo_jax.workdir import refuse_existing
@@ -297,11 +318,18 @@ def finetune(
             peak_lr=lr,
             window=window or 0,
             seed=seed,
+            skip_unusable=skip_unusable,
         )
-        run(model, data, workdir, settings, stop=stop, quiet=False)
+        run(
+            *(model, data, workdir, settings),
+            exports=output is not None,
+            layout=layout,
+            stop=stop,
+            quiet=False,
+        )
     if output is not None:
-        made, layout = export_workdir(workdir, output, layout=layout, quiet=False)
-        click.echo(f"{made}: layout {layout}")
+        made, used = export_workdir(workdir, output, layout=layout, quiet=False)
+        click.echo(f"{made}: layout {used}")
 
 
 @command("emo extend runs/tiny --add 8 --output hf/extended")
@@ -317,11 +345,11 @@ def finetune(
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
 @click.option("--output", required=True, help="Folder to make.")
 @_LAYOUT
-def extend(model: str, add: int, init: str, seed: int, output: str, layout: str) -> None:
+def extend(model: str, add: int, init: str, seed: int, output: str, layout: str | None) -> None:
     """Add routed experts, in every pool, to be trained alone on something new.
 
-    Then emo import OUTPUT --workdir DIR, and emo train --init-from DIR@0 with a config like
-    experiments/extension_tiny.py: all but the new experts stays as it is, bit for bit.
+    Then emo import OUTPUT --workdir DIR, and emo train --init-from DIR@0 --init weights with a
+    config like experiments/extension_tiny.py: all but the new experts stays as it is, bit for bit.
     """
     from emo_jax.composing import extend_folder
 

@@ -57,6 +57,24 @@ class Packed:
     too_long: tuple[str, ...]
     unusable: tuple[str, ...]
 
+    @property
+    def digest(self) -> str:
+        """Of the windows."""
+        return _digest(
+            {"tokens": self.tokens_NS, "segments": self.segment_ids_NS, "mask": self.loss_mask_NS}
+        )
+
+    def refuse_unusable(self, file: str) -> None:
+        """Raises DataError where lines would have to be left out; the first are named."""
+        bad = [*self.unusable, *self.too_long]
+        if bad:
+            more = ", …" if len(bad) > NUM_EXAMPLES else ""
+            raise DataError(
+                f"{file}: {len(self.unusable)} lines without a prompt or an answer,"
+                f" {len(self.too_long)} pairs longer than a window"
+                f" ({', '.join(bad[:NUM_EXAMPLES])}{more}); mend them, or give --skip-unusable"
+            )
+
     def summary(self) -> str:
         """One line; the first of what was left out are named."""
         text = f"{self.pairs} pairs in {len(self.tokens_NS)} windows"
@@ -120,6 +138,9 @@ def pack_pairs(found: Sequence[Pair | str], tokenizer: Tokenizer, seq_len: int) 
     rows: list[list[tuple[np.ndarray, int]]] = []
     room, too_long = 0, []
     for pair, prompt, answer in zip(good, prompts, answers, strict=True):
+        if not len(bos) + len(prompt) or not len(answer):
+            unusable = (*unusable, f"{pair.where}: no tokens")
+            continue
         ids = np.concatenate([bos, prompt, answer, [tokenizer.eos_id]]).astype(np.int32)
         if len(ids) > seq_len:
             too_long.append(f"{pair.where}: {len(ids)} tokens")

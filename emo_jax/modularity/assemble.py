@@ -128,7 +128,9 @@ def smaller_config(config: Config, routed_L: Sequence[int], *, top_k: int = 0) -
         top_k=min(top_k or moe.top_k, *counts),
         pool=PoolConfig(),
     )
-    return dataclasses.replace(config, moe=smaller, mesh=MeshConfig())
+    # What the whole model was watched at while it trained may be more than there is.
+    train = dataclasses.replace(config.train, eval_keep=())
+    return dataclasses.replace(config, moe=smaller, train=train, mesh=MeshConfig())
 
 
 def same_shape(config: Config, other: Config) -> list[str]:

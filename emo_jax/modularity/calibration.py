@@ -50,7 +50,8 @@ def split_location(location: str, exists) -> tuple[str, str | None]:
       exists: tells whether a path is there.
     """
     store, colon, domain = location.rpartition(":")
-    if not colon or not store or exists(location) or domain.startswith("//"):
+    # A colon before a slash is that of a URL.
+    if not colon or not store or "/" in domain or exists(location):
         return location, None
     return store, domain
 
@@ -113,8 +114,10 @@ def store_examples(
     if not found or (number is not None and len(found) < number):
         asked = "any" if number is None else f"{number}"
         long = f" of at least {min_length} tokens" if min_length > 1 else ""
+        full = f" within {max_tokens:,} tokens" if left < max_length else ""
         raise UsageError(
-            f"{where}: {len(found)} documents{long}, not {asked}; ask for fewer, or prepare more"
+            f"{where}: {len(found)} documents{long}{full}, not {asked}; ask for fewer"
+            + (", or raise --max-tokens" if full else ", or prepare more")
         )
     return examples_of(found, where)
 

@@ -3,6 +3,7 @@
 Legend: L layers, R routed experts of the parent.
 """
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -84,7 +85,9 @@ def compose(
         _check_related(first, other)
     if not average:
         _check_equal(modules)
-    s, top_k = moe_of(first.config).num_shared_experts, max(moe_of(m.config).top_k for m in modules)
+    s = moe_of(first.config).num_shared_experts
+    # A module of fewer experts than top-k uses all it has; the union uses as many as the parent.
+    top_k = max(m.selection.top_k or moe_of(m.config).top_k for m in modules)
     places: list[list[Place]] = []
     kept: list[tuple[int, ...]] = []
     sources: list[LeafSource] = [m.source for m in modules]
@@ -128,6 +131,7 @@ def compose(
         parent=first.selection.parent,
         parent_fingerprint=first.selection.parent_fingerprint,
         num_routed=first.selection.num_routed,
+        top_k=top_k,
         kept=tuple(kept),
         about=about,
     )
@@ -227,31 +231,31 @@ def _check_related(first: Module, other: Module) -> None:
 def _check_equal(modules: Sequence[Module]) -> None:
     """Raises UsageError where weights that modules share differ."""
     first = modules[0]
-    s = moe_of(first.config).num_shared_experts
     for other in modules[1:]:
-        names = [p for p in first.source.shapes if p not in (ROUTER, *EXPERTS)]
-        for path in sorted(names):
-            shape = first.source.shapes[path]
-            for block in _slabs(shape, path.startswith("layers/")):
+        for path in sorted(p for p in first.source.shapes if p not in (ROUTER, *EXPERTS)):
+            for block in _slabs(path, first.source.shapes[path]):
                 _same(first, other, path, block, block)
-        for path in (ROUTER, *EXPERTS):
-            axis = 2 if path == ROUTER else 1
-            shape = first.source.shapes[path]
-            for layer, (a, b) in enumerate(
-                zip(first.selection.kept, other.selection.kept, strict=True)
-            ):
-                pairs = [(a.index(e), b.index(e)) for e in sorted(set(a) & set(b))]
+    s = moe_of(first.config).num_shared_experts
+    for path in (ROUTER, *EXPERTS):
+        axis = 2 if path == ROUTER else 1
+
+        def at(module: Module, layer: int, expert: int, path=path, axis=axis) -> Block:
+            return _one(module.source.shapes[path], axis, layer, expert)
+
+        for layer in range(first.config.model.num_layers):
+            # Each expert against the first module that has it.
+            holders: dict[int, tuple[Module, int]] = {}
+            for module in modules:
+                numbered = list(enumerate(module.selection.kept[layer]))
                 if path != ROUTER:  # the router's columns of shared experts are dead
-                    ends = [m.source.shapes[path][axis] - s for m in (first, other)]
-                    pairs += [(ends[0] + n, ends[1] + n) for n in range(s)]
-                for mine, theirs in pairs:
-                    _same(
-                        first,
-                        other,
-                        path,
-                        _one(shape, axis, layer, mine),
-                        _one(shape, axis, layer, theirs),
-                    )
+                    end = module.source.shapes[path][axis] - s
+                    numbered += [(end + n, -1 - n) for n in range(s)]
+                for mine, expert in numbered:
+                    holder, place = holders.setdefault(expert, (module, mine))
+                    if holder is not module:
+                        _same(
+                            holder, module, path, at(holder, layer, place), at(module, layer, mine)
+                        )
 
 
 def _one(shape: tuple[int, ...], axis: int, layer: int, expert: int) -> Block:
@@ -260,10 +264,17 @@ def _one(shape: tuple[int, ...], axis: int, layer: int, expert: int) -> Block:
     return tuple(block)
 
 
-def _slabs(shape: tuple[int, ...], by_layer: bool) -> list[Block]:
-    step = 1 if by_layer else max(1, (1 << 22) // max(1, shape[-1]))
-    rest = tuple(slice(0, size) for size in shape[1:])
-    return [(slice(n, min(n + step, shape[0])), *rest) for n in range(0, shape[0], step)]
+def _slabs(path: str, shape: tuple[int, ...]) -> list[Block]:
+    """A leaf in pieces along an axis that its file holds together: layers, or ids."""
+    axis = 1 if path == "lm_head/kernel" else 0
+    others = max(1, math.prod(shape) // shape[axis])
+    step = 1 if path.startswith("layers/") else max(1, (1 << 22) // others)
+    blocks = []
+    for n in range(0, shape[axis], step):
+        block = [slice(0, size) for size in shape]
+        block[axis] = slice(n, min(n + step, shape[axis]))
+        blocks.append(tuple(block))
+    return blocks
 
 
 def _same(first: Module, other: Module, path: str, mine: Block, theirs: Block) -> None:

@@ -27,6 +27,7 @@ class Selection:
       parent: what the parent is called, its path as given, its step.
       parent_fingerprint: of the parent's weights outside the routed experts.
       num_routed: routed experts of the parent, in each layer.
+      top_k: of the parent, shared experts included; 0: not known.
       kept: of each layer the parent's numbers of the routed experts that are there, ascending.
       about: method, data and whatever else a reader wants to know.
       scores: of each layer the score of each of the parent's routed experts; empty: none.
@@ -38,6 +39,7 @@ class Selection:
     kept: tuple[tuple[int, ...], ...]
     about: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     scores: tuple[tuple[float, ...], ...] = ()
+    top_k: int = 0
 
     def text(self) -> str:
         """Contents of the file."""

@@ -8,7 +8,12 @@ import jax.numpy as jnp
 
 
 def load_balance_loss(
-    counts_R: jax.Array, mean_probs_R: jax.Array, *, num_picks: int, loss_tokens: jax.Array
+    counts_R: jax.Array,
+    mean_probs_R: jax.Array,
+    *,
+    num_experts: jax.Array | float,
+    num_picks: int,
+    loss_tokens: jax.Array,
 ) -> jax.Array:
     """(R/K) · Σ_e (N_e / T) · P̄_e: 1 when routing is balanced, float32 scalar.
 
@@ -19,11 +24,12 @@ def load_balance_loss(
         micro-batch's share, by tokens, of those of the whole step. Summed over the micro-batches
         that is the loss of the step in one piece.
       mean_probs_R: float32 P̄_e, mean routing probability in this micro-batch's tokens.
+      num_experts: R, routed experts that this layer has.
       num_picks: K, routed picks of a token.
       loss_tokens: T, label tokens of the whole step.
     """
     fraction_R = jax.lax.stop_gradient(counts_R) / loss_tokens
-    return counts_R.shape[0] / num_picks * jnp.sum(fraction_R * mean_probs_R)
+    return num_experts / num_picks * jnp.sum(fraction_R * mean_probs_R)
 
 
 def router_z_loss(logits_BSR: jax.Array, valid_BS: jax.Array, loss_tokens: jax.Array) -> jax.Array:

@@ -131,6 +131,8 @@ def route(
         jnp.where(counted_BS[..., None], probs_BSR, 0.0), axis=(0, 1)
     ) / jnp.maximum(num_counted, 1.0)
     loss_tokens = jnp.asarray(loss_tokens, jnp.float32)
+    # A layer that has fewer experts than others is balanced over its own.
+    there = R if allowed_BSR is None else allowed_BSR.sum(-1).max().astype(jnp.float32)
 
     def over_tokens(values_BS: jax.Array) -> jax.Array:
         return jax.lax.stop_gradient(jnp.sum(jnp.where(valid_BS, values_BS, 0.0)))
@@ -139,6 +141,7 @@ def route(
         load_balance_loss=losses.load_balance_loss(
             balanced_R if step_load_R is None else step_load_R * num_valid,
             mean_probs_R,
+            num_experts=there,
             num_picks=K,
             loss_tokens=loss_tokens,
         ),

@@ -50,6 +50,22 @@ def trains(config: Config, path: tuple[str, ...], shape: tuple[int, ...]) -> np.
     return True if mask_E.all() else mask_E.reshape(1, E, *[1] * (len(shape) - 2))
 
 
+def trained_only(tree: Any, config: Config, value: float = 0.0) -> Any:
+    """A tree like the parameters with `value` for every number that is not trained."""
+    if not config.optimizer.frozen:
+        return tree
+
+    def leaf(path: Any, a: jax.Array) -> jax.Array:
+        mask = trains(config, tuple(key.key for key in path), a.shape)
+        if mask is True:
+            return a
+        if mask is False:
+            return jnp.full_like(a, value)  # and nobody computes `a`
+        return jnp.where(jnp.asarray(mask), a, jnp.asarray(value, a.dtype))
+
+    return jax.tree_util.tree_map_with_path(leaf, tree)
+
+
 def freeze(
     inner: optax.GradientTransformation, config: Config
 ) -> optax.GradientTransformationExtraArgs:
@@ -62,17 +78,8 @@ def freeze(
     if not config.optimizer.frozen:
         return inner
 
-    def masked(tree: Any, value: float) -> Any:
-        def leaf(path: Any, a: jax.Array) -> jax.Array:
-            mask = trains(config, tuple(key.key for key in path), a.shape)
-            if mask is True:
-                return a
-            return jnp.where(jnp.asarray(mask), a, jnp.asarray(value, a.dtype))
-
-        return jax.tree_util.tree_map_with_path(leaf, tree)
-
     def update(grads: Any, state: Any, params: Any = None, **extra: Any) -> tuple[Any, Any]:
-        updates, state = inner.update(masked(grads, 0.0), state, params, **extra)
-        return masked(updates, -0.0), state
+        updates, state = inner.update(trained_only(grads, config), state, params, **extra)
+        return trained_only(updates, config, -0.0), state
 
     return optax.GradientTransformationExtraArgs(inner.init, update)

@@ -16,6 +16,7 @@ from emo_jax.model.transformer import ModelFunctions, Params
 from emo_jax.model.vocab_loss import vocab_loss
 from emo_jax.moe import pools
 from emo_jax.parallel import mesh as mesh_lib
+from emo_jax.train.freeze import trained_only
 from emo_jax.train.offload import keep_old
 from emo_jax.train.optimizer import learning_rate, skipped_steps
 from emo_jax.train.state import TrainState, state_shardings
@@ -199,6 +200,7 @@ def make_train_step(
 
     def update(state: TrainState, grads: Params, metrics: Metrics) -> tuple[TrainState, Metrics]:
         """The state after the step, or the one before where something is not finite."""
+        grads = trained_only(grads, config)
         grad_norm = optax.tree.norm(grads)
         # One number that is not finite would spread to all of them: the state stays, for good.
         ok = jnp.isfinite(metrics["loss"]) & jnp.isfinite(grad_norm) & ~state.halted

@@ -57,6 +57,13 @@ def test_a_pair_is_never_cut(tmp_path):
     assert "1 longer than a window left out (pairs.jsonl:2: 27 tokens)" in packed.summary()
 
 
+def test_no_line_is_left_out_unless_asked(tmp_path):
+    packed, _ = _packed(tmp_path, seq_len=26)
+    with pytest.raises(DataError, match=r"f: 0 lines .* 1 pairs longer .*pairs.jsonl:2: 27 tokens"):
+        packed.refuse_unusable("f")
+    _packed(tmp_path)[0].refuse_unusable("f")
+
+
 def test_lines_without_an_answer_are_named(tmp_path):
     file = tmp_path / "pairs.jsonl"
     _file(file)

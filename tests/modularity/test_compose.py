@@ -41,6 +41,7 @@ def _select(config, params, kept, folder, *, layout="emo"):
         parent={"name": "parent", "path": "parent", "step": None},
         parent_fingerprint=fingerprint(source, config),
         num_routed=7,
+        top_k=config.moe.top_k,
         kept=tuple(map(tuple, kept)),
         about={"method": "by hand"},
         scores=tuple(tuple(rng.random(7)) for _ in kept),
@@ -119,6 +120,31 @@ def test_finetuned_modules_are_averaged_where_asked(config, parent, tmp_path, ca
             np.testing.assert_allclose(leaf[0], np.stack(expected), atol=1e-7)
         elif "router" not in path:
             np.testing.assert_allclose(leaf, (flatten(x)[path] + flatten(y)[path]) / 2, atol=1e-7)
+
+
+def test_all_holders_of_an_expert_are_compared(config, parent, tmp_path, capsys):
+    """Also those that the first module does not have."""
+    _, params = parent
+    a = _select(config, params, [(0, 1), (0, 1)], tmp_path / "a")
+    b = _select(config, params, [(2, 3), (2, 3)], tmp_path / "b")
+    changed = jax.tree.map(np.array, params)
+    changed["layers"]["mlp"]["experts"]["up"][1, 3] += 1
+    c = _select(config, changed, [(3, 4), (3, 4)], tmp_path / "c")
+    argv = ("compose", a, b, c, "--layout", "emo", "--output", tmp_path / "out")
+    assert emo_here(*argv) == 2
+    assert (
+        "b and " in (said := capsys.readouterr().err) and "layers/mlp/experts/up, layer 1" in said
+    )
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_union_uses_as_many_experts_as_the_parent(config, parent, tmp_path):
+    _, params = parent
+    a = _select(config, params, [(0,), (1,)], tmp_path / "a")
+    b = _select(config, params, [(2,), (5,)], tmp_path / "b")
+    assert load_model(str(a)).config.moe.top_k == 2 < config.moe.top_k
+    assert emo_here("compose", a, b, "--output", tmp_path / "c") == 0
+    assert load_model(str(tmp_path / "c")).config.moe.top_k == config.moe.top_k == 3
 
 
 def test_an_unchanged_module_merged_is_the_identity(config, parent, tmp_path):

@@ -5,13 +5,14 @@ import dataclasses
 import jax
 import numpy as np
 import pytest
-from runs import emo_here
+from runs import emo_here, train_argv
 from tiny import NO_POOL, UNIFORM, tiny_batch, tiny_config
 
 from emo_jax.errors import UsageError
 from emo_jax.hf import import_model
 from emo_jax.hf.sources import TreeSource
 from emo_jax.hf.tree import flatten, unflatten
+from emo_jax.loading import load_model
 from emo_jax.model.transformer import ModelFunctions
 from emo_jax.modularity.extend import extended
 from emo_jax.train.optimizer import make_optimizer
@@ -107,6 +108,35 @@ def test_the_command(finished_run, tmp_path, capsys):
     assert emo_here(*argv, "--output", tmp_path / "more") == 2
     assert "is there already" in capsys.readouterr().err
     assert emo_here("extend", finished_run, "--add", "0", "--output", tmp_path / "x") == 2
+
+
+def test_new_experts_are_trained_alone_by_the_commands(finished_run, store, tmp_path):
+    """extend, import, train: everything else keeps every bit."""
+    assert emo_here("extend", finished_run, "--add", "2", "--output", tmp_path / "more") == 0
+    imported, workdir = tmp_path / "imported", tmp_path / "run"
+    assert emo_here("import", tmp_path / "more", "--workdir", imported) == 0
+    frozen = "('embeddings','attention','norms','shared','old_experts')"
+    fields = {
+        "moe__num_experts": 10,
+        "moe__pool__max_size": 10,
+        "moe__pool__forced_experts": 2,
+        "optimizer__frozen": frozen,
+        "train__steps": 4,
+        "train__batch_size": 8,
+        "train__eval_every": 0,
+    }
+    argv = train_argv(store, workdir, **fields)
+    assert emo_here(*argv, "--init-from", f"{imported}@0", "--init", "weights") == 0
+    before, after = (flatten(load_model(str(w)).params) for w in (imported, workdir))
+    for path, leaf in before.items():
+        moved = leaf.view(np.uint32) != np.asarray(after[path]).view(np.uint32)
+        if "/experts/" in path:
+            assert moved[:, 7:9].any()
+            moved[:, 7:9] = False
+        elif "router" in path:
+            assert moved[:, :, 7:9].any()
+            moved[:, :, 7:9] = False
+        assert not moved.any(), path
 
 
 def test_refusals(params):

@@ -48,7 +48,8 @@ def test_a_module_learns_and_goes_back(finished_run, module, pairs, tmp_path, ca
     config = json.loads((workdir / "config.json").read_text())
     assert config["optimizer"]["b2"] == 0.999 and config["optimizer"]["weight_decay"] == 0
     assert config["moe"]["balance_tokens"] == "labels" and config["moe"]["pool"]["kind"] == "none"
-    assert config["optimizer"]["final_lr_fraction"] == 0
+    rates = [r["learning_rate"] for r in read_metrics(workdir)]
+    assert rates[-1] > 0 and max(rates) == pytest.approx(0.003)
     assert read_selection(out).kept == read_selection(module).kept
     merged = tmp_path / "merged"
     assert emo_here("merge", out, "--into", finished_run, "--output", merged) == 0
@@ -61,7 +62,28 @@ def test_a_module_learns_and_goes_back(finished_run, module, pairs, tmp_path, ca
     # The same command has nothing left to do; another recipe is another run.
     assert _finetune(module, pairs, workdir, "--epochs", "4") == 0
     assert _finetune(module, pairs, workdir, "--epochs", "8") == 2
-    assert "is another run: " in capsys.readouterr().err
+    assert "is another run: epochs 4.0 -> 8.0" in capsys.readouterr().err
+    assert _finetune(finished_run, pairs, workdir, "--epochs", "4") == 2
+    assert "is another run: another model" in capsys.readouterr().err
+    pairs.write_text(pairs.read_text().replace("word 1", "word 9"))
+    assert _finetune(module, pairs, workdir, "--epochs", "4") == 2
+    assert "is another run: another data" in capsys.readouterr().err
+    # A folder that was moved goes on.
+    moved = workdir.rename(tmp_path / "moved")
+    pairs.write_text(pairs.read_text().replace("word 9", "word 1"))
+    assert _finetune(module, pairs, moved, "--epochs", "4") == 0
+
+
+def test_one_step_trains(module, pairs, tmp_path):
+    out = tmp_path / "tuned"
+    assert _finetune(module, pairs, tmp_path / "run", "--batch-size", "64", "--output", out) == 0
+    assert len(read_metrics(tmp_path / "run")) == 1
+    before, after = import_model(module)[0], import_model(out)[0]
+    moved = np.abs(
+        after["layers"]["mlp"]["router"]["kernel"][..., :3]
+        - before["layers"]["mlp"]["router"]["kernel"][..., :3]
+    )
+    assert moved.max() > 1e-4
 
 
 @pytest.mark.parametrize(
@@ -120,10 +142,24 @@ def test_load_balance_of_label_tokens():
 def test_refusals(finished_run, pairs, tmp_path, capsys):
     bad = tmp_path / "bad.jsonl"
     bad.write_text('{"prompt": "x"}\n')
+    half = tmp_path / "half.jsonl"
+    long = json.dumps({"prompt": "x", "answer": "y" * 99})
+    half.write_text(pairs.read_text() + f'{{"prompt": "x"}}\n{long}\n')
     for data, code, said in (
+        (
+            half,
+            1,
+            "half.jsonl: 1 lines without a prompt or an answer, 1 pairs longer than a window",
+        ),
         (bad, 1, "no pair can be used of 1; the first: bad.jsonl:1: no 'answer'"),
         (tmp_path / "none.jsonl", 2, "cannot be read"),
     ):
         assert _finetune(finished_run, data, tmp_path / "run") == code
         assert said in capsys.readouterr().err
         assert not (tmp_path / "run").exists()
+    assert _finetune(finished_run, half, tmp_path / "run", "--skip-unusable") == 0
+    assert "1 unusable left out (half.jsonl:65: no 'answer')" in capsys.readouterr().out
+    argv = ("--output", tmp_path / "hf", "--layout", "llama")
+    assert _finetune(finished_run, pairs, tmp_path / "other", *argv) == 2
+    assert "is for dense models" in capsys.readouterr().err
+    assert not (tmp_path / "other").exists()

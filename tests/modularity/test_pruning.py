@@ -110,6 +110,26 @@ def test_a_pruned_folder_comes_back(tmp_path, layout, counts):
         assert import_model(folder)[1].moe.experts_per_layer == (3, 6)
 
 
+def test_load_balance_of_a_layer_is_over_its_own_experts():
+    """Equal probabilities give 1, however many experts a layer has."""
+    config = tiny_config(pool=NO_POOL)
+    params = jax.tree.map(np.array, _params(config))
+    params["layers"]["mlp"]["router"]["kernel"][:] = 0.0
+    source, smaller = pruned(TreeSource(flatten(params)), config, _kept(config, (2, 5)))
+    batch = tiny_batch(smaller)
+    valid = float((batch.segment_ids != PADDING_ID).sum())
+    run = jax.jit(lambda p, d: ModelFunctions(smaller).hidden(p, d, loss_tokens=valid)[1])
+    balance_L = np.asarray(run(_whole(source), batch).load_balance_loss)
+    np.testing.assert_allclose(balance_L, 1.0, rtol=1e-5)
+
+
+def test_what_a_run_watched_does_not_stop_it_from_being_cut():
+    config = tiny_config(pool=NO_POOL)
+    config = dataclasses.replace(config, train=dataclasses.replace(config.train, eval_keep=(8, 4)))
+    _, smaller = pruned(TreeSource(flatten(_params(config))), config, _kept(config, (3, 3)))
+    assert smaller.moe.num_experts == 4 and smaller.train.eval_keep == ()
+
+
 def test_parts_are_weighted():
     config = tiny_config(pool=NO_POOL)
     a, b = (TreeSource(flatten(_params(config, seed))) for seed in (0, 1))

@@ -7,11 +7,21 @@ import sys
 
 from emo_jax.configfile import load_config
 from emo_jax.parallel.processes import joined
-from emo_jax.train.loop import Trainer
+from emo_jax.train import loop
 
 if __name__ == "__main__":
     import os
 
+    # One program for all runs: they have one config, and compiling takes longer than training.
+    step = None
+    jit = loop.jit_train_step
+
+    def jit_once(*args):
+        global step
+        step = step or jit(*args)
+        return step
+
+    loop.jit_train_step = jit_once
     workdirs, _, file, *overrides = sys.argv[1:]
     config = load_config(file, overrides)
     with joined(
@@ -20,4 +30,4 @@ if __name__ == "__main__":
         os.environ["EMO_COORDINATOR"],
     ):
         for workdir in workdirs.split(","):
-            Trainer(config, workdir, quiet=True).run()
+            loop.Trainer(config, workdir, quiet=True).run()
