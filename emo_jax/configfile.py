@@ -3,6 +3,7 @@
 import contextlib
 import difflib
 import io
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -87,6 +88,7 @@ def _name(override: str) -> str:
 
 
 def _parse(file: str, overrides: Sequence[str]) -> ConfigDict:
+    sys.modules.pop("config_config", None)  # of a file before: its get_config would be this one's
     values = flags.FlagValues()
     argv = ["emo", f"--config={file}", *overrides]
     config_flags.DEFINE_config_file("config", None, "", flag_values=values, sys_argv=argv)

@@ -118,7 +118,9 @@ def test_new_experts_are_trained_alone_by_the_commands(finished_run, store, tmp_
     frozen = "('embeddings','attention','norms','shared','old_experts')"
     fields = {
         "moe__num_experts": 10,
+        "moe__pool__min_size": 4,
         "moe__pool__max_size": 10,
+        "moe__pool__eval_size": 6,
         "moe__pool__forced_experts": 2,
         "optimizer__frozen": frozen,
         "train__steps": 4,

@@ -76,7 +76,7 @@ def test_a_module_learns_and_goes_back(finished_run, module, pairs, tmp_path, ca
 
 def test_one_step_trains(module, pairs, tmp_path):
     out = tmp_path / "tuned"
-    assert _finetune(module, pairs, tmp_path / "run", "--batch-size", "64", "--output", out) == 0
+    assert _finetune(module, pairs, tmp_path / "run", "--batch-size", "200", "--output", out) == 0
     assert len(read_metrics(tmp_path / "run")) == 1
     before, after = import_model(module)[0], import_model(out)[0]
     moved = np.abs(

@@ -64,12 +64,20 @@ def test_balanced_routing_has_load_balance_one():
     R, K, tokens = 6, 2, 90
     counts = jnp.full((R,), tokens * K / R)
     loss = load_balance_loss(
-        counts, jnp.full((R,), 1 / R), num_picks=K, loss_tokens=jnp.asarray(float(tokens))
+        counts,
+        jnp.full((R,), 1 / R),
+        num_experts=R,
+        num_picks=K,
+        loss_tokens=jnp.asarray(float(tokens)),
     )
     np.testing.assert_allclose(loss, 1.0, rtol=1e-6)
     one_expert = jnp.zeros((R,)).at[0].set(1.0)
     collapsed = load_balance_loss(
-        one_expert * tokens, one_expert, num_picks=K, loss_tokens=jnp.asarray(float(tokens))
+        one_expert * tokens,
+        one_expert,
+        num_experts=R,
+        num_picks=K,
+        loss_tokens=jnp.asarray(float(tokens)),
     )
     np.testing.assert_allclose(collapsed, R / K, rtol=1e-6)
 
