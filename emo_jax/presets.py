@@ -208,13 +208,13 @@ def ablation_tiny(arg: str = "emo") -> ConfigDict:
 
 
 def modularity_tiny(arg: str = "emo") -> ConfigDict:
-    """`ablation_tiny` at the size of docs/results.md: 4.9 M tokens in windows of 512."""
+    """`ablation_tiny` at the size of docs/results.md: 3.7 M tokens in windows of 512."""
     config = ablation_tiny(arg)
     config.name = f"modularity_tiny_{arg}"
     config.model.vocab_size = 4096
     config.data.seq_len = 512
     config.optimizer.warmup_steps = 60
-    config.train.update({"steps": 600, "batch_size": 16, "eval_every": 200, "eval_windows": 128})
+    config.train.update({"steps": 450, "batch_size": 16, "eval_every": 150, "eval_windows": 128})
     if arg != "matched":
         config.train.eval_keep = (32, 16, 8)
     config.checkpoint.update({"save_every": 100, "keep_last": 1})
