@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 
 from emo_jax import config as config_lib
 from emo_jax.errors import ConfigError
+from emo_jax.modularity.extend import extended_config
 
 TOKENS_130B = 130_000_000_000
 TOKENS_1T = 1_000_000_000_000
@@ -241,11 +242,8 @@ def _extension(config: ConfigDict, arg: str, *, steps: int, name: str) -> Config
         add = 0
     if add < 1:
         raise ConfigError(f"config argument {arg!r}: must be how many experts were added")
+    config = _as_config_dict(extended_config(config_lib.from_config_dict(config), add))
     config.name = f"{name}_{add}"
-    config.moe.num_experts += add
-    pool = config.moe.pool
-    pool.update({field: pool[field] + add for field in ("min_size", "max_size", "eval_size")})
-    pool.forced_experts = add
     config.optimizer.update(
         {
             "peak_lr": 4e-4,

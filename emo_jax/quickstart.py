@@ -4,7 +4,6 @@ Every stage leaves its result in the output folder and is skipped when it is the
 that was stopped goes on where it was.
 """
 
-import dataclasses
 import importlib.util
 import json
 import math
@@ -37,6 +36,7 @@ from emo_jax.evals.heldout import make_eval_step
 from emo_jax.evals.keep_k import KeepTable, keep_table
 from emo_jax.model.generate import continue_tokens
 from emo_jax.model.transformer import ModelFunctions, Params
+from emo_jax.modularity.pruning import within_documents
 from emo_jax.train.loop import Trainer
 from emo_jax.transfer import export_workdir
 from emo_jax.workdir import one_line, write_atomic
@@ -193,9 +193,7 @@ def _heldout(config: Config, store: TokenStore, split: str) -> list[Batch]:
 
 def _keep_table(config: Config, params: Params, store: TokenStore) -> KeepTable:
     # A pruned model serves one document at a time: attention stays within the document.
-    within = dataclasses.replace(
-        config, model=dataclasses.replace(config.model, attention="document")
-    )
+    within = within_documents(config)
     assert config.moe is not None
     keeps = [round(config.moe.num_experts * percent / 100) for percent in KEEP_PERCENT]
     with Progress(config.name) as shown:

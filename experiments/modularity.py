@@ -81,9 +81,9 @@ class Stores(NamedTuple):
 def make_stores(output: Path) -> Stores:
     """The corpus as two stores; those that are there are taken as they are."""
     stores = Stores(output / "store", output / "held_out")
-    corpus = sample_corpus(domains=ALL_DOMAINS, cap_mb=CAP_MB)
     parts = {False: output / "trained.jsonl", True: output / "held_out.jsonl"}
     if not all(file.exists() for file in parts.values()):
+        corpus = sample_corpus(domains=ALL_DOMAINS, cap_mb=CAP_MB)
         output.mkdir(parents=True, exist_ok=True)
         print(corpus.table())
         lines: dict[bool, list[str]] = {False: [], True: []}
@@ -181,15 +181,15 @@ class Measured:
         config, split = self._config, self._split
         documents, numbers = [], []
         for number, domain in enumerate(split.domains):
-            limits = {"max_length": EXAMPLE_TOKENS, "min_length": EXAMPLE_TOKENS}
             try:
                 found = store_examples(
                     *(split.store, "select"),
                     domain=domain,
                     number=1,
                     max_tokens=EXAMPLE_TOKENS,
+                    max_length=EXAMPLE_TOKENS,
+                    min_length=EXAMPLE_TOKENS,
                     seed=draw + 1,
-                    **limits,
                 )
             except UsageError:  # of a domain with short documents only
                 continue

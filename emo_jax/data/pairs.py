@@ -58,21 +58,27 @@ class Packed:
     unusable: tuple[str, ...]
 
     @property
+    def arrays(self) -> dict[str, np.ndarray]:
+        """As they are kept on disk."""
+        return {
+            "tokens": self.tokens_NS,
+            "segment_ids": self.segment_ids_NS,
+            "loss_mask": self.loss_mask_NS.astype(np.uint8),
+        }
+
+    @property
     def digest(self) -> str:
-        """Of the windows."""
-        return _digest(
-            {"tokens": self.tokens_NS, "segments": self.segment_ids_NS, "mask": self.loss_mask_NS}
-        )
+        """Of the windows: the fingerprint of their `PairStore`."""
+        return _digest(self.arrays)
 
     def refuse_unusable(self, file: str) -> None:
         """Raises DataError where lines would have to be left out; the first are named."""
         bad = [*self.unusable, *self.too_long]
         if bad:
-            more = ", …" if len(bad) > NUM_EXAMPLES else ""
             raise DataError(
                 f"{file}: {len(self.unusable)} lines without a prompt or an answer,"
                 f" {len(self.too_long)} pairs longer than a window"
-                f" ({', '.join(bad[:NUM_EXAMPLES])}{more}); mend them, or give --skip-unusable"
+                f" ({_first(bad)}); mend them, or give --skip-unusable"
             )
 
     def summary(self) -> str:
@@ -80,9 +86,13 @@ class Packed:
         text = f"{self.pairs} pairs in {len(self.tokens_NS)} windows"
         for what, where in (("longer than a window", self.too_long), ("unusable", self.unusable)):
             if where:
-                more = ", …" if len(where) > NUM_EXAMPLES else ""
-                text += f"; {len(where)} {what} left out ({', '.join(where[:NUM_EXAMPLES])}{more})"
+                text += f"; {len(where)} {what} left out ({_first(where)})"
         return text
+
+
+def _first(bad: Sequence[str]) -> str:
+    """The first of some lines."""
+    return ", ".join(bad[:NUM_EXAMPLES]) + (", …" if len(bad) > NUM_EXAMPLES else "")
 
 
 def read_pairs(
@@ -234,11 +244,6 @@ class PairStream:
 def write_pairs(path: str | Path, packed: Packed, tokenizer: Tokenizer) -> None:
     """Writes the windows; the file appears when it is whole."""
     path = Path(path)
-    arrays = {
-        "tokens": packed.tokens_NS,
-        "segment_ids": packed.segment_ids_NS,
-        "loss_mask": packed.loss_mask_NS.astype(np.uint8),
-    }
     about = {
         "format": _FORMAT,
         "vocab_size": tokenizer.vocab_size,
@@ -246,10 +251,10 @@ def write_pairs(path: str | Path, packed: Packed, tokenizer: Tokenizer) -> None:
         "pad_id": tokenizer.pad_id,
         "tokenizer": tokenizer.fingerprint,
         "seq_len": packed.tokens_NS.shape[1],
-        "digest": _digest(arrays),
+        "digest": packed.digest,
     }
     unfinished = path.with_name(f".{path.name}.tmp.npz")
-    held: dict[str, Any] = {"about": np.array(json.dumps(about)), **arrays}
+    held: dict[str, Any] = {"about": np.array(json.dumps(about)), **packed.arrays}
     np.savez_compressed(unfinished, **held)
     os.replace(unfinished, path)
 

@@ -24,6 +24,7 @@ from emo_jax.evals.heldout import evaluate, make_eval_step
 from emo_jax.evals.keep_k import select_scores
 from emo_jax.evals.text_bytes import TextBytes
 from emo_jax.model.transformer import ModelFunctions, Params
+from emo_jax.modularity.pruning import within_documents
 from emo_jax.modularity.scores import choose_experts
 from emo_jax.modularity.select import budgets, check_keep, keep_experts
 from emo_jax.parallel import mesh as mesh_lib
@@ -230,10 +231,8 @@ def domain_losses(
         sums[f"pool={size}"] = evaluate(own_step, params, batches, pool_size=size).ce_sum_M
     select_windows = 0
     if settings.keeps:
-        within, keep_step = config, own_step
-        if config.model.attention != "document":
-            model = dataclasses.replace(config.model, attention="document")
-            within = dataclasses.replace(config, model=model)
+        within, keep_step = within_documents(config), own_step
+        if within is not config:
             keep_step = step_of(within)
             batches = data.batches(progress, f"{data.split} loss, attention within documents")
             sums[WITHIN] = evaluate(keep_step, params, batches).ce_sum_M
