@@ -3,8 +3,6 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-
 from emo_jax.config import Config
 from emo_jax.data.progress import Progress
 from emo_jax.data.tokenizers import load_tokenizer
@@ -12,9 +10,7 @@ from emo_jax.errors import UsageError
 from emo_jax.hf.card import Card
 from emo_jax.hf.export import export_leaves
 from emo_jax.hf.layouts import layout_for
-from emo_jax.hf.sources import TreeSource
-from emo_jax.hf.tree import flatten
-from emo_jax.loading import LoadedModel, load_model
+from emo_jax.loading import open_model
 from emo_jax.modularity.compose import Module, compose, merge_into, open_module
 from emo_jax.modularity.extend import extended
 from emo_jax.modularity.pruning import write_module
@@ -43,8 +39,8 @@ def compose_folders(
         shown.show("comparing the modules")
         modules = [open_module(path) for path in paths]
         tokenizer = _tokenizer_of_all(modules)
-        parent = None if fill_from is None else load_model(fill_from)
-        filling = None if parent is None else (_leaves(parent), parent.config)
+        parent = None if fill_from is None else open_model(fill_from)
+        filling = None if parent is None else (parent.source, parent.config)
         made = compose(modules, average=average, fill_from=filling)
         try:
             layout_for(made.config, layout)
@@ -80,12 +76,10 @@ def merge_folder(
     """
     refuse_existing(output)
     with Progress("merge", enabled=not quiet) as shown:
-        opened, full = open_module(module), load_model(into)
+        opened, full = open_module(module), open_model(into)
         if full.config.moe is None:
             raise UsageError(f"{into}: {full.config.name} is dense, it has no experts")
-        merged = merge_into(
-            _leaves(full), full.config, opened, share=share, router=router, rest=rest
-        )
+        merged = merge_into(full.source, full.config, opened, share=share, router=router, rest=rest)
         shown.show(f"writing {output}")
         facts = {"experts put back from": Path(module).name, "their share": share}
         return export_leaves(
@@ -96,10 +90,6 @@ def merge_folder(
             tokenizer_dir=full.tokenizer_dir,
             card=Card(facts=facts),
         )
-
-
-def _leaves(model: LoadedModel) -> TreeSource:
-    return TreeSource({path: np.asarray(leaf) for path, leaf in flatten(model.params).items()})
 
 
 def _tokenizer_of_all(modules: Sequence[Module]) -> Path | None:
@@ -138,17 +128,17 @@ def extend_folder(
     """
     refuse_existing(output)
     with Progress("extend", enabled=not quiet) as shown:
-        loaded = load_model(model)
-        if loaded.config.moe is None:
-            raise UsageError(f"{model}: {loaded.config.name} is dense, it has no experts")
-        source, larger = extended(_leaves(loaded), loaded.config, add, init=init, seed=seed)
+        opened = open_model(model)
+        if opened.config.moe is None:
+            raise UsageError(f"{model}: {opened.config.name} is dense, it has no experts")
+        source, larger = extended(opened.source, opened.config, add, init=init, seed=seed)
         shown.show(f"writing {output}")
         folder = export_leaves(
             source,
             export_config(larger),
             output,
             layout=layout,
-            tokenizer_dir=loaded.tokenizer_dir,
-            card=Card(facts={"extended from": loaded.name, "new experts": add, "made by": init}),
+            tokenizer_dir=opened.tokenizer_dir,
+            card=Card(facts={"extended from": opened.name, "new experts": add, "made by": init}),
         )
     return folder, larger

@@ -5,23 +5,24 @@ import json
 from pathlib import Path
 from typing import Any
 
-from emo_jax.checkpoint import restore_params
+from emo_jax.checkpoint import open_params, restore_params
 from emo_jax.config import Config
 from emo_jax.data.tokenizers import Tokenizer, load_tokenizer
 from emo_jax.errors import UsageError
 from emo_jax.hf import import_model
+from emo_jax.hf.importing import open_folder
+from emo_jax.hf.tensors import LeafSource
 from emo_jax.model.transformer import Params
 from emo_jax.transfer import tokenizer_of
 from emo_jax.workdir import CONFIG_FILE, one_line, read_workdir_config
 
 
-@dataclasses.dataclass(frozen=True)
-class LoadedModel:
-    """Parameters and all that is needed to use them.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ModelOnDisk:
+    """All that is needed to use a model's parameters.
 
     Attributes:
       path: as given.
-      params: float32 host arrays.
       tokenizer: None where neither the folder nor the run's store has one.
       step: of the checkpoint; None for a Hugging Face folder.
       folder: `path` without a step.
@@ -29,7 +30,6 @@ class LoadedModel:
     """
 
     path: str
-    params: Params
     config: Config
     tokenizer: Tokenizer | None
     step: int | None
@@ -61,6 +61,20 @@ class LoadedModel:
         return self.tokenizer
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LoadedModel(ModelOnDisk):
+    """A model in memory: `params` are float32 host arrays."""
+
+    params: Params
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OpenedModel(ModelOnDisk):
+    """A model whose parameters are read block by block, so that memory does not hold them all."""
+
+    source: LeafSource
+
+
 def load_model(path: str) -> LoadedModel:
     """Reads `WORKDIR` (its newest good checkpoint), `WORKDIR@STEP`, or a Hugging Face folder.
 
@@ -69,6 +83,29 @@ def load_model(path: str) -> LoadedModel:
       CheckpointError: no good checkpoint in the workdir, or none of that step.
       HfFormatError: a Hugging Face folder of another architecture, or incomplete.
     """
+    folder, step = _find(path)
+    if is_hugging_face(folder):
+        params, config = import_model(folder)
+    else:
+        config = read_workdir_config(folder)
+        params, _, step = restore_params(folder.absolute(), step)  # orbax takes no other
+    return LoadedModel(params=params, **_about(path, folder, step, config))
+
+
+def open_model(path: str) -> OpenedModel:
+    """Like `load_model`, but reads no parameters yet."""
+    folder, step = _find(path)
+    source: LeafSource
+    if is_hugging_face(folder):
+        source, config, _ = open_folder(folder)
+    else:
+        config = read_workdir_config(folder)
+        source, _, step = open_params(folder.absolute(), step)
+    return OpenedModel(source=source, **_about(path, folder, step, config))
+
+
+def _find(path: str) -> tuple[Path, int | None]:
+    """The folder that is meant, and the step."""
     folder, step = _split_step(path)
     if not folder.exists():
         raise UsageError(f"{path}: no such folder; give a run's workdir or a Hugging Face folder")
@@ -76,18 +113,26 @@ def load_model(path: str) -> LoadedModel:
         raise UsageError(
             f"{path}: neither a workdir nor a Hugging Face folder (no {CONFIG_FILE}); give one"
         )
+    if step is not None and is_hugging_face(folder):
+        raise UsageError(f"{path}: a Hugging Face folder has no steps; leave out @{step}")
+    return folder, step
+
+
+def _about(path: str, folder: Path, step: int | None, config: Config) -> dict[str, Any]:
+    """Fields of a `ModelOnDisk`."""
     if is_hugging_face(folder):
-        if step is not None:
-            raise UsageError(f"{path}: a Hugging Face folder has no steps; leave out @{step}")
-        params, config = import_model(folder)
         tokenizer = folder if (folder / "tokenizer.json").is_file() else None
     else:
-        config = read_workdir_config(folder)
-        params, _, step = restore_params(folder.absolute(), step)  # orbax takes no other
         tokenizer = tokenizer_of(folder, config)
-    loaded = None if tokenizer is None else load_tokenizer(tokenizer)
     has_json = tokenizer is not None and (tokenizer / "tokenizer.json").is_file()
-    return LoadedModel(path, params, config, loaded, step, folder, tokenizer if has_json else None)
+    return {
+        "path": path,
+        "config": config,
+        "tokenizer": None if tokenizer is None else load_tokenizer(tokenizer),
+        "step": step,
+        "folder": folder,
+        "tokenizer_dir": tokenizer if has_json else None,
+    }
 
 
 def _split_step(path: str) -> tuple[Path, int | None]:

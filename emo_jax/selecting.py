@@ -4,7 +4,7 @@ Legend: L layers, R routed experts.
 """
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +30,9 @@ from emo_jax.modularity.calibration import (
     examples_of,
     split_location,
     store_examples,
+    take,
 )
-from emo_jax.modularity.pruning import choose_by_examples, write_selected
+from emo_jax.modularity.pruning import choose_by_examples, within_documents, write_selected
 from emo_jax.modularity.scores import Choice
 from emo_jax.modularity.select import (
     budgets,
@@ -119,8 +120,8 @@ def select(
                 f"--examples {max(more)}: {examples.source} has {there} within --max-tokens"
                 f" {settings.max_tokens}; ask for fewer, or raise it"
             )
-        mesh = eval_mesh(config)
-        params = jax.device_put(loaded.params, ModelFunctions(config, mesh).param_shardings())
+        functions = ModelFunctions(within_documents(config), eval_mesh(config))
+        params = jax.device_put(loaded.params, functions.param_shardings())
         source = TreeSource(flatten(loaded.params))
         parent_print = fingerprint(source, config)
         pad_id = loaded.need_tokenizer().pad_id if loaded.tokenizer else 0
@@ -128,12 +129,11 @@ def select(
             config,
             settings,
             lambda given, routed_L, method, say: choose_by_examples(
-                config,
+                functions,
                 params,
                 given,
                 routed_L,
                 method=method,
-                mesh=mesh,
                 pad_id=pad_id,
                 seed=settings.seed,
                 progress=say,
@@ -222,7 +222,6 @@ def _read_examples(
     say(f"reading examples of {data}")
     numbers = [n for n in settings.examples if n is not None]
     number = None if None in settings.examples else max(numbers)
-    seq_len = loaded.config.data.seq_len
     location, domain = split_location(data, lambda text: Path(text).exists())
     if Path(location).is_file():
         if domain is not None:
@@ -248,7 +247,6 @@ def _read_examples(
         domain=domain,
         number=number,
         max_tokens=settings.max_tokens,
-        max_length=seq_len,
         min_length=settings.min_tokens,
         seed=settings.seed,
     )
@@ -259,18 +257,16 @@ def _file_examples(
 ) -> Examples:
     """Documents of a file, in its order, with the model's tokenizer."""
     tokenizer = loaded.need_tokenizer()
-    found: list[np.ndarray] = []
-    left, seq_len = settings.max_tokens, loaded.config.data.seq_len
-    for document in read_documents([file]):
-        ids = np.append(tokenizer.encode_batch([document.text])[0], tokenizer.eos_id)
-        if tokenizer.adds_bos and tokenizer.bos_id is not None:
-            ids = np.insert(ids, 0, tokenizer.bos_id)
-        if len(ids) < settings.min_tokens:
-            continue
-        if len(found) == number or (found and min(len(ids), seq_len) > left):
-            break
-        found.append(ids[:seq_len].astype(np.int32))
-        left -= len(found[-1])
+
+    def documents() -> Iterator[np.ndarray]:
+        for document in read_documents([file]):
+            ids = np.append(tokenizer.encode_batch([document.text])[0], tokenizer.eos_id)
+            if tokenizer.adds_bos and tokenizer.bos_id is not None:
+                ids = np.insert(ids, 0, tokenizer.bos_id)
+            if len(ids) >= settings.min_tokens:
+                yield ids.astype(np.int32)
+
+    found, _ = take(documents(), number, settings.max_tokens)
     if not found or (number is not None and len(found) < number):
         long = f" of at least {settings.min_tokens} tokens" if settings.min_tokens > 1 else ""
         raise UsageError(f"{file}: {len(found)} documents{long}, not {number or 'any'}")

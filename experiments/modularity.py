@@ -14,6 +14,8 @@ One of its runs alone, as a config file:
 Hardware, hours and losses: docs/results.md. Legend: L layers, M domains, R routed experts.
 """
 
+import contextlib
+import hashlib
 import json
 import subprocess
 import sys
@@ -29,7 +31,7 @@ from ml_collections import ConfigDict
 
 from emo_jax import presets
 from emo_jax.batch import Batch
-from emo_jax.config import Config, from_config_dict
+from emo_jax.config import Config, from_config_dict, to_dict
 from emo_jax.data.documents import read_documents
 from emo_jax.data.loader import heldout_batches
 from emo_jax.data.prepare import prepare
@@ -46,6 +48,7 @@ from emo_jax.modularity.pruning import within_documents
 from emo_jax.modularity.scores import METHODS, choose_experts
 from emo_jax.modularity.select import budgets
 from emo_jax.train.loop import Trainer
+from emo_jax.transfer import export_config
 from emo_jax.workdir import write_atomic
 
 # All of this was fixed before a test loss was seen.
@@ -60,8 +63,18 @@ KEEPS = (32, 16, 8)  # of 64 experts, the shared one included
 SMALL_KEEPS = (16, 8)  # what other methods and single examples are measured at
 WINDOWS = 256  # of a split, at most
 BATCH = 16  # windows
-EXAMPLE_TOKENS, EXAMPLE_DRAWS = 512, 3  # of one example; how many are drawn for each domain
+EXAMPLE_TOKENS, EXAMPLE_DRAWS = 512, 3  # of one example; how many of a domain, if it has them
 COMPOSED_KEEP, PARTNERS = 16, (1, 2, 3)  # each domain with those that come so much later
+MEASURED = {  # kept with the figures: others are of another experiment
+    "method": METHOD,
+    "keeps": list(KEEPS),
+    "small_keeps": list(SMALL_KEEPS),
+    "windows": WINDOWS,
+    "example_tokens": EXAMPLE_TOKENS,
+    "example_draws": EXAMPLE_DRAWS,
+    "composed_keep": COMPOSED_KEEP,
+    "partners": list(PARTNERS),
+}
 
 
 def get_config(arg: str = "emo") -> ConfigDict:
@@ -136,6 +149,7 @@ class Measured:
         self._step = make_eval_step(config, self._model, self._domains, router_probs=False)
         self.losses: dict[str, list[float | None]] = {}
         self.kept: dict[str, np.ndarray] = {}
+        self.examples: list[int] = []  # long documents that were drawn, of each domain
 
     def loss(self, name: str, keep_LMR: np.ndarray | None = None, pool_size: int = 0) -> None:
         """Measures the test split."""
@@ -164,43 +178,38 @@ class Measured:
                 self.kept[f"{method} {keep}"] = kept_LMR
                 self.loss(f"{method} {keep}", kept_LMR)
 
-    def by_one_example(self) -> None:
+    def by_one_example(self, seed: int) -> None:
         """Keep-k with experts chosen by a single document of each domain that has a long one."""
-        for draw in range(EXAMPLE_DRAWS):
-            batches, have_M = self._examples(draw)
-            for keep in SMALL_KEEPS if batches else ():
+        documents_M = [self._long_documents(domain, seed) for domain in self._split.domains]
+        self.examples = [len(documents) for documents in documents_M]
+        for draw in range(max(self.examples)):
+            have = [m for m, documents in enumerate(documents_M) if draw < len(documents)]
+            batch = self._one_each([documents_M[m][draw] for m in have], have)
+            for keep in SMALL_KEEPS:
                 name = f"one example {draw} {keep}"
-                self.loss(name, self.choose(METHOD, keep, batches))
+                self.loss(name, self.choose(METHOD, keep, [batch]))
                 self.losses[name] = [
-                    loss if have else None
-                    for loss, have in zip(self.losses[name], have_M, strict=True)
+                    loss if m in have else None for m, loss in enumerate(self.losses[name])
                 ]
 
-    def _examples(self, draw: int) -> tuple[list[Batch], list[bool]]:
-        """One document a domain, the first `EXAMPLE_TOKENS` tokens of it, each in its own row."""
-        config, split = self._config, self._split
-        documents, numbers = [], []
-        for number, domain in enumerate(split.domains):
-            try:
-                found = store_examples(
-                    *(split.store, "select"),
-                    domain=domain,
-                    number=1,
-                    max_tokens=EXAMPLE_TOKENS,
-                    max_length=EXAMPLE_TOKENS,
-                    min_length=EXAMPLE_TOKENS,
-                    seed=draw + 1,
-                )
-            except UsageError:  # of a domain with short documents only
-                continue
-            documents += found.documents
-            numbers.append(number)
-        if not documents:
-            return [], [False] * self._domains
-        (batch,) = pack(documents, config.data.seq_len, len(documents), pad_id=0)
-        ids_B1 = np.array(numbers, np.int32)[:, None]
-        batch = batch._replace(domain_ids=np.where(batch.segment_ids >= 0, ids_B1, -1))
-        return [batch], [n in numbers for n in range(self._domains)]
+    def _long_documents(self, domain: str, seed: int) -> list[np.ndarray]:
+        """`EXAMPLE_TOKENS` tokens each of documents that have so many, fewer where there are."""
+        with contextlib.suppress(UsageError):  # a domain with short documents only
+            return store_examples(
+                *(self._split.store, "select"),
+                domain=domain,
+                max_tokens=EXAMPLE_DRAWS * EXAMPLE_TOKENS,
+                max_length=EXAMPLE_TOKENS,
+                min_length=EXAMPLE_TOKENS,
+                seed=seed + 1,
+            ).documents
+        return []
+
+    def _one_each(self, documents: list[np.ndarray], domains: list[int]) -> Batch:
+        """Each document in a row of its own."""
+        (batch,) = pack(documents, self._config.data.seq_len, len(documents), pad_id=0)
+        ids_B1 = np.array(domains, np.int32)[:, None]
+        return batch._replace(domain_ids=np.where(batch.segment_ids >= 0, ids_B1, -1))
 
     def composed(self) -> None:
         """Each domain with the union of its module and another's."""
@@ -234,10 +243,14 @@ def measure(
             measured.loss("pool", pool_size=moe.pool.eval_size)
         if moe.num_experts > max(KEEPS):
             measured.by_methods(seed)
-            measured.by_one_example()
+            measured.by_one_example(seed)
             if name == "trained":
                 measured.composed()
-        result[name] = {"domains": split.domains, "losses": measured.losses}
+        result[name] = {
+            "domains": split.domains,
+            "losses": measured.losses,
+            "long_documents": measured.examples,
+        }
     return result
 
 
@@ -256,6 +269,12 @@ def config_of(arm: str, seed: int, stores: Stores, steps: int | None = None) -> 
     return from_config_dict(config)
 
 
+def config_digest(config: Config) -> str:
+    """Of all that makes a model what it is: not where its data lies."""
+    text = json.dumps(to_dict(export_config(config)), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
 def run(
     arm: str, seed: int, output: Path, results: Path, stores: Stores, steps: int | None
 ) -> None:
@@ -264,6 +283,8 @@ def run(
     config = config_of(arm, seed, stores, steps)
     made_of = {
         "tokens": config.train.steps * config.train.batch_size * config.data.seq_len,
+        "config": config_digest(config),
+        "measured": MEASURED,
         "store": TokenStore.open(stores.trained).fingerprint,
         "held_out_store": TokenStore.open(stores.held_out).fingerprint,
     }
@@ -289,6 +310,7 @@ def run(
         "tokens_per_second": float(
             np.median([r["tokens_per_second"] for r in records if r.get("tokens_per_second")])
         ),
+        "measuring_seconds": round(time.monotonic() - begin),
         "versions": versions(),
         "while_training": [_watched(r) for r in records if "heldout_loss" in r],
         **found,

@@ -1,4 +1,4 @@
-"""Examples that experts are chosen by: whole documents, packed into windows.
+"""Examples that experts are chosen by: documents, packed into windows.
 
 Legend: B windows, S tokens, N tokens of a document.
 """
@@ -76,73 +76,84 @@ def store_examples(
     domain: str | None = None,
     number: int | None = None,
     max_tokens: int,
-    max_length: int,
+    max_length: int | None = None,
     min_length: int = 1,
     seed: int = 0,
 ) -> Examples:
-    """Documents of a split, of one domain or of all.
-
-    A store's documents are shuffled already: they are taken as they come, from a place that the
-    seed says, so that the first of many are those that a smaller number would be.
+    """Documents of a split, of one domain or of all, the first of many those of a smaller number.
 
     Args:
       number: at most; None: as many as `max_tokens` hold.
-      max_length: tokens that are used of a document, the first ones.
+      max_length: tokens that are used of a document, the first ones; None: all.
       min_length: shorter ones are left out.
+      seed: of their order; 0: as the store has them, which is shuffled already.
 
     Raises:
       UsageError: no such split or domain, or it has fewer documents than `number`.
     """
     wanted = None if domain is None else domain_number(store, domain)
-    total = store.count(split, "documents")
-    if not total:
+    if not store.count(split, "documents"):
         raise UsageError(
             f"{store.path}: no split {split!r}; it has {', '.join(store.splits)}: prepare more"
             " documents"
         )
-    first = int(np.random.default_rng(seed).integers(total)) if seed else 0
-    found: list[np.ndarray] = []
-    left = max_tokens
-    for ids in _documents(store, split, first, total, wanted):
-        if len(ids) < min_length:
-            continue
-        if len(found) == number or (found and len(ids[:max_length]) > left):
-            break
-        found.append(ids[:max_length])
-        left -= len(found[-1])
+    long_enough = (
+        ids[:max_length] for ids in _documents(store, split, seed, wanted) if len(ids) >= min_length
+    )
+    found, full = take(long_enough, number, max_tokens)
     where = f"{store.path}, split {split}" + ("" if domain is None else f", domain {domain}")
     if not found or (number is not None and len(found) < number):
         asked = "any" if number is None else f"{number}"
         long = f" of at least {min_length} tokens" if min_length > 1 else ""
-        full = f" within {max_tokens:,} tokens" if left < max_length else ""
+        within = f" within {max_tokens:,} tokens" if full else ""
         raise UsageError(
-            f"{where}: {len(found)} documents{long}{full}, not {asked}; ask for fewer"
+            f"{where}: {len(found)} documents{long}{within}, not {asked}; ask for fewer"
             + (", or raise --max-tokens" if full else ", or prepare more")
         )
     return examples_of(found, where)
 
 
+def take(
+    documents: Iterable[np.ndarray], number: int | None, max_tokens: int
+) -> tuple[list[np.ndarray], bool]:
+    """The first of some documents, and whether `max_tokens` held no more; one is cut to them."""
+    found: list[np.ndarray] = []
+    left = max_tokens
+    for ids in documents:
+        if len(found) == number:
+            break
+        if found and len(ids) > left:
+            return found, True
+        found.append(ids[:left])
+        left -= len(found[-1])
+    return found, False
+
+
 def _documents(
-    store: TokenStore, split: str, first: int, total: int, wanted: int | None
+    store: TokenStore, split: str, seed: int, wanted: int | None
 ) -> Iterator[np.ndarray]:
-    """Token ids from document `first` on, and around."""
-    for begin, end in ((first, total), (0, first)):
-        for start in range(begin, end, _READ_AT_ONCE):
-            for document in store.documents(split, start, min(start + _READ_AT_ONCE, end)):
-                if wanted is None or document.domain_id == wanted:
-                    yield document.tokens
+    """Token ids, in the order of the seed: blocks of the store, and the documents in each."""
+    total = store.count(split, "documents")
+    rng = np.random.default_rng(seed) if seed else None
+    starts = np.arange(0, total, _READ_AT_ONCE)
+    for start in (starts if rng is None else rng.permutation(starts)).tolist():
+        block = store.documents(split, start, min(start + _READ_AT_ONCE, total))
+        for n in range(len(block)) if rng is None else rng.permutation(len(block)).tolist():
+            if wanted is None or block[n].domain_id == wanted:
+                yield block[n].tokens
 
 
 def pack(
     documents: Sequence[np.ndarray], seq_len: int, batch_size: int, pad_id: int
 ) -> list[Batch]:
-    """Documents side by side in windows, none of them cut but at S; the last batch is padded.
+    """Documents side by side in windows, those longer than S in pieces; the last batch is padded.
 
     All tokens are of domain 0.
     """
     rows: list[list[np.ndarray]] = []
     room = 0
-    for ids in (ids[:seq_len] for ids in documents):
+    pieces = (ids[at : at + seq_len] for ids in documents for at in range(0, len(ids), seq_len))
+    for ids in pieces:
         if len(ids) > room:
             rows.append([])
             room = seq_len

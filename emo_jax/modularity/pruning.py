@@ -10,7 +10,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import Mesh
 
 from emo_jax.config import Config
 from emo_jax.hf.card import Card
@@ -27,29 +26,30 @@ BATCH_TOKENS = 8192  # of a batch on one device, about
 
 
 def choose_by_examples(
-    config: Config,
+    model: ModelFunctions,
     params: Params,
     examples: Examples,
     routed_L: Sequence[int],
     *,
     method: str,
-    mesh: Mesh,
     pad_id: int,
     seed: int = 0,
     progress: Callable[[str], None] = lambda _: None,
 ) -> Choice:
-    """`choose_experts` for documents; each sees itself only, whatever the config's attention.
+    """`choose_experts` for documents.
 
     Args:
+      model: on a mesh; of a config `within_documents`, so that each sees itself only.
       params: on the devices, as `ModelFunctions.param_shardings` says.
     """
-    model = ModelFunctions(within_documents(config), mesh)
-    rows = max(1, BATCH_TOKENS // config.data.seq_len)
-    rows = min(rows, max(1, examples.tokens // config.data.seq_len // mesh.size)) * mesh.size
+    mesh, S = model.mesh, model.config.data.seq_len
+    assert mesh is not None
+    windows = max(1, min(BATCH_TOKENS, examples.tokens // mesh.size) // S)
+    rows = 2 ** (windows.bit_length() - 1)  # a device; few sizes, as each is compiled
     where = mesh_lib.windows_sharding(mesh)
     batches = [
         jax.tree.map(lambda a: jax.device_put(a, where), batch)
-        for batch in pack(examples.documents, config.data.seq_len, rows, pad_id)
+        for batch in pack(examples.documents, S, rows * mesh.size, pad_id)
     ]
     return choose_experts(
         method, model, params, batches, routed_L, num_domains=1, seed=seed, progress=progress

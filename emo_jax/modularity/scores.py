@@ -8,7 +8,7 @@ Legend: B windows, S tokens, L layers, D width, M domains, R routed experts, K r
 """
 
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import lru_cache, partial
 from typing import Literal, NamedTuple, get_args
 
 import jax
@@ -25,7 +25,6 @@ from emo_jax.model.transformer import (
     Options,
     Params,
     PerLayer,
-    Transformer,
 )
 from emo_jax.modularity.select import choose_best, experts_there
 from emo_jax.moe.experts import experts
@@ -81,8 +80,8 @@ def choose_experts(
         scores_LMR = np.stack([_random(seed, n, there_LR.shape[1]) for n in range(len(there_LR))])
         scores_LMR = np.repeat(scores_LMR[:, None], num_domains, axis=1)
         return Choice(choose_best(scores_LMR, there_LR, routed_L), scores_LMR)
-    sweep = _Sweep(model, params, num_domains, easy_ep=method == "easy_ep")
-    states = [sweep.embed(batch) for batch in batches]
+    sweep = _sweep(model, num_domains, method == "easy_ep")
+    states = [sweep.embed(params, batch.tokens) for batch in batches]
     kept, scores = [], []
     for layer in range(len(there_LR)):
         progress(f"layer {layer + 1} of {len(there_LR)}")
@@ -109,24 +108,16 @@ def _random(seed: int, layer: int, num_routed: int) -> np.ndarray:
 class _Sweep:
     """One layer at a time, compiled once for all layers."""
 
-    def __init__(self, model: ModelFunctions, params: Params, num_domains: int, *, easy_ep: bool):
+    def __init__(self, model: ModelFunctions, num_domains: int, easy_ep: bool):
         self._model, self._num_domains, self._easy_ep = model, num_domains, easy_ep
-        self._embed = jax.jit(lambda params, batch: self._bound(params).embedded(batch.tokens))
-        self._params = params
+        self.embed = jax.jit(lambda params, tokens_BS: model.bind(params).embedded(tokens_BS))
         self.scores = jax.jit(self._scores, donate_argnums=2)
         self.experts = jax.jit(self._experts, donate_argnums=2)
-
-    def embed(self, batch: Batch) -> jax.Array:
-        """The residual stream before the first layer, (B,S,D)."""
-        return self._embed(self._params, batch)
-
-    def _bound(self, params: Params) -> Transformer:
-        return self._model.bind(params)
 
     def _at(
         self, params: Params, number: jax.Array, batch: Batch, keep_MR: jax.Array | None = None
     ) -> tuple[DecoderLayer, ForwardInputs, PerLayer]:
-        whole = self._bound(params)
+        whole = self._model.bind(params)
         there_LR = whole.there_LR()
         there_R = None if there_LR is None else jnp.asarray(there_LR)[number]
         inputs = ForwardInputs(
@@ -180,6 +171,10 @@ class _Sweep:
         layer, inputs, per_layer = self._at(params, number, batch, keep_MR)
         assert isinstance(layer.mlp, MoeMlp)
         return x_BSD + layer.mlp(layer.mlp_norm(x_BSD), inputs, per_layer, Options())[0]
+
+
+# Models are the same if they are one object: its next choice finds its programs here.
+_sweep = lru_cache(maxsize=4)(_Sweep)
 
 
 def _cosine(a: jax.Array, b: jax.Array) -> jax.Array:

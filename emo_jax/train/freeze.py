@@ -73,13 +73,35 @@ def freeze(
 
     Zero gradients alone would not do: weight decay moves weights that have none, and Adam's moments
     of before would. The updates of frozen numbers are −0.0, which added changes no bit of any.
+    `inner` does not see leaves that are frozen as a whole, so it keeps no moments for them.
     """
     inner = optax.with_extra_args_support(inner)
     if not config.optimizer.frozen:
         return inner
 
+    def seen(tree: Any) -> Any:
+        def leaf(path: Any, a: Any) -> Any:
+            mask = trains(config, tuple(key.key for key in path), a.shape)
+            return optax.MaskedNode() if mask is False else a
+
+        return jax.tree_util.tree_map_with_path(leaf, tree)
+
+    def init(params: Any) -> Any:
+        return inner.init(seen(params))
+
     def update(grads: Any, state: Any, params: Any = None, **extra: Any) -> tuple[Any, Any]:
-        updates, state = inner.update(trained_only(grads, config), state, params, **extra)
+        trained = seen(trained_only(grads, config))
+        updates, state = inner.update(trained, state, seen(params), **extra)
+        updates = jax.tree.map(
+            lambda u, g: jnp.full_like(g, -0.0) if is_unseen(u) else u,
+            *(updates, grads),
+            is_leaf=is_unseen,
+        )
         return trained_only(updates, config, -0.0), state
 
-    return optax.GradientTransformationExtraArgs(inner.init, update)
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def is_unseen(leaf: Any) -> bool:
+    """Whether it stands for a leaf that is frozen as a whole, in a tree of the optimizer's."""
+    return isinstance(leaf, optax.MaskedNode)

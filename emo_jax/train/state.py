@@ -10,6 +10,7 @@ from jax.sharding import Mesh
 from emo_jax.errors import ConfigError
 from emo_jax.model.transformer import ModelFunctions, Params
 from emo_jax.parallel import mesh as mesh_lib
+from emo_jax.train.freeze import is_unseen
 
 HOST_MEMORY = "pinned_host"  # that a device copies from and to by itself
 
@@ -79,10 +80,11 @@ def state_shardings(model: ModelFunctions, optimizer: optax.GradientTransformati
     abstract_opt = jax.eval_shape(optimizer.init, model.abstract_params)
     opt_shardings = optax.tree.map_params(
         optimizer,
-        lambda _, where: where,
+        lambda moment, where: moment if is_unseen(moment) else where,
         abstract_opt,
         moment_shardings,
         transform_non_params=lambda _: everywhere,
+        is_leaf=is_unseen,
     )
     return TrainState(everywhere, param_shardings, opt_shardings, everywhere)
 

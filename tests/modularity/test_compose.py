@@ -8,6 +8,7 @@ import pytest
 from runs import emo_here
 from tiny import NO_POOL, tiny_batch, tiny_config
 
+from emo_jax.data.tokenizers import train_bpe
 from emo_jax.hf import export_model, import_model
 from emo_jax.hf.sources import TreeSource
 from emo_jax.hf.tree import flatten, unflatten
@@ -213,6 +214,21 @@ def test_refusals(config, parent, tmp_path, capsys):
         assert emo_here(*argv) == 2
         assert said in capsys.readouterr().err
         assert not (tmp_path / "out").exists()
+
+
+def test_modules_with_different_tokenizers(config, parent, tmp_path, capsys):
+    _, params = parent
+    a = _select(config, params, [(0, 2), (1, 5)], tmp_path / "a")
+    b = _select(config, params, [(2, 3), (5, 6)], tmp_path / "b")
+    argv = ("compose", a, b, "--layout", "emo", "--output", tmp_path / "out")
+    train_bpe(["judge court"] * 9, 262).save(a)
+    train_bpe(["flour butter"] * 9, 262).save(b)
+    assert emo_here(*argv) == 2
+    assert f"{a} and {b}: different tokenizers" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+    train_bpe(["judge court"] * 9, 262).save(b)
+    assert emo_here(*argv) == 0
+    assert (tmp_path / "out/tokenizer.json").read_bytes() == (a / "tokenizer.json").read_bytes()
 
 
 def _whole(config, params, tmp_path):

@@ -233,7 +233,11 @@ def test_refusals(finished_run, store, tmp_path, capsys, argv, said):
 
 
 def test_refused_data_and_outputs(finished_run, store, tmp_path, capsys):
+    file = tmp_path / "mine.jsonl"
+    file.write_text('{"text": "judge court appeal"}\n')
     for data, output, said in (
+        (f"{file}:law", "out", "a file of documents has no domains to choose from"),
+        ("https://host/store", "out", "no such token store"),
         (f"{store}:lore", "out", "no domain 'lore'; it has cooking, law"),
         (tmp_path / "none", "out", "no such token store"),
         (store, "there", "is there already"),

@@ -33,11 +33,12 @@ def _documents(config, lengths=(20, 7, 32, 40, 12, 1)):
 
 def _choose(config, params, documents, routed_L, method, *, mesh=None, seed=0):
     mesh = mesh or mesh_lib.make_mesh(MeshConfig(fsdp=1), devices=jax.devices()[:1])
-    placed = jax.device_put(params, ModelFunctions(config, mesh).param_shardings())
-    return choose_by_examples(
-        config, placed, examples_of(documents, "test"), routed_L,
-        method=method, mesh=mesh, pad_id=0, seed=seed,
-    )  # fmt: skip
+    model = ModelFunctions(config, mesh)
+    placed, examples = (
+        jax.device_put(params, model.param_shardings()),
+        examples_of(documents, "test"),
+    )
+    return choose_by_examples(model, placed, examples, routed_L, method=method, pad_id=0, seed=seed)
 
 
 @pytest.mark.parametrize("method", ["layerwise", "easy_ep"])
@@ -46,7 +47,8 @@ def test_scores_are_those_of_the_slow_transcription(method, shared):
     config = _config(num_shared_experts=shared)
     params = _params(config)
     documents, routed_L = _documents(config), [3, 2, 4]
-    cut = [ids[: config.data.seq_len] for ids in documents]
+    S = config.data.seq_len  # longer documents are cut into pieces
+    cut = [ids[at : at + S] for ids in documents for at in range(0, len(ids), S)]
     kept, scores = getattr(slow_model, method)(config, params, cut, routed_L)
     found = _choose(config, params, documents, routed_L, method)
     np.testing.assert_allclose(found.scores_LMR[:, 0], scores, rtol=2e-5, atol=1e-7)

@@ -16,6 +16,7 @@ from emo_jax.batch import Batch
 from emo_jax.checkpoint import Checkpointer
 from emo_jax.config import CheckpointConfig, MeshConfig
 from emo_jax.errors import CheckpointError, ConfigError
+from emo_jax.manifest import leaves_of
 from emo_jax.model.transformer import ModelFunctions
 from emo_jax.parallel.mesh import make_mesh, windows_sharding
 from emo_jax.train import state as state_lib
@@ -127,6 +128,30 @@ def test_a_narrow_first_moment_is_a_mean_without_bias():
         grads = {"w": jnp.asarray(rng.normal(1.0, 0.5, 2**14), jnp.float32)}
         _, state = optimizer.update(grads, state, params)
     assert abs(np.asarray(state[0][1].mu["w"], np.float64).mean() - 1.0) < 0.005
+
+
+# --- frozen parts --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{}, dict(first_moment_dtype="bfloat16", skip_window=6), dict(offload=True)],
+    ids=["float32", "bfloat16+skip", "offload"],
+)
+def test_frozen_parts_have_no_moments(changes):
+    frozen = ("embeddings", "attention", "routed", "shared")
+    states, state = run(with_optimizer(frozen=frozen, **changes), 2)
+    moments, trained = leaves_of(adam(state).mu), leaves_of(state.params)
+    trained = {
+        path: leaf.shape
+        for path, leaf in trained.items()
+        if "router" in path or any("norm" in key for key in path[:2])
+    }
+    assert {path: leaf.shape for path, leaf in moments.items()} == trained and len(trained) == 4
+    first, last = (leaves_of(s.params) for s in states)
+    for path, leaf in first.items():
+        same = leaf.view(np.uint32) == last[path].view(np.uint32)
+        assert same.all() if path not in trained else not same.all(), path
 
 
 # --- moments in the memory of the host -----------------------------------------------------------
