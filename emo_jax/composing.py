@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from emo_jax.config import Config
 from emo_jax.data.progress import Progress
@@ -9,8 +10,9 @@ from emo_jax.data.tokenizers import load_tokenizer
 from emo_jax.errors import UsageError
 from emo_jax.hf.card import Card
 from emo_jax.hf.export import export_leaves
+from emo_jax.hf.hf_config import special_ids
 from emo_jax.hf.layouts import layout_for
-from emo_jax.loading import open_model
+from emo_jax.loading import OpenedModel, open_model
 from emo_jax.modularity.compose import Module, compose, merge_into, open_module
 from emo_jax.modularity.extend import extended
 from emo_jax.modularity.pruning import write_module
@@ -39,8 +41,10 @@ def compose_folders(
         shown.show("comparing the modules")
         modules = [open_module(path) for path in paths]
         tokenizer = _tokenizer_of_all(modules)
-        parent = None if fill_from is None else open_model(fill_from)
-        filling = None if parent is None else (parent.source, parent.config)
+        filling = None
+        if fill_from is not None:
+            parent = _with_experts(fill_from)
+            filling = parent.source, parent.config
         made = compose(modules, average=average, fill_from=filling)
         try:
             layout_for(made.config, layout)
@@ -53,7 +57,7 @@ def compose_folders(
             output,
             made.selection,
             layout=layout,
-            tokenizer_dir=tokenizer,
+            **tokenizer,
         )
     return folder, made.config
 
@@ -76,9 +80,7 @@ def merge_folder(
     """
     refuse_existing(output)
     with Progress("merge", enabled=not quiet) as shown:
-        opened, full = open_module(module), open_model(into)
-        if full.config.moe is None:
-            raise UsageError(f"{into}: {full.config.name} is dense, it has no experts")
+        opened, full = open_module(module), _with_experts(into)
         merged = merge_into(full.source, full.config, opened, share=share, router=router, rest=rest)
         shown.show(f"writing {output}")
         facts = {"experts put back from": Path(module).name, "their share": share}
@@ -87,28 +89,38 @@ def merge_folder(
             export_config(full.config),
             output,
             layout=layout,
-            tokenizer_dir=full.tokenizer_dir,
+            **full.for_export,
             card=Card(facts=facts),
         )
 
 
-def _tokenizer_of_all(modules: Sequence[Module]) -> Path | None:
-    """The folder of the tokenizer that all modules have; None where the first has none.
+def _with_experts(path: str) -> OpenedModel:
+    opened = open_model(path)
+    if opened.config.moe is None:
+        raise UsageError(f"{path}: {opened.config.name} is dense, it has no experts")
+    return opened
+
+
+def _tokenizer_of_all(modules: Sequence[Module]) -> dict[str, Any]:
+    """Options of `export_leaves`: the tokenizer that the modules have, or its ids.
 
     Raises:
       UsageError: they have different ones.
     """
-    first, *others = (m.path if (m.path / "tokenizer.json").is_file() else None for m in modules)
-    for module, folder in zip(modules[1:], others, strict=True):
-        if first is None or folder is None:
-            continue
-        ours, theirs = load_tokenizer(first).fingerprint, load_tokenizer(folder).fingerprint
+    having = [m for m in modules if (m.path / "tokenizer.json").is_file()]
+    if not having:
+        ids = special_ids(modules[0].path)
+        return {"eos_token_id": ids["eos_id"], "pad_token_id": ids["pad_id"]}
+    first, *others = having
+    ours = load_tokenizer(first.path).fingerprint
+    for module in others:
+        theirs = load_tokenizer(module.path).fingerprint
         if ours != theirs:
             raise UsageError(
-                f"{modules[0].path} and {module.path}: different tokenizers ({ours[:12]} and"
+                f"{first.path} and {module.path}: different tokenizers ({ours[:12]} and"
                 f" {theirs[:12]})"
             )
-    return first
+    return {"tokenizer_dir": first.path}
 
 
 def extend_folder(
@@ -128,9 +140,7 @@ def extend_folder(
     """
     refuse_existing(output)
     with Progress("extend", enabled=not quiet) as shown:
-        opened = open_model(model)
-        if opened.config.moe is None:
-            raise UsageError(f"{model}: {opened.config.name} is dense, it has no experts")
+        opened = _with_experts(model)
         source, larger = extended(opened.source, opened.config, add, init=init, seed=seed)
         shown.show(f"writing {output}")
         folder = export_leaves(
@@ -138,7 +148,7 @@ def extend_folder(
             export_config(larger),
             output,
             layout=layout,
-            tokenizer_dir=opened.tokenizer_dir,
+            **opened.for_export,
             card=Card(facts={"extended from": opened.name, "new experts": add, "made by": init}),
         )
     return folder, larger

@@ -22,6 +22,7 @@ from emo_jax.config import (
 from emo_jax.data.pairs import SUFFIX, Packed, pack_pairs, read_pairs, write_pairs
 from emo_jax.data.progress import Progress
 from emo_jax.errors import UsageError
+from emo_jax.evals.by_domain import mesh_that_fits
 from emo_jax.hf.layouts import layout_for
 from emo_jax.hf.sources import TreeSource
 from emo_jax.hf.tree import flatten
@@ -166,7 +167,7 @@ def recipe(config: Config, packed: Packed, pairs: Path, settings: FinetuneSettin
         raise UsageError(f"--freeze {settings.freeze}: {config.name} is dense, it has no experts")
     if moe is not None and not moe.num_shared_experts:
         frozen = tuple(part for part in frozen if part != "shared")
-    return dataclasses.replace(
+    made = dataclasses.replace(
         export_config(within_documents(config)),
         moe=moe,
         data=DataConfig(store=str(pairs), seq_len=S, seed=settings.seed, repetition_filter=False),
@@ -197,6 +198,7 @@ def recipe(config: Config, packed: Packed, pairs: Path, settings: FinetuneSettin
         mesh=MeshConfig(),
         seed=settings.seed,
     )
+    return dataclasses.replace(made, mesh=mesh_that_fits(made))
 
 
 def _digest(loaded: LoadedModel) -> str:

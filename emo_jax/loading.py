@@ -10,6 +10,7 @@ from emo_jax.config import Config
 from emo_jax.data.tokenizers import Tokenizer, load_tokenizer
 from emo_jax.errors import UsageError
 from emo_jax.hf import import_model
+from emo_jax.hf.hf_config import special_ids
 from emo_jax.hf.importing import open_folder
 from emo_jax.hf.tensors import LeafSource
 from emo_jax.model.transformer import Params
@@ -27,6 +28,7 @@ class ModelOnDisk:
       step: of the checkpoint; None for a Hugging Face folder.
       folder: `path` without a step.
       tokenizer_dir: where a tokenizer.json is that can be copied; None: nowhere.
+      eos_id, pad_id: of the tokenizer, or what a folder without one says.
     """
 
     path: str
@@ -35,6 +37,15 @@ class ModelOnDisk:
     step: int | None
     folder: Path
     tokenizer_dir: Path | None = None
+    eos_id: int | None = None
+    pad_id: int | None = None
+
+    @property
+    def for_export(self) -> dict[str, Any]:
+        """Options of `export_leaves`: the tokenizer to copy, or the ids of one that cannot be."""
+        if self.tokenizer_dir is not None:
+            return {"tokenizer_dir": self.tokenizer_dir}
+        return {"eos_token_id": self.eos_id, "pad_token_id": self.pad_id}
 
     @property
     def name(self) -> str:
@@ -120,15 +131,21 @@ def _find(path: str) -> tuple[Path, int | None]:
 
 def _about(path: str, folder: Path, step: int | None, config: Config) -> dict[str, Any]:
     """Fields of a `ModelOnDisk`."""
+    ids: dict[str, int | None] = {}
     if is_hugging_face(folder):
         tokenizer = folder if (folder / "tokenizer.json").is_file() else None
+        ids = special_ids(folder)
     else:
         tokenizer = tokenizer_of(folder, config)
     has_json = tokenizer is not None and (tokenizer / "tokenizer.json").is_file()
+    loaded = None if tokenizer is None else load_tokenizer(tokenizer)
+    if loaded is not None:
+        ids = {"eos_id": loaded.eos_id, "pad_id": loaded.pad_id}
     return {
+        **ids,
         "path": path,
         "config": config,
-        "tokenizer": None if tokenizer is None else load_tokenizer(tokenizer),
+        "tokenizer": loaded,
         "step": step,
         "folder": folder,
         "tokenizer_dir": tokenizer if has_json else None,

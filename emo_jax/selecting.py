@@ -18,12 +18,11 @@ from emo_jax.data.store import TokenStore
 from emo_jax.errors import DataError, UsageError
 from emo_jax.evals.by_domain import SELECT, eval_mesh
 from emo_jax.hf.layouts import layout_for
-from emo_jax.hf.sources import TreeSource
 from emo_jax.hf.tensors import F32_BYTES
-from emo_jax.hf.tree import count_parameters, flatten, moe_of
-from emo_jax.loading import LoadedModel, load_model
+from emo_jax.hf.tree import count_parameters, moe_of
+from emo_jax.loading import OpenedModel, load_model, open_model
 from emo_jax.manifest import versions
-from emo_jax.model.transformer import ModelFunctions
+from emo_jax.model.transformer import ModelFunctions, Params
 from emo_jax.modularity.assemble import smaller_config
 from emo_jax.modularity.calibration import (
     Examples,
@@ -32,7 +31,12 @@ from emo_jax.modularity.calibration import (
     store_examples,
     take,
 )
-from emo_jax.modularity.pruning import choose_by_examples, within_documents, write_selected
+from emo_jax.modularity.pruning import (
+    choose_by_examples,
+    undropped,
+    within_documents,
+    write_selected,
+)
 from emo_jax.modularity.scores import Choice
 from emo_jax.modularity.select import (
     budgets,
@@ -57,7 +61,7 @@ class SelectSettings:
       max_tokens: of all examples, at most.
       min_tokens: of an example.
       allow_fewer: also fewer experts than top-k.
-      layout: of the folders; None: what stock transformers loads.
+      layout: of the folders; None: what stock transformers loads, but for unequal layers.
     """
 
     keeps: tuple[str, ...] = ()
@@ -100,49 +104,32 @@ def select(
     Raises:
       UsageError: nothing is written.
     """
-    loaded = load_model(model)
-    config = loaded.config
+    opened = open_model(model)
+    config = opened.config
     if config.moe is None:
         raise UsageError(f"{model}: {config.name} is dense, it has no experts to select")
-    wanted, notes = _budgets(config, settings)
+    wanted, layout, notes = _budgets(config, settings)
     folders = {
         label: Path(output) if len(wanted) == 1 else Path(output) / f"keep-{label}"
         for label in wanted
     }
     refuse_existing(output)
     for routed_L in wanted.values():  # what no layout holds is refused before it is looked for
-        layout_for(smaller_config(config, routed_L), settings.layout)
+        layout_for(smaller_config(config, routed_L), layout)
     with Progress("select", enabled=not quiet) as shown:
-        examples = _read_examples(loaded, data, settings, shown.show)
+        examples = _read_examples(opened, data, settings, shown.show)
         there = len(examples.documents)
         if more := [n for n in settings.examples if n is not None and n > there]:
             raise UsageError(
                 f"--examples {max(more)}: {examples.source} has {there} within --max-tokens"
                 f" {settings.max_tokens}; ask for fewer, or raise it"
             )
-        functions = ModelFunctions(within_documents(config), eval_mesh(config))
-        params = jax.device_put(loaded.params, functions.param_shardings())
-        source = TreeSource(flatten(loaded.params))
-        parent_print = fingerprint(source, config)
-        pad_id = loaded.need_tokenizer().pad_id if loaded.tokenizer else 0
-        chooser = _Chooser(
-            config,
-            settings,
-            lambda given, routed_L, method, say: choose_by_examples(
-                functions,
-                params,
-                given,
-                routed_L,
-                method=method,
-                pad_id=pad_id,
-                seed=settings.seed,
-                progress=say,
-            ),
-            shown.show,
-        )
+        parent_print = fingerprint(opened.source, config)
+        chooser = _Chooser(opened, settings, shown.show)
+        given = examples.first(settings.examples[-1])
         made = []
         for label, routed_L in wanted.items():
-            choice = chooser.choose(examples.first(settings.examples[-1]), routed_L, label)
+            choice = chooser.choose(given, routed_L, label)
             kept_LR = choice.kept_LMR[:, 0]
             overlaps = {
                 number: overlap(
@@ -151,25 +138,25 @@ def select(
                 for number in settings.examples[:-1]
                 if number is not None
             }
-            about = _about(settings, examples.first(settings.examples[-1]), overlaps, label)
             selection = Selection(
-                parent={"name": loaded.name, "path": loaded.path, "step": loaded.step},
+                parent={"name": opened.name, "path": opened.path, "step": opened.step},
                 parent_fingerprint=parent_print,
                 num_routed=config.moe.num_routed_experts,
                 top_k=config.moe.top_k,
+                tokenizer=opened.tokenizer.fingerprint if opened.tokenizer else "",
                 kept=tuple(tuple(np.flatnonzero(row).tolist()) for row in kept_LR),
-                about=about,
+                about=_about(settings, given, overlaps, label),
                 scores=tuple(tuple(row) for row in choice.scores_LMR[:, 0].tolist()),
             )
             shown.show(f"writing {folders[label]}")
             folder, smaller = write_selected(
-                source,
+                opened.source,
                 export_config(config),
                 kept_LR,
                 folders[label],
                 selection,
-                layout=settings.layout,
-                tokenizer_dir=loaded.tokenizer_dir,
+                layout=layout,
+                **opened.for_export,
             )
             total, active = count_parameters(smaller)
             moe = moe_of(smaller)
@@ -195,29 +182,31 @@ def stored_bytes(parameters: int) -> int:
 
 def _budgets(
     config: Config, settings: SelectSettings
-) -> tuple[dict[str, list[int]], tuple[str, ...]]:
-    """Routed experts of each layer, by what the folder is to be called."""
-    moe, fewer = moe_of(config), settings.allow_fewer
+) -> tuple[dict[str, list[int]], str | None, tuple[str, ...]]:
+    """Routed experts of each layer, by what the folder is to be called; its layout; notes."""
+    moe, fewer, layout = moe_of(config), settings.allow_fewer, settings.layout
     if bool(settings.keeps) == bool(settings.per_layer):
         raise UsageError("give --keep, or --keep-per-layer with a count for each layer")
     if settings.keeps:
         counts = [parse_keep(text, moe, allow_fewer=fewer) for text in settings.keeps]
-        return {str(n): budgets(config, [n], allow_fewer=fewer) for n in counts}, ()
+        return {str(n): budgets(config, [n], allow_fewer=fewer) for n in counts}, layout, ()
     routed_L = budgets(config, settings.per_layer, allow_fewer=fewer)
-    layout = layout_for(config, settings.layout)
-    if layout.name == "emo" or len(set(routed_L)) == 1:
-        return {"per-layer": routed_L}, ()
+    if len(set(routed_L)) == 1 or layout == "emo":
+        return {"per-layer": routed_L}, layout, ()
+    if layout is None:
+        note = "layout emo: that of stock transformers has one number of experts for all layers"
+        return {"per-layer": routed_L}, "emo", (note,)
     most = max(routed_L)
     note = (
-        f"layout {layout.name} has one number of experts for all layers: layers below"
+        f"layout {layout} has one number of experts for all layers: layers below"
         f" {most + moe.num_shared_experts} are filled up with their next best; --layout emo keeps"
         " the counts as given"
     )
-    return {"per-layer": [most] * len(routed_L)}, (note,)
+    return {"per-layer": [most] * len(routed_L)}, layout, (note,)
 
 
 def _read_examples(
-    loaded: LoadedModel, data: str, settings: SelectSettings, say: Callable[[str], None]
+    model: OpenedModel, data: str, settings: SelectSettings, say: Callable[[str], None]
 ) -> Examples:
     say(f"reading examples of {data}")
     numbers = [n for n in settings.examples if n is not None]
@@ -229,17 +218,17 @@ def _read_examples(
                 f"{data}: a file of documents has no domains to choose from; give a token store, or"
                 " a file of this domain alone"
             )
-        return _file_examples(loaded, location, settings, number)
+        return _file_examples(model, location, settings, number)
     store = TokenStore.open(location)
-    if loaded.tokenizer is not None:
+    if model.tokenizer is not None:
         try:
-            store.check_tokenizer(loaded.tokenizer.fingerprint)
+            store.check_tokenizer(model.tokenizer.fingerprint)
         except DataError as error:
             raise UsageError(str(error)) from error
-    if store.vocab_size > loaded.config.model.vocab_size:
+    if store.vocab_size > model.config.model.vocab_size:
         raise UsageError(
             f"{location}: its tokenizer has {store.vocab_size} ids, the model"
-            f" {loaded.config.model.vocab_size}; give a store made with the model's tokenizer"
+            f" {model.config.model.vocab_size}; give a store made with the model's tokenizer"
         )
     return store_examples(
         store,
@@ -253,10 +242,10 @@ def _read_examples(
 
 
 def _file_examples(
-    loaded: LoadedModel, file: str, settings: SelectSettings, number: int | None
+    model: OpenedModel, file: str, settings: SelectSettings, number: int | None
 ) -> Examples:
     """Documents of a file, in its order, with the model's tokenizer."""
-    tokenizer = loaded.need_tokenizer()
+    tokenizer = model.need_tokenizer()
 
     def documents() -> Iterator[np.ndarray]:
         for document in read_documents([file]):
@@ -276,15 +265,18 @@ def _file_examples(
 class _Chooser:
     """Choices by number of examples; scores that do not depend on the budget are kept."""
 
-    def __init__(
-        self,
-        config: Config,
-        settings: SelectSettings,
-        run: Callable[[Examples, Sequence[int], str, Callable[[str], None]], Choice],
-        say: Callable[[str], None],
-    ):
-        self._config, self._settings, self._run, self._say = config, settings, run, say
+    def __init__(self, opened: OpenedModel, settings: SelectSettings, say: Callable[[str], None]):
+        self._settings, self._say = settings, say
+        self._config = undropped(within_documents(opened.config))
+        self._model = ModelFunctions(self._config, eval_mesh(self._config))
+        self._pad_id = opened.pad_id or 0
         self._scores: dict[str, np.ndarray] = {}
+        self._params: Params = {}
+        if settings.method != "random":  # which looks at nothing
+            say(f"reading {opened.path}")
+            step = "" if opened.step is None else f"@{opened.step}"
+            loaded = load_model(f"{opened.folder}{step}")
+            self._params = jax.device_put(loaded.params, self._model.param_shardings())
 
     def choose(self, examples: Examples, routed_L: Sequence[int], label: str) -> Choice:
         """The experts that these examples choose."""
@@ -293,8 +285,15 @@ class _Chooser:
             key = f"{key} {routed_L}"
         if key not in self._scores:
             what = f"{len(examples.documents)} examples, {examples.tokens:,} tokens"
-            self._scores[key] = self._run(
-                examples, routed_L, method, lambda line: self._say(f"keep {label}: {what}, {line}")
+            self._scores[key] = choose_by_examples(
+                self._model,
+                self._params,
+                examples,
+                routed_L,
+                method=method,
+                pad_id=self._pad_id,
+                seed=self._settings.seed,
+                progress=lambda line: self._say(f"keep {label}: {what}, {line}"),
             ).scores_LMR
         scores_LMR = self._scores[key]
         kept_LMR = choose_best(scores_LMR, experts_there(self._config), routed_L)
@@ -307,6 +306,7 @@ def _about(
     return {
         "method": settings.method,
         "keep": label,
+        **({"keep_per_layer": list(settings.per_layer)} if settings.per_layer else {}),
         "data": examples.source,
         "data_fingerprint": examples.fingerprint,
         "examples": len(examples.documents),

@@ -135,7 +135,7 @@ def main(output: Path, domain: str, results: Path, only: str | None) -> None:
             found = json.loads(subprocess.run(command, check=True, capture_output=True).stdout)
             kept = int(64 * float(keep.strip("%")) / 100)
             loss = None if model == untrained else loss_of(folder, output / "store", domain)
-            rows.append({"model": label, "kept": f"{kept} of 64", **found, "loss": loss})
+            rows.append({"model": label, "kept": kept, "of": 64, **found, "loss": loss})
             click.echo(json.dumps(rows[-1]))
     write_atomic(results / "costs.json", json.dumps(rows, indent=1) + "\n")
 

@@ -24,7 +24,7 @@ from emo_jax.evals.heldout import evaluate, make_eval_step
 from emo_jax.evals.keep_k import select_scores
 from emo_jax.evals.text_bytes import TextBytes
 from emo_jax.model.transformer import ModelFunctions, Params
-from emo_jax.modularity.pruning import within_documents
+from emo_jax.modularity.pruning import undropped, within_documents
 from emo_jax.modularity.scores import choose_experts
 from emo_jax.modularity.select import budgets, check_keep, keep_experts
 from emo_jax.parallel import mesh as mesh_lib
@@ -177,7 +177,12 @@ def open_split(location: str, config: Config, split: str, tokenizer: Tokenizer |
 
 
 def eval_mesh(config: Config) -> Mesh:
-    """All devices: the mesh of the run where it fits, else parameters cut, or whole on each."""
+    """All devices, as `mesh_that_fits`."""
+    return mesh_lib.make_mesh(mesh_that_fits(config))
+
+
+def mesh_that_fits(config: Config) -> MeshConfig:
+    """That of the config on these devices, else parameters cut over all, or whole on each."""
     for sizes in (config.mesh, MeshConfig(), MeshConfig(replica=-1, fsdp=1)):
         try:
             mesh = mesh_lib.make_mesh(sizes)
@@ -185,7 +190,7 @@ def eval_mesh(config: Config) -> Mesh:
             mesh_lib.check_batch(mesh, mesh.size, config.data.seq_len)
         except ConfigError:
             continue
-        return mesh
+        return sizes
     raise AssertionError("whole parameters fit any mesh")
 
 
@@ -209,6 +214,7 @@ def domain_losses(
       progress: told what is being measured, batch by batch.
     """
     check_ways(config, settings)
+    config = undropped(config)
     data = _Pass(chosen.windows, settings.windows, mesh)
     params = jax.device_put(params, ModelFunctions(config, mesh).param_shardings())
     domains = data.domains

@@ -1,8 +1,9 @@
 """What a run's model would lose with a part of its experts, watched while it trains.
 
 Experts are chosen on every other held-out window and judged on the others, so that a lucky choice
-does not look like modularity. One pass gives both: a domain's tokens in the windows of the second
-kind count as another domain.
+does not look like modularity; in a small split they are neighbours, and a document may be in both.
+One pass gives both: a domain's tokens in the windows of the second kind count as another domain.
+Attention is the run's own.
 
 Legend: B windows, L layers, M domains, R routed experts.
 """

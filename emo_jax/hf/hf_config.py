@@ -40,6 +40,13 @@ def to_hf(layout: Layout, config: Config, *, eos_id: int | None, pad_id: int | N
     return {"intermediate_size": config.moe.expert_dim, "output_router_logits": False} | fields
 
 
+def special_ids(folder: Path) -> dict[str, int | None]:
+    """`eos_id` and `pad_id` as a folder's config.json says."""
+    found = load_json(folder / "config.json")
+    ids = {name: found.get(f"{name[:3]}_token_id") for name in ("eos_id", "pad_id")}
+    return {name: i if isinstance(i, int) else None for name, i in ids.items()}
+
+
 def load_json(path: Path) -> dict[str, Any]:
     """A JSON object from a file of the folder."""
     try:

@@ -3,7 +3,6 @@
 Legend: L layers, R routed experts of the parent.
 """
 
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -25,7 +24,7 @@ from emo_jax.modularity.assemble import (
     same_shape,
     smaller_config,
 )
-from emo_jax.modularity.selection import Selection, fingerprint, read_selection
+from emo_jax.modularity.selection import Selection, fingerprint, read_selection, slabs
 from emo_jax.slices import Block
 
 
@@ -91,8 +90,14 @@ def compose(
     places: list[list[Place]] = []
     kept: list[tuple[int, ...]] = []
     sources: list[LeafSource] = [m.source for m in modules]
+    scores = _scores(modules)
     if fill_from is not None:
         _check_parent(first, *fill_from)
+        if not scores:
+            raise UsageError(
+                f"{', '.join(str(m.path) for m in modules)}: chosen by nothing that says which"
+                " experts are next best; leave out --fill-from and give --layout emo"
+            )
         sources.append(fill_from[0])
     unions = [
         sorted(set().union(*(m.selection.kept[layer] for m in modules)))
@@ -102,7 +107,8 @@ def compose(
         extra = []
         if fill_from is not None:
             most = max(map(len, unions))
-            extra = [e for e in _best(modules, layer) if e not in union][: most - len(union)]
+            best = np.argsort(-np.asarray(scores[layer]), kind="stable").tolist()
+            extra = [e for e in best if e not in union][: most - len(union)]
         numbers = [list(m.selection.kept[layer]) for m in modules]
         kept.append(tuple(sorted([*union, *extra])))
         row: list[Place] = []
@@ -132,8 +138,10 @@ def compose(
         parent_fingerprint=first.selection.parent_fingerprint,
         num_routed=first.selection.num_routed,
         top_k=top_k,
+        tokenizer=next((m.selection.tokenizer for m in modules if m.selection.tokenizer), ""),
         kept=tuple(kept),
         about=about,
+        scores=scores,
     )
     return Composed(Assembled(sources, config, places, shared=shared, rest=rest), config, selection)
 
@@ -159,14 +167,6 @@ def merge_into(
       UsageError: the module is of another parent.
     """
     moe, selection = moe_of(config), module.selection
-    wrong = same_shape(config, module.config)
-    if wrong:
-        raise UsageError(f"{module.path}: not a module of this model: {'; '.join(wrong)}")
-    if selection.num_routed != moe.num_routed_experts:
-        raise UsageError(
-            f"{module.path}: its parent has {selection.num_routed} routed experts, this model"
-            f" {moe.num_routed_experts}; give the parent"
-        )
     _check_parent(module, full, config)
     places: list[list[Place]] = []
     untouched: list[list[Place]] = []
@@ -191,18 +191,32 @@ def merge_into(
     )
 
 
-def _best(modules: Sequence[Module], layer: int) -> list[int]:
-    """The parent's routed experts, best first by the modules' mean share of the scores."""
-    total = np.zeros(modules[0].selection.num_routed)
-    for module in modules:
-        if module.selection.scores:
-            scores = np.asarray(module.selection.scores[layer])
-            total += scores / max(scores.sum(), 1e-30)
-    return np.argsort(-total, kind="stable").tolist()
+def _scores(modules: Sequence[Module]) -> tuple[tuple[float, ...], ...]:
+    """The modules' mean share of the scores of each of the parent's routed experts; (): unknown.
+
+    Those of `random` are the seed's and say nothing.
+    """
+    known = [
+        np.asarray(m.selection.scores)
+        for m in modules
+        if m.selection.scores and m.selection.about.get("method") != "random"
+    ]
+    if not known:
+        return ()
+    shares = [LR / np.maximum(LR.sum(axis=1, keepdims=True), 1e-30) for LR in known]
+    return tuple(map(tuple, np.mean(shares, axis=0).tolist()))
 
 
 def _check_parent(module: Module, parent: LeafSource, config: Config) -> None:
-    selection, found = module.selection, fingerprint(parent, config)
+    if wrong := same_shape(config, module.config):
+        raise UsageError(f"{module.path}: not a module of this model: {'; '.join(wrong)}")
+    selection, there = module.selection, moe_of(config).num_routed_experts
+    if selection.num_routed != there:
+        raise UsageError(
+            f"{module.path}: its parent has {selection.num_routed} routed experts, this model"
+            f" {there}; give the parent"
+        )
+    found = fingerprint(parent, config)
     if found != selection.parent_fingerprint:
         raise UsageError(
             f"{module.path}: was selected from {selection.parent.get('path', 'another model')}"
@@ -226,6 +240,10 @@ def _check_related(first: Module, other: Module) -> None:
             f"{both}: of different parents, {a.parent.get('path')} ({a.parent_fingerprint[:12]})"
             f" and {b.parent.get('path')} ({b.parent_fingerprint[:12]})"
         )
+    if a.tokenizer and b.tokenizer and a.tokenizer != b.tokenizer:
+        raise UsageError(
+            f"{both}: different tokenizers ({a.tokenizer[:12]} and {b.tokenizer[:12]})"
+        )
 
 
 def _check_equal(modules: Sequence[Module]) -> None:
@@ -233,7 +251,7 @@ def _check_equal(modules: Sequence[Module]) -> None:
     first = modules[0]
     for other in modules[1:]:
         for path in sorted(p for p in first.source.shapes if p not in (ROUTER, *EXPERTS)):
-            for block in _slabs(path, first.source.shapes[path]):
+            for block in slabs(path, first.source.shapes[path]):
                 _same(first, other, path, block, block)
     s = moe_of(first.config).num_shared_experts
     for path in (ROUTER, *EXPERTS):
@@ -262,19 +280,6 @@ def _one(shape: tuple[int, ...], axis: int, layer: int, expert: int) -> Block:
     block = [slice(0, size) for size in shape]
     block[0], block[axis] = slice(layer, layer + 1), slice(expert, expert + 1)
     return tuple(block)
-
-
-def _slabs(path: str, shape: tuple[int, ...]) -> list[Block]:
-    """A leaf in pieces along an axis that its file holds together: layers, or ids."""
-    axis = 1 if path == "lm_head/kernel" else 0
-    others = max(1, math.prod(shape) // shape[axis])
-    step = 1 if path.startswith("layers/") else max(1, (1 << 22) // others)
-    blocks = []
-    for n in range(0, shape[axis], step):
-        block = [slice(0, size) for size in shape]
-        block[axis] = slice(n, min(n + step, shape[axis]))
-        blocks.append(tuple(block))
-    return blocks
 
 
 def _same(first: Module, other: Module, path: str, mine: Block, theirs: Block) -> None:

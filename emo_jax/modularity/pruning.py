@@ -64,6 +64,13 @@ def within_documents(config: Config) -> Config:
     return dataclasses.replace(config, model=model)
 
 
+def undropped(config: Config) -> Config:
+    """The same model where no token is dropped: those of one domain go to few devices."""
+    if config.moe is None or not config.moe.receive_factor:
+        return config
+    return dataclasses.replace(config, moe=dataclasses.replace(config.moe, receive_factor=0.0))
+
+
 def pruned(source: LeafSource, config: Config, kept_LR: np.ndarray) -> tuple[Assembled, Config]:
     """A model with some of the routed experts, and its config.
 
@@ -83,14 +90,14 @@ def write_selected(
     kept_LR: np.ndarray,
     output: str | Path,
     selection: Selection,
-    *,
-    layout: str | None = None,
-    tokenizer_dir: Path | None = None,
-    on_bytes: Callable[[int], None] = lambda n: None,
+    **options: Any,
 ) -> tuple[Path, Config]:
-    """The Hugging Face folder of a pruned model, with `selection.json`, whole or not at all."""
+    """The Hugging Face folder of a pruned model, with `selection.json`, whole or not at all.
+
+    Args:
+      options: of `export_leaves`.
+    """
     leaves, smaller = pruned(source, config, kept_LR)
-    options = {"layout": layout, "tokenizer_dir": tokenizer_dir, "on_bytes": on_bytes}
     return write_module(leaves, smaller, output, selection, **options), smaller
 
 

@@ -32,11 +32,18 @@ def parse_keep(text: str, moe: MoeConfig, *, allow_fewer: bool = False) -> int:
     return keep
 
 
-def check_keep(keep: int, moe: MoeConfig, text: str = "", *, allow_fewer: bool = False) -> None:
+def check_keep(
+    keep: int,
+    moe: MoeConfig,
+    text: str = "",
+    *,
+    allow_fewer: bool = False,
+    option: str = "--keep",
+) -> None:
     """Raises UsageError for a number of experts that a model cannot be cut to."""
     least = moe.num_shared_experts + 1 if allow_fewer else moe.top_k
     text = text or str(keep)
-    what = f"--keep {text}" if text == str(keep) else f"--keep {text} ({keep} experts)"
+    what = f"{option} {text}" if text == str(keep) else f"{option} {text} ({keep} experts)"
     if least <= keep <= moe.num_experts:
         return
     fewer = (
@@ -71,8 +78,9 @@ def budgets(config: Config, keep_L: Sequence[int], *, allow_fewer: bool = False)
     counts = list(keep_L) * L if len(keep_L) == 1 else list(keep_L)
     if len(counts) != L:
         raise UsageError(f"--keep-per-layer: {len(counts)} counts, and the model has {L} layers")
+    option = "--keep" if len(keep_L) == 1 else "--keep-per-layer"
     for count in counts:
-        check_keep(count, moe, allow_fewer=allow_fewer)
+        check_keep(count, moe, allow_fewer=allow_fewer, option=option)
     # A layer that has fewer already stays as it is.
     return [min(n, moe.experts_in(i)) - moe.num_shared_experts for i, n in enumerate(counts)]
 

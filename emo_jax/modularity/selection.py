@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from emo_jax.errors import UsageError
 from emo_jax.hf.tensors import LeafSource
 from emo_jax.hf.tree import moe_of
 from emo_jax.modularity.assemble import EXPERTS, ROUTER
+from emo_jax.slices import Block
 
 FILE = "selection.json"
 FORMAT = "emo_jax selection"
@@ -28,6 +30,7 @@ class Selection:
       parent_fingerprint: of the parent's weights outside the routed experts.
       num_routed: routed experts of the parent, in each layer.
       top_k: of the parent, shared experts included; 0: not known.
+      tokenizer: fingerprint of the parent's; empty: not known.
       kept: of each layer the parent's numbers of the routed experts that are there, ascending.
       about: method, data and whatever else a reader wants to know.
       scores: of each layer the score of each of the parent's routed experts; empty: none.
@@ -40,6 +43,7 @@ class Selection:
     about: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     scores: tuple[tuple[float, ...], ...] = ()
     top_k: int = 0
+    tokenizer: str = ""
 
     def text(self) -> str:
         """Contents of the file."""
@@ -90,13 +94,22 @@ def fingerprint(source: LeafSource, config: Config) -> str:
             axis, size = live[path]
             shape[axis] = size
         digest.update(f"{path} {shape}\n".encode())
-        # In pieces along the first axis: layers, or rows of a table.
-        step = 1 if path.startswith("layers/") else max(1, (1 << 22) // max(1, shape[-1]))
-        for start in range(0, shape[0], step):
-            rows = slice(start, min(start + step, shape[0]))
-            block = (rows, *(slice(0, size) for size in shape[1:]))
+        for block in slabs(path, tuple(shape)):
             digest.update(np.ascontiguousarray(source.read(path, block), "<f4").tobytes())
     return digest.hexdigest()
+
+
+def slabs(path: str, shape: tuple[int, ...]) -> list[Block]:
+    """A leaf in pieces along an axis that its file holds together: layers, or ids."""
+    axis = 1 if path == "lm_head/kernel" else 0
+    others = max(1, math.prod(shape) // shape[axis])
+    step = 1 if path.startswith("layers/") else max(1, (1 << 22) // others)
+    blocks = []
+    for n in range(0, shape[axis], step):
+        block = [slice(0, size) for size in shape]
+        block[axis] = slice(n, min(n + step, shape[axis]))
+        blocks.append(tuple(block))
+    return blocks
 
 
 def overlap(kept_LR: np.ndarray, other_LR: np.ndarray) -> float:

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 from runs import emo_here
-from tiny import NO_POOL, tiny_batch, tiny_config
+from tiny import NO_POOL, dense_config, tiny_batch, tiny_config
 
 from emo_jax.data.tokenizers import train_bpe
 from emo_jax.hf import export_model, import_model
@@ -105,6 +105,26 @@ def test_layers_are_filled_up_from_the_parent(config, parent, tmp_path):
     )
 
 
+def test_nothing_is_filled_up_by_scores_that_say_nothing(config, parent, tmp_path, capsys):
+    folder, params = parent
+    parts = [_select(config, params, [(n, 4), (5,)], tmp_path / f"{n}") for n in range(3)]
+    argv = ("compose", "--layout", "emo", "--output")
+    assert emo_here(*argv, tmp_path / "once", *parts[:2]) == 0
+    assert emo_here(*argv, tmp_path / "twice", tmp_path / "once", parts[2]) == 0
+    shares = [np.asarray(read_selection(p).scores[1]) for p in parts]
+    shares = [row / row.sum() for row in shares]
+    np.testing.assert_allclose(
+        read_selection(tmp_path / "twice").scores[1],
+        (shares[0] / 2 + shares[1] / 2 + shares[2]) / 2,
+    )
+    for part in parts:
+        file = part / "selection.json"
+        file.write_text(file.read_text().replace('"by hand"', '"random"'))
+    out = tmp_path / "filled"
+    assert emo_here(*argv, out, *parts[:2], "--fill-from", folder) == 2
+    assert "chosen by nothing that says which" in capsys.readouterr().err and not out.exists()
+
+
 def test_finetuned_modules_are_averaged_where_asked(config, parent, tmp_path, capsys):
     _, params = parent
     a = _select(config, params, [(0, 2), (1, 5)], tmp_path / "a")
@@ -197,6 +217,8 @@ def test_refusals(config, parent, tmp_path, capsys):
     b = _select(config, other, [(0, 2), (1, 5)], tmp_path / "b")
     wide = dataclasses.replace(config, model=dataclasses.replace(config.model, rope_theta=1e4))
     c = _select(wide, params, [(0, 2), (1, 5)], tmp_path / "c")
+    plain = dense_config()
+    dense = export_model(ModelFunctions(plain).init(0), plain, tmp_path / "dense", layout="llama")
     (tmp_path / "there").mkdir()
     (tmp_path / "there/mine").write_text("mine")
     out = ("--output", tmp_path / "out")
@@ -207,6 +229,8 @@ def test_refusals(config, parent, tmp_path, capsys):
         (("compose", a, c, *out), "model.rope_theta: 500000.0 and 10000.0"),
         (("compose", a, a, "--output", tmp_path / "there"), "is there already"),
         (("compose", a, a, "--fill-from", _whole(config, other, tmp_path), *out), "not from this"),
+        (("compose", a, a, "--fill-from", dense, *out), "is dense, it has no experts"),
+        (("merge", a, "--into", dense, *out), "is dense, it has no experts"),
         (("merge", b, "--into", folder, *out), "not from this model"),
         (("merge", folder, "--into", folder, *out), "no selection.json"),
         (("merge", c, "--into", folder, *out), "not a module of this model"),
@@ -216,8 +240,9 @@ def test_refusals(config, parent, tmp_path, capsys):
         assert not (tmp_path / "out").exists()
 
 
-def test_modules_with_different_tokenizers(config, parent, tmp_path, capsys):
-    _, params = parent
+def test_modules_with_different_tokenizers(tmp_path, capsys):
+    config = tiny_config(pool=NO_POOL, vocab_size=262, vocab_multiple=1)
+    params = jax.tree.map(np.asarray, jax.jit(ModelFunctions(config).init, static_argnums=0)(3))
     a = _select(config, params, [(0, 2), (1, 5)], tmp_path / "a")
     b = _select(config, params, [(2, 3), (5, 6)], tmp_path / "b")
     argv = ("compose", a, b, "--layout", "emo", "--output", tmp_path / "out")
@@ -225,10 +250,18 @@ def test_modules_with_different_tokenizers(config, parent, tmp_path, capsys):
     train_bpe(["flour butter"] * 9, 262).save(b)
     assert emo_here(*argv) == 2
     assert f"{a} and {b}: different tokenizers" in capsys.readouterr().err
+    # Where a folder cannot hold its tokenizer, selection.json tells which it was.
+    for folder, print_of in ((a, "first"), (b, "second")):
+        (folder / "tokenizer.json").unlink()
+        file = folder / "selection.json"
+        file.write_text(file.read_text().replace('"tokenizer": ""', f'"tokenizer": "{print_of}"'))
+    assert emo_here(*argv) == 2
+    assert "different tokenizers (first and second)" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+    (b / "selection.json").write_text((b / "selection.json").read_text().replace("second", "first"))
     train_bpe(["judge court"] * 9, 262).save(b)
     assert emo_here(*argv) == 0
-    assert (tmp_path / "out/tokenizer.json").read_bytes() == (a / "tokenizer.json").read_bytes()
+    assert (tmp_path / "out/tokenizer.json").read_bytes() == (b / "tokenizer.json").read_bytes()
 
 
 def _whole(config, params, tmp_path):
