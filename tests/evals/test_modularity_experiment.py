@@ -4,18 +4,22 @@ import importlib.util
 import json
 import sys
 
+import jax
 import numpy as np
 import pytest
 import runs
+
+from emo_jax.errors import UsageError
+from emo_jax.hf import import_model
 
 pytestmark = pytest.mark.system
 
 
 @pytest.fixture(scope="module")
 def modules():
-    """(modularity, modularity_report), which are scripts."""
+    """(modularity, modularity_report, modularity_costs), which are scripts."""
     found = []
-    for name in ("modularity", "modularity_report"):
+    for name in ("modularity", "modularity_report", "modularity_costs"):
         spec = importlib.util.spec_from_file_location(name, runs.REPO / f"experiments/{name}.py")
         module = importlib.util.module_from_spec(spec)
         sys.modules[name] = module
@@ -25,7 +29,7 @@ def modules():
 
 
 def test_figures_and_tables(modules, store, tmp_path, monkeypatch, capsys):
-    modularity, report = modules
+    modularity, report, costs = modules
     monkeypatch.setattr(modularity, "WINDOWS", 8)
     monkeypatch.setattr(modularity, "EXAMPLE_TOKENS", 32)
     monkeypatch.setattr(modularity.presets, "modularity_tiny", small(modularity.presets))
@@ -36,12 +40,17 @@ def test_figures_and_tables(modules, store, tmp_path, monkeypatch, capsys):
     before = {file: file.stat().st_mtime_ns for file in results.iterdir()}
     modularity.run("emo", 0, tmp_path / "runs", results, stores, 4)  # it is there
     assert before == {file: file.stat().st_mtime_ns for file in results.iterdir()}
+    with pytest.raises(UsageError, match="of another experiment"):
+        modularity.run("emo", 0, tmp_path / "runs", results, stores, 5)
     capsys.readouterr()
 
     found = json.loads((results / "modularity-emo-0.json").read_text())
     losses = found["trained"]["losses"]
     assert set(losses) >= {"full", "pool", "layerwise 8", "random 16", "one example 2 8"}
     assert found["tokens"] == 4 * 8 * 64
+    assert found["trained"]["long_documents"] == [3, 3]
+    one = [losses[f"one example {draw} 8"] for draw in range(3)]
+    assert len({tuple(row) for row in one}) > 1  # not the same document again
     full = np.array(losses["full"])
     assert np.isfinite(full).all() and (full > 1).all()
     # Of two domains, each one's partner is the other: composed once or three times is the same.
@@ -62,6 +71,30 @@ def test_figures_and_tables(modules, store, tmp_path, monkeypatch, capsys):
     assert f"{rise:+.3f} (" in text.partition("## Rise")[2]
     assert "{" not in text
     assert (results / "keep_k.svg").read_text().startswith("<?xml")
+    for aim, met in AIMS.items():  # of the three, by hand
+        (line,) = [row for row in text.splitlines() if row.startswith(f"| {aim}")]
+        value = float(line.split("|")[2].split()[0])
+        assert ("met" in line) == (value <= met) and ("missed" in line) == (value > met), line
+
+    # What a module costs is measured on the folder itself.
+    monkeypatch.setattr(costs, "NEW_TOKENS", 8)
+    folder = tmp_path / "module"
+    costs.select(tmp_path / "runs/emo-0", folder, "25%", "--data", str(store), "--allow-fewer")
+    cost = costs.measure(str(folder))
+    params, config = import_model(folder)
+    assert config.moe.num_experts == 16
+    assert cost["weight_bytes"] == sum(leaf.nbytes for leaf in jax.tree.leaves(params))
+    assert cost["tokens_per_second"] > 0
+    loss = costs.loss_of(folder, store, "law")
+    assert 1 < loss < 10
+
+
+AIMS = {
+    "EMO's loss over the standard": 1.0,
+    "EMO's rise over the standard MoE's at 12.5 %, trained": 0.1,
+    "EMO at 25 % over a standard": 1.0,
+    "EMO's loss with two modules": 1.0,
+}
 
 
 def small(presets):
