@@ -47,6 +47,7 @@ setup(
         "orbax-checkpoint>=0.12.8",
         "rich>=13.9.4",
         "safetensors>=0.5.3",
+        "scikit-learn>=1.6",  # clusters
         "tensorstore>=0.1.84",
         "zstandard>=0.23.0",
         *TOKENIZERS,

@@ -73,6 +73,7 @@ class Options(NamedTuple):
 
     top_p: float = 0.0
     num_domains: int = 0
+    token_probs: bool = False
 
 
 class AtLayer(NamedTuple):
@@ -165,6 +166,7 @@ class MoeMlp(nnx.Module):
                 num_domains=options.num_domains,
                 step_load_R=per_layer.step_load_R,
                 balance_BS=inputs.balance_BS,
+                token_probs=options.token_probs,
             )
 
 
@@ -298,6 +300,7 @@ class Transformer(nnx.Module):
         num_domains: int = 0,
         loss_tokens: jax.Array | float = 1.0,
         step_load_LR: jax.Array | None = None,
+        token_probs: bool = False,
     ) -> tuple[jax.Array, RouterStats | None]:
         """Hidden states before the head (B,S,D) and the router's statistics, stacked over L.
 
@@ -310,6 +313,7 @@ class Transformer(nnx.Module):
           loss_tokens: label tokens of the whole step, for the router's losses.
           step_load_LR: picks a token of each expert in the whole step, where these windows are a
             part of it and the load balance is to be the step's.
+          token_probs: keep the router's probabilities of every token, (L,B,S,R).
         """
         moe, balance_BS = self.config.moe, None
         if moe is not None and moe.balance_tokens == "labels":  # a token is the label of the last
@@ -319,7 +323,7 @@ class Transformer(nnx.Module):
             loss_tokens,
             balance_BS,
         )
-        options = Options(top_p, num_domains)
+        options = Options(top_p, num_domains, token_probs)
 
         def one_layer(layer, x_BSD, per_layer):
             return layer(x_BSD, inputs, per_layer, options)

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from emo_jax.batch import PADDING_ID, Batch, from_documents
-from emo_jax.data.store import TokenStore
+from emo_jax.data.store import TokenDocument, TokenStore
 from emo_jax.errors import UsageError
 
 _READ_AT_ONCE = 256  # documents
@@ -98,7 +98,9 @@ def store_examples(
             " documents"
         )
     long_enough = (
-        ids[:max_length] for ids in _documents(store, split, seed, wanted) if len(ids) >= min_length
+        document.tokens[:max_length]
+        for document in shuffled_documents(store, split, seed)
+        if len(document.tokens) >= min_length and wanted in (None, document.domain_id)
     )
     found, full = take(long_enough, number, max_tokens)
     where = f"{store.path}, split {split}" + ("" if domain is None else f", domain {domain}")
@@ -129,18 +131,18 @@ def take(
     return found, False
 
 
-def _documents(
-    store: TokenStore, split: str, seed: int, wanted: int | None
-) -> Iterator[np.ndarray]:
-    """Token ids, in the order of the seed: blocks of the store, and the documents in each."""
+def shuffled_documents(store: TokenStore, split: str, seed: int) -> Iterator[TokenDocument]:
+    """All of a split, in the order of the seed: blocks of the store, and the documents in each.
+
+    Seed 0: as the store has them, which is shuffled already.
+    """
     total = store.count(split, "documents")
     rng = np.random.default_rng(seed) if seed else None
     starts = np.arange(0, total, _READ_AT_ONCE)
     for start in (starts if rng is None else rng.permutation(starts)).tolist():
         block = store.documents(split, start, min(start + _READ_AT_ONCE, total))
         for n in range(len(block)) if rng is None else rng.permutation(len(block)).tolist():
-            if wanted is None or block[n].domain_id == wanted:
-                yield block[n].tokens
+            yield block[n]
 
 
 def pack(

@@ -31,6 +31,7 @@ class RouterStats(NamedTuple):
     document_entropy: jax.Array  # sum over tokens, nats, of the probabilities before the pool
     pool_size_sum: jax.Array  # sum over tokens of the size of their pool
     domain_probs_MR: jax.Array  # sum over the tokens of each domain of the probabilities before it
+    probs_BSR: jax.Array  # of each token, before the pool; (0,) unless asked for
     dropped: jax.Array  # picks that no expert computed, for want of room (`moe.receive_factor`)
 
 
@@ -64,6 +65,7 @@ def route(
     num_domains: int = 0,
     step_load_R: jax.Array | None = None,
     balance_BS: jax.Array | None = None,
+    token_probs: bool = False,
 ) -> tuple[Routing, RouterStats]:
     """Chooses experts for every token.
 
@@ -83,6 +85,7 @@ def route(
         balance; None: the tokens given are all that count.
       balance_BS: bool, the tokens that the load balance is of; None: all.
       domain_ids_BS, num_domains: for the sums of probabilities by domain; 0 domains: none kept.
+      token_probs: keep the probabilities of every token.
     """
     R, K, pool = config.num_routed_experts, config.num_routed_picks, config.pool
     valid_BS = pool_ids_BS >= 0
@@ -151,6 +154,7 @@ def route(
         document_entropy=over_tokens(_entropy(jax.lax.stop_gradient(all_probs_BSR))),
         pool_size_sum=over_tokens(sizes_BS),
         domain_probs_MR=_sum_by_domain(all_probs_BSR, valid_BS, domain_ids_BS, num_domains),
+        probs_BSR=all_probs_BSR if token_probs else jnp.zeros((0,), jnp.float32),
         dropped=jnp.zeros((), jnp.float32),  # known when the experts have run
     )
     return Routing(weights_BSK, indices_BSK), stats

@@ -1,0 +1,221 @@
+"""`emo activations` and `emo cluster`: models and a store in, folders and a table out."""
+
+import dataclasses
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from rich import box
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from emo_jax.batch import Batch
+from emo_jax.config import Config
+from emo_jax.data.loader import heldout_batches
+from emo_jax.data.progress import Progress
+from emo_jax.data.store import TokenStore
+from emo_jax.data.windows import Windows
+from emo_jax.errors import DataError, UsageError
+from emo_jax.evals.by_domain import eval_mesh
+from emo_jax.loading import LoadedModel, load_model
+from emo_jax.model.transformer import ModelFunctions, Params
+from emo_jax.modularity.activations import (
+    Activations,
+    Sample,
+    model_facts,
+    record,
+    sample_documents,
+)
+from emo_jax.modularity.cluster import Scores, group_documents, group_tokens, numbers
+from emo_jax.modularity.pruning import undropped, within_documents
+from emo_jax.parallel import mesh as mesh_lib
+from emo_jax.workdir import refuse_existing, write_atomic
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SampleSettings:
+    """What documents are looked at.
+
+    Attributes:
+      tokens: of all documents, evenly over the domains.
+      max_length, min_length: tokens of a document.
+    """
+
+    split: str = "test"
+    tokens: int = 200_000
+    max_length: int = 512
+    min_length: int = 32
+    seed: int = 0
+
+
+class Opened:
+    """A model on the devices, and the store it is shown."""
+
+    def __init__(self, path: str, store: TokenStore):
+        loaded = load_model(path)
+        check_store(loaded, store)
+        if loaded.config.moe is None:
+            raise UsageError(f"{path}: {loaded.config.name} is dense, it has no experts to look at")
+        self.loaded, self.store = loaded, store
+        config = undropped(within_documents(loaded.config))
+        self.model = ModelFunctions(config, eval_mesh(config))
+        self.params: Params = jax.device_put(loaded.params, self.model.param_shardings())
+
+    @property
+    def config(self) -> Config:
+        """Of the model as it is looked at."""
+        return self.model.config
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """Of the model as it was trained."""
+        loaded = self.loaded
+        return model_facts(loaded.config, loaded.name, loaded.path, loaded.step)
+
+    def windows(self, split: str, most: int) -> list[Batch]:
+        """Some of a split, on the devices."""
+        assert self.model.mesh is not None
+        windows = Windows(self.store, self.config.data.seq_len, split=split)
+        where = mesh_lib.windows_sharding(self.model.mesh)
+        rows = max(1, 8192 // self.config.data.seq_len) * self.model.mesh.size
+        batches = heldout_batches(windows, batch_size=rows, max_windows=most)
+        if not self.store.domains:  # tokens that nobody named the domain of are one
+            batches = (
+                batch._replace(domain_ids=np.where(batch.segment_ids >= 0, 0, -1))
+                for batch in batches
+            )
+        return [Batch(*(jax.device_put(a, where) for a in batch)) for batch in batches]
+
+
+def check_store(loaded: LoadedModel, store: TokenStore) -> None:
+    """Raises UsageError for a store that is not of the model's tokenizer."""
+    if loaded.tokenizer is not None:
+        try:
+            store.check_tokenizer(loaded.tokenizer.fingerprint)
+        except DataError as error:
+            raise UsageError(str(error)) from error
+    if store.vocab_size > loaded.config.model.vocab_size:
+        raise UsageError(
+            f"{store.path}: its tokenizer has {store.vocab_size} ids, the model"
+            f" {loaded.config.model.vocab_size}; give a store made with the model's tokenizer"
+        )
+
+
+def write_activations(
+    model: str, data: str, output: str | Path, settings: SampleSettings, *, quiet: bool = True
+) -> Activations:
+    """Records what a model's router says of a sample of a store.
+
+    Raises:
+      UsageError: nothing is written.
+    """
+    refuse_existing(output)
+    store = TokenStore.open(data)
+    with Progress("activations", enabled=not quiet) as shown:
+        shown.show(f"reading {model}")
+        opened = Opened(model, store)
+        return record_on(opened, sample_of(store, settings), output, shown)
+
+
+class Row(NamedTuple):
+    """Clusters of one model: of tokens or documents, by one layer or by all."""
+
+    model: str
+    of: str
+    layer: int | None
+    clusters: int
+    components: int
+    scores: Scores
+
+
+def cluster_table(
+    folders: Sequence[str],
+    count: int,
+    *,
+    layer: int | None = None,
+    per_layer: bool = False,
+    seed: int = 0,
+    json_file: str | None = None,
+) -> list[Row]:
+    """Clusters the tokens and documents of folders of `emo activations`, and prints a table.
+
+    Raises:
+      UsageError: a layer that is not there, or more clusters than documents.
+    """
+    opened = [Activations.open(folder) for folder in folders]
+    rows = []
+    with Progress("cluster") as shown:
+        for found in opened:
+            layers = [layer, *(range(found.num_layers) if per_layer else ())]
+            for at in layers:
+                for of, group in (("tokens", group_tokens), ("documents", group_documents)):
+                    shown.show(f"{found.about['name']}: {of}, {_layer_name(at)}")
+                    made, scores = group(found, count, layer=at, seed=seed)
+                    name, parts = found.about["name"], made.components
+                    rows.append(Row(name, of, at, made.number, parts, scores))
+    table = Table(title="clusters by experts used", caption=_CAPTION, box=box.SIMPLE_HEAD)
+    for column in ("model", "of", "layer", "clusters", "components", *SCORE_NAMES.values()):
+        table.add_column(
+            column, justify="right" if column not in ("model", "of") else "left", overflow="fold"
+        )
+    for row in rows:
+        cells = [f"{getattr(row.scores, name):.3f}".replace("nan", "–") for name in SCORE_NAMES]
+        counts = [str(row.clusters), str(row.components)]
+        table.add_row(escape(row.model), row.of, _layer_name(row.layer), *counts, *cells)
+    width = None if sys.stdout.isatty() else _WIDTH  # in a file no line is broken
+    Console(highlight=False, width=width).print(table)
+    if json_file:
+        figures = [row._asdict() | {"scores": numbers(row.scores)} for row in rows]
+        write_atomic(Path(json_file), json.dumps(figures, indent=1) + "\n")
+    return rows
+
+
+SCORE_NAMES = {
+    "nmi": "NMI domains",
+    "purity": "purity",
+    "silhouette": "silhouette",
+    "token_entropy": "type bits",
+    "token_nmi": "NMI types",
+}
+
+
+_CAPTION = (
+    "NMI: normalised mutual information, with the domains (topics) and with the token types"
+    " (words); purity: share of rows that are of their group's most frequent domain; type bits:"
+    " entropy of the token types in a group"
+)
+_WIDTH = 120
+
+
+def _layer_name(layer: int | None) -> str:
+    return "all" if layer is None else str(layer)
+
+
+def sample_of(store: TokenStore, settings: SampleSettings) -> Sample:
+    """The documents that settings ask for."""
+    return sample_documents(
+        store,
+        settings.split,
+        tokens=settings.tokens,
+        max_length=settings.max_length,
+        min_length=settings.min_length,
+        seed=settings.seed,
+    )
+
+
+def record_on(opened: Opened, sample: Sample, output: str | Path, shown: Progress) -> Activations:
+    """`record` of an opened model."""
+    return record(
+        opened.model,
+        opened.params,
+        sample,
+        output,
+        opened.facts,
+        pad_id=opened.store.pad_id,
+        progress=lambda line: shown.show(f"{opened.loaded.name}: {line}"),
+    )

@@ -1,0 +1,111 @@
+"""emo activations, emo cluster."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from emo_jax.cli.app import command, refuse_unwritable
+from emo_jax.errors import UsageError
+
+_SAMPLE = [
+    click.option("--split", default="test", show_default=True, help="Of the store."),
+    click.option(
+        "--tokens",
+        type=click.IntRange(min=1),
+        default=200_000,
+        show_default=True,
+        help="To look at, evenly over the domains.",
+    ),
+    click.option(
+        "--max-length",
+        type=click.IntRange(min=1),
+        default=512,
+        show_default=True,
+        help="Tokens of a document, the first ones.",
+    ),
+    click.option(
+        "--min-length",
+        type=click.IntRange(min=1),
+        default=32,
+        show_default=True,
+        help="Shorter documents are left out.",
+    ),
+    click.option(
+        "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of the documents."
+    ),
+]
+
+
+def _sample_options(function: Callable) -> Callable:
+    for option in reversed(_SAMPLE):
+        function = option(function)
+    return function
+
+
+def _settings(**options: Any) -> Any:
+    from emo_jax.analysing import SampleSettings
+
+    return SampleSettings(**options)
+
+
+@command("emo activations runs/tiny --data store --output activations/tiny")
+@click.argument("model")
+@click.option("--data", required=True, metavar="STORE", help="Token store.")
+@click.option("--output", required=True, help="Folder to make.")
+@_sample_options
+def activations(model: str, data: str, output: str, **sample: Any) -> None:
+    """Write what the router says of every token of a sample, for all layers.
+
+    MODEL is a run's workdir, WORKDIR@STEP, or a Hugging Face folder. Router probabilities are
+    without a pool, attention is within documents. The folder holds zarr arrays; two models with the
+    same tokenizer, store and options see the same tokens.
+    """
+    from emo_jax.analysing import write_activations
+
+    found = write_activations(model, data, output, _settings(**sample), quiet=False)
+    click.echo(
+        f"{output}: {found.num_tokens:,} tokens of {len(found.doc_ends_D):,} documents,"
+        f" {found.num_layers} layers, {found.num_routed} routed experts"
+    )
+
+
+@command("emo cluster activations/tiny --clusters 32")
+@click.argument("folders", nargs=-1, required=True)
+@click.option(
+    "--clusters",
+    type=click.IntRange(min=2),
+    default=32,
+    show_default=True,
+    help="Of tokens, and of documents.",
+)
+@click.option(
+    "--layer", type=int, default=None, help="One layer, from 0; all together if not given."
+)
+@click.option("--per-layer", is_flag=True, help="Every layer by itself, too.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
+@click.option("--json", "json_file", default=None, help="Write all figures to this new file.")
+def cluster(
+    folders: tuple[str, ...],
+    clusters: int,
+    layer: int | None,
+    per_layer: bool,
+    seed: int,
+    json_file: str | None,
+) -> None:
+    """Group tokens and documents by the experts they use, and say what the groups are about.
+
+    FOLDERS are of emo activations. Of each model: how many domains the groups tell apart
+    (normalised mutual information, purity), how far they are apart (silhouette), and whether they
+    are words rather than topics (entropy of token types, information about them).
+    """
+    if json_file:
+        refuse_unwritable("--json", Path(json_file))
+    if layer is not None and per_layer:
+        raise UsageError("--layer and --per-layer: give one of them")
+    from emo_jax.analysing import cluster_table
+
+    cluster_table(
+        folders, clusters, layer=layer, per_layer=per_layer, seed=seed, json_file=json_file
+    )

@@ -1,0 +1,311 @@
+"""What the router says of every token of a sample, on disk: analysis reads it piece by piece.
+
+    FOLDER/activations.json   the model, the sample, the names of its domains
+    FOLDER/probs       (N,L,R) float16: router probabilities, without a pool
+    FOLDER/tokens      (N,) int32
+    FOLDER/doc_ends    (D,) int64: where each document ends
+    FOLDER/doc_domains (D,) int32; -1: the store names none
+
+The picks of a token are the K largest of its probabilities (`picks`). zarr arrays, through
+tensorstore.
+
+Legend: N tokens, D documents, M domains, B windows, S tokens of a window, L layers, R routed
+experts, K routed picks.
+"""
+
+import dataclasses
+import json
+import os
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tensorstore as ts
+
+from emo_jax.batch import Batch
+from emo_jax.config import Config
+from emo_jax.data.partial import partial_folder
+from emo_jax.data.store import TokenStore
+from emo_jax.errors import DataError, UsageError
+from emo_jax.model.transformer import ModelFunctions, Params
+from emo_jax.modularity.calibration import pack, shuffled_documents
+from emo_jax.parallel import mesh as mesh_lib
+from emo_jax.workdir import one_line, refuse_existing
+
+MANIFEST, FORMAT = "activations.json", "emo_jax activations"
+BATCH_TOKENS = 8192  # of a batch on one device, about
+_CHUNK_TOKENS = 4096
+_SCAN = 50  # tokens of a store that are looked through for one of the sample, at most
+
+
+class Sample(NamedTuple):
+    """Documents to look at, as many tokens of each domain as there are of the others.
+
+    Attributes:
+      documents: (n,) int32 each, the first tokens of a document, its end included where it fits.
+      domain_ids: one a document; -1: the store names none.
+      domains: names.
+      about: where they are from.
+    """
+
+    documents: list[np.ndarray]
+    domain_ids: np.ndarray
+    domains: tuple[str, ...]
+    about: dict[str, Any]
+
+
+def sample_documents(
+    store: TokenStore,
+    split: str,
+    *,
+    tokens: int,
+    max_length: int = 512,
+    min_length: int = 32,
+    seed: int = 0,
+) -> Sample:
+    """Documents of a split in an order of the seed, evenly over its domains.
+
+    Args:
+      tokens: of all documents together, about: a domain that has fewer gives what it has.
+      max_length: of a document, the first ones.
+      min_length: shorter documents are left out.
+
+    Raises:
+      UsageError: no such split, or no document that is long enough.
+    """
+    if split not in store.splits:
+        raise UsageError(f"{store.path}: no split {split!r}; it has {', '.join(store.splits)}")
+    names = store.domains or ("",)
+    wanted = max(1, tokens // len(names))
+    found: list[list[np.ndarray]] = [[] for _ in names]
+    left, budget = [wanted] * len(names), _SCAN * tokens
+    for document in shuffled_documents(store, split, seed + 1):
+        budget -= len(document.tokens)
+        at = max(document.domain_id, 0)
+        if len(document.tokens) >= min_length and left[at] > 0:
+            found[at].append(document.tokens[: min(max_length, max(left[at], min_length))])
+            left[at] -= len(found[at][-1])
+        if budget < 0 or max(left) <= 0:
+            break
+    documents = [ids for of_domain in found for ids in of_domain]
+    if not documents:
+        raise UsageError(
+            f"{store.path}, split {split}: no document of at least {min_length} tokens; ask for"
+            " shorter ones"
+        )
+    ids = np.repeat(np.arange(len(names)), [len(of_domain) for of_domain in found])
+    about = {
+        "store": store.path,
+        "fingerprint": store.fingerprint,
+        "split": split,
+        "max_length": max_length,
+        "min_length": min_length,
+        "seed": seed,
+    }
+    domain_ids = ids.astype(np.int32) if store.domains else np.full(len(ids), -1, np.int32)
+    return Sample(documents, domain_ids, tuple(store.domains), about)
+
+
+@dataclasses.dataclass(frozen=True)
+class Activations:
+    """What `record` wrote; arrays are read when they are asked for.
+
+    Attributes:
+      about: the model: name, path, step, pool, shared experts.
+      sample: see `Sample`.
+    """
+
+    folder: Path
+    about: dict[str, Any]
+    sample: dict[str, Any]
+    domains: tuple[str, ...]
+    tokens_N: np.ndarray
+    doc_ends_D: np.ndarray
+    doc_domains_D: np.ndarray
+    num_layers: int
+    num_routed: int
+    num_picks: int
+
+    @classmethod
+    def open(cls, folder: str | os.PathLike[str]) -> "Activations":
+        """Opens a folder.
+
+        Raises:
+          UsageError: there is none.
+          DataError: it is damaged.
+        """
+        path = Path(folder)
+        try:
+            found = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+            if found.pop("format") != FORMAT:
+                raise ValueError("another format")
+            arrays: dict[str, Any] = {
+                f"{name}_{axis}": _open(path, name)[:].read().result()
+                for name, axis in (("tokens", "N"), ("doc_ends", "D"), ("doc_domains", "D"))
+            }
+            found["domains"] = tuple(found["domains"])
+            return cls(path, **found, **arrays)
+        except FileNotFoundError:
+            raise UsageError(f"{path}: no {MANIFEST}; make it with emo activations") from None
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise DataError(f"{path}: damaged ({one_line(error)}); make it again") from error
+
+    @property
+    def num_tokens(self) -> int:
+        """N."""
+        return len(self.tokens_N)
+
+    @property
+    def documents_N(self) -> np.ndarray:
+        """The document of each token, int32."""
+        sizes = np.diff(self.doc_ends_D, prepend=0)
+        return np.repeat(np.arange(len(sizes), dtype=np.int32), sizes)
+
+    @property
+    def domains_N(self) -> np.ndarray:
+        """The domain of each token, int32; -1: none."""
+        return self.doc_domains_D[self.documents_N]
+
+    def probs(self, start: int, stop: int) -> np.ndarray:
+        """Router probabilities (n,L,R) of tokens [start, stop), float32."""
+        return _open(self.folder, "probs")[start:stop].read().result().astype(np.float32)
+
+    def pieces(self, tokens: int = 65536) -> Iterator[tuple[slice, np.ndarray]]:
+        """All of them, so many at a time, with where they are."""
+        store = _open(self.folder, "probs")
+        for start in range(0, self.num_tokens, tokens):
+            where = slice(start, min(start + tokens, self.num_tokens))
+            yield where, store[where].read().result().astype(np.float32)
+
+
+def picks(probs_NLR: np.ndarray, num_picks: int) -> np.ndarray:
+    """Routed experts (N,L,K) of each token, the largest probability first."""
+    K = num_picks
+    found = np.argpartition(-probs_NLR, K - 1, axis=-1)[..., :K]
+    order = np.argsort(-np.take_along_axis(probs_NLR, found, -1), axis=-1, kind="stable")
+    return np.take_along_axis(found, order, -1).astype(np.int32)
+
+
+def record(
+    model: ModelFunctions,
+    params: Params,
+    sample: Sample,
+    output: str | os.PathLike[str],
+    about: dict[str, Any],
+    *,
+    pad_id: int = 0,
+    progress: Callable[[str], None] = lambda _: None,
+) -> Activations:
+    """Runs the model over a sample and writes what its router says, a batch at a time.
+
+    Args:
+      model: on a mesh; of a config `within_documents`.
+      params: on the devices.
+
+    Raises:
+      UsageError: the output is there, or the model is dense.
+    """
+    config, mesh = model.config, model.mesh
+    assert mesh is not None
+    if config.moe is None:
+        raise UsageError(f"{config.name} is dense, it has no router to look at")
+    folder = Path(output)
+    refuse_existing(folder)
+    L, R = config.model.num_layers, config.moe.num_routed_experts
+    S = config.data.seq_len
+    N = sum(map(len, sample.documents))
+    rows = max(1, min(BATCH_TOKENS, N // mesh.size) // S) * mesh.size
+    step, where = _step(model), mesh_lib.windows_sharding(mesh)
+    with partial_folder(folder.resolve(), "partial") as unfinished:
+        probs = _create(unfinished, "probs", (N, L, R), np.float16)
+        done, writing = 0, None
+        for batch in pack(sample.documents, S, rows, pad_id):
+            placed = jax.tree.map(lambda a: jax.device_put(a, where), batch)
+            # Rows hold the documents one after the other, so do their tokens.
+            valid_BS = batch.segment_ids >= 0
+            found = np.asarray(step(params, placed))[valid_BS]
+            if writing is not None:
+                writing.result()
+            writing = probs[done : done + len(found)].write(found)
+            done += len(found)
+            progress(f"{done:,} of {N:,} tokens")
+        assert writing is not None and done == N
+        writing.result()
+        ends_D = np.cumsum([len(ids) for ids in sample.documents])
+        for name, array in (
+            ("tokens", np.concatenate(sample.documents)),
+            ("doc_ends", ends_D.astype(np.int64)),
+            ("doc_domains", sample.domain_ids.astype(np.int32)),
+        ):
+            _create(unfinished, name, array.shape, array.dtype).write(array).result()
+        manifest = {
+            "format": FORMAT,
+            "about": about,
+            "sample": sample.about,
+            "domains": sample.domains,
+            "num_layers": L,
+            "num_routed": R,
+            "num_picks": config.moe.num_routed_picks,
+        }
+        (unfinished / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
+        os.rename(unfinished, folder.resolve())
+    return Activations.open(folder)
+
+
+def _step(model: ModelFunctions) -> Callable[[Params, Batch], jax.Array]:
+    """Router probabilities of a batch (B,S,L,R), float16."""
+
+    def probs(params: Params, batch: Batch) -> jax.Array:
+        _, stats = model.hidden(params, batch, token_probs=True)
+        return jnp.moveaxis(stats.probs_BSR, 0, 2).astype(jnp.float16)
+
+    return jax.jit(probs)
+
+
+def _create(folder: Path, name: str, shape: Sequence[int], dtype: Any) -> ts.TensorStore:
+    chunk = [min(shape[0], _CHUNK_TOKENS), *shape[1:]]
+    return _at(
+        folder,
+        name,
+        create=True,
+        dtype=ts.dtype(np.dtype(dtype).name),
+        shape=list(shape),
+        chunk_layout=ts.ChunkLayout(chunk_shape=[max(1, n) for n in chunk]),
+    )
+
+
+def _open(folder: Path, name: str) -> ts.TensorStore:
+    return _at(folder, name, open=True, read=True)
+
+
+def _at(folder: Path, name: str, **options: Any) -> ts.TensorStore:
+    path = str((folder / name).absolute())
+    spec = {"driver": "zarr3", "kvstore": {"driver": "file", "path": path}}
+    return ts.open(spec, **options).result()
+
+
+def same_documents(first: Activations, other: Activations) -> bool:
+    """Whether two models were shown the same tokens."""
+    return (
+        first.domains == other.domains
+        and np.array_equal(first.doc_ends_D, other.doc_ends_D)
+        and np.array_equal(first.tokens_N, other.tokens_N)
+    )
+
+
+def model_facts(config: Config, name: str, path: str, step: int | None) -> dict[str, Any]:
+    """What `record` writes of a model."""
+    moe = config.moe
+    assert moe is not None
+    pool = moe.pool
+    sizes = f" {pool.min_size}..{pool.max_size}" if pool.min_size else f" {pool.size}"
+    return {
+        "name": name,
+        "path": path,
+        "step": step,
+        "pool": pool.kind + ("" if pool.kind == "none" else sizes),
+        "shared": moe.num_shared_experts,
+    }

@@ -1,0 +1,270 @@
+"""Groups of tokens or documents that use the same experts (SPEC 8).
+
+Router probabilities of all layers side by side, their mean taken away, reduced to the components
+that hold 95 % of the variance, of length 1; then spherical k-means. What the groups are is told by
+the domains they hold (topics) and by how many different token types they hold (words).
+
+Legend: N rows (tokens or documents), F = L·R features, P components, C clusters, M domains.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Iterator
+from typing import NamedTuple
+
+import numpy as np
+from sklearn.cluster import MiniBatchKMeans
+from sklearn.decomposition import PCA
+from sklearn.metrics import normalized_mutual_info_score, silhouette_score
+
+from emo_jax.errors import UsageError
+from emo_jax.modularity.activations import Activations
+
+# SPEC 8.3, but for the rows that components and first centres are fitted on.
+VARIANCE = 0.95
+ROUNDS, TOLERANCE = 20, 1e-6  # of the refinement
+SILHOUETTE_ROWS = 10_000
+FIT_ROWS = 100_000
+
+
+class Clusters(NamedTuple):
+    """Groups, and how good they are.
+
+    Attributes:
+      ids_N: int32.
+      closeness_N: cosine of a row with its centre, float32.
+      centres_CP: of length 1, float32.
+      components: P.
+      rounds: of the refinement.
+    """
+
+    ids_N: np.ndarray
+    closeness_N: np.ndarray
+    centres_CP: np.ndarray
+    components: int
+    rounds: int
+
+    @property
+    def number(self) -> int:
+        """C."""
+        return len(self.centres_CP)
+
+
+class Features(NamedTuple):
+    """Rows to group: N of them, read a piece at a time."""
+
+    rows: int
+    pieces: Callable[[], Iterable[tuple[slice, np.ndarray]]]  # (where, (n,F) float32)
+
+
+def token_features(found: Activations, layer: int | None = None) -> Features:
+    """Each token's router probabilities, of one layer or of all."""
+    chosen = _layers(found, layer)
+
+    def pieces() -> Iterator[tuple[slice, np.ndarray]]:
+        for where, probs_nLR in found.pieces():
+            yield where, probs_nLR[:, chosen].reshape(len(probs_nLR), -1)
+
+    return Features(found.num_tokens, pieces)
+
+
+def document_features(found: Activations, layer: int | None = None) -> Features:
+    """Each document's mean router probabilities, of one layer or of all."""
+    chosen = _layers(found, layer)
+    means_DF = document_means(found)[:, chosen].reshape(len(found.doc_ends_D), -1)
+    return Features(len(means_DF), lambda: [(slice(0, len(means_DF)), means_DF)])
+
+
+def document_means(found: Activations) -> np.ndarray:
+    """Mean router probabilities of each document, (D,L,R) float32."""
+    D = len(found.doc_ends_D)
+    sums = np.zeros((D, found.num_layers, found.num_routed), np.float64)
+    documents_N = found.documents_N
+    for where, probs_nLR in found.pieces():
+        ids, starts = np.unique(documents_N[where], return_index=True)  # in order: runs of tokens
+        sums[ids] += np.add.reduceat(probs_nLR, starts, axis=0, dtype=np.float64)
+    return (sums / np.diff(found.doc_ends_D, prepend=0)[:, None, None]).astype(np.float32)
+
+
+def _layers(found: Activations, layer: int | None) -> slice:
+    if layer is None:
+        return slice(None)
+    if not 0 <= layer < found.num_layers:
+        raise UsageError(f"--layer {layer}: the model has layers 0..{found.num_layers - 1}")
+    return slice(layer, layer + 1)
+
+
+def reduced(features: Features, seed: int = 0) -> np.ndarray:
+    """Rows (N,P) float32 of length 1: the components with 95 % of the variance, without the mean.
+
+    Components are fitted on at most `FIT_ROWS` rows, drawn by the seed.
+    """
+    N = features.rows
+    fit_on = np.sort(np.random.default_rng(seed).permutation(N)[:FIT_ROWS])
+    drawn = []
+    for where, rows in features.pieces():
+        first, last = np.searchsorted(fit_on, [where.start, where.stop])
+        drawn.append(rows[fit_on[first:last] - where.start])
+    # All components are needed to know how many hold so much.
+    pca = PCA(svd_solver="covariance_eigh").fit(np.concatenate(drawn))
+    held = np.cumsum(pca.explained_variance_ratio_)
+    P = int(np.searchsorted(held, VARIANCE) + 1) if np.isfinite(held[-1]) else 1
+    P = min(P, len(pca.components_))
+    out = np.empty((N, P), np.float32)
+    for where, rows in features.pieces():
+        part = (rows - pca.mean_) @ pca.components_[:P].T
+        out[where] = part / np.maximum(np.linalg.norm(part, axis=1, keepdims=True), 1e-12)
+    return out
+
+
+def spherical_kmeans(rows_NP: np.ndarray, count: int, seed: int = 0) -> Clusters:
+    """Groups rows of length 1 by the cosine.
+
+    First centres are of scikit-learn's mini-batch k-means on at most `FIT_ROWS` rows; then at most
+    20 rounds over all of them.
+
+    Raises:
+      UsageError: more clusters than rows.
+    """
+    N = len(rows_NP)
+    if not 1 <= count <= N:
+        raise UsageError(f"--clusters {count}: must be 1..{N}, the number of rows")
+    drawn = rows_NP[np.random.default_rng(seed).permutation(N)[:FIT_ROWS]]
+    first = MiniBatchKMeans(count, n_init=10, max_iter=500, batch_size=4096, random_state=seed)
+    centres_CP = _unit(first.fit(drawn).cluster_centers_.astype(np.float32))
+    ids_N, close_N, rounds = np.zeros(N, np.int32), np.zeros(N, np.float32), 0
+    while rounds < ROUNDS:
+        rounds += 1
+        sums_CP = np.zeros((count, rows_NP.shape[1]), np.float64)
+        for start in range(0, N, 65536):
+            part = rows_NP[start : start + 65536]
+            cosines = part @ centres_CP.T
+            ids = cosines.argmax(axis=1)
+            ids_N[start : start + len(part)] = ids
+            close_N[start : start + len(part)] = cosines[np.arange(len(part)), ids]
+            sums_CP += np.eye(count, dtype=np.float32)[ids].T @ part
+        moved_CP = _unit(sums_CP).astype(np.float32)
+        # A group that lost all its rows begins anew at those that fit theirs least.
+        empty = np.flatnonzero(np.bincount(ids_N, minlength=count) == 0)
+        moved_CP[empty] = rows_NP[np.argsort(close_N, kind="stable")[: len(empty)]]
+        shift = float(np.abs(moved_CP - centres_CP).max())
+        if shift <= TOLERANCE:
+            break
+        centres_CP = moved_CP
+    return Clusters(ids_N, close_N, centres_CP, rows_NP.shape[1], rounds)
+
+
+def _unit(rows: np.ndarray) -> np.ndarray:
+    return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
+
+
+class Scores(NamedTuple):
+    """What groups are about; NaN where it cannot be told.
+
+    Attributes:
+      silhouette: of at most 10 000 rows, by the cosine.
+      purity: share of rows that are of their group's most frequent domain.
+      nmi: normalised mutual information with the domains.
+      token_entropy: bits, of the token types in a group, mean over tokens. Few bits: words rather
+        than topics.
+      token_nmi: normalised mutual information with the token types; NaN for documents.
+    """
+
+    silhouette: float
+    purity: float
+    nmi: float
+    token_entropy: float
+    token_nmi: float
+
+
+def scores(
+    clusters: Clusters,
+    rows_NP: np.ndarray,
+    domains_N: np.ndarray,
+    tokens: tuple[np.ndarray, np.ndarray],
+    seed: int = 0,
+) -> Scores:
+    """How good groups are, and what they are about.
+
+    Args:
+      domains_N: -1: not known.
+      tokens: token types, and the row that each token belongs to.
+    """
+    ids_N = clusters.ids_N
+    nan = float("nan")
+    drawn = np.random.default_rng(seed).permutation(len(ids_N))[:SILHOUETTE_ROWS]
+    groups = len(np.unique(ids_N[drawn]))
+    silhouette = nan
+    if 1 < groups < len(drawn):
+        silhouette = float(silhouette_score(rows_NP[drawn], ids_N[drawn], metric="cosine"))
+    known = domains_N >= 0
+    purity = nmi = nan
+    if known.any():
+        table = contingency(ids_N[known], domains_N[known])
+        purity = float(table.max(axis=1).sum() / table.sum())
+        nmi = float(normalized_mutual_info_score(domains_N[known], ids_N[known]))
+    types, row_of = tokens
+    groups_of_tokens = ids_N[row_of]
+    is_token = len(types) == len(ids_N)
+    return Scores(
+        silhouette,
+        purity,
+        nmi,
+        _type_entropy(groups_of_tokens, types),
+        float(normalized_mutual_info_score(types, ids_N)) if is_token else nan,
+    )
+
+
+class Grouped(NamedTuple):
+    """Clusters of tokens or documents, and what they are about."""
+
+    clusters: Clusters
+    scores: Scores
+
+
+def group_tokens(
+    found: Activations, count: int, *, layer: int | None = None, seed: int = 0
+) -> Grouped:
+    """Clusters of tokens, by one layer or by all."""
+    rows_NP = reduced(token_features(found, layer), seed)
+    made = spherical_kmeans(rows_NP, count, seed)
+    types = (found.tokens_N, np.arange(found.num_tokens))
+    return Grouped(made, scores(made, rows_NP, found.domains_N, types, seed))
+
+
+def group_documents(
+    found: Activations, count: int, *, layer: int | None = None, seed: int = 0
+) -> Grouped:
+    """Clusters of documents, by one layer or by all; no more than there are documents."""
+    rows_DP = reduced(document_features(found, layer), seed)
+    made = spherical_kmeans(rows_DP, min(count, len(rows_DP)), seed)
+    types = (found.tokens_N, found.documents_N)
+    return Grouped(made, scores(made, rows_DP, found.doc_domains_D, types, seed))
+
+
+def numbers(scores: Scores) -> dict[str, float | None]:
+    """By name, null for NaN, which JSON has not."""
+    return {
+        name: None if math.isnan(value) else round(value, 4)
+        for name, value in scores._asdict().items()
+    }
+
+
+def contingency(groups: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Counts (C,M) of labels in groups."""
+    C, M = int(groups.max()) + 1, int(labels.max()) + 1
+    return np.bincount(groups.astype(np.int64) * M + labels, minlength=C * M).reshape(C, M)
+
+
+def entropy_of_types(types: np.ndarray) -> float:
+    """Bits, of how often each token type is there."""
+    _, counts = np.unique(types, return_counts=True)
+    shares = counts / max(counts.sum(), 1)
+    return float(-(shares * np.log2(shares)).sum())
+
+
+def _type_entropy(groups: np.ndarray, types: np.ndarray) -> float:
+    """`entropy_of_types` of each group, weighted by its tokens."""
+    order = np.argsort(groups, kind="stable")
+    sizes = np.bincount(groups)
+    parts = np.split(types[order], np.cumsum(sizes)[:-1])
+    return float(sum(len(p) * entropy_of_types(p) for p in parts if len(p)) / max(len(types), 1))

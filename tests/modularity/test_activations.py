@@ -1,0 +1,127 @@
+"""What is recorded of a sample is what the router says of each document by itself."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+from runs import emo_here
+from tiny import NO_POOL, tiny_config
+
+from emo_jax.config import MeshConfig
+from emo_jax.data.store import TokenStore
+from emo_jax.errors import DataError, UsageError
+from emo_jax.model.transformer import ModelFunctions
+from emo_jax.modularity.activations import (
+    Activations,
+    Sample,
+    picks,
+    record,
+    same_documents,
+    sample_documents,
+)
+from emo_jax.modularity.calibration import pack
+from emo_jax.parallel.mesh import make_mesh
+
+
+@pytest.fixture(scope="module")
+def model():
+    config = tiny_config(pool=NO_POOL)
+    return ModelFunctions(config, make_mesh(MeshConfig()))
+
+
+@pytest.fixture(scope="module")
+def params(model):
+    params = jax.jit(ModelFunctions(model.config).init, static_argnums=0)(1)
+    return jax.device_put(params, model.param_shardings())
+
+
+def _sample(lengths=(20, 7, 32, 40, 3), domains=(0, 0, 1, 1, 2)):
+    rng = np.random.default_rng(0)
+    documents = [rng.integers(0, 50, n).astype(np.int32) for n in lengths]
+    return Sample(documents, np.array(domains, np.int32), ("a", "b", "c"), {"seed": 0})
+
+
+def test_each_token_has_the_probabilities_of_its_document_alone(model, params, tmp_path):
+    sample = _sample()
+    found = record(model, params, sample, tmp_path / "made", {"name": "tiny"})
+    assert (found.num_tokens, found.num_layers, found.num_routed, found.num_picks) == (102, 2, 7, 2)
+    np.testing.assert_array_equal(found.tokens_N, np.concatenate(sample.documents))
+    np.testing.assert_array_equal(found.doc_ends_D, [20, 27, 59, 99, 102])
+    np.testing.assert_array_equal(np.bincount(found.domains_N), [27, 72, 3])
+    alone = ModelFunctions(model.config)
+    host, S = jax.device_get(params), model.config.data.seq_len
+    run = jax.jit(lambda p, b: alone.hidden(p, b, token_probs=True)[1].probs_BSR)
+    start = 0
+    for ids in sample.documents:
+        for at in range(0, len(ids), S):
+            part = ids[at : at + S]
+            (batch,) = pack([part], S, 1, 0)
+            probs_LSR = np.asarray(run(host, batch))[:, 0, : len(part)]
+            recorded = found.probs(start, start + len(part))
+            np.testing.assert_allclose(recorded, np.moveaxis(probs_LSR, 0, 1), atol=2e-3)
+            start += len(part)
+    whole = np.concatenate([piece for _, piece in found.pieces(tokens=10)])
+    np.testing.assert_allclose(whole.sum(-1), 1, atol=5e-3)
+    np.testing.assert_array_equal(whole[20:40], found.probs(20, 40))
+    again = record(model, params, sample, tmp_path / "again", {"name": "tiny"})
+    assert same_documents(found, again)
+    other = record(model, params, _sample(lengths=(20, 7, 32, 40, 4)), tmp_path / "other", {})
+    assert not same_documents(found, other)
+
+
+def test_picks_are_the_largest_first():
+    probs = np.array([[[0.1, 0.4, 0.2, 0.3]], [[0.7, 0.1, 0.15, 0.05]]])
+    np.testing.assert_array_equal(picks(probs, 2), [[[1, 3]], [[0, 2]]])
+    np.testing.assert_array_equal(picks(probs, 4), [[[1, 3, 2, 0]], [[0, 2, 1, 3]]])
+
+
+def test_a_sample_is_even_over_domains_and_the_same_each_time(store):
+    opened = TokenStore.open(store)
+    sample = sample_documents(opened, "train", tokens=600, max_length=40, min_length=10)
+    sizes = np.bincount(sample.domain_ids, weights=[len(ids) for ids in sample.documents])
+    assert sample.domains == opened.domains
+    assert (sizes >= 300).all() and (sizes < 300 + 40).all()
+    assert all(10 <= len(ids) <= 40 for ids in sample.documents)
+    again = sample_documents(opened, "train", tokens=600, max_length=40, min_length=10)
+    other = sample_documents(opened, "train", tokens=600, max_length=40, min_length=10, seed=1)
+    assert [ids.tolist() for ids in again.documents] == [ids.tolist() for ids in sample.documents]
+    assert [ids.tolist() for ids in other.documents] != [ids.tolist() for ids in sample.documents]
+    with pytest.raises(UsageError, match="no split 'tset'; it has"):
+        sample_documents(opened, "tset", tokens=600)
+    with pytest.raises(UsageError, match="no document of at least 9999 tokens"):
+        sample_documents(opened, "test", tokens=600, min_length=9999)
+
+
+def test_damage_and_absence_are_named(model, params, tmp_path):
+    record(model, params, _sample(), tmp_path / "made", {"name": "tiny"})
+    with pytest.raises(UsageError, match=r"no activations\.json; make it with emo activations"):
+        Activations.open(tmp_path)
+    file = tmp_path / "made/activations.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"format": "other"}))
+    with pytest.raises(DataError, match=r"damaged \(another format\); make it again"):
+        Activations.open(tmp_path / "made")
+
+
+def test_the_commands(finished_run, store, tmp_path, capsys):
+    out = tmp_path / "made"
+    argv = ("activations", finished_run, "--data", store, "--tokens", "800", "--min-length", "8")
+    assert emo_here(*argv, "--output", out) == 0
+    assert "2 layers, 7 routed experts" in capsys.readouterr().out
+    found = Activations.open(out)
+    assert found.about["pool"].startswith("uniform") and found.domains == ("cooking", "law")
+    assert emo_here(*argv, "--output", out) == 2
+    assert "is there already" in capsys.readouterr().err
+    figures = tmp_path / "figures.json"
+    assert emo_here("cluster", out, "--clusters", "2", "--per-layer", "--json", figures) == 0
+    rows = json.loads(figures.read_text())
+    assert [(row["of"], row["layer"]) for row in rows] == [
+        (of, layer) for layer in (None, 0, 1) for of in ("tokens", "documents")
+    ]
+    assert all(0 <= row["scores"]["nmi"] <= 1 for row in rows)
+    for more, said in (
+        (["--layer", "2"], "--layer 2: the model has layers 0..1"),
+        (["--clusters", "9999"], "--clusters 9999: must be 1..8"),
+    ):
+        assert emo_here("cluster", out, *more) == 2
+        assert said in capsys.readouterr().err
