@@ -1,4 +1,4 @@
-"""emo activations, emo cluster."""
+"""emo activations, emo cluster, emo explore."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -109,3 +109,74 @@ def cluster(
     cluster_table(
         folders, clusters, layer=layer, per_layer=per_layer, seed=seed, json_file=json_file
     )
+
+
+@command("emo explore runs/emo runs/standard --data store --output page.html")
+@click.argument("models", nargs=-1, required=True, metavar="MODEL [MODEL2]")
+@click.option("--data", required=True, metavar="STORE", help="Token store.")
+@click.option("--output", required=True, metavar="FILE", help="Page to write.")
+@_sample_options
+@click.option(
+    "--clusters",
+    type=click.IntRange(min=2),
+    default=32,
+    show_default=True,
+    help="Of tokens.",
+)
+@click.option(
+    "--document-clusters",
+    type=click.IntRange(min=2),
+    default=None,
+    help="Of documents; one for each domain, and 8 at least, if not given.",
+)
+@click.option(
+    "--ablate",
+    type=click.IntRange(min=0),
+    default=4,
+    show_default=True,
+    help="Experts of each domain and layer that the loss is measured without.",
+)
+@click.option(
+    "--eval-windows",
+    type=click.IntRange(min=0),
+    default=128,
+    show_default=True,
+    help="To choose experts on and to measure losses on; 0: no losses on the page.",
+)
+@click.option(
+    "--max-mb",
+    type=click.FloatRange(min=1),
+    default=15.0,
+    show_default=True,
+    help="Size of the page: layers that do not fit are left out of the documents.",
+)
+def explore(
+    models: tuple[str, ...],
+    data: str,
+    output: str,
+    clusters: int,
+    document_clusters: int | None,
+    ablate: int,
+    eval_windows: int,
+    max_mb: float,
+    **sample: Any,
+) -> None:
+    """Write one page that shows what each expert knows: open it in a browser, offline.
+
+    Clusters and their topics, experts by domain, a card of every expert, documents coloured by
+    expert or cluster, what is lost with fewer experts. Two models are shown side by side on the
+    same documents.
+    """
+    refuse_unwritable("--output", Path(output))
+    from emo_jax.exploring import ExploreSettings
+    from emo_jax.exploring import explore as run
+
+    settings = ExploreSettings(
+        token_clusters=clusters,
+        document_clusters=document_clusters or 0,
+        ablate=ablate,
+        eval_windows=eval_windows,
+        max_bytes=int(max_mb * 1e6),
+    )
+    size = run(models, data, output, _settings(**sample), settings, quiet=False)
+    click.echo(f"{output}: {size / 1e6:.1f} MB")

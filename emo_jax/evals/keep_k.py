@@ -29,6 +29,7 @@ class KeepTable:
     kept: dict[int, np.ndarray]  # experts kept, shared included -> loss (M,)
     pool_size: int  # 0: not measured
     pool_loss_M: np.ndarray | None
+    scores_LMR: np.ndarray | None = None  # that experts were chosen by
 
     def rows(self) -> list[tuple[str, list[float]]]:
         """(domain, [full, (pool,) loss at each keep …]); the last row is the mean.
@@ -114,4 +115,4 @@ def keep_table(
         keep_LMR = keep_experts(scores_LMR, config, keep)
         loss_M = evaluate(eval_step, params, test_batches, keep_LMR=keep_LMR).loss_M
         kept[keep] = np.where(unseen_M, np.nan, loss_M)
-    return KeepTable(list(domains), full_M, kept, pool_size, pool_loss_M)
+    return KeepTable(list(domains), full_M, kept, pool_size, pool_loss_M, scores_LMR)

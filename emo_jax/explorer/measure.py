@@ -1,0 +1,104 @@
+"""What the page says that needs losses: with a part of the experts, and without one.
+
+Legend: B windows, L layers, M domains, R routed experts.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from emo_jax.batch import Batch
+from emo_jax.config import Config
+from emo_jax.evals.heldout import evaluate, make_eval_step
+from emo_jax.evals.keep_k import keep_table
+from emo_jax.model.transformer import ModelFunctions, Params
+from emo_jax.modularity.select import experts_there
+
+SHARES = (1.0, 0.75, 0.5, 0.375, 0.25, 0.1875, 0.125, 0.0625)  # of the experts, for the curve
+MIN_SHARE = 0.01  # of a domain's tokens that pick an expert, for its loss to be measured without it
+
+
+def keeps_of(config: Config) -> list[int]:
+    """Numbers of experts for the curve, all of them first, none below top-k."""
+    moe = config.moe
+    assert moe is not None
+    counts = {int(moe.num_experts * share) for share in SHARES}
+    return sorted((n for n in counts if n >= moe.top_k), reverse=True)
+
+
+def keep_curves(
+    model: ModelFunctions,
+    params: Params,
+    domains: Sequence[str],
+    select: Sequence[Batch],
+    test: Sequence[Batch],
+    progress: Callable[[str], None] = lambda _: None,
+) -> dict[str, Any]:
+    """Loss of every domain with fewer and fewer experts, and the order in which they go."""
+    config = model.config
+    keeps = keeps_of(config)
+    step = make_eval_step(config, model, max(1, len(domains)))
+    table = keep_table(
+        config,
+        step,
+        params,
+        domains=domains or ("all",),
+        select_batches=select,
+        test_batches=test,
+        keeps=keeps[1:],
+        progress=progress,
+    )
+    assert table.scores_LMR is not None
+    losses = np.stack([table.full_M, *table.kept.values()], axis=1)
+    order_LMR = np.argsort(-table.scores_LMR, axis=-1, kind="stable")
+    return {
+        "method": "global",
+        "keeps": keeps,
+        "loss": [[None if np.isnan(x) else round(float(x), 4) for x in row] for row in losses],
+        "rank": np.argsort(order_LMR, axis=-1).tolist(),
+    }
+
+
+def rises_without(
+    model: ModelFunctions,
+    params: Params,
+    domains: Sequence[str],
+    test: Sequence[Batch],
+    picked_LMR: np.ndarray,
+    *,
+    most: int,
+    progress: Callable[[str], None] = lambda _: None,
+) -> list[list[dict[str, float] | None]]:
+    """How much each domain's loss rises without an expert, nats a token, by layer and expert.
+
+    Of every domain and layer the `most` picked experts are measured, one a pass: a domain's tokens
+    do without that domain's expert, so one pass measures an expert of each domain.
+
+    Args:
+      picked_LMR: share of a domain's tokens that pick an expert.
+
+    Returns:
+      None for an expert that was not measured for any domain.
+    """
+    config, M = model.config, max(1, len(domains))
+    names = list(domains) or ["all"]
+    L, R = config.model.num_layers, picked_LMR.shape[-1]
+    step = make_eval_step(config, model, M, router_probs=False)
+    params = jax.device_put(params)
+    full_M = evaluate(step, params, test).loss_M
+    there_LMR = np.repeat(experts_there(config)[:, None], M, axis=1)
+    order_LMR = np.argsort(-picked_LMR, axis=-1, kind="stable")
+    found: list[list[dict[str, float]]] = [[{} for _ in range(R)] for _ in range(L)]
+    for layer in range(L):
+        for n in range(min(most, R - 1)):
+            progress(f"without an expert: layer {layer + 1} of {L}, {n + 1} of {most}")
+            out_M = order_LMR[layer, :, n]
+            keep_LMR = there_LMR.copy()
+            keep_LMR[layer, np.arange(M), out_M] = False
+            rise_M = evaluate(step, params, test, keep_LMR=keep_LMR).loss_M - full_M
+            for m, (expert, rise) in enumerate(zip(out_M.tolist(), rise_M.tolist(), strict=True)):
+                if picked_LMR[layer, m, expert] >= MIN_SHARE and not np.isnan(rise):
+                    found[layer][expert][names[m]] = round(rise, 4)
+    return [[card or None for card in of_layer] for of_layer in found]

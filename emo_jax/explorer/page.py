@@ -1,0 +1,141 @@
+"""The page itself: one HTML file, everything in it, nothing fetched.
+
+Legend: N tokens, D documents, L layers, K routed picks.
+"""
+
+import base64
+import gzip
+import html
+import importlib.resources
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from emo_jax.explorer.view import View
+from emo_jax.modularity.texts import TokenTexts
+from emo_jax.workdir import write_atomic
+
+FORMAT, VERSION = "emo_jax explorer", 1
+ASSETS = importlib.resources.files("emo_jax.explorer") / "assets"
+NO_DOMAIN = 0xFFFF
+MAX_PAGE_BYTES = 15_000_000
+
+
+class Sections:
+    """Arrays of the page as gzip in base64, little-endian."""
+
+    def __init__(self) -> None:
+        self.header: dict[str, dict[str, Any]] = {}
+        self.encoded: dict[str, str] = {}
+
+    def add(self, name: str, array: np.ndarray) -> None:
+        """One more array of unsigned integers."""
+        packed = np.ascontiguousarray(array, array.dtype.newbyteorder("<"))
+        self.header[name] = {"dtype": f"u{array.dtype.itemsize}", "shape": list(array.shape)}
+        content = gzip.compress(packed.tobytes(), compresslevel=6, mtime=0)
+        self.encoded[name] = base64.b64encode(content).decode("ascii")
+
+    @property
+    def nbytes(self) -> int:
+        """In the page."""
+        return sum(map(len, self.encoded.values()))
+
+
+def write_page(
+    output: str | Path,
+    header: Mapping[str, Any],
+    texts: TokenTexts,
+    views: Sequence[View],
+    models: Sequence[dict[str, Any]],
+    *,
+    max_bytes: int = MAX_PAGE_BYTES,
+) -> int:
+    """Writes the file; returns its size.
+
+    Layers whose picks would make it larger than `max_bytes` are left out of the reader, evenly;
+    a note in the page says so.
+    """
+    first, sections = views[0].found, Sections()
+    index = np.uint16 if len(texts.texts) <= 0x10000 else np.uint32
+    sections.add("tokens", texts.index_N.astype(index))
+    sections.add("doc_ends", first.doc_ends_D.astype(np.uint32))
+    domains_D = np.where(first.doc_domains_D < 0, NO_DOMAIN, first.doc_domains_D)
+    sections.add("doc_domain", domains_D.astype(np.uint16))
+    for n, view in enumerate(views):
+        small = np.uint8 if view.tokens.clusters.number <= 256 else np.uint16
+        sections.add(f"tcluster-{n}", view.tokens.clusters.ids_N.astype(small))
+        sections.add(f"dcluster-{n}", view.documents.clusters.ids_N.astype(np.uint16))
+    about = {
+        "format": FORMAT,
+        "version": VERSION,
+        **header,
+        "texts": texts.texts,
+        "domains": first.domains,
+    }
+    notes = list(header.get("notes", ()))
+    page = _template()
+    fixed = len(page) + len(_json([about, models])) + sections.nbytes + 10_000
+    models = [dict(model) for model in models]
+    for n, view in enumerate(views):
+        layers, note = _layers_that_fit(view, (max_bytes - fixed) // len(views))
+        models[n]["layers_here"] = layers
+        if note:
+            notes.append(f"{models[n]['name']}: {note}")
+        sections.add(f"picks-{n}", view.picks_NLK[:, layers])
+        sections.add(f"probs-{n}", view.probs_NLK[:, layers])
+    about |= {"models": models, "notes": notes, "sections": sections.header}
+    scripts = "\n".join(
+        f'<script type="application/octet-stream" id="bin-{name}">{content}</script>'
+        for name, content in sections.encoded.items()
+    )
+    data = f'<script type="application/json" id="data">{_json(about)}</script>\n{scripts}'
+    page = page.replace("{{title}}", html.escape(str(header["title"])))
+    before, after = page.split("{{data}}")
+    text = before + data + after
+    write_atomic(Path(output), text)
+    return len(text.encode("utf-8"))
+
+
+def _json(value: Any) -> str:
+    """JSON that no HTML parser takes for anything else."""
+    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    for char in "<>&\u2028\u2029":
+        text = text.replace(char, f"\\u{ord(char):04x}")
+    # Lone surrogates cannot be written as UTF-8.
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def _template() -> str:
+    """The page without its data."""
+    order = (ASSETS / "order.txt").read_text(encoding="utf-8").split()
+    script = "\n".join((ASSETS / name).read_text(encoding="utf-8") for name in order)
+    page = (ASSETS / "page.html").read_text(encoding="utf-8")
+    style = (ASSETS / "page.css").read_text(encoding="utf-8")
+    return page.replace("{{css}}", style).replace("{{js}}", script)
+
+
+def _layers_that_fit(view: View, budget: int) -> tuple[list[int], str]:
+    """Layers, evenly spread, whose picks fit into so many bytes of the page; a note if not all."""
+    L = view.found.num_layers
+    sizes = []
+    for layer in range(L):
+        one = Sections()
+        one.add("picks", view.picks_NLK[:, layer])
+        one.add("probs", view.probs_NLK[:, layer])
+        sizes.append(one.nbytes)
+    for count in range(L, 1, -1):
+        layers = np.unique(np.linspace(0, L - 1, count).round().astype(int)).tolist()
+        if sum(sizes[n] for n in layers) <= budget:
+            break
+    else:
+        layers = [L - 1]
+    if len(layers) == L:
+        return layers, ""
+    named = ", ".join(map(str, layers))
+    return layers, (
+        f"the documents show layers {named} of {L}: with all of them the page would be"
+        f" {(sum(sizes) - sum(sizes[n] for n in layers)) / 1e6:.0f} MB larger"
+    )
