@@ -31,7 +31,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=find_packages(include=["emo_jax", "emo_jax.*"]),
-    package_data={"emo_jax": ["verify_cases/*/*", "py.typed"]},
+    package_data={"emo_jax": ["verify_cases/*/*", "explorer/assets/**", "py.typed"]},
     install_requires=[
         "absl-py>=2.1.0",
         "click>=8.1.8",

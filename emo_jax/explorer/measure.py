@@ -92,7 +92,7 @@ def rises_without(
     order_LMR = np.argsort(-picked_LMR, axis=-1, kind="stable")
     found: list[list[dict[str, float]]] = [[{} for _ in range(R)] for _ in range(L)]
     for layer in range(L):
-        for n in range(min(most, R - 1)):
+        for n in range(min(most, R)):
             progress(f"without an expert: layer {layer + 1} of {L}, {n + 1} of {most}")
             out_M = order_LMR[layer, :, n]
             keep_LMR = there_LMR.copy()

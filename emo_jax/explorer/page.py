@@ -92,9 +92,10 @@ def write_page(
         for name, content in sections.encoded.items()
     )
     data = f'<script type="application/json" id="data">{_json(about)}</script>\n{scripts}'
-    page = page.replace("{{title}}", html.escape(str(header["title"])))
+    # In this order: what is put in may hold a placeholder's name.
     before, after = page.split("{{data}}")
-    text = before + data + after
+    title = html.escape(str(header["title"]))
+    text = before.replace("{{title}}", title) + data + after
     write_atomic(Path(output), text)
     return len(text.encode("utf-8"))
 

@@ -1,0 +1,151 @@
+"""The page holds what the activations say, in a form that no browser takes for markup."""
+
+import base64
+import gzip
+import json
+import re
+
+import numpy as np
+import pytest
+from runs import emo_here
+
+from emo_jax.data.store import TokenStore
+from emo_jax.explorer import page as page_lib
+from emo_jax.modularity.activations import sample_documents
+
+SAMPLE = ("--tokens", "1500", "--min-length", "8", "--clusters", "4")
+LOSSES = ("--eval-windows", "4", "--ablate", "1")
+DTYPES = {"u1": np.uint8, "u2": np.uint16, "u4": np.uint32}
+
+
+def read_page(file):
+    """(header, {section: array}) as the page's own script reads them."""
+    text = file.read_text(encoding="utf-8")
+    (header,) = re.findall(r'<script type="application/json" id="data">(.*?)</script>', text, re.S)
+    header = json.loads(header)
+    found = re.findall(
+        r'<script type="application/octet-stream" id="bin-([\w-]+)">(.*?)</script>', text
+    )
+    arrays = {}
+    for name, content in found:
+        about = header["sections"][name]
+        array = np.frombuffer(gzip.decompress(base64.b64decode(content)), DTYPES[about["dtype"]])
+        arrays[name] = array.reshape(about["shape"])
+    assert set(arrays) == set(header["sections"])
+    return header, arrays
+
+
+@pytest.fixture(scope="module")
+def written(finished_run, store, tmp_path_factory):
+    """A page of the same model twice."""
+    file = tmp_path_factory.mktemp("explore") / "page.html"
+    argv = ("explore", finished_run, finished_run, "--data", store, "--output", file)
+    assert emo_here(*argv, *SAMPLE, *LOSSES) == 0
+    return file
+
+
+def test_documents_are_those_of_the_sample(written, store):
+    header, arrays = read_page(written)
+    opened = TokenStore.open(store)
+    sample = sample_documents(opened, "test", tokens=1500, min_length=8)
+    tokenizer, start = opened.tokenizer(), 0
+    assert header["domains"] == list(opened.domains)
+    assert header["data"]["documents"] == len(sample.documents) == len(arrays["doc_ends"])
+    for n, (ids, end) in enumerate(zip(sample.documents, arrays["doc_ends"], strict=True)):
+        shown = "".join(header["texts"][i] for i in arrays["tokens"][start:end])
+        assert shown == tokenizer.decode(ids, skip_special=False)
+        assert arrays["doc_domain"][n] == sample.domain_ids[n]
+        start = end
+
+
+def test_models_say_the_same_as_their_activations(written, finished_run, store, tmp_path):
+    header, arrays = read_page(written)
+    first, second = header["models"]
+    assert {**first, "name": 0} == {**second, "name": 0}  # the same model twice
+    argv = ("activations", finished_run, "--data", store, "--output", tmp_path / "made")
+    assert emo_here(*argv, "--tokens", "1500", "--min-length", "8") == 0
+    from emo_jax.modularity.activations import Activations, picks
+
+    found = Activations.open(tmp_path / "made")
+    probs = found.probs(0, found.num_tokens)
+    N, L, R, K = found.num_tokens, 2, 7, 2
+    assert (first["layers"], first["routed"], first["top_k"], first["shared"]) == (L, R, K, 1)
+    np.testing.assert_array_equal(arrays["picks-0"], picks(probs, K))
+    largest = np.sort(probs, axis=-1)[..., ::-1][..., :K]
+    assert np.abs(arrays["probs-0"] / 255 - largest).max() <= 0.5 / 255 + 1e-6
+    np.testing.assert_array_equal(arrays["picks-0"], arrays["picks-1"])
+    use = np.array(first["use"])
+    for m in range(len(header["domains"])):
+        np.testing.assert_allclose(use[:, m], probs[found.domains_N == m].mean(0), atol=1e-4)
+    for of, rows in (("token", N), ("document", len(found.doc_ends_D))):
+        clusters = first[f"{of}_clusters"]["clusters"]
+        assert sum(c["size"] for c in clusters) == rows
+        assert sum(map(sum, (c["domains"] for c in clusters))) == rows
+        ids = arrays[f"{of[0]}cluster-0"]
+        np.testing.assert_array_equal(
+            np.bincount(ids, minlength=len(clusters)), [c["size"] for c in clusters]
+        )
+    # A card's first document is the one whose tokens pick it most.
+    card = first["experts"][1][3]
+    picked = (arrays["picks-0"][:, 1] == 3).any(axis=1)
+    shares = [part.mean() for part in np.split(picked, arrays["doc_ends"][:-1])]
+    assert card["documents"][0][1] == pytest.approx(max(shares), abs=1e-3)
+    assert shares[card["documents"][0][0]] == pytest.approx(max(shares))
+
+
+def test_losses_are_those_of_emo_eval(written, finished_run, store, tmp_path):
+    header, _ = read_page(written)
+    keep = header["models"][0]["keep"]
+    assert keep["keeps"] == [8, 6, 4, 3]
+    figures = tmp_path / "eval.json"
+    argv = ("eval", finished_run, "--data", store, "--windows", "4", "--keep", "4")
+    assert emo_here(*argv, "--json", figures) == 0
+    theirs = json.loads(figures.read_text())["domains"]
+    for m, name in enumerate(header["domains"]):
+        assert keep["loss"][m][0] == pytest.approx(theirs[name]["loss_nats_per_token"], abs=2e-4)
+    ranks = np.array(keep["rank"])
+    np.testing.assert_array_equal(
+        np.sort(ranks, axis=-1), np.broadcast_to(np.arange(7), ranks.shape)
+    )
+    cards = [card for layer in header["models"][0]["experts"] for card in layer]
+    measured = [card["without"] for card in cards if card["without"]]
+    assert measured and all(set(rises) <= set(header["domains"]) for rises in measured)
+
+
+def test_text_is_never_markup():
+    nasty = ["</script><script>alert(1)</script>", "<!--", "\u2028", "&lt;", "\ud800", "\x00"]
+    text = page_lib._json({"texts": nasty})
+    assert not set("<>&\u2028\u2029") & set(text)
+    text.encode("utf-8")
+    assert json.loads(text)["texts"] == nasty
+
+
+def test_layers_that_do_not_fit_are_left_out_and_named(finished_run, store, tmp_path, monkeypatch):
+    file = tmp_path / "page.html"
+    argv = ("explore", finished_run, "--data", store, "--output", file, *SAMPLE)
+    monkeypatch.setattr(page_lib, "_layers_that_fit", lambda view, budget: ([1], "layer 1 of 2"))
+    assert emo_here(*argv, "--eval-windows", "0") == 0
+    header, arrays = read_page(file)
+    assert arrays["picks-0"].shape[1] == 1 and header["models"][0]["layers_here"] == [1]
+    assert any("layer 1 of 2" in note for note in header["notes"])
+    assert any("No losses were measured" in note for note in header["notes"])
+    assert header["models"][0]["keep"] is None
+
+
+def test_refusals(finished_run, store, tmp_path, capsys):
+    there = tmp_path / "there.html"
+    there.write_text("mine")
+    out = tmp_path / "page.html"
+    for argv, said in (
+        ((finished_run, "--output", there), "is there already"),
+        ((finished_run,) * 3 + ("--output", out), "3 models: give one, or two"),
+        ((finished_run, "--output", out, "--split", "tset"), "no split 'tset'"),
+        ((finished_run, "--output", out, "--min-length", "9999"), "no document of at least 9999"),
+        (
+            (finished_run, "--output", out, "--tokens", "8", "--min-length", "8"),
+            "--clusters 32: must",
+        ),
+    ):
+        assert emo_here("explore", *argv, "--data", store) == 2
+        assert said in capsys.readouterr().err
+        assert not out.exists() and there.read_text() == "mine"
