@@ -120,6 +120,15 @@ def test_text_is_never_markup():
     assert json.loads(text)["texts"] == nasty
 
 
+def test_the_page_is_whole_and_fetches_nothing(written):
+    text = written.read_text(encoding="utf-8")
+    assert "{{" not in page_lib._template().replace("{{title}}", "").replace("{{data}}", "")
+    assert len(re.findall(r"</script", text)) == len(re.findall(r"<script", text))
+    assert "<style>" in text and text.count("</style") == 1
+    assert not re.search(r"""(src|href)=["']?(https?:)?//|@import|url\(|fetch\(|import """, text)
+    assert "default-src 'none'" in text
+
+
 def test_layers_that_do_not_fit_are_left_out_and_named(finished_run, store, tmp_path, monkeypatch):
     file = tmp_path / "page.html"
     argv = ("explore", finished_run, "--data", store, "--output", file, *SAMPLE)
