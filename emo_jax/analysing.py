@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import numpy as np
 from rich import box
 from rich.console import Console
 from rich.markup import escape
@@ -16,13 +15,12 @@ from rich.table import Table
 
 from emo_jax.batch import Batch
 from emo_jax.config import Config
-from emo_jax.data.loader import heldout_batches
 from emo_jax.data.progress import Progress
 from emo_jax.data.store import TokenStore
 from emo_jax.data.windows import Windows
-from emo_jax.errors import DataError, UsageError
-from emo_jax.evals.by_domain import eval_mesh
-from emo_jax.loading import LoadedModel, load_model
+from emo_jax.errors import UsageError
+from emo_jax.evals.by_domain import Pass, check_source, eval_mesh
+from emo_jax.loading import load_model
 from emo_jax.model.transformer import ModelFunctions, Params
 from emo_jax.modularity.activations import (
     Activations,
@@ -31,9 +29,14 @@ from emo_jax.modularity.activations import (
     record,
     sample_documents,
 )
-from emo_jax.modularity.cluster import Scores, group_documents, group_tokens, numbers
+from emo_jax.modularity.cluster import (
+    Scores,
+    document_means,
+    group_documents,
+    group_tokens,
+    numbers,
+)
 from emo_jax.modularity.pruning import undropped, within_documents
-from emo_jax.parallel import mesh as mesh_lib
 from emo_jax.workdir import refuse_existing, write_atomic
 
 
@@ -58,7 +61,7 @@ class Opened:
 
     def __init__(self, path: str, store: TokenStore):
         loaded = load_model(path)
-        check_store(loaded, store)
+        check_source(store.path, store, loaded.config, loaded.tokenizer)
         if loaded.config.moe is None:
             raise UsageError(f"{path}: {loaded.config.name} is dense, it has no experts to look at")
         self.loaded, self.store = loaded, store
@@ -81,29 +84,7 @@ class Opened:
         """Some of a split, on the devices."""
         assert self.model.mesh is not None
         windows = Windows(self.store, self.config.data.seq_len, split=split)
-        where = mesh_lib.windows_sharding(self.model.mesh)
-        rows = max(1, 8192 // self.config.data.seq_len) * self.model.mesh.size
-        batches = heldout_batches(windows, batch_size=rows, max_windows=most)
-        if not self.store.domains:  # tokens that nobody named the domain of are one
-            batches = (
-                batch._replace(domain_ids=np.where(batch.segment_ids >= 0, 0, -1))
-                for batch in batches
-            )
-        return [Batch(*(jax.device_put(a, where) for a in batch)) for batch in batches]
-
-
-def check_store(loaded: LoadedModel, store: TokenStore) -> None:
-    """Raises UsageError for a store that is not of the model's tokenizer."""
-    if loaded.tokenizer is not None:
-        try:
-            store.check_tokenizer(loaded.tokenizer.fingerprint)
-        except DataError as error:
-            raise UsageError(str(error)) from error
-    if store.vocab_size > loaded.config.model.vocab_size:
-        raise UsageError(
-            f"{store.path}: its tokenizer has {store.vocab_size} ids, the model"
-            f" {loaded.config.model.vocab_size}; give a store made with the model's tokenizer"
-        )
+        return list(Pass(windows, most, self.model.mesh).batches(lambda _: None, split))
 
 
 def write_activations(
@@ -151,12 +132,18 @@ def cluster_table(
     rows = []
     with Progress("cluster") as shown:
         for found in opened:
+            means_DLR = document_means(found)
             layers = [layer, *(range(found.num_layers) if per_layer else ())]
             for at in layers:
-                for of, group in (("tokens", group_tokens), ("documents", group_documents)):
-                    shown.show(f"{found.about['name']}: {of}, {_layer_name(at)}")
-                    made, scores = group(found, count, layer=at, seed=seed)
-                    name, parts = found.about["name"], made.components
+                for of in ("tokens", "documents"):
+                    name = found.about["name"]
+                    shown.show(f"{name}: {of}, {_layer_name(at)}")
+                    made, scores = (
+                        group_tokens(found, count, layer=at, seed=seed)
+                        if of == "tokens"
+                        else group_documents(found, means_DLR, count, layer=at, seed=seed)
+                    )
+                    parts = made.components
                     rows.append(Row(name, of, at, made.number, parts, scores))
     table = Table(title="clusters by experts used", caption=_CAPTION, box=box.SIMPLE_HEAD)
     for column in ("model", "of", "layer", "clusters", "components", *SCORE_NAMES.values()):

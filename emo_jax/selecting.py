@@ -15,8 +15,8 @@ from emo_jax.config import Config
 from emo_jax.data.documents import read_documents
 from emo_jax.data.progress import Progress
 from emo_jax.data.store import TokenStore
-from emo_jax.errors import DataError, UsageError
-from emo_jax.evals.by_domain import SELECT, eval_mesh
+from emo_jax.errors import UsageError
+from emo_jax.evals.by_domain import SELECT, check_source, eval_mesh
 from emo_jax.hf.layouts import layout_for
 from emo_jax.hf.tensors import F32_BYTES
 from emo_jax.hf.tree import count_parameters, moe_of
@@ -220,16 +220,7 @@ def _read_examples(
             )
         return _file_examples(model, location, settings, number)
     store = TokenStore.open(location)
-    if model.tokenizer is not None:
-        try:
-            store.check_tokenizer(model.tokenizer.fingerprint)
-        except DataError as error:
-            raise UsageError(str(error)) from error
-    if store.vocab_size > model.config.model.vocab_size:
-        raise UsageError(
-            f"{location}: its tokenizer has {store.vocab_size} ids, the model"
-            f" {model.config.model.vocab_size}; give a store made with the model's tokenizer"
-        )
+    check_source(location, store, model.config, model.tokenizer)
     return store_examples(
         store,
         SELECT,

@@ -10,11 +10,12 @@ ROOT = Path(__file__).parents[1] / "emo_jax"
 # Left to right. Names in one group do not import each other; each file of `top` may import all.
 ORDER: list[set[str]] = [
     {"cli"},
-    {"quickstart", "bench", "selecting", "composing", "finetuning"},
+    {"quickstart", "bench", "selecting", "composing", "finetuning", "exploring"},
+    {"analysing"},
     {"aot"},
     {"loading", "generation"},
     {"transfer", "verify", "configfile", "presets"},
-    {"train"},
+    {"train", "explorer"},
     {"evals"},
     {"modularity"},
     {"hf"},

@@ -16,7 +16,7 @@ from emo_jax.batch import Batch
 from emo_jax.config import Config, MeshConfig
 from emo_jax.data.loader import heldout_batches
 from emo_jax.data.store import TokenStore
-from emo_jax.data.stream import TRAIN
+from emo_jax.data.stream import TRAIN, TokenSource
 from emo_jax.data.tokenizers import Tokenizer
 from emo_jax.data.windows import Windows, open_source
 from emo_jax.errors import ConfigError, DataError, UsageError
@@ -155,18 +155,9 @@ def open_split(location: str, config: Config, split: str, tokenizer: Tokenizer |
     if not source.streams(split):
         there = source.splits if isinstance(source, TokenStore) else (TRAIN,)
         raise UsageError(f"{location}: no split {split!r}; it has {', '.join(there)}")
+    check_source(location, source, config, tokenizer)
     if isinstance(source, TokenStore):
-        if tokenizer is not None:
-            try:
-                source.check_tokenizer(tokenizer.fingerprint)
-            except DataError as error:
-                raise UsageError(str(error)) from error
         tokenizer = source.tokenizer()
-    if source.vocab_size > config.model.vocab_size:
-        raise UsageError(
-            f"{location}: its tokenizer has {source.vocab_size} ids, the model"
-            f" {config.model.vocab_size}; give a store made with the model's tokenizer"
-        )
     windows = Windows(
         source,
         config.data.seq_len,
@@ -174,6 +165,22 @@ def open_split(location: str, config: Config, split: str, tokenizer: Tokenizer |
         eos_starts_next_pool=config.data.eos_starts_next_pool,
     )
     return Split(windows, tokenizer, source.fingerprint)
+
+
+def check_source(
+    location: str, source: TokenSource, config: Config, tokenizer: Tokenizer | None
+) -> None:
+    """Raises UsageError for tokens of another tokenizer, or ids that the model does not have."""
+    if isinstance(source, TokenStore) and tokenizer is not None:
+        try:
+            source.check_tokenizer(tokenizer.fingerprint)
+        except DataError as error:
+            raise UsageError(str(error)) from error
+    if source.vocab_size > config.model.vocab_size:
+        raise UsageError(
+            f"{location}: its tokenizer has {source.vocab_size} ids, the model"
+            f" {config.model.vocab_size}; give a store made with the model's tokenizer"
+        )
 
 
 def eval_mesh(config: Config) -> Mesh:
@@ -215,7 +222,7 @@ def domain_losses(
     """
     check_ways(config, settings)
     config = undropped(config)
-    data = _Pass(chosen.windows, settings.windows, mesh)
+    data = Pass(chosen.windows, settings.windows, mesh)
     params = jax.device_put(params, ModelFunctions(config, mesh).param_shardings())
     domains = data.domains
     counter = None if chosen.tokenizer is None else TextBytes(chosen.tokenizer)
@@ -242,7 +249,7 @@ def domain_losses(
             keep_step = step_of(within)
             batches = data.batches(progress, f"{data.split} loss, attention within documents")
             sums[WITHIN] = evaluate(keep_step, params, batches).ce_sum_M
-        select = _Pass(data.like(SELECT), settings.windows, mesh)
+        select = Pass(data.like(SELECT), settings.windows, mesh)
         select_windows = select.count
         choose = _chooser(within, params, select, settings, mesh=mesh, progress=progress)
         for keep in dict.fromkeys(settings.keeps):
@@ -264,7 +271,7 @@ def domain_losses(
 def _chooser(
     config: Config,
     params: Params,
-    select: "_Pass",
+    select: "Pass",
     settings: EvalSettings,
     *,
     mesh: Mesh,
@@ -304,7 +311,7 @@ def _chooser(
     return choose
 
 
-class _Pass:
+class Pass:
     """Some windows of a split, read anew for every pass: all of them need not fit in memory."""
 
     def __init__(self, windows: Windows, most: int, mesh: Mesh):

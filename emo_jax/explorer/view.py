@@ -45,7 +45,8 @@ def look(
     progress("token clusters")
     tokens = cluster.group_tokens(found, token_clusters, seed=seed)
     progress("document clusters")
-    documents = cluster.group_documents(found, document_clusters, seed=seed)
+    means_DLR = cluster.document_means(found)
+    documents = cluster.group_documents(found, means_DLR, document_clusters, seed=seed)
     progress("picks")
     small = np.uint8 if found.num_routed <= 256 else np.uint16
     shape = (found.num_tokens, found.num_layers, found.num_picks)
@@ -61,8 +62,7 @@ def look(
     sizes_C = np.bincount(tokens.clusters.ids_N, minlength=tokens.clusters.number)
     means_CLR = sums / np.maximum(sizes_C, 1)[:, None, None]
     return View(
-        *(found, covered, picks_NLK, probs_NLK, tokens, documents, means_CLR),
-        cluster.document_means(found),
+        *(found, covered, picks_NLK, probs_NLK, tokens, documents, means_CLR, means_DLR),
     )
 
 

@@ -58,7 +58,7 @@ class Features(NamedTuple):
 
 def token_features(found: Activations, layer: int | None = None) -> Features:
     """Each token's router probabilities, of one layer or of all."""
-    chosen = _layers(found, layer)
+    chosen = _layers(found.num_layers, layer)
 
     def pieces() -> Iterator[tuple[slice, np.ndarray]]:
         for where, probs_nLR in found.pieces():
@@ -67,10 +67,9 @@ def token_features(found: Activations, layer: int | None = None) -> Features:
     return Features(found.num_tokens, pieces)
 
 
-def document_features(found: Activations, layer: int | None = None) -> Features:
+def document_features(means_DLR: np.ndarray, layer: int | None = None) -> Features:
     """Each document's mean router probabilities, of one layer or of all."""
-    chosen = _layers(found, layer)
-    means_DF = document_means(found)[:, chosen].reshape(len(found.doc_ends_D), -1)
+    means_DF = means_DLR[:, _layers(means_DLR.shape[1], layer)].reshape(len(means_DLR), -1)
     return Features(len(means_DF), lambda: [(slice(0, len(means_DF)), means_DF)])
 
 
@@ -85,11 +84,11 @@ def document_means(found: Activations) -> np.ndarray:
     return (sums / np.diff(found.doc_ends_D, prepend=0)[:, None, None]).astype(np.float32)
 
 
-def _layers(found: Activations, layer: int | None) -> slice:
+def _layers(num_layers: int, layer: int | None) -> slice:
     if layer is None:
         return slice(None)
-    if not 0 <= layer < found.num_layers:
-        raise UsageError(f"--layer {layer}: the model has layers 0..{found.num_layers - 1}")
+    if not 0 <= layer < num_layers:
+        raise UsageError(f"--layer {layer}: the model has layers 0..{num_layers - 1}")
     return slice(layer, layer + 1)
 
 
@@ -232,10 +231,19 @@ def group_tokens(
 
 
 def group_documents(
-    found: Activations, count: int, *, layer: int | None = None, seed: int = 0
+    found: Activations,
+    means_DLR: np.ndarray,
+    count: int,
+    *,
+    layer: int | None = None,
+    seed: int = 0,
 ) -> Grouped:
-    """Clusters of documents, by one layer or by all; no more than there are documents."""
-    rows_DP = reduced(document_features(found, layer), seed)
+    """Clusters of documents, by one layer or by all; no more than there are documents.
+
+    Args:
+      means_DLR: of `document_means`.
+    """
+    rows_DP = reduced(document_features(means_DLR, layer), seed)
     made = spherical_kmeans(rows_DP, min(count, len(rows_DP)), seed)
     types = (found.tokens_N, found.documents_N)
     return Grouped(made, scores(made, rows_DP, found.doc_domains_D, types, seed))

@@ -92,8 +92,9 @@ def freeze(
     def update(grads: Any, state: Any, params: Any = None, **extra: Any) -> tuple[Any, Any]:
         trained = seen(trained_only(grads, config))
         updates, state = inner.update(trained, state, seen(params), **extra)
+        # Any leaf may stand in for one that was not seen: none of its numbers is used.
         updates = jax.tree.map(
-            lambda u, g: jnp.full_like(g, -0.0) if is_unseen(u) else u,
+            lambda update, grad: grad if is_unseen(update) else update,
             *(updates, grads),
             is_leaf=is_unseen,
         )

@@ -85,7 +85,7 @@ def test_documents_are_means_of_their_tokens():
     for d in range(4):
         mine = found._probs[found.documents_N == d]
         np.testing.assert_allclose(means[d], mine.mean(axis=0), rtol=1e-5)
-    rows = cluster.reduced(cluster.document_features(found))
+    rows = cluster.reduced(cluster.document_features(cluster.document_means(found)))
     made = cluster.spherical_kmeans(rows, 4)
     assert sorted(made.ids_N.tolist()) == [0, 1, 2, 3]
     scores = cluster.scores(made, rows, found.doc_domains_D, (found.tokens_N, found.documents_N))
@@ -117,7 +117,9 @@ def test_refusals():
     with pytest.raises(UsageError, match=r"--layer 2: the model has layers 0\.\.1"):
         cluster.token_features(found, 2)
     with pytest.raises(UsageError, match=r"--clusters 5: must be 1\.\.4"):
-        cluster.spherical_kmeans(cluster.reduced(cluster.document_features(found)), 5)
+        cluster.spherical_kmeans(
+            cluster.reduced(cluster.document_features(cluster.document_means(found))), 5
+        )
 
 
 def test_coverage_counts():
