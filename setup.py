@@ -20,6 +20,7 @@ HUB = ["huggingface_hub>=0.36.2"]  # emo export --push
 KERNELS = ["tokamax>=0.0.12"]
 TPU_AOT = ["jax[tpu]>=0.10.2", *KERNELS]  # the libtpu that belongs to the jax
 REPORT = ["matplotlib>=3.10"]  # experiments/modularity_report.py
+BROWSER = ["playwright>=1.50", "axe-playwright-python>=0.1.4"]  # tests of the explorer's page
 DOCS = ["mkdocs>=1.6.1,<2", "mkdocs-material>=9.8.1"]
 
 setup(
@@ -74,6 +75,7 @@ setup(
         "docs": DOCS,
         "report": REPORT,
         "hub": HUB,
+        "browser": BROWSER,
         "tpu": TPU_AOT,
         "gpu": ["jax[cuda12]>=0.10.2", *KERNELS],
         "tpu-aot": TPU_AOT,

@@ -1,12 +1,11 @@
 """The page holds what the activations say, in a form that no browser takes for markup."""
 
-import base64
-import gzip
 import json
 import re
 
 import numpy as np
 import pytest
+from pages import read_page
 from runs import emo_here
 
 from emo_jax.data.store import TokenStore
@@ -15,24 +14,6 @@ from emo_jax.modularity.activations import sample_documents
 
 SAMPLE = ("--tokens", "1500", "--min-length", "8", "--clusters", "4")
 LOSSES = ("--eval-windows", "4", "--ablate", "1")
-DTYPES = {"u1": np.uint8, "u2": np.uint16, "u4": np.uint32}
-
-
-def read_page(file):
-    """(header, {section: array}) as the page's own script reads them."""
-    text = file.read_text(encoding="utf-8")
-    (header,) = re.findall(r'<script type="application/json" id="data">(.*?)</script>', text, re.S)
-    header = json.loads(header)
-    found = re.findall(
-        r'<script type="application/octet-stream" id="bin-([\w-]+)">(.*?)</script>', text
-    )
-    arrays = {}
-    for name, content in found:
-        about = header["sections"][name]
-        array = np.frombuffer(gzip.decompress(base64.b64decode(content)), DTYPES[about["dtype"]])
-        arrays[name] = array.reshape(about["shape"])
-    assert set(arrays) == set(header["sections"])
-    return header, arrays
 
 
 @pytest.fixture(scope="module")

@@ -297,6 +297,7 @@ const documentsView = {
       });
       if (raw === '') span.append('▯');
       else addText(span, raw, { breaks: true });
+      if (raw !== '' && !raw.trim()) span.setAttribute('aria-label', tokenName(raw));
       box.append(span);
     }
     // The direction is the document's own; the box isolates it from the page.
