@@ -19,7 +19,6 @@ HUB = ["huggingface_hub>=0.36.2"]  # emo export --push
 # Kernels of TPUs and GPUs, and the compiler for TPUs, which needs none of them (emo compile).
 KERNELS = ["tokamax>=0.0.12"]
 TPU_AOT = ["jax[tpu]>=0.10.2", *KERNELS]  # the libtpu that belongs to the jax
-REPORT = ["matplotlib>=3.10"]  # experiments/modularity_report.py
 BROWSER = ["playwright>=1.50", "axe-playwright-python>=0.1.4"]  # tests of the explorer's page
 DOCS = ["mkdocs>=1.6.1,<2", "mkdocs-material>=9.8.1"]
 
@@ -32,7 +31,9 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=find_packages(include=["emo_jax", "emo_jax.*"]),
-    package_data={"emo_jax": ["verify_cases/*/*", "explorer/assets/**", "py.typed"]},
+    package_data={
+        "emo_jax": ["verify_cases/*/*", "explorer/assets/**", "report/*.css", "py.typed"]
+    },
     install_requires=[
         "absl-py>=2.1.0",
         "click>=8.1.8",
@@ -41,6 +42,7 @@ setup(
         "flax>=0.12.8",
         "grain>=0.2.18",
         "jax>=0.10.2",
+        "matplotlib>=3.10",  # charts of reports and figures
         "ml_collections>=1.1.0",
         "ml_dtypes>=0.5",
         "numpy>=2.1.3",
@@ -64,7 +66,6 @@ setup(
             *WANDB,
             *MLFLOW,
             *DOCS,
-            *REPORT,
             *HUB,
             *TPU_AOT,
         ],
@@ -73,7 +74,6 @@ setup(
         "wandb": WANDB,
         "mlflow": MLFLOW,
         "docs": DOCS,
-        "report": REPORT,
         "hub": HUB,
         "browser": BROWSER,
         "tpu": TPU_AOT,

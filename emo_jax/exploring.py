@@ -8,16 +8,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from emo_jax import __version__
+from emo_jax import __version__, charts
 from emo_jax.analysing import Opened, SampleSettings, record_on, sample_of
 from emo_jax.data.progress import Progress
 from emo_jax.data.store import TokenStore
 from emo_jax.errors import UsageError
 from emo_jax.evals.by_domain import SELECT
 from emo_jax.explorer import measure
+from emo_jax.explorer.figures import figures
 from emo_jax.explorer.page import MAX_PAGE_BYTES, write_page
 from emo_jax.explorer.view import View, look, to_json
 from emo_jax.modularity.texts import token_texts
+from emo_jax.workdir import refuse_existing
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -45,14 +47,20 @@ def explore(
     sample: SampleSettings,
     settings: ExploreSettings,
     *,
+    pictures: str | Path | None = None,
     quiet: bool = True,
 ) -> int:
     """Writes the page; returns its size in bytes.
+
+    Args:
+      pictures: new folder for the same figures as SVG and PNG.
 
     Raises:
       UsageError: nothing is written.
     """
     output = Path(output)
+    if pictures is not None:
+        refuse_existing(pictures)
     if output.exists():
         raise UsageError(f"{output}: is there already; give another file")
     if not 1 <= len(models) <= 2:
@@ -96,6 +104,10 @@ def explore(
                 },
                 "notes": _notes(store, settings),
             }
+            if pictures is not None:
+                shown.show(f"drawing {pictures}")
+                Path(pictures).mkdir(parents=True, exist_ok=True)
+                charts.write_figures(figures(store.domains, parts), Path(pictures))
             return write_page(output, header, texts, views, parts, max_bytes=settings.max_bytes)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)

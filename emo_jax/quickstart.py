@@ -1,4 +1,5 @@
-"""`emo quickstart`: documents, two trained models, what each loses with fewer experts, a HF folder.
+"""`emo quickstart`: documents, two trained models, what each loses with fewer experts, a HF folder,
+and pages to look at.
 
 Every stage leaves its result in the output folder and is skipped when it is there, so a quickstart
 that was stopped goes on where it was.
@@ -21,6 +22,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from emo_jax import presets
+from emo_jax.analysing import SampleSettings
 from emo_jax.batch import Batch
 from emo_jax.config import Config, from_config_dict
 from emo_jax.data.documents import read_documents
@@ -34,9 +36,12 @@ from emo_jax.data.windows import open_windows
 from emo_jax.errors import DataError, UsageError
 from emo_jax.evals.heldout import make_eval_step
 from emo_jax.evals.keep_k import KeepTable, keep_table
+from emo_jax.exploring import ExploreSettings, explore
 from emo_jax.model.generate import continue_tokens
 from emo_jax.model.transformer import ModelFunctions, Params
 from emo_jax.modularity.pruning import within_documents
+from emo_jax.report.page import write_report
+from emo_jax.report.run import read_run
 from emo_jax.train.loop import Trainer
 from emo_jax.transfer import export_workdir
 from emo_jax.workdir import one_line, write_atomic
@@ -49,6 +54,7 @@ KEEP_PERCENT = (50.0, 25.0, 12.5)
 EVAL_WINDOWS = 512  # of the select and of the test split, at most
 EVAL_BATCH = 16
 PROMPT_TOKENS, GENERATED_TOKENS = 24, 40
+PAGE_TOKENS, PAGE_CLUSTERS, PAGE_WINDOWS = 40_000, 32, 64  # of the explorer's page
 
 
 class _Stages:
@@ -80,7 +86,7 @@ def run_quickstart(documents: list[str], output: Path, *, steps: int | None = No
     if documents:
         read_documents(documents)  # a mistyped path is refused before the folder is made
     _claim(output, {"documents": documents, "steps": steps})
-    stages = _Stages(console, 7)
+    stages = _Stages(console, 8)
     store = _store(documents, output, stages, console)
     console.print(f"      {store.count('train'):,} training tokens, {len(store.domains)} domains")
 
@@ -110,7 +116,10 @@ def run_quickstart(documents: list[str], output: Path, *, steps: int | None = No
     config, params = tables["emo_tiny"]
     # The text of a document is not markup.
     console.print(_generated(folder, config, params, store), markup=False)
-    _print_files(console, output, store, workdirs, folder)
+
+    stages.start("pages: what each expert knows, and how the runs went")
+    pages = _pages(output, workdirs, store)
+    _print_files(console, output, store, workdirs, folder, pages)
 
 
 def _claim(output: Path, settings: dict[str, Any]) -> None:
@@ -172,6 +181,7 @@ def _some_texts(documents: list[str]) -> Iterator[str]:
 def _config(config_dict: Any, store: TokenStore, path: Path, steps: int | None) -> Config:
     config_dict.data.store = str(path.resolve())
     config_dict.model.vocab_size = store.vocab_size
+    config_dict.train.eval_keep = _keeps(config_dict.moe.num_experts)
     if steps is not None:
         config_dict.train.steps = steps
         config_dict.optimizer.warmup_steps = min(config_dict.optimizer.warmup_steps, steps)
@@ -186,6 +196,10 @@ def _config(config_dict: Any, store: TokenStore, path: Path, steps: int | None) 
     return config
 
 
+def _keeps(num_experts: int) -> tuple[int, ...]:
+    return tuple(round(num_experts * percent / 100) for percent in KEEP_PERCENT)
+
+
 def _heldout(config: Config, store: TokenStore, split: str) -> list[Batch]:
     windows = open_windows(config.data, split=split, source=store)
     return list(heldout_batches(windows, batch_size=EVAL_BATCH, max_windows=EVAL_WINDOWS))
@@ -195,7 +209,7 @@ def _keep_table(config: Config, params: Params, store: TokenStore) -> KeepTable:
     # A pruned model serves one document at a time: attention stays within the document.
     within = within_documents(config)
     assert config.moe is not None
-    keeps = [round(config.moe.num_experts * percent / 100) for percent in KEEP_PERCENT]
+    keeps = _keeps(config.moe.num_experts)
     with Progress(config.name) as shown:
         return keep_table(
             config,
@@ -284,11 +298,33 @@ def _ours(config: Config, params: Params, prompt: list[int], tokenizer: Tokenize
     )
 
 
+def _pages(output: Path, workdirs: dict[str, Path], store: TokenStore) -> dict[Path, str]:
+    """Writes the explorer's page, and a report of each run; what each is."""
+    page = output / "explore.html"
+    if not page.exists():
+        models = [str(path) for path in workdirs.values()]
+        sample = SampleSettings(tokens=PAGE_TOKENS, min_length=1)
+        clusters = min(PAGE_CLUSTERS, store.count("test"))
+        settings = ExploreSettings(token_clusters=clusters, ablate=1, eval_windows=PAGE_WINDOWS)
+        explore(models, str(output / "store"), page, sample, settings, quiet=False)
+    made = {page: "what each expert knows, of both models: open it in a browser"}
+    for name, path in workdirs.items():
+        write_report(read_run(path), path / "report.html")
+        made[path / "report.html"] = f"how the run of {name} went"
+    return made
+
+
 def _print_files(
-    console: Console, output: Path, store: TokenStore, workdirs: dict[str, Path], folder: Path
+    console: Console,
+    output: Path,
+    store: TokenStore,
+    workdirs: dict[str, Path],
+    folder: Path,
+    pages: dict[Path, str],
 ) -> None:
     console.print("\nfiles:")
     rows = {
+        **pages,
         output / "tokenizer": "tokenizer",
         output / "store": f"token store, {len(store.domains)} domains",
         **{path: "checkpoints, config.json, metrics.jsonl" for path in workdirs.values()},

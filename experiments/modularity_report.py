@@ -317,6 +317,33 @@ def costs(runs: Runs, folder: Path) -> str:
     return markdown(head, rows)
 
 
+def clusters(folder: Path) -> str:
+    """Whether groups of tokens and documents follow domains, for both models."""
+    file = folder / "clusters.json"
+    if not file.exists():
+        return "Not measured yet.\n"
+    found = [r for r in json.loads(file.read_text(encoding="utf-8")) if r["layer"] is None]
+    kinds = dict.fromkeys((r["of"], r["length"], r["clusters"], r["rows"]) for r in found)
+    rows = []
+    for of, length, count, number in kinds:
+        for arm in ("emo", "standard"):
+            mine = [
+                row["scores"]
+                for row in sorted(found, key=lambda r: r["seed"])
+                if (row["of"], row["length"], row["clusters"]) == (of, length, count)
+                and row["arm"] == arm
+            ]
+            nmi = [score["nmi"] for score in mine]
+            cells = [f"{of}, first {length} tokens", f"{number:,}", str(count), NAMES[arm]]
+            cells += [f"**{np.mean(nmi):.3f}**", " ".join(f"{value:.3f}" for value in nmi)]
+            for name in ("purity", "silhouette", "token_entropy", "token_nmi"):
+                values = [score[name] for score in mine]
+                cells.append("–" if None in values else f"{np.mean(values):.3f}")
+            rows.append(cells)
+    head = ["of", "rows", "groups", "model", "NMI domains", "by seed", "purity", "silhouette"]
+    return markdown([*head, "type bits", "NMI types"], rows)
+
+
 # --- plots ---------------------------------------------------------------------------------------
 
 COLOURS = {"emo": "#0b7a75", "standard": "#c8553d"}
@@ -412,6 +439,7 @@ def main(results: Path, output: Path) -> None:
         example_domains=example_domains,
         composed=composed(runs),
         costs=costs(runs, results),
+        clusters=clusters(results),
         rates="; ".join(f"{NAMES[arm]} {rate:,.0f}" for arm, rate in rates.items()),
         hours=f"{hours:.1f}",
         measuring=f"{measuring:.1f}",

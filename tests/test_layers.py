@@ -10,11 +10,13 @@ ROOT = Path(__file__).parents[1] / "emo_jax"
 # Left to right. Names in one group do not import each other; each file of `top` may import all.
 ORDER: list[set[str]] = [
     {"cli"},
-    {"quickstart", "bench", "selecting", "composing", "finetuning", "exploring"},
+    {"quickstart"},
+    {"bench", "selecting", "composing", "finetuning", "exploring"},
     {"analysing"},
     {"aot"},
     {"loading", "generation"},
     {"transfer", "verify", "configfile", "presets"},
+    {"report"},
     {"train", "explorer"},
     {"evals"},
     {"modularity"},
@@ -22,6 +24,7 @@ ORDER: list[set[str]] = [
     {"data", "model", "checkpoint"},
     {"manifest", "moe"},
     {"slices"},
+    {"charts"},
     {"workdir", "compile_cache"},
     {"parallel"},
     {"config", "batch"},

@@ -1,4 +1,4 @@
-"""emo activations, emo cluster, emo explore."""
+"""emo activations, emo cluster, emo explore, emo report."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -150,6 +150,9 @@ def cluster(
     show_default=True,
     help="Size of the page: layers that do not fit are left out of the documents.",
 )
+@click.option(
+    "--figures", default=None, metavar="DIR", help="Also as SVG and PNG, in a new folder."
+)
 def explore(
     models: tuple[str, ...],
     data: str,
@@ -159,6 +162,7 @@ def explore(
     ablate: int,
     eval_windows: int,
     max_mb: float,
+    figures: str | None,
     **sample: Any,
 ) -> None:
     """Write one page that shows what each expert knows: open it in a browser, offline.
@@ -178,5 +182,26 @@ def explore(
         eval_windows=eval_windows,
         max_bytes=int(max_mb * 1e6),
     )
-    size = run(models, data, output, _settings(**sample), settings, quiet=False)
+    sample_settings = _settings(**sample)
+    size = run(models, data, output, sample_settings, settings, pictures=figures, quiet=False)
     click.echo(f"{output}: {size / 1e6:.1f} MB")
+
+
+@command("emo report runs/emo")
+@click.argument("workdir")
+@click.option("--output", default=None, metavar="FILE", help="[default: WORKDIR/report.html]")
+def report(workdir: str, output: str | None) -> None:
+    """Write one page about a run: open it in a browser, offline.
+
+    Losses, domains, fewer experts, routing, optimizer, speed, config and environment, from what
+    the run has logged; it may still be training. A report that is there is made anew.
+    """
+    from emo_jax.report.page import write_report
+    from emo_jax.report.run import read_run
+
+    run = read_run(workdir)
+    file = Path(output) if output else Path(workdir) / "report.html"
+    if not file.exists():
+        refuse_unwritable("--output", file)
+    size = write_report(run, file)
+    click.echo(f"{file}: step {run.last_step:,}, {size / 1e6:.1f} MB")

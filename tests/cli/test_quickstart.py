@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import runs
+from pages import read_page
 from rich.console import Console
 
 from emo_jax import presets, quickstart
@@ -43,7 +44,7 @@ def test_quickstart_and_once_more(env, tmp_path):
     done = runs.emo(argv, env)
     assert done.returncode == 0, done.stdout + done.stderr
     shown = done.stdout
-    assert all(f"[{stage}/7]" in shown for stage in range(1, 8))
+    assert all(f"[{stage}/8]" in shown for stage in range(1, 9))
     for name in NAMES:
         table = shown[shown.index(f"{name}: test loss (nats a token)") :]
         rows = [line.split() for line in table.splitlines()]
@@ -72,6 +73,12 @@ def test_quickstart_and_once_more(env, tmp_path):
     assert tokenizer.fingerprint == load_tokenizer(output / "tokenizer").fingerprint
     assert settings["vocab_size"] >= tokenizer.vocab_size
     assert (folder / "model.safetensors").stat().st_size > 1_000_000
+
+    header, _ = read_page(output / "explore.html")
+    assert [model["name"] for model in header["models"]] == list(NAMES)
+    assert header["domains"] == sorted(DOMAINS)
+    assert all(str(output / name / "report.html") in shown for name in NAMES)
+    assert "3 of 3" in (output / "emo_tiny/report.html").read_text()
 
     kept = {p: p.read_bytes() for p in output.rglob("*") if p.is_file()}
     again = runs.emo(argv, env)

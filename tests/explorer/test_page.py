@@ -2,6 +2,7 @@
 
 import json
 import re
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from runs import emo_here
 
 from emo_jax.data.store import TokenStore
 from emo_jax.explorer import page as page_lib
+from emo_jax.explorer.figures import figures
 from emo_jax.modularity.activations import sample_documents
 
 SAMPLE = ("--tokens", "1500", "--min-length", "8", "--clusters", "4")
@@ -21,7 +23,7 @@ def written(finished_run, store, tmp_path_factory):
     """A page of the same model twice."""
     file = tmp_path_factory.mktemp("explore") / "page.html"
     argv = ("explore", finished_run, finished_run, "--data", store, "--output", file)
-    assert emo_here(*argv, *SAMPLE, *LOSSES) == 0
+    assert emo_here(*argv, *SAMPLE, *LOSSES, "--figures", file.parent / "figures") == 0
     return file
 
 
@@ -93,6 +95,27 @@ def test_losses_are_those_of_emo_eval(written, finished_run, store, tmp_path):
     assert measured and all(set(rises) <= set(header["domains"]) for rises in measured)
 
 
+def test_pictures_show_the_numbers_of_the_page(written):
+    header, _ = read_page(written)
+    made = figures(header["domains"], header["models"])
+    folder = written.parent / "figures"
+    files = {f"{name}.{kind}" for name in made for kind in ("svg", "png")}
+    assert {file.name for file in folder.iterdir()} == files and len(made) == 2 * 6 + 1
+    for file in folder.glob("*.svg"):
+        ElementTree.parse(file)
+    first = header["models"][0]
+    heat = made["a-emo_tiny-experts-layer-1"].axes[0].images[0].get_array()
+    np.testing.assert_array_equal(heat, first["use"][1])
+    loss_MK = np.array(first["keep"]["loss"])
+    mean = made["keep"].axes[0].lines[-1].get_xydata()
+    np.testing.assert_array_equal(mean[:, 0], first["keep"]["keeps"])
+    np.testing.assert_allclose(mean[:, 1], (loss_MK - loss_MK[:, :1]).mean(axis=0))
+    clusters = made["a-emo_tiny-document-clusters"].axes[0].images[0].get_array()
+    np.testing.assert_allclose(clusters.sum(axis=1), 1)
+    bare = [{**model, "keep": None} for model in header["models"]]
+    assert figures([], bare) == {}  # without domains there is nothing to draw
+
+
 def test_text_is_never_markup():
     nasty = ["</script><script>alert(1)</script>", "<!--", "\u2028", "&lt;", "\ud800", "\x00"]
     text = page_lib._json({"texts": nasty})
@@ -131,6 +154,7 @@ def test_refusals(finished_run, store, tmp_path, capsys):
         ((finished_run,) * 3 + ("--output", out), "3 models: give one, or two"),
         ((finished_run, "--output", out, "--split", "tset"), "no split 'tset'"),
         ((finished_run, "--output", out, "--min-length", "9999"), "no document of at least 9999"),
+        ((finished_run, "--output", out, "--figures", tmp_path), "is there already"),
         (
             (finished_run, "--output", out, "--tokens", "8", "--min-length", "8"),
             "--clusters 32: must",

@@ -1,0 +1,139 @@
+"""Charts with matplotlib: one look for pages and papers.
+
+A page's charts take its colours: `inline_svg` names them as CSS variables, so that one drawing
+serves light and dark. `write_figures` writes the same chart as SVG and PNG.
+"""
+
+import html
+import io
+import re
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from emo_jax.workdir import write_bytes_atomic
+
+# Okabe and Ito: told apart by the colour-blind, on white and on black.
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8a6d3b")
+DASHES = ("-", "--", ":", "-.")
+INK, GRID = "#1b1f24", "#d8dee4"
+_VARIABLES = {INK: "--ink", GRID: "--grid"} | {c: f"--c{n}" for n, c in enumerate(COLOURS)}
+_STYLE: dict[Any, Any] = {
+    "text.parse_math": False,  # names are not formulas
+    "svg.hashsalt": "emo_jax",  # the same chart is the same file
+    "font.family": "sans-serif",
+    "font.size": 9,
+    "text.color": INK,
+    "axes.edgecolor": INK,
+    "axes.labelcolor": INK,
+    "axes.grid": True,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "grid.color": GRID,
+    "grid.linewidth": 0.6,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "legend.frameon": False,
+    "legend.fontsize": 8,
+    "figure.facecolor": "none",
+    "axes.facecolor": "none",
+}
+
+Series = Mapping[str, tuple[Sequence[float], Sequence[float]]]  # name: (x, y)
+
+
+def new(width: float = 6.4, height: float = 2.8, columns: int = 1) -> tuple[Figure, list[Axes]]:
+    """An empty figure (inches) and its axes; no window, no global state."""
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=(width, height), layout="constrained")
+        axes = figure.subplots(1, columns, squeeze=False)[0]
+    return figure, list(axes)
+
+
+def line_style(n: int) -> dict[str, Any]:
+    """The n-th line: all colours, then all colours dashed, and so on."""
+    return {
+        "color": COLOURS[n % len(COLOURS)],
+        "linestyle": DASHES[n // len(COLOURS) % len(DASHES)],
+    }
+
+
+def lines(ax: Axes, series: Series, *, x: str, y: str) -> None:
+    """A line for each series; one of few points has marks at them."""
+    for n, (name, (xs, ys)) in enumerate(series.items()):
+        marker = "o" if len(xs) <= 8 else None
+        style = line_style(n)
+        ax.plot(xs, ys, label=name, linewidth=1.2, marker=marker, ms=3, **style)
+    ax.set_xlabel(x)
+    ax.set_ylabel(y)
+    ax.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
+    if len(series) > 1:
+        few = len(series) <= 4
+        ax.legend(loc="best") if few else ax.legend(loc="center left", bbox_to_anchor=(1, 0.5))
+
+
+def heat_map(
+    ax: Axes,
+    values: np.ndarray,
+    rows: Sequence[str],
+    *,
+    x: str,
+    label: str,
+    columns: Sequence[str] | None = None,
+    colours: str = "YlGnBu",
+) -> None:
+    """Rows by columns; the palette grows evenly darker, so that it prints in grey."""
+    image = ax.imshow(values, aspect="auto", cmap=colours, interpolation="nearest", vmin=0)
+    ax.grid(False)
+    ax.set_yticks(range(len(rows)), rows)
+    if columns is None:
+        ax.xaxis.set_major_locator(MaxNLocator(nbins=10, integer=True))
+    else:
+        ax.set_xticks(range(len(columns)), columns, rotation=60, ha="right")
+    ax.set_xlabel(x)
+    bar = ax.figure.colorbar(image, ax=ax, fraction=0.03, pad=0.02)
+    bar.set_label(label)
+    bar.outline.set_visible(False)
+
+
+def short(name: str, most: int = 24) -> str:
+    """A name that fits beside a chart, without characters that XML cannot hold."""
+    shown = "".join(char if char.isprintable() else "·" for char in name)
+    return shown if len(shown) <= most else shown[: most - 1] + "…"
+
+
+def inline_svg(figure: Figure, says: str) -> str:
+    """A chart as part of a page, that says what it shows to those who do not see it."""
+    # Letters stay letters: searched, copied, drawn with the page's font.
+    svg = _drawn(figure, "svg", {"svg.fonttype": "none"}, transparent=True).decode("utf-8")
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg[svg.index("<svg") :], flags=re.S)
+    for colour, variable in _VARIABLES.items():
+        svg = svg.replace(colour, f"var({variable})")
+    # Groups are named alike in every chart of the page; nothing refers to them.
+    svg = re.sub(r'<g id="[\w.]+">', "<g>", svg)
+    return svg.replace("<svg ", f'<svg role="img" aria-label="{html.escape(says)}" ', 1)
+
+
+def write_figures(figures: Mapping[str, Figure], folder: Path) -> None:
+    """Each as NAME.svg and NAME.png (200 dots an inch), on white."""
+    for name, figure in figures.items():
+        for kind in ("svg", "png"):
+            settings = {"svg.fonttype": "path"}  # looks the same without the font
+            content = _drawn(figure, kind, settings, facecolor="white", dpi=200)
+            write_bytes_atomic(folder / f"{name}.{kind}", content)
+
+
+def _drawn(figure: Figure, kind: str, style: dict[str, str], **settings: Any) -> bytes:
+    stream = io.BytesIO()
+    metadata = {"Date": None} if kind == "svg" else None  # the same chart is the same file
+    with matplotlib.rc_context(_STYLE | style), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing")  # a box stands for it
+        figure.savefig(stream, format=kind, metadata=metadata, **settings)
+    return stream.getvalue()

@@ -1,0 +1,319 @@
+"""The report as one HTML file: charts that follow the page's colours, and their numbers as tables.
+
+Nothing is fetched and no script runs. What comes from a run (names of domains, config values) is
+text, escaped.
+"""
+
+import datetime
+import html
+import importlib.resources
+import json
+import statistics
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from emo_jax import __version__, charts
+from emo_jax.errors import UsageError
+from emo_jax.report.run import Points, Run
+from emo_jax.workdir import write_atomic
+
+MARK = "<!-- emo_jax report -->"  # a file that has it is ours to replace
+MOST_LINES = 16  # of domains in a chart; a table has all
+LOSS_FIELDS = {
+    "ce_loss": "training, cross-entropy",
+    "loss": "training, with all auxiliary losses",
+    "heldout_loss": "held out",
+}
+ROUTING = {
+    "load_imbalance": ("load imbalance", "tokens of the busiest routed expert over the mean"),
+    "experts_used": ("experts used", "routed experts that a token of the step picked"),
+    "token_entropy": ("router entropy", "nats a token, within the document's pool"),
+    "token_entropy_no_pool": ("router entropy without a pool", "nats a token"),
+    "pool_size": ("pool size", "routed experts of a document's pool, mean"),
+    "load_balance_loss": ("load-balancing loss", "before its weight; 1 is balanced"),
+    "router_z_loss": ("router z-loss", "before its weight"),
+}
+_CSS = importlib.resources.files("emo_jax.report") / "report.css"
+
+
+class Section(NamedTuple):
+    """A heading, and HTML below it."""
+
+    name: str
+    title: str
+    body: str
+
+
+def write_report(run: Run, output: Path) -> int:
+    """Writes the page; returns its size in bytes.
+
+    Raises:
+      UsageError: `output` is something else than a report; it is left as it is.
+    """
+    if output.exists() and MARK not in _beginning(output):
+        raise UsageError(f"{output}: is there already and is no report; give another --output")
+    text = page(run)
+    write_atomic(output, text)
+    return len(text.encode("utf-8"))
+
+
+def _beginning(path: Path) -> str:
+    if not path.is_file():
+        return ""
+    with path.open("rb") as file:
+        return file.read(1000).decode("utf-8", "replace")
+
+
+def page(run: Run) -> str:
+    """The whole file."""
+    made = [section(run) for section in (_losses, _domains, _keep, _routing, _optimizer, _speed)]
+    sections = [*(s for s in made if s is not None), _config(run), _environment(run)]
+    name = html.escape(str(run.config.get("name", run.path.name)))
+    links = "".join(f'<li><a href="#{s.name}">{s.title}</a></li>' for s in sections)
+    bodies = "".join(
+        f'<section id="{s.name}" aria-labelledby="h-{s.name}"><h2 id="h-{s.name}">{s.title}</h2>'
+        f"{s.body}</section>\n"
+        for s in sections
+    )
+    today = datetime.date.today().isoformat()
+    return (
+        f'<!doctype html>\n{MARK}\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; style-src'
+        " 'unsafe-inline'\">\n"
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        '<meta name="color-scheme" content="light dark">\n'
+        f"<title>{name}</title>\n<style>\n{_CSS.read_text(encoding='utf-8')}</style>\n</head>\n"
+        f"<body>\n<header><h1>{name}</h1>{_tiles(run)}</header>\n"
+        f'<nav aria-label="Sections"><ul>{links}</ul></nav>\n<main>\n{bodies}</main>\n'
+        f"<footer>emo_jax {__version__} · made {today} · step {run.last_step:,}</footer>\n"
+        "</body>\n</html>\n"
+    )
+
+
+def _tiles(run: Run) -> str:
+    train, data = run.config["train"], run.config["data"]
+    tokens = run.last_step * train["batch_size"] * data["seq_len"]
+    values = {
+        "steps": f"{run.last_step:,} of {train['steps']:,}",
+        "tokens": _large(tokens),
+        "training loss": _nats(run.last("ce_loss")),
+        "held-out loss": _nats(run.last("heldout_loss")),
+    }
+    for size in run.ways("pool"):
+        values[f"held-out loss, pool of {size}"] = _nats(run.last(f"heldout_loss (pool={size})"))
+    speeds = run.points("tokens_per_second")[1]
+    if speeds:
+        values["tokens/s, median"] = f"{statistics.median(speeds):,.0f}"
+    shares = run.points("mfu")[1]
+    if shares:
+        values["MFU, median"] = f"{100 * statistics.median(shares):.1f} %"
+    if len(run.starts) > 1:
+        values["starts"] = f"{len(run.starts)}"
+    cells = "".join(f"<div><dt>{name}</dt><dd>{value}</dd></div>" for name, value in values.items())
+    return f'<dl class="tiles">{cells}</dl>'
+
+
+def _losses(run: Run) -> Section:
+    series = {text: run.points(name) for name, text in LOSS_FIELDS.items()}
+    for size in run.ways("pool"):
+        series[f"held out, pool of {size}"] = run.points(f"heldout_loss (pool={size})")
+    series = {name: points for name, points in series.items() if points[0]}
+    return Section("losses", "Losses", _line_chart(series, "loss, nats a token"))
+
+
+def _domains(run: Run) -> Section | None:
+    losses = run.domains()
+    if not losses:
+        return None
+    shown, note = _most(losses)
+    table = _table(
+        ["domain", "first", "last", "change"],
+        [
+            [name, _nats(ys[0]), _nats(ys[-1]), _signed(ys[-1] - ys[0])]
+            for name, (_, ys) in sorted(losses.items(), key=lambda item: item[1][1][-1])
+        ],
+    )
+    steps = f"At step {_steps(losses)}, nats a token. {note}"
+    chart = _line_chart(shown, "held-out loss, nats a token")
+    return Section("domains", "Domains", f"{chart}{_paragraph(steps)}{table}")
+
+
+def _keep(run: Run) -> Section | None:
+    keeps = run.ways("keep")
+    if run.config.get("moe") is None:
+        return None
+    if not keeps:
+        body = _paragraph(
+            "Not measured while this run trained: set train.eval_keep, as in"
+            " --config.train.eval_keep=32,16,8."
+        )
+        return Section("keep", "Fewer experts", body)
+    rises = {f"keep {n}": run.points(f"heldout_rise (keep={n})") for n in keeps}
+    domains = {n: run.domains("heldout_rise", f"(keep={n})") for n in keeps}
+    names = list(domains[keeps[0]])
+    rows = [[name, *(_signed(domains[n][name][1][-1]) for n in keeps)] for name in names]
+    rows.append(["mean", *(_signed(run.last(f"heldout_rise (keep={n})")) for n in keeps)])
+    text = (
+        "Rise of the held-out loss over that of all experts, nats a token, when each domain keeps"
+        " only so many experts of each layer, shared ones counted; chosen on the select split."
+    )
+    table = _table(["domain", *(f"keep {n}" for n in keeps)], rows)
+    chart = _line_chart(rises, "rise, nats a token")
+    return Section("keep", "Fewer experts", f"{_paragraph(text)}{chart}{table}")
+
+
+def _routing(run: Run) -> Section | None:
+    parts = []
+    for name, (title, unit) in ROUTING.items():
+        series = run.layers(name)
+        if not series:
+            continue
+        shown, note = _most(series)
+        text = _paragraph(f"{unit}. {note}".capitalize())
+        parts.append(f"<h3>{title}</h3>{_line_chart(shown, title)}{text}")
+    dropped = run.points("dropped_picks")
+    if dropped[0]:
+        chart = _line_chart({"dropped picks": dropped}, "dropped picks")
+        parts.append(f"<h3>dropped picks</h3>{chart}<p>For want of room, in a step.</p>")
+    if not parts:
+        return None
+    return Section("routing", "Routing", f'<div class="pairs">{_each(parts)}</div>')
+
+
+def _optimizer(run: Run) -> Section:
+    names = {
+        "grad_norm": "gradient norm",
+        "learning_rate": "learning rate",
+        "skipped_steps": "skipped steps",
+    }
+    parts = [
+        f"<h3>{title}</h3>{_line_chart({title: run.points(name)}, title)}"
+        for name, title in names.items()
+        if run.points(name)[0]
+    ]
+    return Section("optimizer", "Optimizer", f'<div class="pairs">{_each(parts)}</div>')
+
+
+def _speed(run: Run) -> Section | None:
+    speed, share = run.points("tokens_per_second"), run.points("mfu")
+    if not speed[0]:
+        return None
+    parts = [f"<h3>tokens a second</h3>{_line_chart({'speed': speed}, 'tokens/s')}"]
+    if share[0]:
+        percent = (share[0], [100 * value for value in share[1]])
+        parts.append(f"<h3>model FLOPs utilisation</h3>{_line_chart({'MFU': percent}, '%')}")
+    return Section("speed", "Speed", f'<div class="pairs">{_each(parts)}</div>')
+
+
+def _config(run: Run) -> Section:
+    rows = [[name, _value(value)] for name, value in _leaves(run.config)]
+    return Section("config", "Config", _details("All fields", _table(["field", "value"], rows)))
+
+
+def _environment(run: Run) -> Section:
+    rows = []
+    for start in run.starts:
+        machine, git = start["environment"], start.get("git") or {}
+        devices = f"{machine['devices']} × {machine['device_kind']}"
+        changed = " with changes" if git.get("dirty") else ""
+        commit = git["commit"][:12] + changed if git.get("commit") else "–"
+        who = [start["step"], start["time"], devices, machine["processes"], machine["emo_jax"]]
+        libraries = ", ".join(f"{name} {of}" for name, of in machine["libraries"].items())
+        rows.append([*map(str, who), commit, machine["python"], libraries])
+    titles = ["from step", "time", "devices", "processes", "emo_jax", "commit", "Python"]
+    table = _table([*titles, "libraries"], rows)
+    data = run.starts[-1].get("data", {}) if run.starts else {}
+    text = f"Data: {data['store']}, fingerprint {data['fingerprint'][:12]}." if data else ""
+    return Section("environment", "Environment", f"{_paragraph(text)}{table}")
+
+
+# --- pieces --------------------------------------------------------------------------------------
+
+
+def _line_chart(series: Mapping[str, Points], y: str) -> str:
+    figure, (ax,) = charts.new()
+    charts.lines(ax, {charts.short(name, 36): of for name, of in series.items()}, x="step", y=y)
+    ends = "; ".join(
+        f"{name} {_plain(ys[0])} to {_plain(ys[-1])}" for name, (_, ys) in _few(series)
+    )
+    steps = [step for xs, _ in series.values() for step in xs]
+    says = f"{y}, steps {min(steps)} to {max(steps)}: {ends}"
+    return f"<figure>{charts.inline_svg(figure, says)}</figure>"
+
+
+def _few(series: Mapping[str, Points]) -> list[tuple[str, Points]]:
+    return list(series.items())[:MOST_LINES]
+
+
+def _most(series: Mapping[str, Points]) -> tuple[dict[str, Points], str]:
+    """Those with the highest and the lowest last values, where there are too many for a chart."""
+    if len(series) <= MOST_LINES:
+        return dict(series), ""
+    order = sorted(series, key=lambda name: series[name][1][-1])
+    half = MOST_LINES // 2
+    shown = {name: series[name] for name in [*order[:half], *order[-half:]]}
+    return shown, f"The chart shows the lowest and the highest {half} of {len(series)}."
+
+
+def _table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    head = "".join(f'<th scope="col">{html.escape(title)}</th>' for title in titles)
+    body = "".join(
+        "<tr>"
+        + f'<th scope="row">{html.escape(row[0])}</th>'
+        + "".join(f"<td>{html.escape(cell)}</td>" for cell in row[1:])
+        + "</tr>"
+        for row in rows
+    )
+    # A table wider than a small window is moved by itself, by the keyboard too.
+    return (
+        f'<div class="wide" tabindex="0" role="group" aria-label="{html.escape(titles[0])}: table">'
+        f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
+    )
+
+
+def _details(title: str, body: str) -> str:
+    return f"<details><summary>{html.escape(title)}</summary>{body}</details>"
+
+
+def _paragraph(text: str) -> str:
+    return f"<p>{html.escape(text.strip())}</p>" if text.strip() else ""
+
+
+def _each(parts: Sequence[str]) -> str:
+    return "".join(f"<div>{part}</div>" for part in parts)
+
+
+def _leaves(tree: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from _leaves(value, f"{above}{name}.")
+        else:
+            yield f"{above}{name}", value
+
+
+def _value(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _steps(series: Mapping[str, Points]) -> str:
+    return f"{max(xs[-1] for xs, _ in series.values()):,}"
+
+
+def _nats(value: float | None) -> str:
+    return "–" if value is None else f"{value:.4f}"
+
+
+def _signed(value: float | None) -> str:
+    return "–" if value is None else f"{value:+.4f}".replace("-", "−")
+
+
+def _plain(value: float) -> str:
+    return f"{value:.4g}"
+
+
+def _large(count: int) -> str:
+    for size, unit in ((10**12, "T"), (10**9, "B"), (10**6, "M")):
+        if count >= size:
+            return f"{count / size:.1f} {unit}"
+    return f"{count:,}"

@@ -1,0 +1,82 @@
+"""What a run has logged, as series over its steps."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from emo_jax.errors import UsageError
+from emo_jax.train.metrics import METRICS_FILE, read_metrics
+from emo_jax.train.run_info import read_run_info
+from emo_jax.workdir import CONFIG_FILE, one_line
+
+Points = tuple[list[int], list[float]]  # steps, values
+
+
+class Run(NamedTuple):
+    """A workdir, read."""
+
+    path: Path
+    config: dict[str, Any]
+    records: list[dict[str, Any]]  # of logged steps and of evaluations, by step
+    starts: list[dict[str, Any]]  # of run_info.jsonl
+
+    @property
+    def last_step(self) -> int:
+        """Steps done when the last record was written."""
+        return self.records[-1]["step"]
+
+    def points(self, name: str) -> Points:
+        """Where `name` was logged, and was a number."""
+        found = [(r["step"], r[name]) for r in self.records if r.get(name) is not None]
+        return [step for step, _ in found], [value for _, value in found]
+
+    def last(self, name: str) -> float | None:
+        """Its last value; None where it never was logged."""
+        values = self.points(name)[1]
+        return values[-1] if values else None
+
+    def layers(self, name: str) -> dict[str, Points]:
+        """A series for each layer of what is logged by layer."""
+        found = [(r["step"], r[key]) for r in self.records if (key := f"{name}_by_layer") in r]
+        steps, values = [step for step, _ in found], [value for _, value in found]
+        count = len(values[0]) if values else 0
+        return {f"layer {n}": (steps, [value[n] for value in values]) for n in range(count)}
+
+    def domains(self, name: str = "heldout_loss", way: str = "") -> dict[str, Points]:
+        """A series for each domain of `NAME/DOMAIN WAY`; a way is `(pool=16)` or `(keep=8)`."""
+        start, end = f"{name}/", f" {way}" if way else ""
+        found = {}
+        for key in dict.fromkeys(key for record in self.records for key in record):
+            if not key.startswith(start) or not key.endswith(end):
+                continue
+            domain = key[len(start) : len(key) - len(end)]
+            if way or not re.search(r" \((pool|keep)=\d+\)$", domain):
+                found[domain] = self.points(key)
+        return found
+
+    def ways(self, kind: str) -> list[int]:
+        """Sizes of the `(pool=N)` or `(keep=N)` losses, largest first."""
+        pattern = re.compile(rf"heldout_loss \({kind}=(\d+)\)")
+        keys = {key for record in self.records for key in record}
+        return sorted((int(m[1]) for key in keys if (m := pattern.fullmatch(key))), reverse=True)
+
+
+def read_run(workdir: str | Path) -> Run:
+    """A run's records, config and starts.
+
+    Raises:
+      UsageError: it is no workdir, or nothing was logged yet.
+    """
+    path = Path(workdir)
+    if not (path / METRICS_FILE).is_file():
+        raise UsageError(f"{path}: no {METRICS_FILE} here; give the workdir of a run")
+    records = sorted(read_metrics(path), key=lambda record: record["step"])
+    if not records:
+        raise UsageError(f"{path / METRICS_FILE}: nothing was logged yet")
+    try:
+        config = json.loads((path / CONFIG_FILE).read_text(encoding="utf-8"))
+        starts = read_run_info(path)
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{path}: cannot be read as a workdir ({one_line(error)})") from error
+    return Run(path, config, records, starts)

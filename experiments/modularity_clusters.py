@@ -1,0 +1,62 @@
+"""Do the experts' groups follow domains? Clusters of tokens and documents of every seed.
+
+    python experiments/modularity_clusters.py --output runs/modularity --results docs/results
+
+Looks at the EMO and standard runs of modularity.py in OUTPUT: router probabilities of the same
+documents of the test split, grouped by all layers and by each. Activations go to
+OUTPUT/activations; what is there is used again. Writes RESULTS/clusters.json.
+"""
+
+import itertools
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import click
+
+from emo_jax.analysing import SampleSettings, cluster_table, write_activations
+from emo_jax.data.store import TokenStore
+from emo_jax.modularity.activations import Activations
+from emo_jax.workdir import write_atomic
+
+ARMS, SEEDS = ("emo", "standard"), (0, 1, 2)
+TOKENS = 200_000
+LENGTHS = (512, 32)  # first tokens of a document that are looked at; 32 tell less of its domain
+MANY = 32  # clusters, as in the paper; the other count is that of the domains
+
+
+def look(arm: str, seed: int, length: int, output: Path) -> list[dict[str, Any]]:
+    """Scores of one run's clusters."""
+    store = output / "store"
+    folder = output / "activations" / f"{arm}-{seed}-{length}"
+    if not folder.exists():
+        settings = SampleSettings(tokens=TOKENS, max_length=length)
+        write_activations(str(output / f"{arm}-{seed}"), str(store), folder, settings, quiet=False)
+    found = Activations.open(folder)
+    sizes = {"tokens": found.num_tokens, "documents": len(found.doc_ends_D)}
+    rows = []
+    for count in (len(TokenStore.open(store).domains), MANY):
+        with tempfile.TemporaryDirectory() as scratch:
+            file = Path(scratch) / "clusters.json"
+            per_layer = count == MANY and length == max(LENGTHS)
+            cluster_table([str(folder)], count, per_layer=per_layer, seed=0, json_file=str(file))
+            made = json.loads(file.read_text(encoding="utf-8"))
+        more = {"arm": arm, "seed": seed, "length": length}
+        rows += [row | more | {"rows": sizes[row["of"]]} for row in made]
+    return rows
+
+
+@click.command()
+@click.option("--output", required=True, type=click.Path(path_type=Path), help="Of modularity.py.")
+@click.option("--results", required=True, type=click.Path(path_type=Path), help="For the figures.")
+def main(output: Path, results: Path) -> None:
+    """Writes clusters.json."""
+    every = itertools.product(SEEDS, ARMS, LENGTHS)
+    rows = [row for seed, arm, length in every for row in look(arm, seed, length, output)]
+    write_atomic(results / "clusters.json", json.dumps(rows, indent=1) + "\n")
+    click.echo(f"{results / 'clusters.json'}: {len(rows)} rows")
+
+
+if __name__ == "__main__":
+    main()

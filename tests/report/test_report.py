@@ -1,0 +1,183 @@
+"""The report says what the run has logged, and takes nothing of a run for markup."""
+
+import html
+import json
+import re
+import shutil
+import statistics
+
+import browsing
+import matplotlib.image
+import pytest
+import runs
+from browsing import faults, overflow, tab
+
+from emo_jax import charts
+from emo_jax.report.page import MARK, page
+from emo_jax.report.run import read_run
+from emo_jax.train.metrics import METRICS_FILE
+
+WIDTHS = [(1280, "light"), (1280, "dark"), (390, "light")]
+
+
+@pytest.fixture(scope="module")
+def keeping(store, tmp_path_factory, env):
+    """The workdir of a run that measured what fewer experts lose."""
+    workdir = tmp_path_factory.mktemp("keeping") / "run"
+    fields = {"train__steps": 6, "train__eval_every": 3, "train__eval_keep": "(4,)"}
+    done = runs.emo(runs.train_argv(store, workdir, **fields), env)
+    assert done.returncode == 0, done.stderr
+    return workdir
+
+
+def _rows(text, section):
+    """Cells of the first table of a section."""
+    body = re.search(rf'<section id="{section}".*?</section>', text, re.S)[0]
+    rows = re.findall(r"<tr>(.*?)</tr>", body.split("<table>")[1], re.S)
+    cells = [re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", row) for row in rows]
+    return [[html.unescape(cell) for cell in row] for row in cells]
+
+
+def _number(cell):
+    return float(cell.replace("−", "-"))
+
+
+def test_the_numbers_are_those_of_the_log(keeping, capsys):
+    assert runs.emo_here("report", keeping) == 0
+    assert "report.html: step 6" in capsys.readouterr().out
+    text = (keeping / "report.html").read_text(encoding="utf-8")
+    records = [json.loads(line) for line in (keeping / METRICS_FILE).read_text().splitlines()]
+    last = {name: value for record in records for name, value in record.items()}
+    tiles = dict(re.findall(r"<dt>(.*?)</dt><dd>(.*?)</dd>", text))
+    assert tiles["steps"] == "6 of 6" and tiles["tokens"] == f"{6 * 4 * 64:,}"
+    assert tiles["training loss"] == f"{last['ce_loss']:.4f}"
+    assert tiles["held-out loss, pool of 4"] == f"{last['heldout_loss (pool=4)']:.4f}"
+    speeds = [r["tokens_per_second"] for r in records if r.get("tokens_per_second")]
+    assert tiles["tokens/s, median"] == f"{statistics.median(speeds):,.0f}"
+    evals = [record for record in records if "heldout_loss" in record]
+    titles, *rows = _rows(text, "domains")
+    assert titles == ["domain", "first", "last", "change"] and len(rows) == 2
+    for name, first, now, change in rows:
+        values = [record[f"heldout_loss/{name}"] for record in evals]
+        assert (first, now) == (f"{values[0]:.4f}", f"{values[-1]:.4f}")
+        assert _number(change) == pytest.approx(values[-1] - values[0], abs=1e-4)
+    titles, *rows = _rows(text, "keep")
+    assert titles == ["domain", "keep 4"] and [row[0] for row in rows] == ["cooking", "law", "mean"]
+    for name, rise in rows[:-1]:
+        assert _number(rise) == pytest.approx(last[f"heldout_rise/{name} (keep=4)"], abs=1e-4)
+    config = dict(_rows(text, "config")[1:])
+    assert config["moe.pool.kind"] == "uniform" and config["train.eval_keep"] == "[4]"
+    assert _rows(text, "environment")[1][0] == "0"
+    for layer in range(2):
+        last_value = last["load_imbalance_by_layer"][layer]
+        assert re.search(rf"layer {layer} [\d.]+ to {re.escape(f'{last_value:.4g}')}", text)
+
+
+def test_a_report_is_made_anew_and_nothing_else_is_replaced(keeping, tmp_path, capsys):
+    mine = tmp_path / "mine.html"
+    mine.write_text("mine")
+    for file, said in (
+        (mine, "is there already and is no report"),
+        (tmp_path, "is there already and is no report"),
+        (tmp_path / "no" / "report.html", "no such folder"),
+    ):
+        assert runs.emo_here("report", keeping, "--output", file) == 2
+        assert said in capsys.readouterr().err
+    assert mine.read_text() == "mine"
+    file = tmp_path / "report.html"
+    file.write_text(f"<!doctype html>\n{MARK}\nold")
+    assert runs.emo_here("report", keeping, "--output", file) == 0
+    assert "old" not in file.read_text()[:200] and len(file.read_text()) > 10_000
+    # The same log gives the same page.
+    before = file.read_bytes()
+    assert runs.emo_here("report", keeping, "--output", file) == 0
+    assert file.read_bytes() == before
+
+
+def test_a_run_goes_on_in_a_workdir_with_a_report(keeping, store, tmp_path):
+    workdir = tmp_path / "run"
+    shutil.copytree(keeping, workdir)
+    (workdir / "report.html").write_text(MARK)
+    fields = {"train__steps": 6, "train__eval_every": 3, "train__eval_keep": "(4,)"}
+    argv = runs.train_argv(store, workdir, **fields, train__batch_size=4)
+    assert runs.emo(argv, runs.environment()).returncode == 0
+
+
+def test_refusals(tmp_path, capsys, keeping):
+    assert runs.emo_here("report", tmp_path) == 2
+    assert (
+        f"{tmp_path}: no metrics.jsonl here; give the workdir of a run" in capsys.readouterr().err
+    )
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    (empty / METRICS_FILE).write_text("")
+    assert runs.emo_here("report", empty) == 2
+    assert "nothing was logged yet" in capsys.readouterr().err
+    (empty / METRICS_FILE).write_text((keeping / METRICS_FILE).read_text())
+    assert runs.emo_here("report", empty) == 2
+    assert "cannot be read as a workdir" in capsys.readouterr().err
+    assert not (empty / "report.html").exists()
+
+
+@pytest.fixture(scope="module")
+def odd(keeping, tmp_path_factory):
+    """A log of forty domains with hostile names."""
+    workdir = tmp_path_factory.mktemp("odd") / "run"
+    shutil.copytree(keeping, workdir)
+    (workdir / "report.html").unlink(missing_ok=True)
+    names = ["<script>alert(1)</script>", "$x^2_", "\u202edomain", "a\x00b", '"&<', "市場"]
+    names += [f"domain {n}" for n in range(34)]
+    lines = []
+    for line in (workdir / METRICS_FILE).read_text().splitlines():
+        record = json.loads(line)
+        if "heldout_loss" in record:
+            record |= {f"heldout_loss/{name}": 1 + n / 10 for n, name in enumerate(names)}
+        lines.append(json.dumps(record))
+    (workdir / METRICS_FILE).write_text("\n".join(lines) + "\n{cut")
+    return workdir
+
+
+def test_names_are_text_and_many_fit(odd):
+    text = page(read_run(odd))
+    assert "<script" not in text and not re.search(r"url\((?!#)|https?:", _without_names(text))
+    rows = _rows(text, "domains")
+    assert len(rows) == 1 + 40 + 2 and "<script>alert(1)</script>" in [row[0] for row in rows]
+    assert "The chart shows the lowest and the highest 8 of 42." in text
+
+
+def _without_names(text):
+    """The names of XML's own namespaces are addresses, and are not fetched."""
+    return re.sub(r'xmlns(:xlink)?="[^"]*"', "", text)
+
+
+def test_pictures_are_the_same_every_time(tmp_path):
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        figure, (ax,) = charts.new()
+        charts.lines(ax, {"$a": ([1, 2], [3.0, 4.0]), "b": ([1, 2], [1.0, 0.5])}, x="x", y="y")
+        charts.write_figures({"chart": figure}, tmp_path / folder)
+    for name in ("chart.svg", "chart.png"):
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+    assert matplotlib.image.imread(tmp_path / "a" / "chart.png").shape[:2] == (560, 1280)
+
+
+@pytest.mark.system
+@pytest.mark.parametrize("which", ["keeping", "odd"])
+def test_in_a_browser(which, request, tmp_path):
+    """No script, no fault for those who cannot see it, no wider than the window."""
+    workdir = request.getfixturevalue(which)
+    file = tmp_path / "report.html"
+    assert runs.emo_here("report", workdir, "--output", file) == 0
+    backgrounds = set()
+    with browsing.browser() as started:
+        for width, theme in WIDTHS:
+            settings = {"color_scheme": theme, "bypass_csp": True, "ready": "main"}
+            with tab(started, file, width=width, **settings) as shown:
+                assert overflow(shown) <= 0
+                assert shown.locator("figure svg").count() >= 10
+                backgrounds.add(shown.evaluate("getComputedStyle(document.body).backgroundColor"))
+                shown.click("summary")
+                assert shown.is_visible("#config table")
+                shown.screenshot(path=tmp_path / f"{width}-{theme}.png", full_page=True)
+                assert not faults(shown)
+    assert len(backgrounds) == 2
