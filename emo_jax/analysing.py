@@ -20,7 +20,7 @@ from emo_jax.data.store import TokenStore
 from emo_jax.data.windows import Windows
 from emo_jax.errors import UsageError
 from emo_jax.evals.by_domain import Pass, check_source, eval_mesh
-from emo_jax.loading import load_model
+from emo_jax.loading import ModelOnDisk, load_model
 from emo_jax.model.transformer import ModelFunctions, Params
 from emo_jax.modularity.activations import (
     Activations,
@@ -61,9 +61,7 @@ class Opened:
 
     def __init__(self, path: str, store: TokenStore):
         loaded = load_model(path)
-        check_source(store.path, store, loaded.config, loaded.tokenizer)
-        if loaded.config.moe is None:
-            raise UsageError(f"{path}: {loaded.config.name} is dense, it has no experts to look at")
+        check_model(loaded, store)
         self.loaded, self.store = loaded, store
         config = undropped(within_documents(loaded.config))
         self.model = ModelFunctions(config, eval_mesh(config))
@@ -85,6 +83,13 @@ class Opened:
         assert self.model.mesh is not None
         windows = Windows(self.store, self.config.data.seq_len, split=split)
         return list(Pass(windows, most, self.model.mesh).batches(lambda _: None, split))
+
+
+def check_model(model: ModelOnDisk, store: TokenStore) -> None:
+    """Raises UsageError for a model without experts, or of another tokenizer than the store's."""
+    check_source(store.path, store, model.config, model.tokenizer)
+    if model.config.moe is None:
+        raise UsageError(f"{model.path}: {model.name} is dense, it has no experts to look at")
 
 
 def write_activations(

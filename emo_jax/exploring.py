@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from emo_jax import __version__, charts
-from emo_jax.analysing import Opened, SampleSettings, record_on, sample_of
+from emo_jax.analysing import Opened, SampleSettings, check_model, record_on, sample_of
 from emo_jax.data.progress import Progress
 from emo_jax.data.store import TokenStore
 from emo_jax.errors import UsageError
@@ -18,6 +18,7 @@ from emo_jax.explorer import measure
 from emo_jax.explorer.figures import figures
 from emo_jax.explorer.page import MAX_PAGE_BYTES, write_page
 from emo_jax.explorer.view import View, look, to_json
+from emo_jax.loading import open_model
 from emo_jax.modularity.texts import token_texts
 from emo_jax.workdir import refuse_existing
 
@@ -66,6 +67,8 @@ def explore(
     if not 1 <= len(models) <= 2:
         raise UsageError(f"{len(models)} models: give one, or two to see them side by side")
     store = TokenStore.open(data)
+    for path in models:  # before minutes are spent on the first
+        check_model(open_model(path), store)
     documents = sample_of(store, sample)
     views: list[View] = []
     parts: list[dict[str, Any]] = []

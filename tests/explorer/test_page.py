@@ -2,10 +2,12 @@
 
 import json
 import re
+import shutil
 from xml.etree import ElementTree
 
 import numpy as np
 import pytest
+import runs
 from pages import read_page
 from runs import emo_here
 
@@ -163,3 +165,19 @@ def test_refusals(finished_run, store, tmp_path, capsys):
         assert emo_here("explore", *argv, "--data", store) == 2
         assert said in capsys.readouterr().err
         assert not out.exists() and there.read_text() == "mine"
+
+
+def test_another_tokenizer_is_refused(finished_run, store, tmp_path, capsys):
+    """Of the second model, too: nothing is written."""
+    other = tmp_path / "other"
+    shutil.copytree(finished_run, other)
+    shutil.rmtree(other / "tokenizer")
+    corpus = runs.write_corpus(tmp_path / "corpus.jsonl")
+    argv = ("tokenizer", "train", corpus, "--vocab-size", 259, "--output", other / "tokenizer")
+    assert emo_here(*argv) == 0
+    out = tmp_path / "page.html"
+    argv = ("explore", finished_run, other, "--data", store, "--output", out, *SAMPLE)
+    assert emo_here(*argv, "--eval-windows", "0", "--figures", tmp_path / "figures") == 2
+    said = capsys.readouterr().err
+    assert "tokenizer" in said and str(store) in said and said.count("emo: ") == 1
+    assert not out.exists() and not (tmp_path / "figures").exists()
