@@ -46,15 +46,17 @@ _STYLE: dict[Any, Any] = {
     "axes.facecolor": "none",
 }
 
+# Around all that draws: texts and legends take the style when they are made, not when shown.
+styled = matplotlib.rc_context(_STYLE)
+
 Series = Mapping[str, tuple[Sequence[float], Sequence[float]]]  # name: (x, y)
 
 
+@styled
 def new(width: float = 6.4, height: float = 2.8, columns: int = 1) -> tuple[Figure, list[Axes]]:
     """An empty figure (inches) and its axes; no window, no global state."""
-    with matplotlib.rc_context(_STYLE):
-        figure = Figure(figsize=(width, height), layout="constrained")
-        axes = figure.subplots(1, columns, squeeze=False)[0]
-    return figure, list(axes)
+    figure = Figure(figsize=(width, height), layout="constrained")
+    return figure, list(figure.subplots(1, columns, squeeze=False)[0])
 
 
 def line_style(n: int) -> dict[str, Any]:
@@ -65,6 +67,7 @@ def line_style(n: int) -> dict[str, Any]:
     }
 
 
+@styled
 def lines(ax: Axes, series: Series, *, x: str, y: str) -> None:
     """A line for each series; one of few points has marks at them."""
     for n, (name, (xs, ys)) in enumerate(series.items()):
@@ -79,6 +82,7 @@ def lines(ax: Axes, series: Series, *, x: str, y: str) -> None:
         ax.legend(loc="best") if few else ax.legend(loc="center left", bbox_to_anchor=(1, 0.5))
 
 
+@styled
 def heat_map(
     ax: Axes,
     values: np.ndarray,
@@ -89,8 +93,11 @@ def heat_map(
     columns: Sequence[str] | None = None,
     colours: str = "YlGnBu",
 ) -> None:
-    """Rows by columns; the palette grows evenly darker, so that it prints in grey."""
-    image = ax.imshow(values, aspect="auto", cmap=colours, interpolation="nearest", vmin=0)
+    """Rows by columns; NaN is blank. The palette grows evenly darker: it prints in grey."""
+    top = np.max(values, initial=0.0, where=~np.isnan(values)) or 1.0  # all blank: any scale
+    image = ax.imshow(
+        values, aspect="auto", cmap=colours, interpolation="nearest", vmin=0, vmax=top
+    )
     ax.grid(False)
     ax.set_yticks(range(len(rows)), rows)
     if columns is None:
@@ -114,11 +121,17 @@ def inline_svg(figure: Figure, says: str) -> str:
     # Letters stay letters: searched, copied, drawn with the page's font.
     svg = _drawn(figure, "svg", {"svg.fonttype": "none"}, transparent=True).decode("utf-8")
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg[svg.index("<svg") :], flags=re.S)
-    for colour, variable in _VARIABLES.items():
-        svg = svg.replace(colour, f"var({variable})")
+    svg = re.sub(r"<[^>]*>", _with_variables, svg)  # in tags only: a name may look like a colour
     # Groups are named alike in every chart of the page; nothing refers to them.
     svg = re.sub(r'<g id="[\w.]+">', "<g>", svg)
     return svg.replace("<svg ", f'<svg role="img" aria-label="{html.escape(says)}" ', 1)
+
+
+def _with_variables(tag: re.Match[str]) -> str:
+    text = tag[0]
+    for colour, variable in _VARIABLES.items():
+        text = text.replace(colour, f"var({variable})")
+    return text
 
 
 def write_figures(figures: Mapping[str, Figure], folder: Path) -> None:

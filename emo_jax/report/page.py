@@ -92,11 +92,10 @@ def page(run: Run) -> str:
 
 
 def _tiles(run: Run) -> str:
-    train, data = run.config["train"], run.config["data"]
-    tokens = run.last_step * train["batch_size"] * data["seq_len"]
+    since = f" since step {run.first_step:,}" if run.first_step else ""
     values = {
-        "steps": f"{run.last_step:,} of {train['steps']:,}",
-        "tokens": _large(tokens),
+        "steps": f"{run.last_step:,} of {run.config['train']['steps']:,}",
+        f"tokens{since}": _large(run.tokens),
         "training loss": _nats(run.last("ce_loss")),
         "held-out loss": _nats(run.last("heldout_loss")),
     }
@@ -127,40 +126,47 @@ def _domains(run: Run) -> Section | None:
     if not losses:
         return None
     shown, note = _most(losses)
-    table = _table(
-        ["domain", "first", "last", "change"],
-        [
-            [name, _nats(ys[0]), _nats(ys[-1]), _signed(ys[-1] - ys[0])]
-            for name, (_, ys) in sorted(losses.items(), key=lambda item: item[1][1][-1])
-        ],
-    )
-    steps = f"At step {_steps(losses)}, nats a token. {note}"
+    last_step = max(steps[-1] for steps, _ in losses.values())
+    rows = []
+    for name, (steps, values) in sorted(losses.items(), key=lambda item: item[1][1][-1]):
+        # Other windows may have other domains: no value of an earlier step is shown for a last one.
+        last = values[-1] if steps[-1] == last_step else None
+        change = None if last is None else last - values[0]
+        rows.append([name, _nats(values[0]), _nats(last), _signed(change)])
+    table = _table(["domain", "first", "last", "change"], rows)
+    text = f"At step {last_step:,}, nats a token. {note}"
     chart = _line_chart(shown, "held-out loss, nats a token")
-    return Section("domains", "Domains", f"{chart}{_paragraph(steps)}{table}")
+    return Section("domains", "Domains", f"{chart}{_paragraph(text)}{table}")
 
 
 def _keep(run: Run) -> Section | None:
-    keeps = run.ways("keep")
     if run.config.get("moe") is None:
         return None
-    if not keeps:
+    means = {n: run.points(f"heldout_rise (keep={n})") for n in run.ways("keep")}
+    means = {n: points for n, points in means.items() if points[0]}
+    if not means:
         body = _paragraph(
             "Not measured while this run trained: set train.eval_keep, as in"
             " --config.train.eval_keep=32,16,8."
         )
         return Section("keep", "Fewer experts", body)
-    rises = {f"keep {n}": run.points(f"heldout_rise (keep={n})") for n in keeps}
-    domains = {n: run.domains("heldout_rise", f"(keep={n})") for n in keeps}
-    names = list(domains[keeps[0]])
-    rows = [[name, *(_signed(domains[n][name][1][-1]) for n in keeps)] for name in names]
-    rows.append(["mean", *(_signed(run.last(f"heldout_rise (keep={n})")) for n in keeps)])
+    titles, columns = ["domain"], []
+    for n, (steps, _) in means.items():
+        # A run goes on with other keeps or windows: a column is of one step, and says so.
+        last = steps[-1]
+        titles.append(f"keep {n}" if last == run.last_evaluation else f"keep {n}, step {last:,}")
+        domains = run.domains("heldout_rise", f"(keep={n})")
+        columns.append({name: ys[-1] for name, (xs, ys) in domains.items() if xs[-1] == last})
+    names = dict.fromkeys(name for column in columns for name in column)
+    rows = [[name, *(_signed(column.get(name)) for column in columns)] for name in names]
+    rows.append(["mean", *(_signed(values[-1]) for _, values in means.values())])
     text = (
         "Rise of the held-out loss over that of all experts, nats a token, when each domain keeps"
         " only so many experts of each layer, shared ones counted; chosen on the select split."
     )
-    table = _table(["domain", *(f"keep {n}" for n in keeps)], rows)
-    chart = _line_chart(rises, "rise, nats a token")
-    return Section("keep", "Fewer experts", f"{_paragraph(text)}{chart}{table}")
+    chart = _line_chart({f"keep {n}": of for n, of in means.items()}, "rise, nats a token")
+    body = f"{_paragraph(text)}{chart}{_table(titles, rows)}"
+    return Section("keep", "Fewer experts", body)
 
 
 def _routing(run: Run) -> Section | None:
@@ -170,7 +176,7 @@ def _routing(run: Run) -> Section | None:
         if not series:
             continue
         shown, note = _most(series)
-        text = _paragraph(f"{unit}. {note}".capitalize())
+        text = _paragraph(f"{unit[0].upper()}{unit[1:]}. {note}")
         parts.append(f"<h3>{title}</h3>{_line_chart(shown, title)}{text}")
     dropped = run.points("dropped_picks")
     if dropped[0]:
@@ -181,7 +187,7 @@ def _routing(run: Run) -> Section | None:
     return Section("routing", "Routing", f'<div class="pairs">{_each(parts)}</div>')
 
 
-def _optimizer(run: Run) -> Section:
+def _optimizer(run: Run) -> Section | None:
     names = {
         "grad_norm": "gradient norm",
         "learning_rate": "learning rate",
@@ -192,6 +198,8 @@ def _optimizer(run: Run) -> Section:
         for name, title in names.items()
         if run.points(name)[0]
     ]
+    if not parts:
+        return None
     return Section("optimizer", "Optimizer", f'<div class="pairs">{_each(parts)}</div>')
 
 
@@ -232,6 +240,8 @@ def _environment(run: Run) -> Section:
 
 
 def _line_chart(series: Mapping[str, Points], y: str) -> str:
+    if not series:
+        return _paragraph("Not logged.")
     figure, (ax,) = charts.new()
     charts.lines(ax, {charts.short(name, 36): of for name, of in series.items()}, x="step", y=y)
     ends = "; ".join(
@@ -294,10 +304,6 @@ def _leaves(tree: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any
 
 def _value(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value)
-
-
-def _steps(series: Mapping[str, Points]) -> str:
-    return f"{max(xs[-1] for xs, _ in series.values()):,}"
 
 
 def _nats(value: float | None) -> str:

@@ -26,6 +26,29 @@ class Run(NamedTuple):
         """Steps done when the last record was written."""
         return self.records[-1]["step"]
 
+    @property
+    def last_evaluation(self) -> int | None:
+        """Steps done when the held-out loss was measured last."""
+        steps = self.points("heldout_loss")[0]
+        return steps[-1] if steps else None
+
+    @property
+    def first_step(self) -> int:
+        """Steps that the run took over from another when it began."""
+        return min((start["step"] for start in self.starts), default=0)
+
+    @property
+    def tokens(self) -> int:
+        """Of the steps since `first_step`, each with the batch that it had when done last."""
+        tokens, end = 0, self.last_step
+        # From the last start: what an earlier one had done beyond its step was done again.
+        for start in reversed(self.starts or [{"step": 0, "config": self.config}]):
+            config = start["config"]
+            window = config["data"]["seq_len"]
+            tokens += max(0, end - start["step"]) * config["train"]["batch_size"] * window
+            end = min(end, start["step"])
+        return tokens
+
     def points(self, name: str) -> Points:
         """Where `name` was logged, and was a number."""
         found = [(r["step"], r[name]) for r in self.records if r.get(name) is not None]
@@ -44,7 +67,10 @@ class Run(NamedTuple):
         return {f"layer {n}": (steps, [value[n] for value in values]) for n in range(count)}
 
     def domains(self, name: str = "heldout_loss", way: str = "") -> dict[str, Points]:
-        """A series for each domain of `NAME/DOMAIN WAY`; a way is `(pool=16)` or `(keep=8)`."""
+        """A series for each domain of `NAME/DOMAIN WAY`; a way is `(pool=16)` or `(keep=8)`.
+
+        None is empty.
+        """
         start, end = f"{name}/", f" {way}" if way else ""
         found = {}
         for key in dict.fromkeys(key for record in self.records for key in record):
@@ -53,7 +79,7 @@ class Run(NamedTuple):
             domain = key[len(start) : len(key) - len(end)]
             if way or not re.search(r" \((pool|keep)=\d+\)$", domain):
                 found[domain] = self.points(key)
-        return found
+        return {domain: points for domain, points in found.items() if points[0]}
 
     def ways(self, kind: str) -> list[int]:
         """Sizes of the `(pool=N)` or `(keep=N)` losses, largest first."""
@@ -69,14 +95,25 @@ def read_run(workdir: str | Path) -> Run:
       UsageError: it is no workdir, or nothing was logged yet.
     """
     path = Path(workdir)
+    folder, at, step = str(workdir).rpartition("@")
+    if at and folder and step.isdecimal() and not path.exists():
+        raise UsageError(f"{workdir}: a report is of the whole run; give {folder}, without @{step}")
     if not (path / METRICS_FILE).is_file():
         raise UsageError(f"{path}: no {METRICS_FILE} here; give the workdir of a run")
-    records = sorted(read_metrics(path), key=lambda record: record["step"])
-    if not records:
-        raise UsageError(f"{path / METRICS_FILE}: nothing was logged yet")
     try:
+        # A line may have been cut, by a kill or a full disk, to something that is JSON still.
+        records = [
+            r for r in read_metrics(path) if isinstance(r, dict) and _is_count(r.get("step"))
+        ]
+        records.sort(key=lambda record: record["step"])
+        if not records:
+            raise UsageError(f"{path / METRICS_FILE}: nothing was logged yet")
         config = json.loads((path / CONFIG_FILE).read_text(encoding="utf-8"))
         starts = read_run_info(path)
     except (OSError, ValueError) as error:
         raise UsageError(f"{path}: cannot be read as a workdir ({one_line(error)})") from error
     return Run(path, config, records, starts)
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)

@@ -7,12 +7,10 @@ import shutil
 import statistics
 
 import browsing
-import matplotlib.image
 import pytest
 import runs
 from browsing import faults, overflow, tab
 
-from emo_jax import charts
 from emo_jax.report.page import MARK, page
 from emo_jax.report.run import read_run
 from emo_jax.train.metrics import METRICS_FILE
@@ -73,6 +71,98 @@ def test_the_numbers_are_those_of_the_log(keeping, capsys):
         assert re.search(rf"layer {layer} [\d.]+ to {re.escape(f'{last_value:.4g}')}", text)
 
 
+def _edited(workdir, folder, edit):
+    """A copy of a run whose records went through `edit`, which returns those to keep."""
+    shutil.copytree(workdir, folder)
+    file = folder / METRICS_FILE
+    records = edit([json.loads(line) for line in file.read_text().splitlines()])
+    file.write_text("".join(json.dumps(record) + "\n" for record in records))
+    return folder
+
+
+def test_values_of_other_steps_are_named_or_left_out(keeping, tmp_path):
+    """The run goes on with another keep, and with windows that have no cooking in them."""
+
+    def edit(records):
+        for record in records:
+            if record["step"] != 6:
+                continue
+            record.pop("heldout_loss/cooking", None)
+            for name in [name for name in record if name.endswith("(keep=4)")]:
+                value = record.pop(name)
+                if "/cooking" not in name:
+                    record[name.replace("keep=4", "keep=3")] = value
+        return records
+
+    run = read_run(_edited(keeping, tmp_path / "run", edit))
+    text = page(run)
+    (third,) = (r for r in run.records if r["step"] == 3 and "heldout_rise (keep=4)" in r)
+    (sixth,) = (r for r in run.records if r["step"] == 6 and "heldout_rise (keep=3)" in r)
+    titles, *rows = _rows(text, "keep")
+    assert titles == ["domain", "keep 4, step 3", "keep 3"]
+    assert [row[0] for row in rows] == ["cooking", "law", "mean"] and rows[0][2] == "–"
+    for name, of in (("cooking", "/cooking"), ("law", "/law"), ("mean", "")):
+        cells = next(row for row in rows if row[0] == name)
+        assert _number(cells[1]) == pytest.approx(third[f"heldout_rise{of} (keep=4)"], abs=1e-4)
+        if name != "cooking":
+            now = sixth[f"heldout_rise{of} (keep=3)"]
+            assert _number(cells[2]) == pytest.approx(now, abs=1e-4)
+    losses = {row[0]: row for row in _rows(text, "domains")[1:]}
+    assert losses["cooking"][2:] == ["–", "–"] and "–" not in losses["law"]
+    assert "At step 6, nats a token." in text
+
+
+def test_tokens_are_those_of_the_batches_of_each_start(keeping, tmp_path):
+    shutil.copytree(keeping, tmp_path / "run")
+    file = tmp_path / "run" / "run_info.jsonl"
+    first = json.loads(file.read_text())
+
+    def tokens(*starts):
+        lines = []
+        for step, size in starts:
+            config = first["config"] | {"train": first["config"]["train"] | {"batch_size": size}}
+            lines.append(json.dumps(first | {"step": step, "config": config}) + "\n")
+        file.write_text("".join(lines))
+        text = page(read_run(tmp_path / "run"))
+        return re.findall(r"<dt>(tokens(?: since [^<]*)?)</dt><dd>(.*?)</dd>", text)[0]
+
+    assert tokens((0, 4)) == ("tokens", f"{6 * 4 * 64:,}")
+    assert tokens((0, 8), (2, 16)) == ("tokens", f"{(2 * 8 + 4 * 16) * 64:,}")
+    # The second start came to step 5; the third did steps 3 to 5 again. The last did nothing.
+    assert tokens((0, 8), (2, 16), (3, 4), (6, 32)) == ("tokens", f"{(16 + 16 + 12) * 64:,}")
+    # Begun from another run, whose batches are not known here.
+    assert tokens((2, 8)) == ("tokens since step 2", f"{4 * 8 * 64:,}")
+    assert tokens() == ("tokens", f"{6 * 4 * 64:,}")
+
+
+def test_lines_that_are_no_records_are_left_out(keeping, tmp_path):
+    odd = [5, None, "text", [1], {"ce_loss": 0.0}, {"step": None}, {"step": "7"}, {"step": True}]
+    run = read_run(_edited(keeping, tmp_path / "run", lambda records: odd + records + odd))
+    assert run.records == read_run(keeping).records
+
+
+def test_a_run_that_logged_no_losses_says_so(keeping, tmp_path):
+    run = read_run(_edited(keeping, tmp_path / "run", lambda _: [{"step": 1}]))
+    text = page(run)
+    assert re.search(r'<section id="losses".*?<p>Not logged.</p></section>', text)
+    assert "<figure>" not in text and 'id="optimizer"' not in text
+
+
+def test_many_layers_can_be_read(keeping, tmp_path):
+    def edit(records):
+        for record in records:
+            if "load_imbalance_by_layer" in record:
+                record["load_imbalance_by_layer"] = [1 + n / 48 for n in range(48)]
+        return records
+
+    text = page(read_run(_edited(keeping, tmp_path / "run", edit)))
+    part = text.split("<h3>load imbalance</h3>")[1].split("<h3>")[0]
+    shown = re.findall(r">(layer \d+)</text>", part)
+    assert shown == [f"layer {n}" for n in (*range(8), *range(40, 48))]
+    said = "Tokens of the busiest routed expert over the mean. The chart shows the lowest"
+    assert f"<p>{said} and the highest 8 of 48.</p>" in part
+
+
 def test_a_report_is_made_anew_and_nothing_else_is_replaced(keeping, tmp_path, capsys):
     mine = tmp_path / "mine.html"
     mine.write_text("mine")
@@ -108,6 +198,9 @@ def test_refusals(tmp_path, capsys, keeping):
     assert (
         f"{tmp_path}: no metrics.jsonl here; give the workdir of a run" in capsys.readouterr().err
     )
+    assert runs.emo_here("report", f"{keeping}@3") == 2
+    said = f"{keeping}@3: a report is of the whole run; give {keeping}, without @3"
+    assert said in capsys.readouterr().err
     empty = tmp_path / "empty"
     empty.mkdir()
     (empty / METRICS_FILE).write_text("")
@@ -125,8 +218,17 @@ def odd(keeping, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("odd") / "run"
     shutil.copytree(keeping, workdir)
     (workdir / "report.html").unlink(missing_ok=True)
-    names = ["<script>alert(1)</script>", "$x^2_", "\u202edomain", "a\x00b", '"&<', "市場"]
-    names += [f"domain {n}" for n in range(34)]
+    names = [
+        "<script>alert(1)</script>",
+        "$x_{ · ^$",
+        "$b$",
+        "#1b1f24",
+        "\u202edomain",
+        "a\x00b",
+        '"&<',
+        "市場",
+    ]
+    names += [f"domain {n}" for n in range(32)]
     lines = []
     for line in (workdir / METRICS_FILE).read_text().splitlines():
         record = json.loads(line)
@@ -143,22 +245,14 @@ def test_names_are_text_and_many_fit(odd):
     rows = _rows(text, "domains")
     assert len(rows) == 1 + 40 + 2 and "<script>alert(1)</script>" in [row[0] for row in rows]
     assert "The chart shows the lowest and the highest 8 of 42." in text
+    losses = re.search(r'<section id="domains".*?</svg>', text, re.S)[0]
+    shown = [html.unescape(name) for name in re.findall(r"<text[^>]*>([^<]*)</text>", losses)]
+    assert {"<script>alert(1)</script>", "$x_{ · ^$", "$b$", "#1b1f24", "·domain"} <= set(shown)
 
 
 def _without_names(text):
     """The names of XML's own namespaces are addresses, and are not fetched."""
     return re.sub(r'xmlns(:xlink)?="[^"]*"', "", text)
-
-
-def test_pictures_are_the_same_every_time(tmp_path):
-    for folder in ("a", "b"):
-        (tmp_path / folder).mkdir()
-        figure, (ax,) = charts.new()
-        charts.lines(ax, {"$a": ([1, 2], [3.0, 4.0]), "b": ([1, 2], [1.0, 0.5])}, x="x", y="y")
-        charts.write_figures({"chart": figure}, tmp_path / folder)
-    for name in ("chart.svg", "chart.png"):
-        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
-    assert matplotlib.image.imread(tmp_path / "a" / "chart.png").shape[:2] == (560, 1280)
 
 
 @pytest.mark.system
