@@ -5,7 +5,6 @@ const HEADER = JSON.parse(document.getElementById('data').textContent);
 const MODELS = HEADER.models;
 const DOMAINS = HEADER.domains;
 const TEXTS = HEADER.texts;
-const NO_DOMAIN = 0xffff;
 const MODEL_LETTERS = ['A', 'B'];
 const ARRAYS = { u1: Uint8Array, u2: Uint16Array, u4: Uint32Array };
 
@@ -90,8 +89,8 @@ async function indexDocuments() {
 
 const ready = () => store.state === 'ready';
 const documentCount = () => HEADER.data.documents;
-const domainOf = (d) => store.sections.doc_domain[d];
-const domainName = (d) => (d === NO_DOMAIN || DOMAINS[d] === undefined ? 'no domain' : DOMAINS[d]);
+const manyDomains = DOMAINS.length > 1; // one has none to be told from or compared with
+const domainName = (d) => DOMAINS[store.sections.doc_domain[d]];
 const tokenText = (i) => TEXTS[store.sections.tokens[i]] ?? '';
 const docLength = (d) => store.docStarts[d + 1] - store.docStarts[d];
 
@@ -133,4 +132,14 @@ const topPick = (m, slot, i) =>
 const topProb = (m, slot, i) =>
   probsOf(m)[(i * MODELS[m].layers_here.length + slot) * MODELS[m].top_k] / 255;
 
-const mean = (values) => values.reduce((a, b) => a + b, 0) / values.length;
+// Layers need not have the same number of experts.
+const expertsIn = (m, layer) => MODELS[m].experts[layer].length;
+
+// null: not measured, or of an expert that the layer does not have. As a number it would be 0.
+const known = (value) => value ?? NaN;
+const isKnown = Number.isFinite;
+// Of what is known; null where nothing is.
+function mean(values) {
+  const found = values.filter(isKnown);
+  return found.length ? found.reduce((a, b) => a + b, 0) / found.length : null;
+}

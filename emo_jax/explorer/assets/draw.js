@@ -82,7 +82,7 @@ function bar(share, text, cls = '') {
     h(
       'span',
       { class: 'bar-track', 'aria-hidden': 'true' },
-      h('span', { style: { width: `${100 * Math.min(1, Math.max(0, share))}%` } }),
+      h('span', { style: { width: `${100 * Math.min(1, Math.max(0, share || 0))}%` } }),
     ),
     h('span', { class: 'bar-text' }, text),
   );
@@ -187,8 +187,8 @@ function lineChart({
 
 // A heat map: a canvas one can walk with the arrow keys, the cell in words below it, its scale,
 // and the same numbers as a table. `draw(spec)` shows new values:
-//   label, rows [names], cols [names], values (rows × cols), max, format(v), describe(r, c),
-//   pick(r, c), pickWord, bars (cols) and barsLabel, marked (column or -1), root (scale),
+//   label, rows [names], cols [names], values (rows × cols; NaN: empty), max, format(v),
+//   describe(r, c), pick(r, c), pickWord, bars (cols) and barsLabel, marked (column or -1), root (scale),
 //   numbers (print values), cell and widest (limits of a cell's width), colNames (all, turned),
 //   rowHeight, unit, colWord, tableCell(r, c) → text in the table, markedRow,
 //   paint(r, c) → [css colour, text] instead of the scale, legend: nodes instead of the scale
@@ -410,9 +410,6 @@ class HeatMap {
     for (let r = 0; r < rows.length; r++) {
       const y = this.headHeight + r * this.rowHeight;
       for (let c = 0; c < cols.length; c++) {
-        const value = values ? values[r * cols.length + c] : 0;
-        const part = max > 0 ? value / max : 0;
-        const rgb = scale[rampIndex(root ? Math.sqrt(Math.max(0, part)) : part)];
         // Edges on whole pixels, so that cells do not blur into each other.
         const x = Math.round(c * this.cellWidth);
         const w = Math.round((c + 1) * this.cellWidth) - x;
@@ -420,6 +417,10 @@ class HeatMap {
           paint(pen, r, c, x, y, w - gap, this.rowHeight - 1);
           continue;
         }
+        const value = values[r * cols.length + c];
+        if (!isKnown(value)) continue;
+        const part = max > 0 ? value / max : 0;
+        const rgb = scale[rampIndex(root ? Math.sqrt(Math.max(0, part)) : part)];
         pen.fillStyle = css(rgb);
         pen.fillRect(x, y, w - gap, this.rowHeight - 1);
         if (numbers && this.cellWidth >= 24) {

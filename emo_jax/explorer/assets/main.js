@@ -89,7 +89,7 @@ const filterBar = {
     this.chips = h('span', { class: 'filter-chips' });
     this.says = h('span', { class: 'filter-says', role: 'status' });
     byId('filters').append(
-      DOMAINS.length ? h('label', { class: 'control' }, h('span', {}, 'Domain'), this.domain) : '',
+      manyDomains ? h('label', { class: 'control' }, h('span', {}, 'Domain'), this.domain) : '',
       this.chips,
       this.says,
     );
@@ -125,6 +125,8 @@ const filterBar = {
           }),
         ),
       );
+    // A link may filter by the only domain, for which there is no dropdown.
+    if (state.domain !== null && !manyDomains) chip('domain', safe(DOMAINS[state.domain], 24));
     if (state.q) chip('q', 'text has “', safe(state.q, 30), '”');
     for (const [field, kind] of [
       ['tokencluster', 'token'],
@@ -146,7 +148,7 @@ const filterBar = {
         MODELS.length > 1 ? badge(picks[0]) : '',
         ` layer ${picks[1]}, expert ${picks[2]}`,
       );
-    if (chips.length + (state.domain !== null) > 1) {
+    if (chips.length + (state.domain !== null && manyDomains) > 1) {
       chips.push(
         button(
           'Clear all',
@@ -188,7 +190,18 @@ function applyTheme(forced = null) {
   byId('theme').setAttribute('aria-label', `${to} theme`);
 }
 
-function render() {
+// How long a reader waited: from the change of the state until the browser has drawn a frame of it.
+function timeDrawing(began) {
+  delete filterBar.says.dataset.drawnMs;
+  const { port1, port2 } = new MessageChannel(); // its message comes after the frame's layout
+  port1.onmessage = () => {
+    filterBar.says.dataset.drawnMs = (performance.now() - began).toFixed(2);
+  };
+  requestAnimationFrame(() => port2.postMessage(null));
+}
+
+function render(began = performance.now()) {
+  timeDrawing(began);
   applyTheme();
   document.title = `${panels.get(state.view).view.title} · ${plain(HEADER.title, 120)}`;
   for (const [id, one] of panels) {
@@ -209,12 +222,13 @@ function render() {
 
 // A link that leads to another view leaves the focus in a hidden panel; bring it along.
 function followHash({ first = false } = {}) {
+  const began = performance.now();
   const before = state.view;
   const active = document.activeElement;
   const [next, problems] = readHash(location.hash);
   state = next;
   notice(problems);
-  render();
+  render(began);
   if (
     !first &&
     state.view !== before &&
@@ -327,7 +341,7 @@ async function start() {
   searchBox.mount();
   listenKeys();
   listenPrint();
-  prefersDark.addEventListener('change', render);
+  prefersDark.addEventListener('change', () => render());
   addEventListener('hashchange', () => followHash());
   followHash({ first: true });
   // Two frames: the overview is on the screen before the sections are decoded.

@@ -31,7 +31,7 @@ const place = (length, fits) => ({
   write: (value) => value,
 });
 const clusterPlace = (kind) => place(2, (m, c) => c < MODELS[m][kind].clusters.length);
-const expertPlace = () => place(3, (m, l, e) => l < MODELS[m].layers && e < MODELS[m].routed);
+const expertPlace = () => place(3, (m, l, e) => l < MODELS[m].layers && e < expertsIn(m, l));
 
 const FIELDS = {
   view: choice(...VIEW_IDS),
@@ -53,10 +53,10 @@ const FIELDS = {
   token: whole(null, 0, () => 1e8), // place in the document; checked when the tokens are there
   // how it is shown
   kind: choice('token', 'document'),
-  order: choice('size', 'number', 'domain', 'entropy'),
+  order: choice('size', 'number', ...(manyDomains ? ['domain'] : []), 'entropy'),
   measure: choice('use', 'picked'),
-  rows: choice(...(DOMAINS.length ? ['domains'] : []), 'tokenclusters', 'docclusters'),
-  sort: choice('number', 'load', 'domain', 'cluster'),
+  rows: choice('domains', 'tokenclusters', 'docclusters'),
+  sort: choice('number', 'load', ...(manyDomains ? ['domain'] : []), 'cluster'),
   scale: choice('linear', 'root'),
   color: choice('cluster', 'expert', 'probability'),
   labels: choice('off', 'on'),
@@ -120,6 +120,7 @@ const hashFor = (patch) => hashOf(withPatch(patch));
 
 // Changes the state: a new entry of the history, or (for sliders and typing) the same one.
 function go(patch, { replace = false } = {}) {
+  const began = performance.now();
   state = withPatch(patch);
   const hash = hashOf(state);
   if (hash !== location.hash && !(hash === '#' && location.hash === '')) {
@@ -130,7 +131,7 @@ function go(patch, { replace = false } = {}) {
       location.hash = hash; // where the browser allows no history calls, or too many of them
     }
   }
-  render();
+  render(began);
 }
 
 const splitPlace = (value) => (value === null ? null : value.split('.').map(Number));

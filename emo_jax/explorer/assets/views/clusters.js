@@ -34,7 +34,7 @@ function orderedClusters(m, kind) {
 }
 
 function domainLegend() {
-  if (!DOMAINS.length) return null;
+  if (!manyDomains) return null;
   return h(
     'ul',
     { class: 'swatches', 'aria-label': 'Colours of the domains' },
@@ -67,7 +67,7 @@ function tokenChips(pairs) {
       const text = TEXTS[index] ?? '';
       return h(
         'li',
-        { title: `${plain(text)}: ${fixed(lift, 1)} times as often as elsewhere` },
+        { title: `${plain(text)}: ${fixed(lift, 1)} times as often as in the whole sample` },
         h('bdi', {}, tokenName(text)),
         h('small', {}, `×${fixed(lift, 1)}`),
       );
@@ -75,22 +75,19 @@ function tokenChips(pairs) {
   );
 }
 
-function documentLinks(pairs, what, extra = {}) {
+// [[document, value], ...]; `what` says what the values are.
+function documentLinks(pairs, what, extra = {}, show = percent) {
   if (!pairs.length) return h('p', { class: 'muted' }, 'None.');
   return h(
     'ol',
     { class: 'doc-links' },
-    ...pairs.map(([d, share]) =>
+    ...pairs.map(([d, value]) =>
       h(
         'li',
         {},
         link({ view: 'documents', doc: d, ...extra }, `Document ${d}`),
-        h(
-          'span',
-          { class: 'muted' },
-          ready() && domainOf(d) !== NO_DOMAIN ? [' ', safe(domainName(domainOf(d)), 20)] : '',
-        ),
-        h('span', { class: 'num', title: what }, percent(share)),
+        h('span', { class: 'muted' }, manyDomains && ready() ? [' ', safe(domainName(d), 20)] : ''),
+        h('span', { class: 'num', title: what }, show(value)),
         ready() ? h('span', { class: 'opening' }, h('bdi', {}, docOpening(d, 90))) : null,
       ),
     ),
@@ -115,7 +112,7 @@ const clustersView = {
       [
         ['size', 'size'],
         ['number', 'number'],
-        ...(DOMAINS.length ? [['domain', 'main domain']] : []),
+        ...(manyDomains ? [['domain', 'main domain']] : []),
         ['entropy', 'token entropy'],
       ],
       'order',
@@ -176,7 +173,7 @@ function clusterList(m) {
       h('th', { scope: 'row' }, name),
       h('td', {}, bar(cluster.size / most, percent(cluster.size / total))),
       chosen ? h('td', { class: 'num' }, count(chosen[c])) : null,
-      DOMAINS.length
+      manyDomains
         ? h(
             'td',
             { class: 'mix' },
@@ -228,7 +225,7 @@ function clusterList(m) {
             head('Cluster'),
             head('Size', `share of all ${kind}s`),
             chosen ? head('Selected', `${kind}s of the cluster that the filters leave`) : null,
-            DOMAINS.length ? head('Domains') : null,
+            manyDomains ? head('Domains') : null,
             head('Bits', 'entropy of token types in the cluster'),
           ),
         ),
@@ -240,7 +237,7 @@ function clusterList(m) {
 
 function clusterCard(m, kind, c) {
   const cluster = MODELS[m][`${kind}_clusters`].clusters[c];
-  const domains = DOMAINS.length
+  const domains = manyDomains
     ? domainParts(cluster)
         .filter((p) => p[1] >= 0.005)
         .slice(0, 8)
@@ -292,7 +289,14 @@ function clusterCard(m, kind, c) {
         'section',
         { class: 'full' },
         h('h4', {}, 'Typical documents'),
-        documentLinks(cluster.documents, 'share of its tokens in this cluster', extra),
+        kind === 'token'
+          ? documentLinks(cluster.documents, 'share of its tokens in this cluster', extra)
+          : documentLinks(
+              cluster.documents,
+              'cosine of its expert use to the centre of the cluster',
+              extra,
+              (v) => fixed(v),
+            ),
       ),
     ),
   );

@@ -100,7 +100,7 @@ const documentsView = {
           'span',
           { class: 'doc-meta' },
           `${d}`,
-          DOMAINS.length ? [' · ', safe(domainName(domainOf(d)), 18)] : '',
+          manyDomains ? [' · ', safe(domainName(d), 18)] : '',
           h(
             'span',
             { class: 'num' },
@@ -161,7 +161,7 @@ const documentsView = {
         'h3',
         {},
         `Document ${d}`,
-        DOMAINS.length ? [' · ', safe(domainName(domainOf(d)), 40)] : '',
+        manyDomains ? [' · ', safe(domainName(d), 40)] : '',
         ` · ${many(docLength(d), 'token')}`,
       ),
       h(

@@ -5,10 +5,6 @@ const domainsView = {
   title: 'Domains',
   mount(panel) {
     panel.append(h('h2', {}, 'Domains'));
-    if (!DOMAINS.length) {
-      panel.append(h('p', { class: 'empty' }, 'The store names no domains.'));
-      return;
-    }
     this.layer = slider(
       'Layer',
       Array.from({ length: MAX_LAYERS }, (_, l) => l),
@@ -25,7 +21,13 @@ const domainsView = {
         map,
         says,
         spread,
-        node: h('section', { class: 'model' }, h('h3', {}, modelName(m)), says, map.node, spread),
+        node: h(
+          'section',
+          { class: 'model' },
+          h('h3', {}, modelName(m)),
+          manyDomains ? [says, map.node] : null,
+          spread,
+        ),
       };
     });
     panel.append(
@@ -33,14 +35,15 @@ const domainsView = {
       h(
         'p',
         { class: 'muted' },
-        'Similarity: cosine of the mean router probabilities of two domains in the layer; 1 means the ' +
-          'same use of experts. Choose a cell to filter by the domain of its row.',
+        manyDomains
+          ? 'Similarity: cosine of the mean router probabilities of two domains in the layer; 1 means the ' +
+              'same use of experts. Choose a cell to filter by the domain of its row.'
+          : 'This page has one domain, and so none to compare it with.',
       ),
       this.pair,
     );
   },
   update() {
-    if (!DOMAINS.length) return;
     this.layer.set(state.layer);
     const shown = shownModels();
     fill(this.pair, ...shown.map((m) => this.slots[m].node));
@@ -49,10 +52,13 @@ const domainsView = {
 };
 
 function drawDomains({ m, map, says, spread }) {
-  const model = MODELS[m];
-  const layer = Math.min(state.layer, model.layers - 1);
-  const matrix = model.similarity[layer];
-  const size = DOMAINS.length;
+  const layer = Math.min(state.layer, MODELS[m].layers - 1);
+  if (manyDomains) drawSimilarity(m, layer, map, says);
+  drawSpread(m, layer, spread);
+}
+
+function drawSimilarity(m, layer, map, says) {
+  const matrix = MODELS[m].similarity[layer];
   says.textContent = `Layer ${layer}: mean similarity of two domains ${fixed(offDiagonal(matrix))}`;
   map.draw({
     label: `${modelTitle(m)}, layer ${layer}: similarity of domains`,
@@ -63,7 +69,7 @@ function drawDomains({ m, map, says, spread }) {
     cell: 28,
     widest: 38,
     rowHeight: 25,
-    values: Float64Array.from(matrix.flat()),
+    values: Float64Array.from(matrix.flat(), known),
     max: 1,
     format: (v) => fixed(v),
     unit: 'cosine',
@@ -74,13 +80,18 @@ function drawDomains({ m, map, says, spread }) {
     pick: (r) => go({ domain: state.domain === r ? null : r }),
     pickWord: 'filters by the domain of the row',
   });
-  const most = Math.log2(model.routed);
+}
+
+function drawSpread(m, layer, spread) {
+  const model = MODELS[m];
+  const size = expertsIn(m, layer);
+  const most = Math.log2(size);
   const layers = Array.from({ length: model.layers }, (_, l) => l);
-  const rows = Array.from({ length: size }, (_, d) => d).map((d) =>
+  const rows = DOMAINS.map((name, d) =>
     h(
       'tr',
       { class: d === state.domain ? 'chosen' : '' },
-      h('th', { scope: 'row' }, safe(DOMAINS[d], 22)),
+      h('th', { scope: 'row' }, safe(name, 22)),
       h(
         'td',
         {},
@@ -94,7 +105,7 @@ function drawDomains({ m, map, says, spread }) {
         'td',
         {},
         bar(
-          model.domain_experts[layer][d] / model.routed,
+          model.domain_experts[layer][d] / size,
           count(model.domain_experts[layer][d]),
           `fill-m${m}`,
         ),
@@ -106,9 +117,9 @@ function drawDomains({ m, map, says, spread }) {
             lineChart({
               label: `Entropy by layer: ${layers.map((l) => fixed(model.domain_entropy[l][d], 1)).join(', ')}`,
               xs: layers,
-              lines: [{ m, values: layers.map((l) => model.domain_entropy[l][d]) }],
+              lines: [{ m, values: layers.map((l) => known(model.domain_entropy[l][d])) }],
               low: 0,
-              high: most,
+              high: Math.log2(model.routed),
               rule: layer,
               width: 84,
               height: 20,
@@ -136,7 +147,7 @@ function drawDomains({ m, map, says, spread }) {
             {},
             head('Domain', ' '),
             head('Entropy', `bits, at most ${fixed(most, 1)}`),
-            head('Experts used', `of ${model.routed}; use over 1/R`),
+            head('Experts used', `of ${size}; use over 1/R`),
             layers.length > 1 ? head('By layer', 'entropy') : null,
           ),
         ),

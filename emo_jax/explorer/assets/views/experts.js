@@ -8,7 +8,7 @@ function expertTable(m, layer) {
   const kind = ROW_KINDS[state.rows];
   if (kind === 'domain') {
     const table = (state.measure === 'use' ? model.use : model.picked)[layer];
-    return { names: DOMAINS, at: (r, e) => table[r][e] };
+    return { names: DOMAINS, at: (r, e) => known(table[r][e]) };
   }
   if (!ready()) return { note: loadingNote() };
   const values = clusterPicks(m, layer, kind);
@@ -32,19 +32,20 @@ function expertTable(m, layer) {
 // The row where an expert has its largest value.
 function strongestRow(source, e) {
   let best = 0;
-  for (let r = 1; r < source.names.length; r++) if (source.at(r, e) > source.at(best, e)) best = r;
+  for (let r = 1; r < source.names.length; r++)
+    if ((source.at(r, e) || 0) > (source.at(best, e) || 0)) best = r;
   return best;
 }
 
 function expertOrder(m, layer, source) {
   const { load, routed } = MODELS[m];
-  const ids = Array.from({ length: routed }, (_, e) => e);
+  const ids = Array.from({ length: expertsIn(m, layer) }, (_, e) => e);
   if (state.sort === 'load') return ids.sort((a, b) => load[layer][b] - load[layer][a]);
   if (state.sort === 'number') return ids;
   let by = source;
-  if (state.sort === 'domain' && DOMAINS.length) {
+  if (state.sort === 'domain') {
     const table = MODELS[m].use[layer];
-    by = { names: DOMAINS, at: (r, e) => table[r][e] };
+    by = { names: DOMAINS, at: (r, e) => known(table[r][e]) };
     if (state.domain !== null)
       return ids.sort((a, b) => by.at(state.domain, b) - by.at(state.domain, a));
   } else if (state.sort === 'cluster') {
@@ -70,7 +71,7 @@ const expertsView = {
     this.rows = dropdown(
       'Rows',
       [
-        ...(DOMAINS.length ? [['domains', 'domains']] : []),
+        ['domains', 'domains'],
         ['tokenclusters', 'token clusters'],
         ['docclusters', 'document clusters'],
       ],
@@ -90,7 +91,7 @@ const expertsView = {
       [
         ['number', 'number'],
         ['load', 'load'],
-        ...(DOMAINS.length ? [['domain', 'domain']] : []),
+        ...(manyDomains ? [['domain', 'domain']] : []),
         ['cluster', 'token cluster'],
       ],
       'sort',
@@ -156,9 +157,9 @@ const expertsView = {
       .map(([m, layer]) => ({ m, layer, source: expertTable(m, layer) }));
     // One scale for both models, so that the same colour is the same value.
     let max = 0;
-    for (const { m, source } of drawn) {
+    for (const { m, layer, source } of drawn) {
       for (let r = 0; r < (source.names?.length ?? 0); r++) {
-        for (let e = 0; e < MODELS[m].routed; e++) max = Math.max(max, source.at(r, e));
+        for (let e = 0; e < expertsIn(m, layer); e++) max = Math.max(max, source.at(r, e) || 0);
       }
     }
     for (const one of drawn) drawExperts(this.slots[one.m], { ...one, max, measure });
@@ -220,11 +221,12 @@ function expertCard(m, layer, e) {
   const model = MODELS[m];
   const card = model.experts[layer][e];
   const place = `${m}.${layer}.${e}`;
-  const fair = 1 / model.routed;
+  const size = expertsIn(m, layer);
+  const fair = 1 / size;
   const here = layerSlot(m, layer) >= 0;
   const filtered = state.picks === place;
   const extra = { color: 'expert', layer };
-  const step = (by) => `${m}.${layer}.${(e + by + model.routed) % model.routed}`;
+  const step = (by) => `${m}.${layer}.${(e + by + size) % size}`;
   return h(
     'section',
     { class: 'card', 'aria-label': 'Open expert' },
@@ -260,14 +262,18 @@ function expertCard(m, layer, e) {
     h(
       'div',
       { class: 'columns' },
-      DOMAINS.length
-        ? h(
-            'section',
-            { class: 'wide' },
-            h('h4', {}, 'Domains it serves, and what they lose without it'),
-            expertDomains(m, layer, e, card),
-          )
-        : null,
+      h(
+        'section',
+        { class: 'wide' },
+        h(
+          'h4',
+          {},
+          manyDomains
+            ? 'Domains it serves, and what they lose without it'
+            : 'Its use, and what is lost without it',
+        ),
+        expertDomains(m, layer, e, card),
+      ),
       h(
         'section',
         { class: 'wide' },
@@ -278,7 +284,7 @@ function expertCard(m, layer, e) {
           here ? extra : {},
         ),
       ),
-      h('section', {}, h('h4', {}, 'Tokens that use it most'), tokenChips(card.tokens)),
+      h('section', {}, h('h4', {}, 'Tokens that stand out'), tokenChips(card.tokens)),
       h('section', {}, h('h4', {}, 'Picked together with'), companions(m, layer, card)),
     ),
   );
@@ -291,8 +297,11 @@ function expertDomains(m, layer, e, card) {
   );
   const most = (name) => Math.max(0.001, ...DOMAINS.map((_, d) => model[name][layer][d][e]));
   const [mostUse, mostPicked] = [most('use'), most('picked')];
-  const losses = card.without ? DOMAINS.map((name) => Math.abs(card.without[name] ?? 0)) : [];
-  const mostLoss = Math.max(0.001, ...losses);
+  // By name, and a name may be that of a property that every object has.
+  const rises = card.without
+    ? DOMAINS.map((name) => (Object.hasOwn(card.without, name) ? card.without[name] : null))
+    : [];
+  const mostRise = Math.max(0.001, ...rises.map((rise) => Math.abs(rise ?? 0)));
   return [
     h(
       'div',
@@ -339,15 +348,7 @@ function expertDomains(m, layer, e, card) {
                 ),
               ),
               card.without
-                ? h(
-                    'td',
-                    {},
-                    changeBar(
-                      card.without[DOMAINS[d]] ?? 0,
-                      mostLoss,
-                      signed(card.without[DOMAINS[d]]),
-                    ),
-                  )
+                ? h('td', {}, changeBar(rises[d] ?? 0, mostRise, signed(rises[d])))
                 : null,
             ),
           ),

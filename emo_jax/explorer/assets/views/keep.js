@@ -15,17 +15,8 @@ const keepView = {
   mount(panel) {
     this.models = keepModels();
     panel.append(h('h2', {}, 'Keep'));
-    if (!this.models.length || !DOMAINS.length) {
-      panel.append(
-        h(
-          'p',
-          { class: 'empty' },
-          DOMAINS.length
-            ? 'No keep-k curve was measured for these models.'
-            : 'The store names no domains, so no experts were ranked for one.',
-        ),
-      );
-      this.models = [];
+    if (!this.models.length) {
+      panel.append(h('p', { class: 'empty' }, 'No keep-k curve was measured for these models.'));
       return;
     }
     this.keeps = allKeeps(this.models);
@@ -84,13 +75,17 @@ const keepView = {
     this.says.textContent =
       `${state.curve === 'rise' ? 'Rise of the loss over all experts' : 'Loss'} in nats a token; ` +
       `across: experts kept in each layer, shared ones counted. Figures for ${near} experts` +
-      `${near === keep ? '' : `, the nearest that was measured to ${keep}`}. Choose a domain to see which experts stay for it.`;
+      `${near === keep ? '' : `, the nearest that was measured to ${keep}`}.` +
+      (manyDomains ? ' Choose a domain to see which experts stay for it.' : '');
     this.drawCharts(shown, near, domain);
     this.drawTable(shown);
     fill(this.stripHead, 'Experts that stay for ', safe(DOMAINS[domain], 40));
-    this.stripSays.textContent = `The first ${keep} of each layer by the order of this domain (${[
-      ...new Set(this.models.map((m) => plain(MODELS[m].keep.method, 20))),
-    ].join(', ')}). Filled: stays; small dot: goes.`;
+    const ranked = shown.filter((m) => isRanked(m, domain));
+    this.stripSays.textContent = ranked.length
+      ? `The first ${keep} of each layer by the order of this domain (${[
+          ...new Set(ranked.map((m) => plain(MODELS[m].keep.method, 20))),
+        ].join(', ')}). Filled: stays; small dot: goes.`
+      : '';
     fill(this.strips, ...this.slots.filter(({ m }) => shown.includes(m)).map(({ node }) => node));
     for (const slot of this.slots) if (shown.includes(slot.m)) drawStrip(slot, keep, domain);
   },
@@ -100,10 +95,11 @@ const keepView = {
     const lines = DOMAINS.map((_, d) =>
       shown.map((m) => ({ m, values: onKeeps(m, this.keeps, keepLine(m, rise, d)) })),
     );
-    const all = lines.flat().flatMap((l) => l.values.filter(Number.isFinite));
+    const all = lines.flat().flatMap((l) => l.values.filter(isKnown));
+    if (!all.length) all.push(0); // axes need a number
     const least = Math.min(...all);
     const low = rise ? (least < -0.005 ? -roundUp(-least) : 0) : Math.floor(least);
-    const high = low + roundUp(Math.max(0.01, ...all) - low);
+    const high = low + roundUp(Math.max(0.01, Math.max(...all) - low));
     const at = this.keeps.indexOf(near);
     fill(
       this.charts,
@@ -113,21 +109,23 @@ const keepView = {
         );
         return h(
           'figure',
-          { class: d === domain ? 'chosen' : '' },
+          { class: manyDomains && d === domain ? 'chosen' : '' },
           h(
             'figcaption',
             {},
-            h(
-              'button',
-              {
-                type: 'button',
-                class: 'row-button',
-                'aria-pressed': String(state.domain === d),
-                'data-key': `keep ${d}`,
-                on: { click: () => go({ domain: state.domain === d ? null : d }) },
-              },
-              safe(name, 24),
-            ),
+            manyDomains
+              ? h(
+                  'button',
+                  {
+                    type: 'button',
+                    class: 'row-button',
+                    'aria-pressed': String(state.domain === d),
+                    'data-key': `keep ${d}`,
+                    on: { click: () => go({ domain: state.domain === d ? null : d }) },
+                  },
+                  safe(name, 24),
+                )
+              : safe(name, 24),
           ),
           lineChart({
             label: `${plain(name, 40)}, ${near} experts kept: ${figures.join('; ')}`,
@@ -179,27 +177,35 @@ const keepView = {
   },
 };
 
+// Domains without tokens to rank by have no order of experts.
+const isRanked = (m, d) => MODELS[m].keep.rank.every((ofLayer) => ofLayer[d] !== null);
+
 function drawStrip({ m, map, sum, shared }, keep, domain) {
+  map.node.hidden = !isRanked(m, domain);
+  if (map.node.hidden) {
+    sum.textContent = 'No experts were ranked for this domain.';
+    fill(shared);
+    return;
+  }
   const model = MODELS[m];
-  const total = model.routed + model.shared;
-  const stay = Math.max(0, Math.min(model.routed, keep - model.shared));
   const { rank } = model.keep;
-  const stays = (layer, e, d = domain) => rank[layer][d][e] < stay;
-  sum.textContent =
-    `${Math.min(keep, total)} of ${total} experts of a layer stay: ${stay} routed` +
-    `${model.shared ? ` and ${model.shared} shared` : ''}.`;
   const layers = Array.from({ length: model.layers }, (_, l) => l);
-  const experts = Array.from({ length: model.routed }, (_, e) => e);
+  const sizes = layers.map((l) => expertsIn(m, l));
+  const stay = sizes.map((size) => Math.max(0, Math.min(size, keep - model.shared)));
+  const stays = (l, e, d = domain) => e < sizes[l] && rank[l][d][e] < stay[l];
+  const totals = sizes.map((size) => size + model.shared);
+  sum.textContent =
+    `${span(totals.map((total) => Math.min(keep, total)))} of ${span(totals)} experts of a layer stay: ` +
+    `${span(stay)} routed${model.shared ? ` and ${model.shared} shared` : ''}.`;
   const colors = { on: cssVar(`--m${m}`), off: cssVar('--muted'), back: cssVar('--soft') };
-  const words = (l, e) =>
-    `place ${rank[l][domain][e] + 1} of ${model.routed}, ${stays(l, e) ? 'stays' : 'goes'}`;
   map.draw({
     label: `${modelTitle(m)}: experts that stay for ${plain(DOMAINS[domain], 40)}`,
     rows: layers.map((l) => `L${l}`),
-    cols: experts,
+    cols: Array.from({ length: model.routed }, (_, e) => e),
     colWord: 'Expert',
     rowHeight: layers.length > 8 ? 12 : 18,
     paint: (pen, l, e, x, y, w, tall) => {
+      if (e >= sizes[l]) return;
       pen.fillStyle = stays(l, e) ? colors.on : colors.back;
       pen.fillRect(x, y, w, tall);
       if (stays(l, e)) return;
@@ -212,46 +218,55 @@ function drawStrip({ m, map, sum, shared }, keep, domain) {
       h('span', { class: 'swatch goes', 'aria-hidden': 'true' }),
       'goes',
     ],
-    describe: (l, e) => `Layer ${l}, expert ${e}: ${words(l, e)}`,
-    tableCell: (l, e) => `${rank[l][domain][e] + 1}${stays(l, e) ? ' stays' : ''}`,
-    pick: (l, e) => go({ view: 'experts', layer: l, expert: `${m}.${l}.${e}` }),
+    describe: (l, e) =>
+      e < sizes[l]
+        ? `Layer ${l}, expert ${e}: place ${rank[l][domain][e] + 1} of ${sizes[l]}, ` +
+          (stays(l, e) ? 'stays' : 'goes')
+        : `Layer ${l} has no expert ${e}`,
+    tableCell: (l, e) =>
+      e < sizes[l] ? `${rank[l][domain][e] + 1}${stays(l, e) ? ' stays' : ''}` : '–',
+    pick: (l, e) => {
+      if (e < sizes[l]) go({ view: 'experts', layer: l, expert: `${m}.${l}.${e}` });
+    },
     pickWord: 'opens the expert',
   });
-  // How much of this domain's set each other domain would keep as well.
-  const overlap = DOMAINS.map((_, d) =>
+  fill(shared, manyDomains ? overlapTable(m, domain, sizes, stay, stays) : null);
+}
+
+// How much of this domain's set each other domain would keep as well.
+function overlapTable(m, domain, sizes, stay, stays) {
+  const common = (d) =>
     mean(
-      layers.map(
-        (l) => experts.filter((e) => stays(l, e) && stays(l, e, d)).length / Math.max(1, stay),
-      ),
-    ),
-  );
+      sizes.map((size, l) => {
+        const both = Array.from({ length: size }, (_, e) => stays(l, e) && stays(l, e, d));
+        return both.filter(Boolean).length / Math.max(1, stay[l]);
+      }),
+    );
   const others = DOMAINS.map((_, d) => d)
-    .filter((d) => d !== domain)
-    .sort((a, b) => overlap[b] - overlap[a]);
-  fill(
-    shared,
-    h(
-      'details',
-      { open: true, class: 'overlap' },
-      h('summary', {}, 'Share of these experts that other domains keep too'),
-      stay === 0
-        ? h('p', { class: 'muted' }, 'No routed expert stays.')
-        : h(
-            'table',
-            { class: 'plain' },
-            h(
-              'tbody',
-              {},
-              ...others.map((d) =>
-                h(
-                  'tr',
-                  {},
-                  h('th', { scope: 'row' }, safe(DOMAINS[d], 22)),
-                  h('td', {}, bar(overlap[d], percent(overlap[d], 0), `fill-m${m}`)),
-                ),
+    .filter((d) => d !== domain && isRanked(m, d))
+    .map((d) => [d, common(d)])
+    .sort((a, b) => b[1] - a[1]);
+  return h(
+    'details',
+    { open: true, class: 'overlap' },
+    h('summary', {}, 'Share of these experts that other domains keep too'),
+    Math.max(...stay) === 0
+      ? h('p', { class: 'muted' }, 'No routed expert stays.')
+      : h(
+          'table',
+          { class: 'plain' },
+          h(
+            'tbody',
+            {},
+            ...others.map(([d, share]) =>
+              h(
+                'tr',
+                {},
+                h('th', { scope: 'row' }, safe(DOMAINS[d], 22)),
+                h('td', {}, bar(share, percent(share, 0), `fill-m${m}`)),
               ),
             ),
           ),
-    ),
+        ),
   );
 }

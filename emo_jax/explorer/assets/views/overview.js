@@ -2,9 +2,14 @@
 
 const offDiagonal = (matrix) => {
   const values = matrix.flatMap((row, a) => row.filter((_, b) => b !== a));
-  return values.length ? mean(values) : null;
+  return mean(values);
 };
-const overLayers = (rows) => (rows[0]?.length ? mean(rows.map(mean)) : null);
+const overLayers = (rows) => mean(rows.map(mean));
+// 'low–high' of whole numbers, or the one that all are.
+function span(numbers) {
+  const [low, high] = [Math.min(...numbers), Math.max(...numbers)];
+  return low === high ? count(low) : `${count(low)}–${count(high)}`;
+}
 
 // [head, what it says, value of a model, text of a value]; heads without a value part the table.
 function overviewRows() {
@@ -18,33 +23,34 @@ function overviewRows() {
       String,
     ],
     ['Layers', '', (x) => x.layers, count],
-    ['Experts a layer', 'routed + shared', (x) => `${x.routed} + ${x.shared}`, String],
+    [
+      'Experts a layer',
+      'routed + shared',
+      (x) => `${span(x.experts.map((cards) => cards.length))} + ${x.shared}`,
+      String,
+    ],
     ['Routed picks a token', '', (x) => x.top_k, count],
     ['Layers with token picks in this page', '', (x) => x.layers_here.join(', '), String],
+    ['Domains, mean over layers'],
+    [
+      'Similarity of two domains',
+      'cosine of their expert use; lower: more apart',
+      (x) => mean(x.similarity.map(offDiagonal)),
+      fixed,
+    ],
+    [
+      'Entropy of expert use',
+      'bits; lower: a domain uses fewer experts',
+      (x) => overLayers(x.domain_entropy),
+      fixed,
+    ],
+    [
+      'Experts a domain uses',
+      'with more than 1/R of its use',
+      (x) => overLayers(x.domain_experts),
+      (v) => fixed(v, 1),
+    ],
   ];
-  if (DOMAINS.length) {
-    facts.push(
-      ['Domains, mean over layers'],
-      [
-        'Similarity of two domains',
-        'cosine of their expert use; lower: more apart',
-        (x) => mean(x.similarity.map(offDiagonal)),
-        fixed,
-      ],
-      [
-        'Entropy of expert use',
-        'bits; lower: a domain uses fewer experts',
-        (x) => overLayers(x.domain_entropy),
-        fixed,
-      ],
-      [
-        'Experts a domain uses',
-        'with more than 1/R of its use',
-        (x) => overLayers(x.domain_experts),
-        (v) => fixed(v, 1),
-      ],
-    );
-  }
   for (const [kind, name] of [
     ['token_clusters', 'Token clusters'],
     ['document_clusters', 'Document clusters'],
@@ -66,12 +72,18 @@ function overviewRows() {
   return facts;
 }
 
-// Loss at each keep: rise over all experts or the loss itself, mean over domains unless one is given.
-function keepLine(m, rise, domain = null) {
-  const { keeps, loss } = MODELS[m].keep;
-  const rows = domain === null ? loss : [loss[domain]];
-  return keeps.map((_, j) => mean(rows.map((row) => row[j] - (rise ? row[0] : 0))));
+// A domain's loss at each keep, or its rise over all experts; NaN where it was not measured.
+function keepLine(m, rise, domain) {
+  const row = MODELS[m].keep.loss[domain].map(known);
+  return row.map((loss) => loss - (rise ? row[0] : 0));
 }
+// Domains that every model measured at every keep: means over others would not be of one set.
+const completeDomains = (models) =>
+  DOMAINS.map((_, d) => d).filter((d) => models.every((m) => keepLine(m, false, d).every(isKnown)));
+const meanRise = (m, domains) => {
+  const lines = domains.map((d) => keepLine(m, true, d));
+  return MODELS[m].keep.keeps.map((_, j) => mean(lines.map((line) => line[j])));
+};
 const keepModels = () => MODELS.map((_, m) => m).filter((m) => MODELS[m].keep);
 // The keeps of all models together, largest first; a model without a value there has a gap.
 function allKeeps(models) {
@@ -154,7 +166,7 @@ const overviewView = {
         safe(data.split, 40),
         ' split of ',
         safe(data.store, 60),
-        DOMAINS.length ? `, in ${many(DOMAINS.length, 'domain')}` : '',
+        manyDomains ? `, in ${many(DOMAINS.length, 'domain')}` : '',
         `. At most ${many(data.max_document_tokens, 'token')} of a document; seed ${data.seed}.`,
       ),
       h(
@@ -168,8 +180,14 @@ const overviewView = {
   update() {
     const models = keepModels();
     const keeps = allKeeps(models);
-    const lines = models.map((m) => ({ m, values: onKeeps(m, keeps, keepLine(m, true)) }));
-    const high = roundUp(Math.max(0.01, ...lines.flatMap((l) => l.values.filter(Number.isFinite))));
+    const domains = completeDomains(models);
+    const measured = models.length > 0 && domains.length > 0;
+    const lines = models.map((m) => ({ m, values: onKeeps(m, keeps, meanRise(m, domains)) }));
+    const over =
+      domains.length < DOMAINS.length
+        ? `mean over the ${domains.length} of ${DOMAINS.length} domains measured at every number of experts`
+        : 'mean over domains';
+    const high = roundUp(Math.max(0.01, ...lines.flatMap((l) => l.values.filter(isKnown))));
     fill(
       this.side,
       HEADER.notes.length
@@ -184,10 +202,10 @@ const overviewView = {
         'section',
         {},
         h('h3', {}, 'Loss when few experts stay'),
-        models.length
+        measured
           ? [
               lineChart({
-                label: `Rise of the loss, mean over domains, by experts kept. ${lines
+                label: `Rise of the loss, ${over}, by experts kept. ${lines
                   .map(
                     ({ m, values }) =>
                       `${modelTitle(m)}: ${values.map((v, j) => `${keeps[j]} experts ${signed(v)}`).join(', ')}`,
@@ -204,12 +222,17 @@ const overviewView = {
               h(
                 'p',
                 { class: 'muted' },
-                'Rise in nats a token, mean over domains; across: experts kept in ' +
-                  'each layer. ',
-                link({ view: 'keep' }, 'By domain'),
+                `Rise in nats a token${manyDomains ? `, ${over}` : ''}; across: experts kept in each layer. `,
+                link({ view: 'keep' }, manyDomains ? 'By domain' : 'Which experts stay'),
               ),
             ]
-          : h('p', { class: 'muted' }, 'Not measured for these models.'),
+          : h(
+              'p',
+              { class: 'muted' },
+              models.length
+                ? 'No domain was measured at every number of experts.'
+                : 'Not measured for these models.',
+            ),
       ),
       h(
         'section',
@@ -219,9 +242,9 @@ const overviewView = {
           'ul',
           {},
           h('li', {}, link({ view: 'clusters' }, 'Clusters'), ': what the experts group together'),
-          h('li', {}, link({ view: 'experts' }, 'Experts'), ': which experts serve which domains'),
+          h('li', {}, link({ view: 'experts' }, 'Experts'), ': which experts serve which texts'),
           h('li', {}, link({ view: 'documents' }, 'Documents'), ': read a document with its picks'),
-          DOMAINS.length
+          manyDomains
             ? h('li', {}, link({ view: 'domains' }, 'Domains'), ': which domains share experts')
             : null,
         ),
