@@ -1,20 +1,23 @@
 """`emo activations` and `emo cluster`: models and a store in, folders and a table out."""
 
 import dataclasses
+import itertools
 import json
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 from rich import box
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from emo_jax.batch import Batch
-from emo_jax.config import Config
+from emo_jax.data.partial import partial_folder
 from emo_jax.data.progress import Progress
 from emo_jax.data.store import TokenStore
 from emo_jax.data.windows import Windows
@@ -27,6 +30,7 @@ from emo_jax.modularity.activations import (
     Sample,
     model_facts,
     record,
+    same_documents,
     sample_documents,
 )
 from emo_jax.modularity.cluster import (
@@ -34,10 +38,11 @@ from emo_jax.modularity.cluster import (
     document_means,
     group_documents,
     group_tokens,
+    groups_of,
     numbers,
 )
 from emo_jax.modularity.pruning import undropped, within_documents
-from emo_jax.workdir import refuse_existing, write_atomic
+from emo_jax.workdir import refuse_existing
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -57,26 +62,21 @@ class SampleSettings:
 
 
 class Opened:
-    """A model on the devices, and the store it is shown."""
+    """A model on the devices, and the store it is shown.
+
+    Attributes:
+      config: of the model as it is looked at.
+      facts: of the model as it was trained.
+    """
 
     def __init__(self, path: str, store: TokenStore):
         loaded = load_model(path)
         check_model(loaded, store)
-        self.loaded, self.store = loaded, store
-        config = undropped(within_documents(loaded.config))
-        self.model = ModelFunctions(config, eval_mesh(config))
+        self.name, self.store = loaded.name, store
+        self.facts = model_facts(loaded.config, loaded.name, loaded.path, loaded.step)
+        self.config = undropped(within_documents(loaded.config))
+        self.model = ModelFunctions(self.config, eval_mesh(self.config))
         self.params: Params = jax.device_put(loaded.params, self.model.param_shardings())
-
-    @property
-    def config(self) -> Config:
-        """Of the model as it is looked at."""
-        return self.model.config
-
-    @property
-    def facts(self) -> dict[str, Any]:
-        """Of the model as it was trained."""
-        loaded = self.loaded
-        return model_facts(loaded.config, loaded.name, loaded.path, loaded.step)
 
     def windows(self, split: str, most: int) -> list[Batch]:
         """Some of a split, on the devices."""
@@ -111,6 +111,7 @@ def write_activations(
 class Row(NamedTuple):
     """Clusters of one model: of tokens or documents, by one layer or by all."""
 
+    folder: str
     model: str
     of: str
     layer: int | None
@@ -126,45 +127,70 @@ def cluster_table(
     layer: int | None = None,
     per_layer: bool = False,
     seed: int = 0,
-    json_file: str | None = None,
+    output: str | None = None,
 ) -> list[Row]:
     """Clusters the tokens and documents of folders of `emo activations`, and prints a table.
 
+    Args:
+      output: folder to make: `clusters.json` has the table and every group, and an .npy file for
+        each line of the table the group of each row.
+
     Raises:
-      UsageError: a layer that is not there, or more clusters than documents.
+      UsageError: a layer that is not there, or more clusters than tokens.
     """
+    if output is not None:
+        refuse_existing(output)
     opened = [Activations.open(folder) for folder in folders]
-    rows = []
+    names = [Path(folder).name for folder in folders]
+    rows, figures, groups = [], [], {}
     with Progress("cluster") as shown:
-        for found in opened:
+        for n, found in enumerate(opened):
             means_DLR = document_means(found)
             layers = [layer, *(range(found.num_layers) if per_layer else ())]
-            for at in layers:
-                for of in ("tokens", "documents"):
-                    name = found.about["name"]
-                    shown.show(f"{name}: {of}, {_layer_name(at)}")
-                    made, scores = (
-                        group_tokens(found, count, layer=at, seed=seed)
-                        if of == "tokens"
-                        else group_documents(found, means_DLR, count, layer=at, seed=seed)
-                    )
-                    parts = made.components
-                    rows.append(Row(name, of, at, made.number, parts, scores))
-    table = Table(title="clusters by experts used", caption=_CAPTION, box=box.SIMPLE_HEAD)
-    for column in ("model", "of", "layer", "clusters", "components", *SCORE_NAMES.values()):
+            for at, of in itertools.product(layers, ("tokens", "documents")):
+                shown.show(f"{folders[n]}: {of}, {_layer_name(at)}")
+                made, scores = (
+                    group_tokens(found, count, layer=at, seed=seed)
+                    if of == "tokens"
+                    else group_documents(found, means_DLR, count, layer=at, seed=seed)
+                )
+                name = found.about["name"]
+                rows.append(Row(names[n], name, of, at, made.number, made.components, scores))
+                file = f"{n}-{of}-{_layer_name(at)}.npy"
+                groups[file] = made.ids_N
+                about = groups_of(found, made, of == "documents")
+                figures.append(_figures(rows[-1]) | {"groups": about, "file": file})
+    alike = all(same_documents(opened[0], other) for other in opened[1:])
+    _print_table(rows, alike)
+    if output is not None:
+        target = Path(output).resolve()
+        with partial_folder(target, "partial") as unfinished:
+            for file, ids_N in groups.items():
+                np.save(unfinished / file, ids_N)
+            samples = [found.sample for found in opened]
+            text = json.dumps({"samples": samples, "same_documents": alike, "rows": figures})
+            (unfinished / "clusters.json").write_text(text + "\n", encoding="utf-8")
+            os.rename(unfinished, target)
+    return rows
+
+
+def _figures(row: Row) -> dict[str, Any]:
+    return row._asdict() | {"scores": numbers(row.scores)}
+
+
+def _print_table(rows: Sequence[Row], alike: bool) -> None:
+    caption = _CAPTION if alike else f"{_CAPTION}. The folders hold different documents"
+    table = Table(title="clusters by experts used", caption=caption, box=box.SIMPLE_HEAD)
+    for column in ("folder", "of", "layer", "clusters", "components", *SCORE_NAMES.values()):
         table.add_column(
-            column, justify="right" if column not in ("model", "of") else "left", overflow="fold"
+            column, justify="right" if column not in ("folder", "of") else "left", overflow="fold"
         )
     for row in rows:
         cells = [f"{getattr(row.scores, name):.3f}".replace("nan", "–") for name in SCORE_NAMES]
         counts = [str(row.clusters), str(row.components)]
-        table.add_row(escape(row.model), row.of, _layer_name(row.layer), *counts, *cells)
+        table.add_row(escape(row.folder), row.of, _layer_name(row.layer), *counts, *cells)
     width = None if sys.stdout.isatty() else _WIDTH  # in a file no line is broken
     Console(highlight=False, width=width).print(table)
-    if json_file:
-        figures = [row._asdict() | {"scores": numbers(row.scores)} for row in rows]
-        write_atomic(Path(json_file), json.dumps(figures, indent=1) + "\n")
-    return rows
 
 
 SCORE_NAMES = {
@@ -209,5 +235,5 @@ def record_on(opened: Opened, sample: Sample, output: str | Path, shown: Progres
         output,
         opened.facts,
         pad_id=opened.store.pad_id,
-        progress=lambda line: shown.show(f"{opened.loaded.name}: {line}"),
+        progress=lambda line: shown.show(f"{opened.name}: {line}"),
     )

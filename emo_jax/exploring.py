@@ -1,15 +1,19 @@
 """`emo explore`: one or two models and a store in, a page out."""
 
+import contextlib
 import dataclasses
 import datetime
-import shutil
-import tempfile
+import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from emo_jax import __version__, charts
 from emo_jax.analysing import Opened, SampleSettings, check_model, record_on, sample_of
+from emo_jax.data.partial import partial_folder, remove_left_over
 from emo_jax.data.progress import Progress
 from emo_jax.data.store import TokenStore
 from emo_jax.errors import UsageError
@@ -19,8 +23,12 @@ from emo_jax.explorer.figures import figures
 from emo_jax.explorer.page import MAX_PAGE_BYTES, write_page
 from emo_jax.explorer.view import View, look, to_json
 from emo_jax.loading import open_model
-from emo_jax.modularity.texts import token_texts
+from emo_jax.modularity.activations import ALL_DOCUMENTS, Sample
+from emo_jax.modularity.cluster import check_count
+from emo_jax.modularity.texts import TokenTexts, token_texts
 from emo_jax.workdir import refuse_existing
+
+TEST = "test"  # the split that they are judged on
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -60,83 +68,134 @@ def explore(
       UsageError: nothing is written.
     """
     output = Path(output)
-    if pictures is not None:
-        refuse_existing(pictures)
     if output.exists():
         raise UsageError(f"{output}: is there already; give another file")
+    if pictures is not None:
+        refuse_existing(pictures)
+        if Path(pictures).resolve() == output.resolve():
+            raise UsageError(f"--figures {pictures}: is the page's own name; give another folder")
     if not 1 <= len(models) <= 2:
         raise UsageError(f"{len(models)} models: give one, or two to see them side by side")
     store = TokenStore.open(data)
     for path in models:  # before minutes are spent on the first
         check_model(open_model(path), store)
+    for split in (SELECT, TEST) if settings.eval_windows else ():
+        if split not in store.splits or not store.count(split):
+            raise UsageError(
+                f"{data}: no tokens in split {split!r}, for losses; --eval-windows 0 does without"
+            )
     documents = sample_of(store, sample)
+    texts = token_texts(documents.documents, store.tokenizer())
+    check_count(settings.token_clusters, len(texts.index_N))
+    for note in remove_left_over(output.resolve(), ("partial",), ("0", "1")):
+        print(f"emo: {note}", file=sys.stderr)
     views: list[View] = []
     parts: list[dict[str, Any]] = []
-    texts = token_texts(documents.documents, store.tokenizer())
-    scratch = Path(tempfile.mkdtemp(prefix="emo-explore-"))
-    try:
-        with Progress("explore", enabled=not quiet) as shown:
-            for n, path in enumerate(models):
-                shown.show(f"reading {path}")
-                opened = Opened(path, store)
-                found = record_on(opened, documents, scratch / str(n), shown)
-                view = look(
-                    found,
-                    token_clusters=settings.token_clusters,
-                    document_clusters=settings.document_clusters or max(8, len(store.domains)),
-                    seed=sample.seed,
-                    progress=shown.show,
-                )
-                keep = without = None
-                if settings.eval_windows:
-                    keep, without = _losses(opened, view, settings, shown)
-                views.append(view)
-                parts.append(to_json(view, texts, without, keep))
-            shown.show(f"writing {output}")
-            header = {
-                "title": f"{' and '.join(part['name'] for part in parts)} on {Path(data).name}",
-                "emo_jax": __version__,
-                "made": datetime.date.today().isoformat(),
-                "data": {
-                    "store": Path(data).name,
-                    "split": sample.split,
-                    "tokens": len(texts.index_N),
-                    "documents": len(documents.documents),
-                    "seed": sample.seed,
-                    "max_document_tokens": sample.max_length,
-                },
-                "notes": _notes(store, settings),
-            }
+    with (
+        Progress("explore", enabled=not quiet) as shown,
+        partial_folder(output.resolve(), "partial") as scratch,
+    ):
+        for n, path in enumerate(models):
+            view, part = _look(path, store, documents, texts, scratch / str(n), settings, shown)
+            views.append(view)
+            parts.append(part)
+        header = {
+            "title": f"{' and '.join(part['name'] for part in parts)} on {Path(data).name}",
+            "emo_jax": __version__,
+            "made": datetime.date.today().isoformat(),
+            "data": {
+                "store": Path(data).name,
+                "split": sample.split,
+                "tokens": len(texts.index_N),
+                "documents": len(documents.documents),
+                "seed": sample.seed,
+                "max_document_tokens": sample.max_length,
+            },
+            "notes": _notes(store, documents, parts, settings),
+        }
+        made = contextlib.ExitStack()
+        with made:
             if pictures is not None:
                 shown.show(f"drawing {pictures}")
-                Path(pictures).mkdir(parents=True, exist_ok=True)
-                charts.write_figures(figures(store.domains, parts), Path(pictures))
-            return write_page(output, header, texts, views, parts, max_bytes=settings.max_bytes)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+                target = Path(pictures).resolve()
+                folder = made.enter_context(partial_folder(target, "partial"))
+                charts.write_figures(figures(documents.domains, parts), folder)
+            shown.show(f"writing {output}")
+            size = write_page(output, header, texts, views, parts, max_bytes=settings.max_bytes)
+            if pictures is not None:
+                os.rename(folder, target)
+        return size
+
+
+def _look(
+    path: str,
+    store: TokenStore,
+    documents: Sample,
+    texts: TokenTexts,
+    scratch: Path,
+    settings: ExploreSettings,
+    shown: Progress,
+) -> tuple[View, dict[str, Any]]:
+    """All that the page says of a model; its parameters are let go."""
+    shown.show(f"reading {path}")
+    opened = Opened(path, store)
+    view = look(
+        record_on(opened, documents, scratch, shown),
+        token_clusters=settings.token_clusters,
+        document_clusters=settings.document_clusters or max(8, len(documents.domains)),
+        seed=documents.about["seed"],
+        progress=shown.show,
+    )
+    keep = without = None
+    if settings.eval_windows:
+        keep, without = _losses(opened, view, settings, shown)
+    return view, to_json(view, texts, without, keep)
 
 
 def _losses(
     opened: Opened, view: View, settings: ExploreSettings, shown: Progress
 ) -> tuple[dict[str, Any], list]:
-    domains, most = opened.store.domains, settings.eval_windows
-    select, test = (opened.windows(split, most) for split in (SELECT, "test"))
-    keep = measure.keep_curves(opened.model, opened.params, domains, select, test, shown.show)
+    """Losses of the domains on the page, measured for all that the store has."""
+    store, here = opened.store, view.found.domains
+    names = store.named_domains or (ALL_DOCUMENTS,)
+    places = [names.index(name) for name in here]
+    select, test = (opened.windows(split, settings.eval_windows) for split in (SELECT, TEST))
+    keep = measure.keep_curves(opened.model, opened.params, names, select, test, shown.show)
+    keep["loss"] = [keep["loss"][m] for m in places]
+    keep["rank"] = [[of_layer[m] for m in places] for of_layer in keep["rank"]]
+    L, _, R = view.coverage.picked_LMR.shape
+    picked_LMR = np.zeros((L, len(names), R))
+    picked_LMR[:, places] = view.coverage.picked_LMR
     without = measure.rises_without(
-        *(opened.model, opened.params, domains, test, view.coverage.picked_LMR),
+        *(opened.model, opened.params, names, test, picked_LMR),
         most=settings.ablate,
         progress=shown.show,
     )
     return keep, without
 
 
-def _notes(store: TokenStore, settings: ExploreSettings) -> list[str]:
+def _notes(
+    store: TokenStore, documents: Sample, parts: list[dict[str, Any]], settings: ExploreSettings
+) -> list[str]:
+    """What is not on the page, and why."""
     notes = []
-    if not store.domains:
+    if not store.named_domains:
         notes.append(
-            "The store names no domains: what needs them (purity, mutual information, curves by"
-            " domain) is not here."
+            "The store names no domains: all documents are one here, and what compares domains"
+            " (purity, mutual information, similarity) is missing."
         )
+    if missing := documents.about["missing"]:
+        notes.append(
+            f"Left out, for want of a document of {documents.about['min_length']} tokens in the"
+            f" split: {', '.join(missing)}."
+        )
+    longest = max(map(len, documents.documents))
+    notes += [
+        f"{part['name']} reads {part['window']} tokens at a time: longer documents are cut, and"
+        " each piece is routed without those before it."
+        for part in parts
+        if part["window"] < longest
+    ]
     if not settings.eval_windows:
         notes.append("No losses were measured (--eval-windows 0): no keep-k curves, no ablations.")
     return notes

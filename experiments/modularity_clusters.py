@@ -38,10 +38,12 @@ def look(arm: str, seed: int, length: int, output: Path) -> list[dict[str, Any]]
     rows = []
     for count in (len(TokenStore.open(store).domains), MANY):
         with tempfile.TemporaryDirectory() as scratch:
-            file = Path(scratch) / "clusters.json"
             per_layer = count == MANY and length == max(LENGTHS)
-            cluster_table([str(folder)], count, per_layer=per_layer, seed=0, json_file=str(file))
-            made = json.loads(file.read_text(encoding="utf-8"))
+            where = Path(scratch) / "clusters"
+            cluster_table([str(folder)], count, per_layer=per_layer, seed=0, output=str(where))
+            made = json.loads((where / "clusters.json").read_text(encoding="utf-8"))["rows"]
+        for row in made:
+            del row["groups"], row["file"]
         more = {"arm": arm, "seed": seed, "length": length}
         rows += [row | more | {"rows": sizes[row["of"]]} for row in made]
     return rows

@@ -85,14 +85,14 @@ def activations(model: str, data: str, output: str, **sample: Any) -> None:
 )
 @click.option("--per-layer", is_flag=True, help="Every layer by itself, too.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
-@click.option("--json", "json_file", default=None, help="Write all figures to this new file.")
+@click.option("--output", default=None, help="Folder to make: all figures, and every row's group.")
 def cluster(
     folders: tuple[str, ...],
     clusters: int,
     layer: int | None,
     per_layer: bool,
     seed: int,
-    json_file: str | None,
+    output: str | None,
 ) -> None:
     """Group tokens and documents by the experts they use, and say what the groups are about.
 
@@ -100,15 +100,11 @@ def cluster(
     (normalised mutual information, purity), how far they are apart (silhouette), and whether they
     are words rather than topics (entropy of token types, information about them).
     """
-    if json_file:
-        refuse_unwritable("--json", Path(json_file))
     if layer is not None and per_layer:
         raise UsageError("--layer and --per-layer: give one of them")
     from emo_jax.analysing import cluster_table
 
-    cluster_table(
-        folders, clusters, layer=layer, per_layer=per_layer, seed=seed, json_file=json_file
-    )
+    cluster_table(folders, clusters, layer=layer, per_layer=per_layer, seed=seed, output=output)
 
 
 @command("emo explore runs/emo runs/standard --data store --output page.html")

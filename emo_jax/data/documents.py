@@ -14,13 +14,12 @@ import zstandard
 
 from emo_jax.data import parquet, seqio_tasks
 from emo_jax.data.archives import PACKED, open_packed
-from emo_jax.data.records import Document, Documents, Fields, ReadReport, Source
+from emo_jax.data.records import UNKNOWN_DOMAIN, Document, Documents, Fields, ReadReport, Source
 from emo_jax.data.selection import Selection
 from emo_jax.errors import DataError, UsageError
 
 __all__ = ["Document", "ReadReport", "read_documents"]
 
-UNKNOWN_DOMAIN = "unknown"
 _BOM = b"\xef\xbb\xbf"
 _JSONL = (".jsonl", ".ndjson", ".json")
 _TEXT = (".txt", ".md")

@@ -8,6 +8,9 @@ from typing import Any, NamedTuple
 from emo_jax.data.selection import Selection
 from emo_jax.errors import DataError
 
+UNKNOWN_DOMAIN = "unknown"  # of documents that name none
+
+
 NUM_EXAMPLES = 5
 
 

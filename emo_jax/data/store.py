@@ -23,6 +23,7 @@ import tensorstore as ts
 
 from emo_jax.data import vocabularies
 from emo_jax.data.json_tokenizer import JsonTokenizer
+from emo_jax.data.records import UNKNOWN_DOMAIN
 from emo_jax.data.stream import SPLITS, Span
 from emo_jax.data.tokenizer_base import Tokenizer
 from emo_jax.data.tokenizers import has_tokenizer, load_tokenizer
@@ -97,6 +98,11 @@ class TokenStore:
         if verify or (verify is None and total < VERIFY_BELOW_BYTES):
             files.check_digests(manifest["files"])
         return cls(location, manifest)
+
+    @property
+    def named_domains(self) -> tuple[str, ...]:
+        """The domains, unless no document had one: `emo prepare` calls theirs "unknown"."""
+        return () if self.domains == (UNKNOWN_DOMAIN,) else self.domains
 
     @property
     def splits(self) -> tuple[str, ...]:

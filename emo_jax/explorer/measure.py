@@ -36,15 +36,18 @@ def keep_curves(
     test: Sequence[Batch],
     progress: Callable[[str], None] = lambda _: None,
 ) -> dict[str, Any]:
-    """Loss of every domain with fewer and fewer experts, and the order in which they go."""
+    """Loss of every domain with fewer and fewer experts, and the order in which they go.
+
+    None stands for a loss of no tokens, and for the order of a domain without select windows.
+    """
     config = model.config
     keeps = keeps_of(config)
-    step = make_eval_step(config, model, max(1, len(domains)))
+    step = make_eval_step(config, model, len(domains))
     table = keep_table(
         config,
         step,
         params,
-        domains=domains or ("all",),
+        domains=domains,
         select_batches=select,
         test_batches=test,
         keeps=keeps[1:],
@@ -53,11 +56,19 @@ def keep_curves(
     assert table.scores_LMR is not None
     losses = np.stack([table.full_M, *table.kept.values()], axis=1)
     order_LMR = np.argsort(-table.scores_LMR, axis=-1, kind="stable")
+    rank_LMR = np.argsort(order_LMR, axis=-1)
+    seen_M = table.scores_LMR.sum(axis=(0, 2)) > 0
     return {
         "method": "global",
         "keeps": keeps,
         "loss": [[None if np.isnan(x) else round(float(x), 4) for x in row] for row in losses],
-        "rank": np.argsort(order_LMR, axis=-1).tolist(),
+        "rank": [
+            [
+                rank_R.tolist() if seen else None
+                for rank_R, seen in zip(rank_MR, seen_M, strict=True)
+            ]
+            for rank_MR in rank_LMR
+        ],
     }
 
 
@@ -82,8 +93,7 @@ def rises_without(
     Returns:
       None for an expert that was not measured for any domain.
     """
-    config, M = model.config, max(1, len(domains))
-    names = list(domains) or ["all"]
+    config, M = model.config, len(domains)
     L, R = config.model.num_layers, picked_LMR.shape[-1]
     step = make_eval_step(config, model, M, router_probs=False)
     params = jax.device_put(params)
@@ -100,5 +110,5 @@ def rises_without(
             rise_M = evaluate(step, params, test, keep_LMR=keep_LMR).loss_M - full_M
             for m, (expert, rise) in enumerate(zip(out_M.tolist(), rise_M.tolist(), strict=True)):
                 if picked_LMR[layer, m, expert] >= MIN_SHARE and not np.isnan(rise):
-                    found[layer][expert][names[m]] = round(rise, 4)
+                    found[layer][expert][domains[m]] = round(rise, 4)
     return [[card or None for card in of_layer] for of_layer in found]

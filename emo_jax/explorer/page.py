@@ -14,13 +14,13 @@ from typing import Any
 
 import numpy as np
 
+from emo_jax.errors import UsageError
 from emo_jax.explorer.view import View
 from emo_jax.modularity.texts import TokenTexts
-from emo_jax.workdir import write_atomic
+from emo_jax.workdir import write_bytes_atomic
 
 FORMAT, VERSION = "emo_jax explorer", 1
 ASSETS = importlib.resources.files("emo_jax.explorer") / "assets"
-NO_DOMAIN = 0xFFFF
 MAX_PAGE_BYTES = 15_000_000
 
 
@@ -57,13 +57,15 @@ def write_page(
 
     Layers whose picks would make it larger than `max_bytes` are left out of the reader, evenly;
     a note in the page says so.
+
+    Raises:
+      UsageError: it is larger with one layer, too; nothing is written.
     """
     first, sections = views[0].found, Sections()
     index = np.uint16 if len(texts.texts) <= 0x10000 else np.uint32
     sections.add("tokens", texts.index_N.astype(index))
     sections.add("doc_ends", first.doc_ends_D.astype(np.uint32))
-    domains_D = np.where(first.doc_domains_D < 0, NO_DOMAIN, first.doc_domains_D)
-    sections.add("doc_domain", domains_D.astype(np.uint16))
+    sections.add("doc_domain", first.doc_domains_D.astype(np.uint16))
     for n, view in enumerate(views):
         small = np.uint8 if view.tokens.clusters.number <= 256 else np.uint16
         sections.add(f"tcluster-{n}", view.tokens.clusters.ids_N.astype(small))
@@ -77,7 +79,7 @@ def write_page(
     }
     notes = list(header.get("notes", ()))
     page = _template()
-    fixed = len(page) + len(_json([about, models])) + sections.nbytes + 10_000
+    fixed = len((page + _json([about, models])).encode("utf-8")) + sections.nbytes + 10_000
     models = [dict(model) for model in models]
     for n, view in enumerate(views):
         layers, note = _layers_that_fit(view, (max_bytes - fixed) // len(views))
@@ -95,9 +97,14 @@ def write_page(
     # In this order: what is put in may hold a placeholder's name.
     before, after = page.split("{{data}}")
     title = html.escape(str(header["title"]))
-    text = before.replace("{{title}}", title) + data + after
-    write_atomic(Path(output), text)
-    return len(text.encode("utf-8"))
+    text = (before.replace("{{title}}", title) + data + after).encode("utf-8")
+    if len(text) > max_bytes:
+        raise UsageError(
+            f"{output}: the page is {len(text) / 1e6:.1f} MB with one layer's picks; give fewer"
+            f" --tokens, or a larger --max-mb than {max_bytes / 1e6:g}"
+        )
+    write_bytes_atomic(Path(output), text)
+    return len(text)
 
 
 def _json(value: Any) -> str:
@@ -121,22 +128,27 @@ def _template() -> str:
 def _layers_that_fit(view: View, budget: int) -> tuple[list[int], str]:
     """Layers, evenly spread, whose picks fit into so many bytes of the page; a note if not all."""
     L = view.found.num_layers
-    sizes = []
-    for layer in range(L):
-        one = Sections()
-        one.add("picks", view.picks_NLK[:, layer])
-        one.add("probs", view.probs_NLK[:, layer])
-        sizes.append(one.nbytes)
-    for count in range(L, 1, -1):
-        layers = np.unique(np.linspace(0, L - 1, count).round().astype(int)).tolist()
-        if sum(sizes[n] for n in layers) <= budget:
-            break
-    else:
-        layers = [L - 1]
+
+    def chosen(count: int) -> list[int]:
+        return np.unique(np.linspace(L - 1, 0, count).round().astype(int)).tolist()
+
+    def size(count: int) -> int:
+        packed = Sections()
+        packed.add("picks", view.picks_NLK[:, chosen(count)])
+        packed.add("probs", view.probs_NLK[:, chosen(count)])
+        return packed.nbytes
+
+    whole, fits, too_many = size(L), 1, L
+    if whole <= budget:
+        fits = L
+    while fits + 1 < too_many and fits < L:
+        count = (fits + too_many) // 2
+        fits, too_many = (count, too_many) if size(count) <= budget else (fits, count)
+    layers = chosen(fits)
     if len(layers) == L:
         return layers, ""
     named = ", ".join(map(str, layers))
     return layers, (
         f"the documents show layers {named} of {L}: with all of them the page would be"
-        f" {(sum(sizes) - sum(sizes[n] for n in layers)) / 1e6:.0f} MB larger"
+        f" {(whole - size(fits)) / 1e6:.1f} MB larger"
     )

@@ -5,12 +5,13 @@ C clusters.
 """
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from emo_jax.modularity import cluster
-from emo_jax.modularity.activations import Activations, picks
+from emo_jax.modularity.activations import Activations
 from emo_jax.modularity.coverage import Coverage, coverage
 from emo_jax.modularity.texts import TokenTexts, standing_out
 
@@ -53,7 +54,7 @@ def look(
     picks_NLK, probs_NLK = np.empty(shape, small), np.empty(shape, np.uint8)
     sums = np.zeros((tokens.clusters.number, found.num_layers, found.num_routed))
     for where, probs_nLR in found.pieces():
-        chosen = picks(probs_nLR, found.num_picks)
+        chosen = found.picks(where)
         picks_NLK[where] = chosen
         probs_NLK[where] = np.rint(255 * np.take_along_axis(probs_nLR, chosen, -1))
         ids = tokens.clusters.ids_N[where]
@@ -79,6 +80,7 @@ def to_json(view: View, texts: TokenTexts, without: list | None, keep: dict | No
     sizes_D = np.diff(found.doc_ends_D, prepend=0)
     return {
         **found.about,
+        "path": Path(found.about["path"]).name,  # the page is for others to see
         "layers": found.num_layers,
         "routed": found.num_routed,
         "top_k": found.num_picks,
@@ -126,7 +128,7 @@ def _cards_of_layer(
             "companions": _largest(lift_RR[e], COMPANIONS, above=1.0),
             "without": without[e] if without else None,
         }
-        for e in range(R)
+        for e in range(found.experts_L[layer])
     ]
 
 
@@ -218,9 +220,8 @@ def shown(text: str) -> str:
 
 
 def _domain_counts(groups: np.ndarray, domains: np.ndarray, C: int, M: int) -> np.ndarray:
-    known = domains >= 0
-    pairs = groups[known].astype(np.int64) * max(M, 1) + domains[known]
-    return np.bincount(pairs, minlength=C * M)[: C * M].reshape(C, M)
+    pairs = groups.astype(np.int64) * M + domains
+    return np.bincount(pairs, minlength=C * M).reshape(C, M)
 
 
 def _experts(means_LR: np.ndarray, overall_LR: np.ndarray) -> list[tuple[int, int, float]]:

@@ -2,12 +2,13 @@
 
     FOLDER/activations.json   the model, the sample, the names of its domains
     FOLDER/probs       (N,L,R) float16: router probabilities, without a pool
+    FOLDER/picks       (N,L,K) uint16: the experts that the router picks, the likeliest first
     FOLDER/tokens      (N,) int32
     FOLDER/doc_ends    (D,) int64: where each document ends
-    FOLDER/doc_domains (D,) int32; -1: the store names none
+    FOLDER/doc_domains (D,) int32
 
-The picks of a token are the K largest of its probabilities (`picks`). zarr arrays, through
-tensorstore.
+Picks are the router's own: in float16 some probabilities are equal that were not. zarr arrays,
+through tensorstore.
 
 Legend: N tokens, D documents, M domains, B windows, S tokens of a window, L layers, R routed
 experts, K routed picks.
@@ -27,17 +28,22 @@ import tensorstore as ts
 
 from emo_jax.batch import Batch
 from emo_jax.config import Config
-from emo_jax.data.partial import partial_folder
+from emo_jax.data.partial import partial_folder, remove_left_over
 from emo_jax.data.store import TokenStore
 from emo_jax.errors import DataError, UsageError
 from emo_jax.model.transformer import ModelFunctions, Params
 from emo_jax.modularity.calibration import pack, shuffled_documents
+from emo_jax.modularity.select import experts_there
 from emo_jax.parallel import mesh as mesh_lib
 from emo_jax.workdir import one_line, refuse_existing
 
 MANIFEST, FORMAT = "activations.json", "emo_jax activations"
 BATCH_TOKENS = 8192  # of a batch on one device, about
 _CHUNK_TOKENS = 4096
+_WINDOW_STEP = 128  # windows that are shorter than the model's are a multiple of it
+_PIECE_BYTES = 64 << 20  # of float32 probabilities in memory at a time
+_ARRAYS = ("probs", "picks", "tokens", "doc_ends", "doc_domains")
+ALL_DOCUMENTS = "all documents"  # the one domain of a store that names none
 _SCAN = 50  # tokens of a store that are looked through for one of the sample, at most
 
 
@@ -46,9 +52,9 @@ class Sample(NamedTuple):
 
     Attributes:
       documents: (n,) int32 each, the first tokens of a document, its end included where it fits.
-      domain_ids: one a document; -1: the store names none.
-      domains: names.
-      about: where they are from.
+      domain_ids: one a document.
+      domains: names, of those that have a document here; one of all where the store names none.
+      about: where they are from, and `missing`: domains without a document that is long enough.
     """
 
     documents: list[np.ndarray]
@@ -78,13 +84,13 @@ def sample_documents(
     """
     if split not in store.splits:
         raise UsageError(f"{store.path}: no split {split!r}; it has {', '.join(store.splits)}")
-    names = store.domains or ("",)
+    names = store.named_domains or (ALL_DOCUMENTS,)
     wanted = max(1, tokens // len(names))
     found: list[list[np.ndarray]] = [[] for _ in names]
     left, budget = [wanted] * len(names), _SCAN * tokens
     for document in shuffled_documents(store, split, seed + 1):
         budget -= len(document.tokens)
-        at = max(document.domain_id, 0)
+        at = document.domain_id if store.named_domains else 0
         if len(document.tokens) >= min_length and left[at] > 0:
             found[at].append(document.tokens[: min(max_length, max(left[at], min_length))])
             left[at] -= len(found[at][-1])
@@ -96,7 +102,8 @@ def sample_documents(
             f"{store.path}, split {split}: no document of at least {min_length} tokens; ask for"
             " shorter ones"
         )
-    ids = np.repeat(np.arange(len(names)), [len(of_domain) for of_domain in found])
+    there = [of_domain for of_domain in found if of_domain]
+    ids = np.repeat(np.arange(len(there)), [len(of_domain) for of_domain in there])
     about = {
         "store": store.path,
         "fingerprint": store.fingerprint,
@@ -104,9 +111,10 @@ def sample_documents(
         "max_length": max_length,
         "min_length": min_length,
         "seed": seed,
+        "missing": [name for name, of_domain in zip(names, found, strict=True) if not of_domain],
     }
-    domain_ids = ids.astype(np.int32) if store.domains else np.full(len(ids), -1, np.int32)
-    return Sample(documents, domain_ids, tuple(store.domains), about)
+    present = tuple(name for name, of_domain in zip(names, found, strict=True) if of_domain)
+    return Sample(documents, ids.astype(np.int32), present, about)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,6 +124,7 @@ class Activations:
     Attributes:
       about: the model: name, path, step, pool, shared experts.
       sample: see `Sample`.
+      experts_L: routed experts of each layer, at most R.
     """
 
     folder: Path
@@ -128,6 +137,7 @@ class Activations:
     num_layers: int
     num_routed: int
     num_picks: int
+    experts_L: tuple[int, ...]
 
     @classmethod
     def open(cls, folder: str | os.PathLike[str]) -> "Activations":
@@ -146,11 +156,17 @@ class Activations:
                 f"{name}_{axis}": _open(path, name)[:].read().result()
                 for name, axis in (("tokens", "N"), ("doc_ends", "D"), ("doc_domains", "D"))
             }
-            found["domains"] = tuple(found["domains"])
-            return cls(path, **found, **arrays)
+            for name in ("domains", "experts_L"):
+                found[name] = tuple(found[name])
+            opened = cls(path, **found, **arrays)
+            N, L = opened.num_tokens, opened.num_layers
+            for name, last in (("probs", opened.num_routed), ("picks", opened.num_picks)):
+                if _open(path, name).shape != (N, L, last):
+                    raise ValueError(f"{name} has another shape")
+            return opened
         except FileNotFoundError:
             raise UsageError(f"{path}: no {MANIFEST}; make it with emo activations") from None
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise DataError(f"{path}: damaged ({one_line(error)}); make it again") from error
 
     @property
@@ -169,24 +185,28 @@ class Activations:
         """The domain of each token, int32; -1: none."""
         return self.doc_domains_D[self.documents_N]
 
-    def probs(self, start: int, stop: int) -> np.ndarray:
-        """Router probabilities (n,L,R) of tokens [start, stop), float32."""
-        return _open(self.folder, "probs")[start:stop].read().result().astype(np.float32)
+    def probs(self, where: slice) -> np.ndarray:
+        """Router probabilities (n,L,R) of some tokens, float32."""
+        return self._read("probs", where).astype(np.float32)
 
-    def pieces(self, tokens: int = 65536) -> Iterator[tuple[slice, np.ndarray]]:
-        """All of them, so many at a time, with where they are."""
-        store = _open(self.folder, "probs")
-        for start in range(0, self.num_tokens, tokens):
-            where = slice(start, min(start + tokens, self.num_tokens))
-            yield where, store[where].read().result().astype(np.float32)
+    def picks(self, where: slice) -> np.ndarray:
+        """Routed experts (n,L,K) that some tokens pick, the likeliest first; int32."""
+        return self._read("picks", where).astype(np.int32)
 
+    def pieces(self) -> Iterator[tuple[slice, np.ndarray]]:
+        """Probabilities of all tokens, some megabytes at a time, with where they are."""
+        size = max(1, _PIECE_BYTES // (4 * self.num_layers * self.num_routed))
+        for start in range(0, self.num_tokens, size):
+            where = slice(start, min(start + size, self.num_tokens))
+            yield where, self.probs(where)
 
-def picks(probs_NLR: np.ndarray, num_picks: int) -> np.ndarray:
-    """Routed experts (N,L,K) of each token, the largest probability first."""
-    K = num_picks
-    found = np.argpartition(-probs_NLR, K - 1, axis=-1)[..., :K]
-    order = np.argsort(-np.take_along_axis(probs_NLR, found, -1), axis=-1, kind="stable")
-    return np.take_along_axis(found, order, -1).astype(np.int32)
+    def _read(self, name: str, where: slice) -> np.ndarray:
+        try:
+            return _open(self.folder, name)[where].read().result()
+        except ValueError as error:
+            raise DataError(
+                f"{self.folder / name}: damaged ({one_line(error)}); make the folder again"
+            ) from error
 
 
 def record(
@@ -215,25 +235,31 @@ def record(
     folder = Path(output)
     refuse_existing(folder)
     L, R = config.model.num_layers, config.moe.num_routed_experts
-    S = config.data.seq_len
+    S = window_of(config, sample)
     N = sum(map(len, sample.documents))
     rows = max(1, min(BATCH_TOKENS, N // mesh.size) // S) * mesh.size
     step, where = _step(model), mesh_lib.windows_sharding(mesh)
+    for note in remove_left_over(folder.resolve(), ("partial",), (MANIFEST, *_ARRAYS)):
+        progress(note)
     with partial_folder(folder.resolve(), "partial") as unfinished:
         probs = _create(unfinished, "probs", (N, L, R), np.float16)
-        done, writing = 0, None
+        picks = _create(unfinished, "picks", (N, L, config.moe.num_routed_picks), np.uint16)
+        done: int = 0
+        writing: list[Any] = []
         for batch in pack(sample.documents, S, rows, pad_id):
             placed = jax.tree.map(lambda a: jax.device_put(a, where), batch)
             # Rows hold the documents one after the other, so do their tokens.
             valid_BS = batch.segment_ids >= 0
-            found = np.asarray(step(params, placed))[valid_BS]
-            if writing is not None:
-                writing.result()
-            writing = probs[done : done + len(found)].write(found)
-            done += len(found)
+            found = [np.asarray(a)[valid_BS] for a in step(params, placed)]
+            for write in writing:
+                write.result()
+            here = slice(done, done + len(found[0]))
+            writing = [a[here].write(new) for a, new in zip((probs, picks), found, strict=True)]
+            done = here.stop
             progress(f"{done:,} of {N:,} tokens")
-        assert writing is not None and done == N
-        writing.result()
+        assert done == N
+        for write in writing:
+            write.result()
         ends_D = np.cumsum([len(ids) for ids in sample.documents])
         for name, array in (
             ("tokens", np.concatenate(sample.documents)),
@@ -249,20 +275,33 @@ def record(
             "num_layers": L,
             "num_routed": R,
             "num_picks": config.moe.num_routed_picks,
+            "experts_L": experts_there(config).sum(axis=1).tolist(),
         }
         (unfinished / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
         os.rename(unfinished, folder.resolve())
     return Activations.open(folder)
 
 
-def _step(model: ModelFunctions) -> Callable[[Params, Batch], jax.Array]:
-    """Router probabilities of a batch (B,S,L,R), float16."""
+def window_of(config: Config, sample: Sample) -> int:
+    """Tokens the model reads at a time: its window, or what the longest document needs of it."""
+    longest = max(map(len, sample.documents))
+    return min(config.data.seq_len, -(-longest // _WINDOW_STEP) * _WINDOW_STEP)
 
-    def probs(params: Params, batch: Batch) -> jax.Array:
+
+def _step(model: ModelFunctions) -> Callable[[Params, Batch], tuple[jax.Array, jax.Array]]:
+    """Of a batch: router probabilities (B,S,L,R) float16, picks (B,S,L,K) uint16."""
+    moe = model.config.moe
+    assert moe is not None
+    K = moe.num_routed_picks
+
+    def look(params: Params, batch: Batch) -> tuple[jax.Array, jax.Array]:
         _, stats = model.hidden(params, batch, token_probs=True)
-        return jnp.moveaxis(stats.probs_BSR, 0, 2).astype(jnp.float16)
+        probs_BSLR = jnp.moveaxis(stats.probs_BSR, 0, 2)
+        # What the router does with the same float32 numbers, where there is no pool.
+        picks_BSLK = jax.lax.top_k(probs_BSLR, K)[1]
+        return probs_BSLR.astype(jnp.float16), picks_BSLK.astype(jnp.uint16)
 
-    return jax.jit(probs)
+    return jax.jit(look)
 
 
 def _create(folder: Path, name: str, shape: Sequence[int], dtype: Any) -> ts.TensorStore:
@@ -278,12 +317,17 @@ def _create(folder: Path, name: str, shape: Sequence[int], dtype: Any) -> ts.Ten
 
 
 def _open(folder: Path, name: str) -> ts.TensorStore:
-    return _at(folder, name, open=True, read=True)
+    return _at(folder, name, open=True, read=True)  # a chunk that is gone is an error, not zeros
 
 
 def _at(folder: Path, name: str, **options: Any) -> ts.TensorStore:
     path = str((folder / name).absolute())
-    spec = {"driver": "zarr3", "kvstore": {"driver": "file", "path": path}}
+    spec = {
+        "driver": "zarr3",
+        "kvstore": {"driver": "file", "path": path},
+        "fill_missing_data_reads": False,
+        "store_data_equal_to_fill_value": True,
+    }
     return ts.open(spec, **options).result()
 
 
@@ -308,4 +352,5 @@ def model_facts(config: Config, name: str, path: str, step: int | None) -> dict[
         "step": step,
         "pool": pool.kind + ("" if pool.kind == "none" else sizes),
         "shared": moe.num_shared_experts,
+        "window": config.data.seq_len,
     }

@@ -9,7 +9,7 @@ Legend: N rows (tokens or documents), F = L·R features, P components, C cluster
 
 import math
 from collections.abc import Callable, Iterable, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from sklearn.cluster import MiniBatchKMeans
@@ -98,6 +98,8 @@ def reduced(features: Features, seed: int = 0) -> np.ndarray:
     Components are fitted on at most `FIT_ROWS` rows, drawn by the seed.
     """
     N = features.rows
+    if N == 1:  # no variance
+        return np.ones((1, 1), np.float32)
     fit_on = np.sort(np.random.default_rng(seed).permutation(N)[:FIT_ROWS])
     drawn = []
     for where, rows in features.pieces():
@@ -125,31 +127,45 @@ def spherical_kmeans(rows_NP: np.ndarray, count: int, seed: int = 0) -> Clusters
       UsageError: more clusters than rows.
     """
     N = len(rows_NP)
-    if not 1 <= count <= N:
-        raise UsageError(f"--clusters {count}: must be 1..{N}, the number of rows")
+    check_count(count, N)
     drawn = rows_NP[np.random.default_rng(seed).permutation(N)[:FIT_ROWS]]
     first = MiniBatchKMeans(count, n_init=10, max_iter=500, batch_size=4096, random_state=seed)
     centres_CP = _unit(first.fit(drawn).cluster_centers_.astype(np.float32))
-    ids_N, close_N, rounds = np.zeros(N, np.int32), np.zeros(N, np.float32), 0
+    rounds = 0
+    ids_N, close_N, sums_CP = _assigned(rows_NP, centres_CP)
     while rounds < ROUNDS:
         rounds += 1
-        sums_CP = np.zeros((count, rows_NP.shape[1]), np.float64)
-        for start in range(0, N, 65536):
-            part = rows_NP[start : start + 65536]
-            cosines = part @ centres_CP.T
-            ids = cosines.argmax(axis=1)
-            ids_N[start : start + len(part)] = ids
-            close_N[start : start + len(part)] = cosines[np.arange(len(part)), ids]
-            sums_CP += np.eye(count, dtype=np.float32)[ids].T @ part
         moved_CP = _unit(sums_CP).astype(np.float32)
         # A group that lost all its rows begins anew at those that fit theirs least.
         empty = np.flatnonzero(np.bincount(ids_N, minlength=count) == 0)
         moved_CP[empty] = rows_NP[np.argsort(close_N, kind="stable")[: len(empty)]]
         shift = float(np.abs(moved_CP - centres_CP).max())
+        centres_CP = moved_CP
+        ids_N, close_N, sums_CP = _assigned(rows_NP, centres_CP)
         if shift <= TOLERANCE:
             break
-        centres_CP = moved_CP
     return Clusters(ids_N, close_N, centres_CP, rows_NP.shape[1], rounds)
+
+
+def check_count(count: int, rows: int) -> None:
+    """Raises UsageError for more clusters than rows."""
+    if not 1 <= count <= rows:
+        raise UsageError(f"--clusters {count}: must be 1..{rows}, the number of rows")
+
+
+def _assigned(rows_NP: np.ndarray, centres_CP: np.ndarray) -> tuple[np.ndarray, ...]:
+    """The nearest centre of each row, the cosine with it, and the sum of each centre's rows."""
+    N, C = len(rows_NP), len(centres_CP)
+    ids_N, close_N = np.empty(N, np.int32), np.empty(N, np.float32)
+    sums_CP = np.zeros(centres_CP.shape, np.float64)
+    for start in range(0, N, 65536):
+        part = rows_NP[start : start + 65536]
+        cosines = part @ centres_CP.T
+        ids = cosines.argmax(axis=1)
+        ids_N[start : start + len(part)] = ids
+        close_N[start : start + len(part)] = cosines[np.arange(len(part)), ids]
+        sums_CP += np.eye(C, dtype=np.float32)[ids].T @ part
+    return ids_N, close_N, sums_CP
 
 
 def _unit(rows: np.ndarray) -> np.ndarray:
@@ -162,7 +178,7 @@ class Scores(NamedTuple):
     Attributes:
       silhouette: of at most 10 000 rows, by the cosine.
       purity: share of rows that are of their group's most frequent domain.
-      nmi: normalised mutual information with the domains.
+      nmi: normalised mutual information with the domains. It and purity want two of them.
       token_entropy: bits, of the token types in a group, mean over tokens. Few bits: words rather
         than topics.
       token_nmi: normalised mutual information with the token types; NaN for documents.
@@ -185,7 +201,7 @@ def scores(
     """How good groups are, and what they are about.
 
     Args:
-      domains_N: -1: not known.
+      domains_N: of each row.
       tokens: token types, and the row that each token belongs to.
     """
     ids_N = clusters.ids_N
@@ -195,12 +211,11 @@ def scores(
     silhouette = nan
     if 1 < groups < len(drawn):
         silhouette = float(silhouette_score(rows_NP[drawn], ids_N[drawn], metric="cosine"))
-    known = domains_N >= 0
     purity = nmi = nan
-    if known.any():
-        table = contingency(ids_N[known], domains_N[known])
+    if len(np.unique(domains_N)) > 1:  # of one domain there is nothing to tell apart
+        table = contingency(ids_N, domains_N)
         purity = float(table.max(axis=1).sum() / table.sum())
-        nmi = float(normalized_mutual_info_score(domains_N[known], ids_N[known]))
+        nmi = float(normalized_mutual_info_score(domains_N, ids_N))
     types, row_of = tokens
     groups_of_tokens = ids_N[row_of]
     is_token = len(types) == len(ids_N)
@@ -218,6 +233,23 @@ class Grouped(NamedTuple):
 
     clusters: Clusters
     scores: Scores
+
+
+def groups_of(found: Activations, made: Clusters, documents: bool) -> list[dict[str, Any]]:
+    """Size, tokens by domain and entropy of token types (bits) of each group."""
+    groups_N = made.ids_N[found.documents_N] if documents else made.ids_N
+    C, M = made.number, len(found.domains)
+    pairs = groups_N.astype(np.int64) * M + found.domains_N
+    tokens_CM = np.bincount(pairs, minlength=C * M).reshape(C, M)
+    sizes_C = np.bincount(made.ids_N, minlength=C)
+    return [
+        {
+            "size": int(sizes_C[c]),
+            "tokens": dict(zip(found.domains, tokens_CM[c].tolist(), strict=True)),
+            "type_bits": round(entropy_of_types(found.tokens_N[groups_N == c]), 4),
+        }
+        for c in range(C)
+    ]
 
 
 def group_tokens(

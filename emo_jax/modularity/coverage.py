@@ -7,11 +7,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from emo_jax.modularity.activations import Activations, picks
+from emo_jax.modularity.activations import Activations
 
 
 class Coverage(NamedTuple):
-    """Of every domain and layer; M is 1 where the store names no domain.
+    """Of every domain and layer.
 
     Attributes:
       use_LMR: mean router probability over a domain's tokens; sums to 1.
@@ -19,6 +19,7 @@ class Coverage(NamedTuple):
       load_LR: share of all picks; sums to 1.
       together_LRR: share of tokens that pick both; the diagonal: that pick it.
       tokens_M: of each domain.
+      experts_L: routed experts that each layer has; the others' numbers are 0.
     """
 
     use_LMR: np.ndarray
@@ -26,11 +27,12 @@ class Coverage(NamedTuple):
     load_LR: np.ndarray
     together_LRR: np.ndarray
     tokens_M: np.ndarray
+    experts_L: np.ndarray
 
     @property
     def experts_LM(self) -> np.ndarray:
         """Experts with more than their even share of the probability."""
-        return (self.use_LMR > 1.0 / self.use_LMR.shape[-1]).sum(axis=-1)
+        return (self.use_LMR > 1.0 / self.experts_L[:, None, None]).sum(axis=-1)
 
     @property
     def entropy_LM(self) -> np.ndarray:
@@ -65,14 +67,13 @@ class Coverage(NamedTuple):
 def coverage(found: Activations) -> Coverage:
     """One pass over the activations."""
     L, R, K = found.num_layers, found.num_routed, found.num_picks
-    M = max(1, len(found.domains))
-    domains_N = np.maximum(found.domains_N, 0)
+    M, domains_N = len(found.domains), found.domains_N
     use = np.zeros((M, L, R))
     picked = np.zeros((M, L, R))
     together = np.zeros((L, R, R))
     for where, probs_nLR in found.pieces():
         picked_nLR = np.zeros(probs_nLR.shape, np.float32)
-        np.put_along_axis(picked_nLR, picks(probs_nLR, K), 1.0, axis=-1)
+        np.put_along_axis(picked_nLR, found.picks(where), 1.0, axis=-1)
         for m in np.unique(domains_N[where]).tolist():
             mine = domains_N[where] == m
             use[m] += probs_nLR[mine].sum(axis=0, dtype=np.float64)
@@ -88,4 +89,5 @@ def coverage(found: Activations) -> Coverage:
         load_LR=load_LR,
         together_LRR=together / max(tokens_M.sum(), 1),
         tokens_M=tokens_M,
+        experts_L=np.array(found.experts_L),
     )

@@ -11,10 +11,14 @@ import runs
 from pages import read_page
 from runs import emo_here
 
+from emo_jax import exploring
+from emo_jax.analysing import SampleSettings
 from emo_jax.data.store import TokenStore
+from emo_jax.errors import UsageError
 from emo_jax.explorer import page as page_lib
 from emo_jax.explorer.figures import figures
-from emo_jax.modularity.activations import sample_documents
+from emo_jax.exploring import ExploreSettings, explore
+from emo_jax.modularity.activations import Activations, Sample, sample_documents
 
 SAMPLE = ("--tokens", "1500", "--min-length", "8", "--clusters", "4")
 LOSSES = ("--eval-windows", "4", "--ablate", "1")
@@ -49,13 +53,11 @@ def test_models_say_the_same_as_their_activations(written, finished_run, store, 
     assert {**first, "name": 0} == {**second, "name": 0}  # the same model twice
     argv = ("activations", finished_run, "--data", store, "--output", tmp_path / "made")
     assert emo_here(*argv, "--tokens", "1500", "--min-length", "8") == 0
-    from emo_jax.modularity.activations import Activations, picks
-
     found = Activations.open(tmp_path / "made")
-    probs = found.probs(0, found.num_tokens)
+    probs = found.probs(slice(None))
     N, L, R, K = found.num_tokens, 2, 7, 2
     assert (first["layers"], first["routed"], first["top_k"], first["shared"]) == (L, R, K, 1)
-    np.testing.assert_array_equal(arrays["picks-0"], picks(probs, K))
+    np.testing.assert_array_equal(arrays["picks-0"], found.picks(slice(None)))
     largest = np.sort(probs, axis=-1)[..., ::-1][..., :K]
     assert np.abs(arrays["probs-0"] / 255 - largest).max() <= 0.5 / 255 + 1e-6
     np.testing.assert_array_equal(arrays["picks-0"], arrays["picks-1"])
@@ -83,11 +85,15 @@ def test_losses_are_those_of_emo_eval(written, finished_run, store, tmp_path):
     keep = header["models"][0]["keep"]
     assert keep["keeps"] == [8, 6, 4, 3]
     figures = tmp_path / "eval.json"
-    argv = ("eval", finished_run, "--data", store, "--windows", "4", "--keep", "4")
+    argv = ("eval", finished_run, "--data", store, "--windows", "4", "--keep", "4", "--keep", "3")
+    argv += ("--method", "global")
     assert emo_here(*argv, "--json", figures) == 0
     theirs = json.loads(figures.read_text())["domains"]
     for m, name in enumerate(header["domains"]):
         assert keep["loss"][m][0] == pytest.approx(theirs[name]["loss_nats_per_token"], abs=2e-4)
+        for at, kept in ((2, "4"), (3, "3")):
+            loss = theirs[name]["keep"][kept]["loss_nats_per_token"]
+            assert keep["loss"][m][at] == pytest.approx(loss, abs=2e-4)
     ranks = np.array(keep["rank"])
     np.testing.assert_array_equal(
         np.sort(ranks, axis=-1), np.broadcast_to(np.arange(7), ranks.shape)
@@ -102,7 +108,7 @@ def test_pictures_show_the_numbers_of_the_page(written):
     made = figures(header["domains"], header["models"])
     folder = written.parent / "figures"
     files = {f"{name}.{kind}" for name in made for kind in ("svg", "png")}
-    assert {file.name for file in folder.iterdir()} == files and len(made) == 2 * 6 + 1
+    assert {file.name for file in folder.iterdir()} == files and len(made) == 2 * 8 + 1
     for file in folder.glob("*.svg"):
         ElementTree.parse(file)
     first = header["models"][0]
@@ -181,3 +187,78 @@ def test_another_tokenizer_is_refused(finished_run, store, tmp_path, capsys):
     said = capsys.readouterr().err
     assert "tokenizer" in said and str(store) in said and said.count("emo: ") == 1
     assert not out.exists() and not (tmp_path / "figures").exists()
+
+
+def test_layers_that_fit_are_found_and_the_limit_is_kept(finished_run, store, tmp_path, capsys):
+    argv = ("explore", finished_run, "--data", store, *SAMPLE, "--eval-windows", "0")
+    assert emo_here(*argv, "--output", tmp_path / "all.html") == 0
+    size = (tmp_path / "all.html").stat().st_size
+    settings = {"token_clusters": 4, "eval_windows": 0}
+    sample = SampleSettings(tokens=1500, min_length=8)
+    out = tmp_path / "page.html"
+    limit = size - 500  # of about 4 kB for a layer
+    explore(
+        [str(finished_run)], str(store), out, sample, ExploreSettings(**settings, max_bytes=limit)
+    )
+    header, arrays = read_page(out)
+    assert out.stat().st_size <= limit and arrays["picks-0"].shape[1] == 1
+    assert header["models"][0]["layers_here"] == [1] and any(
+        "layers 1 of 2" in note for note in header["notes"]
+    )
+    out.unlink()
+    with pytest.raises(UsageError, match=r"with one layer's picks; give fewer --tokens"):
+        small = ExploreSettings(**settings, max_bytes=50_000)
+        explore([str(finished_run)], str(store), out, sample, small, pictures=tmp_path / "figures")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["all.html"]
+
+
+def test_a_store_without_domains_is_one_of_all_documents(finished_run, tmp_path):
+    corpus = runs.write_corpus(tmp_path / "corpus.jsonl")
+    records = [json.loads(line) for line in corpus.read_text().splitlines()]
+    corpus.write_text("".join(json.dumps({"text": r["text"]}) + "\n" for r in records))
+    argv = ("prepare", corpus, "--output", tmp_path / "store", "--tokenizer", "bytes")
+    assert emo_here(*argv) == 0
+    out = tmp_path / "page.html"
+    argv = ("explore", finished_run, "--data", tmp_path / "store", "--output", out, *SAMPLE)
+    assert emo_here(*argv, *LOSSES) == 0
+    header, arrays = read_page(out)
+    (model,) = header["models"]
+    assert header["domains"] == ["all documents"] and not arrays["doc_domain"].any()
+    assert "names no domains" in header["notes"][0]
+    assert model["token_clusters"]["metrics"]["nmi"] is None
+    assert model["token_clusters"]["metrics"]["purity"] is None
+    assert len(model["keep"]["loss"]) == 1 and all(model["keep"]["loss"][0])
+    assert any("all documents" in (c["without"] or {}) for layer in model["experts"] for c in layer)
+
+
+def test_losses_stay_with_their_domains(finished_run, store, tmp_path, monkeypatch):
+    """Where a domain of the store has no document in the sample."""
+    out = tmp_path / "page.html"
+    sample = SampleSettings(tokens=1500, min_length=8)
+    whole = sample_documents(TokenStore.open(store), "test", tokens=1500, min_length=8)
+    law = [n for n, of in enumerate(whole.domain_ids) if of == 1]
+    about = {**whole.about, "missing": ["cooking"]}
+    part = Sample([whole.documents[n] for n in law], np.zeros(len(law), np.int32), ("law",), about)
+    settings = ExploreSettings(token_clusters=4, eval_windows=4, ablate=1)
+    losses = []
+    for documents in (whole, part):
+        monkeypatch.setattr(exploring, "sample_of", lambda *_, chosen=documents: chosen)
+        explore([str(finished_run)], str(store), out, sample, settings)
+        header, _ = read_page(out)
+        losses.append(header["models"][0]["keep"])
+        out.unlink()
+    assert header["domains"] == ["law"] and "cooking" in header["notes"][0]
+    assert losses[1]["loss"] == losses[0]["loss"][1:]
+    assert losses[1]["rank"] == [of_layer[1:] for of_layer in losses[0]["rank"]]
+
+
+def test_what_a_layer_does_not_have_has_no_card(finished_run, store, tmp_path):
+    """Of a Hugging Face folder, which is a model as well."""
+    folder, out = tmp_path / "module", tmp_path / "page.html"
+    argv = ("select", finished_run, "--data", store, "--keep-per-layer", "8,5", "--output", folder)
+    assert emo_here(*argv, "--method", "global") == 0
+    argv = ("explore", folder, "--data", store, "--output", out, *SAMPLE, *LOSSES)
+    assert emo_here(*argv) == 0
+    (model,) = read_page(out)[0]["models"]
+    assert [len(layer) for layer in model["experts"]] == [7, 4]
+    assert not np.array(model["picked"])[1, :, 4:].any()

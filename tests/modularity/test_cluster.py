@@ -9,7 +9,6 @@ from sklearn.metrics import normalized_mutual_info_score
 from emo_jax.data.tokenizers import train_bpe
 from emo_jax.errors import UsageError
 from emo_jax.modularity import cluster
-from emo_jax.modularity.activations import picks
 from emo_jax.modularity.coverage import coverage
 from emo_jax.modularity.texts import standing_out, token_texts
 
@@ -23,7 +22,7 @@ class Made:
         rng = np.random.default_rng(seed)
         self.num_layers, self.num_routed, self.num_picks = layers, routed, 2
         self.domains = domains
-        self.doc_domains_D = np.array([0, 0, 1, 1], np.int32) if domains else np.full(4, -1)
+        self.doc_domains_D = np.array([0, 0, 1, 1], np.int32) % len(domains)
         self.doc_ends_D = np.cumsum(SIZES)
         self.documents_N = np.repeat(np.arange(4), SIZES)
         self.num_tokens = sum(SIZES)
@@ -37,6 +36,11 @@ class Made:
     @property
     def domains_N(self):
         return self.doc_domains_D[self.documents_N]
+
+    experts_L = (12, 12)
+
+    def picks(self, where):
+        return np.argsort(-self._probs[where], axis=-1, kind="stable")[..., :2]
 
     def pieces(self, tokens=37):
         for start in range(0, self.num_tokens, tokens):
@@ -102,14 +106,40 @@ def test_components_hold_95_percent():
     assert held[P - 1] >= 0.95 > held[P - 2]
 
 
-def test_without_domains_what_needs_them_is_missing():
-    found = Made(domains=())
+def test_of_one_domain_there_is_nothing_to_tell_apart():
+    found = Made(domains=("all documents",))
     rows = cluster.reduced(cluster.token_features(found))
     made = cluster.spherical_kmeans(rows, 3)
     types = (found.tokens_N, np.arange(found.num_tokens))
     scores = cluster.scores(made, rows, found.domains_N, types)
     assert math.isnan(scores.nmi) and math.isnan(scores.purity) and scores.silhouette > 0
     assert coverage(found).use_LMR.shape == (2, 1, 12)
+
+
+def test_one_document_is_one_group():
+    found = Made()
+    means = cluster.document_means(found)[:1]
+    rows = cluster.reduced(cluster.document_features(means))
+    made = cluster.spherical_kmeans(rows, 1)
+    assert made.ids_N.tolist() == [0] and made.components == 1
+
+
+def test_groups_are_of_the_last_centres(monkeypatch):
+    """Also where the rounds ran out."""
+    monkeypatch.setattr(cluster, "ROUNDS", 1)
+    rows = np.random.default_rng(0).standard_normal((500, 6)).astype(np.float32)
+    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+    made = cluster.spherical_kmeans(rows, 9)
+    cosines = rows @ made.centres_CP.T
+    np.testing.assert_array_equal(made.ids_N, cosines.argmax(axis=1))
+    np.testing.assert_allclose(made.closeness_N, cosines.max(axis=1), rtol=1e-5)
+
+
+def test_layers_with_fewer_experts_have_an_even_share_of_their_own():
+    found = Made()
+    found.experts_L = (12, 3)
+    use = coverage(found).use_LMR[1, 0]
+    assert coverage(found).experts_LM[1, 0] == (use > 1 / 3).sum()
 
 
 def test_refusals():
@@ -125,7 +155,7 @@ def test_refusals():
 def test_coverage_counts():
     found = Made()
     covered = coverage(found)
-    chosen = picks(found._probs, 2)
+    chosen = found.picks(slice(None))
     for layer in range(2):
         for m in range(2):
             mine = found.domains_N == m
