@@ -101,11 +101,7 @@ def read_run(workdir: str | Path) -> Run:
     if not (path / METRICS_FILE).is_file():
         raise UsageError(f"{path}: no {METRICS_FILE} here; give the workdir of a run")
     try:
-        # A line may have been cut, by a kill or a full disk, to something that is JSON still.
-        records = [
-            r for r in read_metrics(path) if isinstance(r, dict) and _is_count(r.get("step"))
-        ]
-        records.sort(key=lambda record: record["step"])
+        records = sorted(read_metrics(path), key=lambda record: record["step"])
         if not records:
             raise UsageError(f"{path / METRICS_FILE}: nothing was logged yet")
         config = json.loads((path / CONFIG_FILE).read_text(encoding="utf-8"))
@@ -113,7 +109,3 @@ def read_run(workdir: str | Path) -> Run:
     except (OSError, ValueError) as error:
         raise UsageError(f"{path}: cannot be read as a workdir ({one_line(error)})") from error
     return Run(path, config, records, starts)
-
-
-def _is_count(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)

@@ -74,11 +74,14 @@ class MetricsFile:
 
 
 def read_metrics(workdir: Path) -> list[dict[str, Any]]:
-    """All whole records of a run; a line cut short by a kill is left out."""
+    """All whole records of a run; what a kill or a full disk cut short is left out."""
     records = []
     for line in (workdir / METRICS_FILE).read_text().splitlines():
         try:
-            records.append(json.loads(line))
+            record = json.loads(line)
         except json.JSONDecodeError:
             continue
+        # A cut line may be JSON still.
+        if isinstance(record, dict) and type(record.get("step")) is int:
+            records.append(record)
     return records
