@@ -7,11 +7,12 @@ import jax
 import numpy as np
 import pytest
 from runs import emo_here
-from tiny import NO_POOL, tiny_config
+from tiny import NO_POOL, dense_config, tiny_config
 
 from emo_jax.config import MeshConfig
 from emo_jax.data.store import TokenStore
 from emo_jax.errors import DataError, UsageError
+from emo_jax.hf import export_model
 from emo_jax.model.transformer import ModelFunctions
 from emo_jax.modularity import activations
 from emo_jax.modularity.activations import (
@@ -194,3 +195,15 @@ def test_the_commands(finished_run, store, tmp_path, capsys):
     ):
         assert emo_here("cluster", out, *more) == 2
         assert said in capsys.readouterr().err
+
+
+def test_a_dense_model_has_nothing_to_look_at(store, tmp_path, capsys):
+    config = dense_config()
+    config = dataclasses.replace(config, model=dataclasses.replace(config.model, vocab_size=259))
+    params = jax.jit(ModelFunctions(config).init, static_argnums=0)(0)
+    export_model(jax.device_get(params), config, tmp_path / "dense")
+    for argv in (("activations", "--output", tmp_path / "made"), ("explore", "--output", "p.html")):
+        name, *more = argv
+        assert emo_here(name, tmp_path / "dense", "--data", store, *more) == 2
+        assert "is dense, it has no experts to look at" in capsys.readouterr().err
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["dense"]
