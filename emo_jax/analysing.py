@@ -42,7 +42,7 @@ from emo_jax.modularity.cluster import (
     numbers,
 )
 from emo_jax.modularity.pruning import undropped, within_documents
-from emo_jax.workdir import refuse_existing
+from emo_jax.workdir import refuse_existing, refuse_unmakeable
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -105,7 +105,8 @@ def write_activations(
     with Progress("activations", enabled=not quiet) as shown:
         shown.show(f"reading {model}")
         opened = Opened(model, store)
-        return record_on(opened, sample_of(store, settings), output, shown)
+        sample = sample_of(store, settings)
+        return record(sample=sample, output=output, **recording(opened, shown))
 
 
 class Row(NamedTuple):
@@ -139,9 +140,8 @@ def cluster_table(
       UsageError: a layer that is not there, or more clusters than tokens.
     """
     if output is not None:
-        refuse_existing(output)
+        refuse_unmakeable("--output", output)
     opened = [Activations.open(folder) for folder in folders]
-    names = [Path(folder).name for folder in folders]
     rows, figures, groups = [], [], {}
     with Progress("cluster") as shown:
         for n, found in enumerate(opened):
@@ -155,7 +155,7 @@ def cluster_table(
                     else group_documents(found, means_DLR, count, layer=at, seed=seed)
                 )
                 name = found.about["name"]
-                rows.append(Row(names[n], name, of, at, made.number, made.components, scores))
+                rows.append(Row(folders[n], name, of, at, made.number, made.components, scores))
                 file = f"{n}-{of}-{_layer_name(at)}.npy"
                 groups[file] = made.ids_N
                 about = groups_of(found, made, of == "documents")
@@ -226,14 +226,12 @@ def sample_of(store: TokenStore, settings: SampleSettings) -> Sample:
     )
 
 
-def record_on(opened: Opened, sample: Sample, output: str | Path, shown: Progress) -> Activations:
-    """`record` of an opened model."""
-    return record(
-        opened.model,
-        opened.params,
-        sample,
-        output,
-        opened.facts,
-        pad_id=opened.store.pad_id,
-        progress=lambda line: shown.show(f"{opened.name}: {line}"),
-    )
+def recording(opened: Opened, shown: Progress) -> dict[str, Any]:
+    """What `record` and `record_into` want of an opened model, but for the sample and the place."""
+    return {
+        "model": opened.model,
+        "params": opened.params,
+        "about": opened.facts,
+        "pad_id": opened.store.pad_id,
+        "progress": lambda line: shown.show(f"{opened.name}: {line}"),
+    }

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from emo_jax import __version__, charts
-from emo_jax.analysing import Opened, SampleSettings, check_model, record_on, sample_of
+from emo_jax.analysing import Opened, SampleSettings, check_model, recording, sample_of
 from emo_jax.data.partial import partial_folder, remove_left_over
 from emo_jax.data.progress import Progress
 from emo_jax.data.store import TokenStore
@@ -23,10 +23,10 @@ from emo_jax.explorer.figures import figures
 from emo_jax.explorer.page import MAX_PAGE_BYTES, write_page
 from emo_jax.explorer.view import View, look, to_json
 from emo_jax.loading import open_model
-from emo_jax.modularity.activations import ALL_DOCUMENTS, Sample
+from emo_jax.modularity.activations import ALL_DOCUMENTS, Sample, record_into
 from emo_jax.modularity.cluster import check_count
 from emo_jax.modularity.texts import TokenTexts, token_texts
-from emo_jax.workdir import refuse_existing
+from emo_jax.workdir import refuse_unmakeable
 
 TEST = "test"  # the split that they are judged on
 
@@ -71,9 +71,9 @@ def explore(
     if output.exists():
         raise UsageError(f"{output}: is there already; give another file")
     if pictures is not None:
-        refuse_existing(pictures)
-        if Path(pictures).resolve() == output.resolve():
-            raise UsageError(f"--figures {pictures}: is the page's own name; give another folder")
+        refuse_unmakeable("--figures", pictures)
+        if output.resolve().is_relative_to(Path(pictures).resolve()):
+            raise UsageError(f"--figures {pictures}: the page is to be there; give another folder")
     if not 1 <= len(models) <= 2:
         raise UsageError(f"{len(models)} models: give one, or two to see them side by side")
     store = TokenStore.open(data)
@@ -139,8 +139,9 @@ def _look(
     """All that the page says of a model; its parameters are let go."""
     shown.show(f"reading {path}")
     opened = Opened(path, store)
+    scratch.mkdir()
     view = look(
-        record_on(opened, documents, scratch, shown),
+        record_into(scratch, sample=documents, **recording(opened, shown)),
         token_clusters=settings.token_clusters,
         document_clusters=settings.document_clusters or max(8, len(documents.domains)),
         seed=documents.about["seed"],
@@ -186,8 +187,8 @@ def _notes(
         )
     if missing := documents.about["missing"]:
         notes.append(
-            f"Left out, for want of a document of {documents.about['min_length']} tokens in the"
-            f" split: {', '.join(missing)}."
+            f"Left out, since no document of {documents.about['min_length']} tokens was found of"
+            f" them: {', '.join(missing)}."
         )
     longest = max(map(len, documents.documents))
     notes += [

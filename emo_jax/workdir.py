@@ -84,6 +84,20 @@ def refuse_existing(folder: str | os.PathLike[str]) -> None:
         raise UsageError(f"{path}: is there already; give a new or empty folder")
 
 
+def refuse_unmakeable(option: str, folder: str | os.PathLike[str]) -> None:
+    """Raise when a folder cannot be made, or has something in it: before the work, not after.
+
+    Raises:
+      UsageError: which of them.
+    """
+    refuse_existing(folder)
+    above = Path(folder).resolve().parent
+    while not above.exists():
+        above = above.parent
+    if not above.is_dir() or not os.access(above, os.W_OK):
+        raise UsageError(f"{option} {folder}: {above} cannot be written; give another folder")
+
+
 def one_line(error: BaseException, limit: int = 300) -> str:
     """An exception as one short line; of a long one the end is kept, where the cause stands.
 

@@ -65,6 +65,9 @@ def activations(model: str, data: str, output: str, **sample: Any) -> None:
     from emo_jax.analysing import write_activations
 
     found = write_activations(model, data, output, _settings(**sample), quiet=False)
+    if missing := found.sample["missing"]:
+        short = f"no document of {sample['min_length']} tokens was found of {', '.join(missing)}"
+        click.echo(f"emo: {short}", err=True)
     click.echo(
         f"{output}: {found.num_tokens:,} tokens of {len(found.doc_ends_D):,} documents,"
         f" {found.num_layers} layers, {found.num_routed} routed experts"
@@ -144,7 +147,8 @@ def cluster(
     type=click.FloatRange(min=1),
     default=15.0,
     show_default=True,
-    help="Size of the page: layers that do not fit are left out of the documents.",
+    help="Size of the page: layers that do not fit are left out of the documents; with one that"
+    " does not fit, nothing is written.",
 )
 @click.option(
     "--figures", default=None, metavar="DIR", help="Also as SVG and PNG, in a new folder."

@@ -42,7 +42,8 @@ def figures(domains: Sequence[str], models: Sequence[dict[str, Any]]) -> dict[st
             values_ML = np.array(model[field], float).T[: len(names)]
             made[f"{prefix}-{name}"] = _heat(values_ML, names, _joined("layer", cut), label)
         for layer in range(model["layers"]):
-            use_MR = np.array(model["use"][layer], float)[: len(names)]
+            there = len(model["experts"][layer])
+            use_MR = np.array(model["use"][layer], float)[: len(names), :there]
             x = _joined(f"expert of layer {layer}", cut)
             label = "mean router probability"
             made[f"{prefix}-experts-layer-{layer}"] = _heat(use_MR, names, x, label)

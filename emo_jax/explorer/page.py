@@ -81,8 +81,10 @@ def write_page(
     page = _template()
     fixed = len((page + _json([about, models])).encode("utf-8")) + sections.nbytes + 10_000
     models = [dict(model) for model in models]
+    least = [_packed(view, 1).nbytes for view in views]
+    spare = max(0, max_bytes - fixed - sum(least)) // len(views)
     for n, view in enumerate(views):
-        layers, note = _layers_that_fit(view, (max_bytes - fixed) // len(views))
+        layers, note = _layers_that_fit(view, least[n] + spare)
         models[n]["layers_here"] = layers
         if note:
             notes.append(f"{models[n]['name']}: {note}")
@@ -125,18 +127,24 @@ def _template() -> str:
     return page.replace("{{css}}", style).replace("{{js}}", script)
 
 
+def _evenly(view: View, count: int) -> list[int]:
+    """So many layers, the last one among them."""
+    return np.unique(np.linspace(view.found.num_layers - 1, 0, count).round().astype(int)).tolist()
+
+
+def _packed(view: View, count: int) -> Sections:
+    layers, packed = _evenly(view, count), Sections()
+    packed.add("picks", view.picks_NLK[:, layers])
+    packed.add("probs", view.probs_NLK[:, layers])
+    return packed
+
+
 def _layers_that_fit(view: View, budget: int) -> tuple[list[int], str]:
-    """Layers, evenly spread, whose picks fit into so many bytes of the page; a note if not all."""
+    """Layers whose picks fit into so many bytes of the page, one at least; a note if not all."""
     L = view.found.num_layers
 
-    def chosen(count: int) -> list[int]:
-        return np.unique(np.linspace(L - 1, 0, count).round().astype(int)).tolist()
-
     def size(count: int) -> int:
-        packed = Sections()
-        packed.add("picks", view.picks_NLK[:, chosen(count)])
-        packed.add("probs", view.probs_NLK[:, chosen(count)])
-        return packed.nbytes
+        return _packed(view, count).nbytes
 
     whole, fits, too_many = size(L), 1, L
     if whole <= budget:
@@ -144,7 +152,7 @@ def _layers_that_fit(view: View, budget: int) -> tuple[list[int], str]:
     while fits + 1 < too_many and fits < L:
         count = (fits + too_many) // 2
         fits, too_many = (count, too_many) if size(count) <= budget else (fits, count)
-    layers = chosen(fits)
+    layers = _evenly(view, fits)
     if len(layers) == L:
         return layers, ""
     named = ", ".join(map(str, layers))

@@ -17,6 +17,7 @@ experts, K routed picks.
 import dataclasses
 import json
 import os
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -122,7 +123,7 @@ class Activations:
     """What `record` wrote; arrays are read when they are asked for.
 
     Attributes:
-      about: the model: name, path, step, pool, shared experts.
+      about: the model: name, path, step, pool, shared experts, tokens of its window.
       sample: see `Sample`.
       experts_L: routed experts of each layer, at most R.
     """
@@ -182,7 +183,7 @@ class Activations:
 
     @property
     def domains_N(self) -> np.ndarray:
-        """The domain of each token, int32; -1: none."""
+        """The domain of each token, int32."""
         return self.doc_domains_D[self.documents_N]
 
     def probs(self, where: slice) -> np.ndarray:
@@ -228,57 +229,73 @@ def record(
     Raises:
       UsageError: the output is there, or the model is dense.
     """
+    folder = Path(output)
+    refuse_existing(folder)
+    target = folder.resolve()
+    for note in remove_left_over(target, ("partial",), (MANIFEST, *_ARRAYS)):
+        print(f"emo: {note}", file=sys.stderr)
+    with partial_folder(target, "partial") as unfinished:
+        record_into(unfinished, model, params, sample, about, pad_id=pad_id, progress=progress)
+        os.rename(unfinished, target)
+    return Activations.open(folder)
+
+
+def record_into(
+    folder: Path,
+    model: ModelFunctions,
+    params: Params,
+    sample: Sample,
+    about: dict[str, Any],
+    *,
+    pad_id: int = 0,
+    progress: Callable[[str], None] = lambda _: None,
+) -> Activations:
+    """`record` into an empty folder of the caller's, who knows when it is whole."""
     config, mesh = model.config, model.mesh
     assert mesh is not None
     if config.moe is None:
         raise UsageError(f"{config.name} is dense, it has no router to look at")
-    folder = Path(output)
-    refuse_existing(folder)
-    L, R = config.model.num_layers, config.moe.num_routed_experts
+    L, R, K = config.model.num_layers, config.moe.num_routed_experts, config.moe.num_routed_picks
     S = window_of(config, sample)
     N = sum(map(len, sample.documents))
     rows = max(1, min(BATCH_TOKENS, N // mesh.size) // S) * mesh.size
     step, where = _step(model), mesh_lib.windows_sharding(mesh)
-    for note in remove_left_over(folder.resolve(), ("partial",), (MANIFEST, *_ARRAYS)):
-        progress(note)
-    with partial_folder(folder.resolve(), "partial") as unfinished:
-        probs = _create(unfinished, "probs", (N, L, R), np.float16)
-        picks = _create(unfinished, "picks", (N, L, config.moe.num_routed_picks), np.uint16)
-        done: int = 0
-        writing: list[Any] = []
-        for batch in pack(sample.documents, S, rows, pad_id):
-            placed = jax.tree.map(lambda a: jax.device_put(a, where), batch)
-            # Rows hold the documents one after the other, so do their tokens.
-            valid_BS = batch.segment_ids >= 0
-            found = [np.asarray(a)[valid_BS] for a in step(params, placed)]
-            for write in writing:
-                write.result()
-            here = slice(done, done + len(found[0]))
-            writing = [a[here].write(new) for a, new in zip((probs, picks), found, strict=True)]
-            done = here.stop
-            progress(f"{done:,} of {N:,} tokens")
-        assert done == N
+    probs = _create(folder, "probs", (N, L, R), np.float16)
+    picks = _create(folder, "picks", (N, L, K), np.uint16)
+    done: int = 0
+    writing: list[Any] = []
+    for batch in pack(sample.documents, S, rows, pad_id):
+        placed = jax.tree.map(lambda a: jax.device_put(a, where), batch)
+        # Rows hold the documents one after the other, so do their tokens.
+        valid_BS = batch.segment_ids >= 0
+        found = [np.asarray(a)[valid_BS] for a in step(params, placed)]
         for write in writing:
             write.result()
-        ends_D = np.cumsum([len(ids) for ids in sample.documents])
-        for name, array in (
-            ("tokens", np.concatenate(sample.documents)),
-            ("doc_ends", ends_D.astype(np.int64)),
-            ("doc_domains", sample.domain_ids.astype(np.int32)),
-        ):
-            _create(unfinished, name, array.shape, array.dtype).write(array).result()
-        manifest = {
-            "format": FORMAT,
-            "about": about,
-            "sample": sample.about,
-            "domains": sample.domains,
-            "num_layers": L,
-            "num_routed": R,
-            "num_picks": config.moe.num_routed_picks,
-            "experts_L": experts_there(config).sum(axis=1).tolist(),
-        }
-        (unfinished / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
-        os.rename(unfinished, folder.resolve())
+        here = slice(done, done + len(found[0]))
+        writing = [a[here].write(new) for a, new in zip((probs, picks), found, strict=True)]
+        done = here.stop
+        progress(f"{done:,} of {N:,} tokens")
+    assert done == N
+    for write in writing:
+        write.result()
+    ends_D = np.cumsum([len(ids) for ids in sample.documents])
+    for name, array in (
+        ("tokens", np.concatenate(sample.documents)),
+        ("doc_ends", ends_D.astype(np.int64)),
+        ("doc_domains", sample.domain_ids.astype(np.int32)),
+    ):
+        _create(folder, name, array.shape, array.dtype).write(array).result()
+    manifest = {
+        "format": FORMAT,
+        "about": about,
+        "sample": sample.about,
+        "domains": sample.domains,
+        "num_layers": L,
+        "num_routed": R,
+        "num_picks": K,
+        "experts_L": experts_there(config).sum(axis=1).tolist(),
+    }
+    (folder / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
     return Activations.open(folder)
 
 

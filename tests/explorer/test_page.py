@@ -157,12 +157,17 @@ def test_refusals(finished_run, store, tmp_path, capsys):
     there = tmp_path / "there.html"
     there.write_text("mine")
     out = tmp_path / "page.html"
+    (tmp_path / "new").mkdir()
     for argv, said in (
         ((finished_run, "--output", there), "is there already"),
         ((finished_run,) * 3 + ("--output", out), "3 models: give one, or two"),
         ((finished_run, "--output", out, "--split", "tset"), "no split 'tset'"),
         ((finished_run, "--output", out, "--min-length", "9999"), "no document of at least 9999"),
         ((finished_run, "--output", out, "--figures", tmp_path), "is there already"),
+        (
+            (finished_run, "--output", tmp_path / "new/page.html", "--figures", tmp_path / "new"),
+            "the page is to be there",
+        ),
         (
             (finished_run, "--output", out, "--tokens", "8", "--min-length", "8"),
             "--clusters 32: must",
@@ -262,3 +267,11 @@ def test_what_a_layer_does_not_have_has_no_card(finished_run, store, tmp_path):
     (model,) = read_page(out)[0]["models"]
     assert [len(layer) for layer in model["experts"]] == [7, 4]
     assert not np.array(model["picked"])[1, :, 4:].any()
+
+
+def test_what_a_killed_one_left_is_removed(finished_run, store, tmp_path):
+    left = tmp_path / f".page.html.{'0' * 16}.partial"
+    (left / "0/probs").mkdir(parents=True)
+    argv = ("explore", finished_run, "--data", store, "--output", tmp_path / "page.html", *SAMPLE)
+    assert emo_here(*argv, "--eval-windows", "0") == 0
+    assert [p.name for p in tmp_path.iterdir()] == ["page.html"]

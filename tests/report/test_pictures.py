@@ -77,7 +77,7 @@ def _model(name="m$b$", domains=3, layers=2, routed=4):
     experts = [[layer + m for m in range(domains)] for layer in range(layers)]
     similarity = np.ones((layers, domains, domains)).tolist()
     for m in range(domains):
-        use[1][m][-1] = None
+        use[1][m][-1] = 0.0
     for layer in range(layers):
         use[layer][-1] = [None] * routed
         entropy[layer][-1] = experts[layer][-1] = None
@@ -87,6 +87,7 @@ def _model(name="m$b$", domains=3, layers=2, routed=4):
     return {
         "name": name,
         "layers": layers,
+        "experts": [[{}] * routed, [{}] * (routed - 1)],
         "use": use,
         "similarity": similarity,
         "domain_entropy": entropy,
@@ -115,7 +116,7 @@ def test_what_is_missing_is_blank(tmp_path):
     for kind, wanted in (
         ("entropy", _nulls(model["domain_entropy"]).T),
         ("experts-used", _nulls(model["domain_experts"]).T),
-        ("experts-layer-1", _nulls(model["use"][1])),
+        ("experts-layer-1", _nulls(model["use"][1])[:, :3]),
         ("similarity-layer-0", _nulls(model["similarity"][0])),
     ):
         shown = _heat_of(made[f"m_b_-{kind}"])
