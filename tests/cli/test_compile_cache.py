@@ -8,6 +8,7 @@ import runs
 from emo_jax import compile_cache
 
 
+@pytest.mark.system
 def test_a_second_start_finds_the_programs_and_computes_the_same(store, tmp_path):
     env = runs.environment(EMO_COMPILE_CACHE=str(tmp_path / "cache"))
     env["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"

@@ -97,6 +97,7 @@ def _texts(loaded, prompts, *, on_text=None, **settings):
 DRAWN = {"max_tokens": 24, "sampling": Sampling(1.0, 0, 0.95), "seed": 3}
 
 
+@pytest.mark.system
 def test_the_same_text_in_every_batch_and_from_the_folder(run, finished_run, folder, tmp_path):
     prompts = ["court ", "", "butter and ", "x", "oven salt flour oven"]
     file = tmp_path / "prompts.jsonl"
@@ -220,6 +221,7 @@ def _evaluated(run, capsys, model, store, *more):
     return capsys.readouterr().out
 
 
+@pytest.mark.system
 def test_a_workdir_and_its_folder_have_the_same_table(
     run, finished_run, folder, store, capsys, tmp_path
 ):

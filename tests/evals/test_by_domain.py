@@ -7,6 +7,7 @@ import math
 import jax
 import numpy as np
 import pytest
+from cases import few
 from tiny import NO_POOL, UNIFORM, dense_config, tiny_config
 
 from emo_jax.batch import Batch
@@ -98,7 +99,7 @@ def test_a_mesh_is_found_for_any_width():
     assert eval_mesh(large).size == 8
 
 
-@pytest.mark.parametrize("attention", ["document", "window"])
+@pytest.mark.parametrize("attention", few(["document", "window"]))
 def test_pools_and_kept_experts_are_those_of_the_keep_table(store, attention):
     config = _config(pool=UNIFORM, attention=attention)
     settings = EvalSettings(pools=(3, 2, 3), keeps=(8, 4, 3))

@@ -6,6 +6,7 @@ import json
 import jax
 import numpy as np
 import pytest
+from cases import few
 from runs import emo_here
 from tiny import NO_POOL, tiny_batch, tiny_config
 
@@ -88,11 +89,13 @@ def test_one_step_trains(module, pairs, tmp_path):
 
 @pytest.mark.parametrize(
     ("freeze", "still"),
-    [
-        ("routed", ["experts routed"]),
-        ("routed+shared", ["experts routed", "experts shared"]),
-        ("all-but-router", ["experts routed", "experts shared", "rest"]),
-    ],
+    few(
+        [
+            ("routed", ["experts routed"]),
+            ("routed+shared", ["experts routed", "experts shared"]),
+            ("all-but-router", ["experts routed", "experts shared", "rest"]),
+        ]
+    ),
 )
 def test_frozen_parts_keep_every_bit(module, pairs, tmp_path, freeze, still):
     out = tmp_path / "tuned"

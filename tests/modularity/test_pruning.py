@@ -6,6 +6,7 @@ import json
 import jax
 import numpy as np
 import pytest
+from cases import few
 from runs import emo_here
 from tiny import NO_POOL, UNIFORM, tiny_batch, tiny_config
 
@@ -54,7 +55,7 @@ def _kept(config, counts, seed=0):
     [(3, 3), (7, 7), (2, 5), (1, 1), (1, 4)],
     ids=["equal", "all", "per layer", "fewer than top-k", "fewer in one layer"],
 )
-@pytest.mark.parametrize("shared", [1, 0])
+@pytest.mark.parametrize("shared", few([1, 0]))
 def test_pruned_is_masked(counts, shared):
     config = tiny_config(pool=UNIFORM, num_experts=7 + shared, num_shared_experts=shared)
     params, kept_LR = _params(config), _kept(config, counts)
@@ -190,8 +191,8 @@ def test_several_keeps_make_several_models(finished_run, store, tmp_path, method
     argv = ("--keep", "4,75%", "--method", method, "--output", tmp_path / "parts")
     assert emo_here("select", finished_run, "--data", store, *argv) == 0
     kept = [read_selection(tmp_path / "parts" / f"keep-{k}").kept for k in (4, 6)]
-    for few, many in zip(*kept, strict=True):
-        assert set(few) < set(many)
+    for fewer, many in zip(*kept, strict=True):
+        assert set(fewer) < set(many)
 
 
 def test_budgets_by_layer(finished_run, store, tmp_path, capsys):

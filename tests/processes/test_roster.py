@@ -18,6 +18,8 @@ from emo_jax.errors import EmoError, UsageError
 from emo_jax.parallel.processes.place import Place
 from emo_jax.parallel.processes.roster import Roster
 
+pytestmark = pytest.mark.system
+
 index, count, port, facts, join, silence, then, stop_after = sys.argv[1:]
 begun = time.monotonic()
 place = Place(index=int(index), count=int(count), coordinator=f"127.0.0.1:{port}")

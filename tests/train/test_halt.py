@@ -10,6 +10,7 @@ import jax
 import numpy as np
 import pytest
 import runs
+from cases import few
 from tiny import dense_config, tiny_batch, tiny_config
 
 from emo_jax.batch import Batch
@@ -78,7 +79,7 @@ main()
 """
 
 
-@pytest.mark.parametrize("bad", [1, 10, 17])
+@pytest.mark.parametrize("bad", few([10, 1, 17]))
 def test_a_run_stops_at_the_first_bad_step_and_again(env, finished_run, store, tmp_path, bad):
     """Step 10 saves, 17 is between logged steps; without the poison the run goes on to the bit."""
     workdir = tmp_path / "run"

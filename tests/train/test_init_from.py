@@ -12,6 +12,7 @@ import jax
 import numpy as np
 import pytest
 import runs
+from cases import few
 from tiny import NO_POOL, UNIFORM, tiny_batch, tiny_config
 
 from emo_jax import config as config_lib
@@ -137,7 +138,7 @@ def test_an_anneal_goes_on_with_steps_rate_and_data(annealed, std_run):
     assert (workdir / "tokenizer/tokenizer.json").exists()
 
 
-@pytest.mark.parametrize("when", ["before its first checkpoint", "after one"])
+@pytest.mark.parametrize("when", few(["after one", "before its first checkpoint"]))
 def test_an_anneal_that_is_killed_is_the_same_anneal(env, store, std_run, annealed, tmp_path, when):
     workdir, log = tmp_path / "run", tmp_path / "log"
     argv = anneal_argv(store, workdir, std_run)
@@ -182,6 +183,7 @@ def test_another_batch_size_loses_no_window_and_sees_none_twice(env, store, fini
     assert restore_params(workdir)[1]["windows"] == 80 + 4 * 12
 
 
+@pytest.mark.system
 def test_an_imported_model_is_trained(env, store, finished_run, tmp_path):
     """Its checkpoint holds parameters alone; both ways to begin from it are the same run."""
     hf, imported, new = tmp_path / "hf", tmp_path / "imported", tmp_path / "new"

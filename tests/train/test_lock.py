@@ -63,6 +63,7 @@ def test_a_zombie_is_gone():
         process.wait()
 
 
+@pytest.mark.system
 def test_a_second_run_in_the_same_workdir(env, store, tmp_path):
     workdir, log = tmp_path / "run", tmp_path / "log"
     argv = runs.train_argv(store, workdir, train__steps=4000, train__eval_windows=0)

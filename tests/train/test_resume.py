@@ -34,6 +34,7 @@ def _whole(workdir) -> list[int]:
     return [s for s in runs.checkpoints(workdir) if (folder / str(s) / "manifest.json").exists()]
 
 
+@pytest.mark.system
 def test_killed_while_it_saves(env, finished_run, store, tmp_path):
     workdir, log = tmp_path / "run", tmp_path / "log"
     argv = runs.train_argv(store, workdir)
@@ -153,6 +154,7 @@ if Path(workdir, "checkpoints/10/manifest.json").exists():
 """
 
 
+@pytest.mark.system
 def test_a_kill_right_after_a_save_loses_no_line_of_the_log(env, finished_run, store, tmp_path):
     """All that led to a checkpoint is in the log before it."""
     workdir = tmp_path / "run"

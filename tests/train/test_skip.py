@@ -169,6 +169,7 @@ def test_the_step_skips_and_its_history_is_on_every_device():
     )
 
 
+@pytest.mark.system
 def test_a_run_that_skips_is_resumed_to_the_last_bit(env, store, tmp_path):
     reference, workdir = tmp_path / "reference", tmp_path / "run"
     fields = dict(

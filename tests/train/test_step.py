@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from cases import few
 from tiny import NO_POOL, UNIFORM, dense_config, tiny_batch, tiny_config
 
 from emo_jax.batch import Batch, from_documents
@@ -82,7 +83,7 @@ def test_balanced_routing_has_load_balance_one():
     np.testing.assert_allclose(collapsed, R / K, rtol=1e-6)
 
 
-@pytest.mark.parametrize("micro_batches", [1, 2, 4])
+@pytest.mark.parametrize("micro_batches", few([2, 1, 4]))
 def test_whole_steps_of_balanced_routing_have_load_balance_one(micro_batches):
     """Through the whole model: a router of zeros is balanced over many tokens' ties only in its
     probabilities, so counts are the top-k of ties: experts 0..K-1, and LB = R/K · K/R = 1."""
@@ -106,7 +107,9 @@ def test_shared_rows_of_the_router_get_no_gradient(shared):
 
 
 @pytest.mark.parametrize("pool", [UNIFORM, NO_POOL], ids=["emo", "standard"])
-@pytest.mark.parametrize("sizes", [dict(fsdp=8), dict(fsdp=4, expert=2), dict(replica=2, fsdp=4)])
+@pytest.mark.parametrize(
+    "sizes", few([dict(fsdp=4, expert=2), dict(fsdp=8), dict(replica=2, fsdp=4)])
+)
 def test_one_and_eight_devices_agree_on_gradients(pool, sizes):
     config = tiny_config(pool=pool)
     batch = tiny_batch(config)
@@ -130,7 +133,7 @@ VARIANTS = {
 }
 
 
-@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize("name", few(VARIANTS, 2))
 def test_every_variant_is_the_same_on_eight_devices(name):
     config = VARIANTS[name]
     batch = tiny_batch(config)
@@ -171,7 +174,7 @@ def test_eight_devices_with_micro_batches():
     assert worst(grads, ref_grads) < 1e-5
 
 
-@pytest.mark.parametrize("micro_batches", [2, 4])
+@pytest.mark.parametrize("micro_batches", few([2, 4]))
 def test_micro_batches_see_the_same_pools_and_losses(micro_batches):
     """All but the load balance, whose counts are of a micro-batch (SPEC 3), is the same."""
     whole = tiny_config(load_balance_weight=0.0)
@@ -315,7 +318,7 @@ TOP_P = PoolConfig(kind="top_p", top_p=0.5, min_size=2, max_size=6)
 
 
 @pytest.mark.parametrize(
-    ("pool", "micro_batches"), [(UNIFORM, 2), (UNIFORM, 4), (NO_POOL, 4), (TOP_P, 2)]
+    ("pool", "micro_batches"), few([(UNIFORM, 2), (UNIFORM, 4), (NO_POOL, 4), (TOP_P, 2)])
 )
 def test_a_step_in_parts_has_the_gradients_of_the_step_in_one(pool, micro_batches):
     whole = _balanced_over("step", pool=pool)

@@ -25,6 +25,8 @@ from emo_jax.train.tracking import Tracker, scalars
 _LOOK = """
 import sys
 from emo_jax.cli import main
+
+pytestmark = pytest.mark.system
 try:
     main()
 except SystemExit as e:
