@@ -127,8 +127,11 @@ def test_jax_does_not_abort_the_others_where_process_0_is_lost(env):
     done = group.launch([sys.executable, "-c", _BUSY], env, 3, 1)
     assert done.returncode == 128 + signal.SIGKILL, done.stderr
     for index in (1, 2):
-        [line] = group.said(done.stderr, index)
-        assert re.match(r"emo: process 0 \(.+\) is gone; this run ends with it: run", line)
+        # On a machine that is busy JAX has the time to log that it lost process 0, too.
+        [line] = [said for said in group.said(done.stderr, index) if said.startswith("emo: ")]
+        gone = r"emo: process 0 \(.+\) is gone; this run ends with it: run"
+        assert re.match(gone, line), done.stderr
+        assert "Terminating process" not in done.stderr
 
 
 def test_sigterm_to_one_process_saves_all_and_asks_to_be_run_again(env, store, whole, tmp_path):
