@@ -11,14 +11,14 @@ import time
 import pytest
 import runs
 
+pytestmark = pytest.mark.system
+
 # index count port facts join silence, then Python to run once joined.
 _MEMBER = """
 import json, os, sys, time
 from emo_jax.errors import EmoError, UsageError
 from emo_jax.parallel.processes.place import Place
 from emo_jax.parallel.processes.roster import Roster
-
-pytestmark = pytest.mark.system
 
 index, count, port, facts, join, silence, then, stop_after = sys.argv[1:]
 begun = time.monotonic()

@@ -22,11 +22,11 @@ from emo_jax.train import run_info, trackers
 from emo_jax.train.metrics import METRICS_FILE
 from emo_jax.train.tracking import Tracker, scalars
 
+pytestmark = pytest.mark.system
+
 _LOOK = """
 import sys
 from emo_jax.cli import main
-
-pytestmark = pytest.mark.system
 try:
     main()
 except SystemExit as e:
