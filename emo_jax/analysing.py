@@ -120,6 +120,10 @@ class Row(NamedTuple):
     components: int
     scores: Scores
 
+    def to_json(self) -> dict[str, Any]:
+        """Its fields; null where a score cannot be told."""
+        return self._asdict() | {"scores": numbers(self.scores)}
+
 
 def cluster_table(
     folders: Sequence[str],
@@ -159,7 +163,7 @@ def cluster_table(
                 file = f"{n}-{of}-{_layer_name(at)}.npy"
                 groups[file] = made.ids_N
                 about = groups_of(found, made, of == "documents")
-                figures.append(_figures(rows[-1]) | {"groups": about, "file": file})
+                figures.append(rows[-1].to_json() | {"groups": about, "file": file})
     alike = all(same_documents(opened[0], other) for other in opened[1:])
     _print_table(rows, alike)
     if output is not None:
@@ -172,10 +176,6 @@ def cluster_table(
             (unfinished / "clusters.json").write_text(text + "\n", encoding="utf-8")
             os.rename(unfinished, target)
     return rows
-
-
-def _figures(row: Row) -> dict[str, Any]:
-    return row._asdict() | {"scores": numbers(row.scores)}
 
 
 def _print_table(rows: Sequence[Row], alike: bool) -> None:

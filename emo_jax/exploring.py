@@ -113,8 +113,7 @@ def explore(
             },
             "notes": _notes(store, documents, parts, settings),
         }
-        made = contextlib.ExitStack()
-        with made:
+        with contextlib.ExitStack() as made:
             if pictures is not None:
                 shown.show(f"drawing {pictures}")
                 target = Path(pictures).resolve()

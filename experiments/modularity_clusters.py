@@ -9,7 +9,6 @@ OUTPUT/activations; what is there is used again. Writes RESULTS/clusters.json.
 
 import itertools
 import json
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -37,13 +36,10 @@ def look(arm: str, seed: int, length: int, output: Path) -> list[dict[str, Any]]
     sizes = {"tokens": found.num_tokens, "documents": len(found.doc_ends_D)}
     rows = []
     for count in (len(TokenStore.open(store).domains), MANY):
-        with tempfile.TemporaryDirectory() as scratch:
-            per_layer = count == MANY and length == max(LENGTHS)
-            where = Path(scratch) / "clusters"
-            cluster_table([str(folder)], count, per_layer=per_layer, seed=0, output=str(where))
-            made = json.loads((where / "clusters.json").read_text(encoding="utf-8"))["rows"]
+        per_layer = count == MANY and length == max(LENGTHS)
+        made = [row.to_json() for row in cluster_table([str(folder)], count, per_layer=per_layer)]
         for row in made:
-            del row["groups"], row["file"]
+            del row["folder"]  # a place on this machine
         more = {"arm": arm, "seed": seed, "length": length}
         rows += [row | more | {"rows": sizes[row["of"]]} for row in made]
     return rows

@@ -144,14 +144,14 @@ def _rounded(pairs: list[tuple[int, float]]) -> list[tuple[int, float]]:
 def _token_clusters(view: View, texts: TokenTexts, all_T: np.ndarray, sizes_D: np.ndarray) -> dict:
     found, ids_N = view.found, view.tokens.clusters.ids_N
     C, D = view.tokens.clusters.number, len(sizes_D)
-    counts_CD = np.bincount(ids_N * np.int64(D) + found.documents_N, minlength=C * D).reshape(C, D)
+    counts_CD = cluster.contingency(ids_N, found.documents_N, C, D)
     overall_LR = view.coverage.use_LMR.mean(axis=1)
     return _clusters(
         view.tokens,
         texts,
         all_T,
         groups_N=ids_N,
-        domains=_domain_counts(ids_N, found.domains_N, C, len(found.domains)),
+        domains=cluster.contingency(ids_N, found.domains_N, C, len(found.domains)),
         sizes_C=np.bincount(ids_N, minlength=C),
         documents=[_largest(counts_CD[c] / sizes_D, DOCUMENTS) for c in range(C)],
         experts=[_experts(view.cluster_means_CLR[c], overall_LR) for c in range(C)],
@@ -168,7 +168,7 @@ def _document_clusters(view: View, texts: TokenTexts, all_T: np.ndarray) -> dict
         texts,
         all_T,
         groups_N=ids_D[found.documents_N],
-        domains=_domain_counts(ids_D, found.doc_domains_D, C, len(found.domains)),
+        domains=cluster.contingency(ids_D, found.doc_domains_D, C, len(found.domains)),
         sizes_C=np.bincount(ids_D, minlength=C),
         documents=[_largest(close_CD[c], DOCUMENTS, above=-1.0) for c in range(C)],
         experts=[
@@ -217,11 +217,6 @@ def shown(text: str) -> str:
     """A text as part of a label: spaces at its ends go, white space alone is named."""
     names = {" ": "space", "\n": "line end", "\t": "tab", "\n\n": "blank line"}
     return text.strip() or names.get(text, "white space" if text else "part of a character")
-
-
-def _domain_counts(groups: np.ndarray, domains: np.ndarray, C: int, M: int) -> np.ndarray:
-    pairs = groups.astype(np.int64) * M + domains
-    return np.bincount(pairs, minlength=C * M).reshape(C, M)
 
 
 def _experts(means_LR: np.ndarray, overall_LR: np.ndarray) -> list[tuple[int, int, float]]:

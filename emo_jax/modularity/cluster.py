@@ -213,7 +213,7 @@ def scores(
         silhouette = float(silhouette_score(rows_NP[drawn], ids_N[drawn], metric="cosine"))
     purity = nmi = nan
     if len(np.unique(domains_N)) > 1:  # of one domain there is nothing to tell apart
-        table = contingency(ids_N, domains_N)
+        table = contingency(ids_N, domains_N, clusters.number, int(domains_N.max()) + 1)
         purity = float(table.max(axis=1).sum() / table.sum())
         nmi = float(normalized_mutual_info_score(domains_N, ids_N))
     types, row_of = tokens
@@ -239,8 +239,7 @@ def groups_of(found: Activations, made: Clusters, documents: bool) -> list[dict[
     """Size, tokens by domain and entropy of token types (bits) of each group."""
     groups_N = made.ids_N[found.documents_N] if documents else made.ids_N
     C, M = made.number, len(found.domains)
-    pairs = groups_N.astype(np.int64) * M + found.domains_N
-    tokens_CM = np.bincount(pairs, minlength=C * M).reshape(C, M)
+    tokens_CM = contingency(groups_N, found.domains_N, C, M)
     sizes_C = np.bincount(made.ids_N, minlength=C)
     return [
         {
@@ -289,9 +288,8 @@ def numbers(scores: Scores) -> dict[str, float | None]:
     }
 
 
-def contingency(groups: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Counts (C,M) of labels in groups."""
-    C, M = int(groups.max()) + 1, int(labels.max()) + 1
+def contingency(groups: np.ndarray, labels: np.ndarray, C: int, M: int) -> np.ndarray:
+    """Counts (C,M) of labels 0..M-1 in groups 0..C-1."""
     return np.bincount(groups.astype(np.int64) * M + labels, minlength=C * M).reshape(C, M)
 
 

@@ -245,15 +245,11 @@ def _line_chart(series: Mapping[str, Points], y: str) -> str:
     figure, (ax,) = charts.new()
     charts.lines(ax, {charts.short(name, 36): of for name, of in series.items()}, x="step", y=y)
     ends = "; ".join(
-        f"{name} {_plain(ys[0])} to {_plain(ys[-1])}" for name, (_, ys) in _few(series)
+        f"{name} {_plain(ys[0])} to {_plain(ys[-1])}" for name, (_, ys) in series.items()
     )
     steps = [step for xs, _ in series.values() for step in xs]
     says = f"{y}, steps {min(steps)} to {max(steps)}: {ends}"
     return f"<figure>{charts.inline_svg(figure, says)}</figure>"
-
-
-def _few(series: Mapping[str, Points]) -> list[tuple[str, Points]]:
-    return list(series.items())[:MOST_LINES]
 
 
 def _most(series: Mapping[str, Points]) -> tuple[dict[str, Points], str]:
