@@ -23,6 +23,7 @@ from emo_jax.data.store import TokenStore
 from emo_jax.data.windows import Windows
 from emo_jax.errors import UsageError
 from emo_jax.evals.by_domain import Pass, check_source, eval_mesh
+from emo_jax.files.atomic import refuse_existing, refuse_unmakeable
 from emo_jax.loading import ModelOnDisk, load_model
 from emo_jax.model.transformer import ModelFunctions, Params
 from emo_jax.modularity.activations import (
@@ -42,7 +43,6 @@ from emo_jax.modularity.cluster import (
     numbers,
 )
 from emo_jax.modularity.pruning import undropped, within_documents
-from emo_jax.workdir import refuse_existing, refuse_unmakeable
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -18,7 +18,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from emo_jax.workdir import write_bytes_atomic
+from emo_jax.files.atomic import write_bytes_atomic
 
 # Okabe and Ito: told apart by the colour-blind, on white and on black.
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8a6d3b")

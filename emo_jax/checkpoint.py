@@ -28,7 +28,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 
 from emo_jax.config import CheckpointConfig
-from emo_jax.errors import CheckpointError
+from emo_jax.errors import CheckpointError, one_line
 from emo_jax.manifest import (
     FORMAT,
     MANIFEST,
@@ -50,7 +50,7 @@ from emo_jax.manifest import (
     versions,
 )
 from emo_jax.slices import WRITE_BYTES, SlicedLeaf, SliceReader, sliced_registry
-from emo_jax.workdir import all_succeed, one_line
+from emo_jax.workdir import all_succeed
 
 _LOG = logging.getLogger(__name__)
 CHECKPOINTS, _DATA = "checkpoints", "data"  # in the workdir, and in the folder of a step

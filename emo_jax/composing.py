@@ -8,6 +8,7 @@ from emo_jax.config import Config
 from emo_jax.data.progress import Progress
 from emo_jax.data.tokenizers import load_tokenizer
 from emo_jax.errors import UsageError
+from emo_jax.files.atomic import refuse_existing
 from emo_jax.hf.card import Card
 from emo_jax.hf.export import export_leaves
 from emo_jax.hf.hf_config import special_ids
@@ -17,7 +18,6 @@ from emo_jax.modularity.compose import Module, compose, merge_into, open_module
 from emo_jax.modularity.extend import extended
 from emo_jax.modularity.pruning import write_module
 from emo_jax.transfer import export_config
-from emo_jax.workdir import refuse_existing
 
 
 def compose_folders(

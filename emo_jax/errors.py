@@ -4,6 +4,8 @@ Exit codes (also for schedulers): 0 finished, 1 failed, 2 bad usage, 75 state sa
 A message is one line: what is wrong, where, and what to do about it.
 """
 
+import re
+
 EXIT_OK = 0
 EXIT_FAILED = 1
 EXIT_USAGE = 2
@@ -42,3 +44,13 @@ class PreemptedError(EmoError):
     """The run was asked to stop, saved its state, and wants to be started again."""
 
     exit_code = EXIT_RUN_AGAIN
+
+
+def one_line(error: BaseException, limit: int = 300) -> str:
+    """An exception as one short line; of a long one the end is kept, where the cause stands.
+
+    What tensorstore adds to the cause (`[tensorstore_spec='…']`) is left out.
+    """
+    text = " ".join(re.sub(r"\s*\[[\w ]+='.*?'\]", "", str(error), flags=re.DOTALL).split())
+    text = text or type(error).__name__
+    return text if len(text) <= limit else "…" + text[-limit:]

@@ -22,11 +22,11 @@ from emo_jax.explorer import measure
 from emo_jax.explorer.figures import figures
 from emo_jax.explorer.page import MAX_PAGE_BYTES, write_page
 from emo_jax.explorer.view import View, look, to_json
+from emo_jax.files.atomic import refuse_unmakeable
 from emo_jax.loading import open_model
 from emo_jax.modularity.activations import ALL_DOCUMENTS, Sample, record_into
 from emo_jax.modularity.cluster import check_count
 from emo_jax.modularity.texts import TokenTexts, token_texts
-from emo_jax.workdir import refuse_unmakeable
 
 TEST = "test"  # the split that they are judged on
 

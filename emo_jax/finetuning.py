@@ -21,8 +21,9 @@ from emo_jax.config import (
 )
 from emo_jax.data.pairs import SUFFIX, Packed, pack_pairs, read_pairs, write_pairs
 from emo_jax.data.progress import Progress
-from emo_jax.errors import UsageError
+from emo_jax.errors import UsageError, one_line
 from emo_jax.evals.by_domain import mesh_that_fits
+from emo_jax.files.atomic import write_atomic
 from emo_jax.hf.layouts import layout_for
 from emo_jax.hf.sources import TreeSource
 from emo_jax.hf.tree import flatten
@@ -32,13 +33,7 @@ from emo_jax.modularity.selection import FILE as SELECTION_FILE
 from emo_jax.train.loop import Trainer
 from emo_jax.train.stop import StopRequest
 from emo_jax.transfer import export_config, import_leaves
-from emo_jax.workdir import (
-    CONFIG_FILE,
-    TOKENIZER_FOLDER,
-    one_line,
-    read_workdir_config,
-    write_atomic,
-)
+from emo_jax.workdir import CONFIG_FILE, TOKENIZER_FOLDER, read_workdir_config
 
 FINETUNE_FILE = "finetune.json"  # what a run was made of
 PAIRS_FILE = f"data{SUFFIX}"

@@ -8,14 +8,14 @@ from typing import Any
 from emo_jax.checkpoint import open_params, restore_params
 from emo_jax.config import Config
 from emo_jax.data.tokenizers import Tokenizer, load_tokenizer
-from emo_jax.errors import UsageError
+from emo_jax.errors import UsageError, one_line
 from emo_jax.hf import import_model
 from emo_jax.hf.hf_config import special_ids
 from emo_jax.hf.importing import open_folder
 from emo_jax.hf.tensors import LeafSource
 from emo_jax.model.transformer import Params
 from emo_jax.transfer import tokenizer_of
-from emo_jax.workdir import CONFIG_FILE, one_line, read_workdir_config
+from emo_jax.workdir import CONFIG_FILE, read_workdir_config
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

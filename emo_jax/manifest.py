@@ -21,10 +21,10 @@ import numpy as np
 from etils import epath
 
 from emo_jax import __version__
-from emo_jax.errors import CheckpointError
+from emo_jax.errors import CheckpointError, one_line
+from emo_jax.files.atomic import sync_folder, write_atomic
 from emo_jax.parallel import processes
 from emo_jax.slices import SlicedLeaf
-from emo_jax.workdir import one_line, sync_folder, write_atomic
 
 MANIFEST, FORMAT = "manifest.json", 1
 _LOG = logging.getLogger(__name__)

@@ -33,10 +33,11 @@ from emo_jax.data.sample import sample_corpus
 from emo_jax.data.store import TokenStore
 from emo_jax.data.tokenizers import Tokenizer, load_tokenizer, train_bpe
 from emo_jax.data.windows import open_windows
-from emo_jax.errors import DataError, UsageError
+from emo_jax.errors import DataError, UsageError, one_line
 from emo_jax.evals.heldout import make_eval_step
 from emo_jax.evals.keep_k import KeepTable, keep_table
 from emo_jax.exploring import ExploreSettings, explore
+from emo_jax.files.atomic import write_atomic
 from emo_jax.model.generate import continue_tokens
 from emo_jax.model.transformer import ModelFunctions, Params
 from emo_jax.modularity.pruning import within_documents
@@ -44,7 +45,6 @@ from emo_jax.report.page import write_report
 from emo_jax.report.run import read_run
 from emo_jax.train.loop import Trainer
 from emo_jax.transfer import export_workdir
-from emo_jax.workdir import one_line, write_atomic
 
 SETTINGS_FILE = "quickstart.json"
 SAMPLE_CAP_MB = 1.5  # a domain: about one pass of the training steps

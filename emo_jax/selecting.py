@@ -17,6 +17,7 @@ from emo_jax.data.progress import Progress
 from emo_jax.data.store import TokenStore
 from emo_jax.errors import UsageError
 from emo_jax.evals.by_domain import SELECT, check_source, eval_mesh
+from emo_jax.files.atomic import refuse_existing
 from emo_jax.hf.layouts import layout_for
 from emo_jax.hf.tensors import F32_BYTES
 from emo_jax.hf.tree import count_parameters, moe_of
@@ -46,7 +47,6 @@ from emo_jax.modularity.select import (
 )
 from emo_jax.modularity.selection import Selection, fingerprint, overlap
 from emo_jax.transfer import export_config
-from emo_jax.workdir import refuse_existing
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -19,8 +19,7 @@ import orbax.checkpoint as ocp
 import tensorstore as ts
 from etils import epath
 
-from emo_jax.errors import CheckpointError
-from emo_jax.workdir import one_line
+from emo_jax.errors import CheckpointError, one_line
 
 Block = tuple[slice, ...]  # start and stop on every axis
 

@@ -19,7 +19,8 @@ from emo_jax.config import Config, TrackingConfig
 from emo_jax.data.partial import partial_folder, remove_left_over
 from emo_jax.data.progress import Progress
 from emo_jax.data.tokenizers import has_tokenizer, load_tokenizer
-from emo_jax.errors import CheckpointError, UsageError
+from emo_jax.errors import CheckpointError, UsageError, one_line
+from emo_jax.files.atomic import refuse_existing
 from emo_jax.hf.card import Card
 from emo_jax.hf.export import export_leaves
 from emo_jax.hf.importing import open_folder
@@ -30,14 +31,7 @@ from emo_jax.model.transformer import ModelFunctions
 from emo_jax.modularity.selection import FILE as SELECTION_FILE
 from emo_jax.slices import Block, SlicedLeaf
 from emo_jax.train.metrics import METRICS_FILE, read_metrics
-from emo_jax.workdir import (
-    CONFIG_FILE,
-    TOKENIZER_FOLDER,
-    claim_workdir,
-    one_line,
-    read_workdir_config,
-    refuse_existing,
-)
+from emo_jax.workdir import CONFIG_FILE, TOKENIZER_FOLDER, claim_workdir, read_workdir_config
 
 _PARTIAL = "partial"
 _IMPORTED = (CONFIG_FILE, CHECKPOINTS, TOKENIZER_FOLDER, SELECTION_FILE)

@@ -1,4 +1,4 @@
-"""The folder of a run: who may use it, and files that are never half written.
+"""The folder of a run: who may use it.
 
 A workdir holds `config.json` (the full config, written first), `tokenizer/` and `checkpoints/`; one
 that began from another run's checkpoint also holds `init.json`, written before. A folder that holds
@@ -7,17 +7,16 @@ anything else is somebody else's and is left alone.
 
 import json
 import os
-import re
 from collections.abc import Callable, Mapping
 from functools import partial
-from pathlib import Path
 
 import jax
 from etils import epath
 
 from emo_jax import config as config_lib
 from emo_jax.config import Config
-from emo_jax.errors import EmoError, UsageError
+from emo_jax.errors import EmoError, UsageError, one_line
+from emo_jax.files.atomic import write_atomic
 from emo_jax.parallel import processes
 
 CONFIG_FILE = "config.json"
@@ -41,71 +40,6 @@ _FREE_FIELDS = (
     "optimizer.offload",
     "train.loss_chunk",
 )
-
-
-def write_atomic(path: epath.Path, text: str) -> None:
-    """Writes a file that is either absent (or the old one) or complete, also after a power cut."""
-    write_bytes_atomic(path, text.encode())
-
-
-def write_bytes_atomic(path: epath.Path, content: bytes) -> None:
-    """The same, of bytes."""
-    if "://" in str(path):  # object stores publish an object only when it is complete
-        path.write_bytes(content)
-        return
-    temporary = path.parent / f".{path.name}.tmp"
-    with open(temporary, "wb") as f:
-        f.write(content)
-        f.flush()
-        os.fsync(f.fileno())
-    os.replace(temporary, path)
-    sync_folder(path.parent)
-
-
-def sync_folder(path: epath.Path) -> None:
-    """Makes renames and new names in a local folder survive a power cut."""
-    if "://" in str(path):
-        return
-    fd = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
-
-
-def refuse_existing(folder: str | os.PathLike[str]) -> None:
-    """Raise when a folder to be made has something in it.
-
-    Raises:
-      UsageError: it does.
-    """
-    path = Path(folder)
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise UsageError(f"{path}: is there already; give a new or empty folder")
-
-
-def refuse_unmakeable(option: str, folder: str | os.PathLike[str]) -> None:
-    """Raise when a folder cannot be made, or has something in it: before the work, not after.
-
-    Raises:
-      UsageError: which of them.
-    """
-    refuse_existing(folder)
-    above = Path(folder).resolve().parent
-    while not above.exists():
-        above = above.parent
-    if not above.is_dir() or not os.access(above, os.W_OK):
-        raise UsageError(f"{option} {folder}: {above} cannot be written; give another folder")
-
-
-def one_line(error: BaseException, limit: int = 300) -> str:
-    """An exception as one short line; of a long one the end is kept, where the cause stands.
-
-    What tensorstore adds to the cause (`[tensorstore_spec='…']`) is left out.
-    """
-    text = " ".join(re.sub(r"\s*\[[\w ]+='.*?'\]", "", str(error), flags=re.DOTALL).split())
-    text = text or type(error).__name__
-    return text if len(text) <= limit else "…" + text[-limit:]
 
 
 def all_succeed(action: Callable[[], None], kind: type[EmoError] = EmoError) -> None:

@@ -41,6 +41,7 @@ from emo_jax.data.tokenizers import load_tokenizer, train_bpe
 from emo_jax.data.windows import Windows
 from emo_jax.errors import EmoError, UsageError
 from emo_jax.evals.heldout import evaluate, make_eval_step
+from emo_jax.files.atomic import write_atomic
 from emo_jax.manifest import versions
 from emo_jax.model.transformer import ModelFunctions, Params
 from emo_jax.modularity.calibration import pack, store_examples
@@ -49,7 +50,6 @@ from emo_jax.modularity.scores import METHODS, choose_experts
 from emo_jax.modularity.select import budgets
 from emo_jax.train.loop import Trainer
 from emo_jax.transfer import export_config
-from emo_jax.workdir import write_atomic
 
 # All of this was fixed before a test loss was seen.
 HELD_OUT = ("biology", "religion")  # near to a trained domain (medicine), and near to none

@@ -16,8 +16,8 @@ import click
 
 from emo_jax.analysing import SampleSettings, cluster_table, write_activations
 from emo_jax.data.store import TokenStore
+from emo_jax.files.atomic import write_atomic
 from emo_jax.modularity.activations import Activations
-from emo_jax.workdir import write_atomic
 
 ARMS, SEEDS = ("emo", "standard"), (0, 1, 2)
 TOKENS = 200_000

@@ -16,7 +16,7 @@ from typing import Any
 
 import click
 
-from emo_jax.workdir import write_atomic
+from emo_jax.files.atomic import write_atomic
 
 KEEPS = ("100%", "50%", "25%", "12.5%")
 PROMPT, NEW_TOKENS = 16, 400

@@ -28,6 +28,7 @@ ORDER: list[set[str]] = [
     {"workdir", "compile_cache"},
     {"parallel"},
     {"config", "batch"},
+    {"files"},
     {"errors"},
 ]
 RANK = {name: i for i, group in enumerate(ORDER) for name in group}

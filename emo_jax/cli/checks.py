@@ -18,8 +18,8 @@ def verify(case_dir: str | None, json_file: str | None) -> None:
     """Hold this machine's numerics against golden numbers of the PyTorch reference."""
     if json_file:
         refuse_unwritable("--json", Path(json_file))  # before minutes of work
+    from emo_jax.files.atomic import write_atomic
     from emo_jax.verify import verify_cases
-    from emo_jax.workdir import write_atomic
 
     results, failed = verify_cases(Path(case_dir) if case_dir else None, show=click.echo)
     if json_file:
@@ -112,7 +112,7 @@ def bench_train(
         raise UsageError("--profile and --no-breakdown: give one of them")
     from emo_jax.bench import report
     from emo_jax.configfile import load_config
-    from emo_jax.workdir import refuse_existing, write_atomic
+    from emo_jax.files.atomic import refuse_existing, write_atomic
 
     if json_file:
         refuse_unwritable("--json", Path(json_file))

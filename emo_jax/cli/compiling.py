@@ -72,7 +72,7 @@ def compile_(
     from emo_jax.aot import analysis
     from emo_jax.aot.search import search as run_search
     from emo_jax.data.progress import Progress
-    from emo_jax.workdir import write_atomic
+    from emo_jax.files.atomic import write_atomic
 
     with Progress("compile") as progress:
         if search:

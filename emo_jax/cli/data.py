@@ -108,7 +108,7 @@ def tokenizer_train(inputs: tuple[str, ...], vocab_size: int, output: str, text_
     from emo_jax.data.progress import Progress
     from emo_jax.data.store_writer import PARTIAL, new_folder
     from emo_jax.data.tokenizers import train_bpe
-    from emo_jax.workdir import refuse_existing
+    from emo_jax.files.atomic import refuse_existing
 
     refuse_existing(output)
     target, report = Path(output).absolute(), ReadReport()

@@ -273,10 +273,10 @@ def eval_(
 
     from emo_jax.data.progress import Progress
     from emo_jax.evals import by_domain, report
+    from emo_jax.files.atomic import write_atomic
     from emo_jax.loading import load_model
     from emo_jax.manifest import versions
     from emo_jax.modularity.select import parse_keep
-    from emo_jax.workdir import write_atomic
 
     loaded = load_model(model)
     config = loaded.config

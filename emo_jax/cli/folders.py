@@ -49,10 +49,11 @@ def export(
 ) -> None:
     """Write a Hugging Face folder, and push it to the hub where asked."""
     from emo_jax.errors import UsageError
+    from emo_jax.files.atomic import refuse_existing
     from emo_jax.hf.push import check_repo, push_folder
     from emo_jax.loading import is_hugging_face
     from emo_jax.transfer import export_workdir
-    from emo_jax.workdir import CONFIG_FILE, refuse_existing
+    from emo_jax.workdir import CONFIG_FILE
 
     if push:
         check_repo(push)

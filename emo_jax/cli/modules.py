@@ -102,9 +102,9 @@ def select(
     MODEL is a run's workdir, WORKDIR@STEP, or a Hugging Face folder. The folders made are Hugging
     Face folders with selection.json: what was kept, by which scores.
     """
+    from emo_jax.files.atomic import refuse_existing
     from emo_jax.selecting import SelectSettings, stored_bytes
     from emo_jax.selecting import select as run
-    from emo_jax.workdir import refuse_existing
 
     refuse_existing(Path(output))
     numbers = tuple(None if n == "all" else counts("--examples", (n,))[0] for n in examples)
@@ -298,8 +298,8 @@ def finetune(
     other: the same command goes on where it stopped. Prompt and answer are tokenised apart, with
     nothing between them.
     """
+    from emo_jax.files.atomic import refuse_existing
     from emo_jax.train.stop import StopRequest
-    from emo_jax.workdir import refuse_existing
 
     if output is not None:
         refuse_existing(output)

@@ -10,7 +10,8 @@ from typing import Any
 
 from emo_jax.config import Config
 from emo_jax.data.partial import partial_folder, remove_left_over
-from emo_jax.errors import EmoError, HfFormatError
+from emo_jax.errors import EmoError, HfFormatError, one_line
+from emo_jax.files.atomic import refuse_existing
 from emo_jax.hf import tokenizer_files
 from emo_jax.hf.card import Card, model_card
 from emo_jax.hf.hf_config import to_hf
@@ -26,7 +27,6 @@ from emo_jax.hf.weights import (
     write_index,
     write_shards,
 )
-from emo_jax.workdir import one_line, refuse_existing
 
 MAX_SHARD_BYTES = 4_000_000_000
 _PARTIAL = "partial"

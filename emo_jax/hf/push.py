@@ -3,12 +3,11 @@
 from pathlib import Path
 from typing import Any
 
-from emo_jax.errors import EmoError, UsageError
+from emo_jax.errors import EmoError, UsageError, one_line
 from emo_jax.hf import tokenizer_files
 from emo_jax.hf.export import FILES
 from emo_jax.hf.importing import open_folder
 from emo_jax.hf.weights import INDEX, SINGLE, weight_files
-from emo_jax.workdir import one_line
 
 # Of the repository's own folder: what lies below it (adapters, other formats) is nobody's model.
 _WEIGHTS = [SINGLE, "model-?????-of-?????.safetensors", INDEX]

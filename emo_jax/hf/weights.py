@@ -19,12 +19,11 @@ import ml_dtypes
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from emo_jax.errors import HfFormatError
+from emo_jax.errors import HfFormatError, one_line
 from emo_jax.hf.hf_config import load_json
 from emo_jax.hf.tensors import HfTensor, LeafSource
 from emo_jax.hf.tree import Shape
 from emo_jax.slices import WRITE_BYTES
-from emo_jax.workdir import one_line
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"

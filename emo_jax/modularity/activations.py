@@ -31,12 +31,12 @@ from emo_jax.batch import Batch
 from emo_jax.config import Config
 from emo_jax.data.partial import partial_folder, remove_left_over
 from emo_jax.data.store import TokenStore
-from emo_jax.errors import DataError, UsageError
+from emo_jax.errors import DataError, UsageError, one_line
+from emo_jax.files.atomic import refuse_existing
 from emo_jax.model.transformer import ModelFunctions, Params
 from emo_jax.modularity.calibration import pack, shuffled_documents
 from emo_jax.modularity.select import experts_there
 from emo_jax.parallel import mesh as mesh_lib
-from emo_jax.workdir import one_line, refuse_existing
 
 MANIFEST, FORMAT = "activations.json", "emo_jax activations"
 BATCH_TOKENS = 8192  # of a batch on one device, about

@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 
 from emo_jax import __version__, charts
 from emo_jax.errors import UsageError
+from emo_jax.files.atomic import write_atomic
 from emo_jax.report.run import Points, Run
-from emo_jax.workdir import write_atomic
 
 MARK = "<!-- emo_jax report -->"  # a file that has it is ours to replace
 MOST_LINES = 16  # of domains in a chart; a table has all

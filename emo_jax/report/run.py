@@ -5,10 +5,10 @@ import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from emo_jax.errors import UsageError
+from emo_jax.errors import UsageError, one_line
 from emo_jax.train.metrics import METRICS_FILE, read_metrics
 from emo_jax.train.run_info import read_run_info
-from emo_jax.workdir import CONFIG_FILE, one_line
+from emo_jax.workdir import CONFIG_FILE
 
 Points = tuple[list[int], list[float]]  # steps, values
 

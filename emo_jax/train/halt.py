@@ -13,10 +13,10 @@ import numpy as np
 from etils import epath
 
 from emo_jax.batch import Batch
-from emo_jax.errors import EmoError
+from emo_jax.errors import EmoError, one_line
+from emo_jax.files.atomic import write_bytes_atomic
 from emo_jax.parallel.rows import own_part
 from emo_jax.train.state import TrainState
-from emo_jax.workdir import one_line, write_bytes_atomic
 
 
 def is_halted(metrics: dict[str, Any]) -> bool:

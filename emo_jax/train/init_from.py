@@ -16,16 +16,9 @@ from emo_jax.checkpoint import CHECKPOINTS, Checkpointer
 from emo_jax.config import Config
 from emo_jax.data.store import TokenStore
 from emo_jax.data.stream import TokenSource
-from emo_jax.errors import CheckpointError, DataError, UsageError
+from emo_jax.errors import CheckpointError, DataError, UsageError, one_line
 from emo_jax.manifest import LeafPath, compare, read_manifest
-from emo_jax.workdir import (
-    CONFIG_FILE,
-    INIT_FILE,
-    TOKENIZER_FOLDER,
-    is_free,
-    one_line,
-    read_workdir_config,
-)
+from emo_jax.workdir import CONFIG_FILE, INIT_FILE, TOKENIZER_FOLDER, is_free, read_workdir_config
 
 Mode = Literal["weights", "weights+optimizer", "all"]
 MODES: tuple[str, ...] = get_args(Mode)

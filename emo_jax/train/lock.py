@@ -7,8 +7,7 @@ import socket
 from pathlib import Path
 from typing import Any
 
-from emo_jax.errors import UsageError
-from emo_jax.workdir import one_line
+from emo_jax.errors import UsageError, one_line
 
 LOCK_FILE = ".lock"
 

@@ -25,7 +25,14 @@ from emo_jax.data.loader import Loader, heldout_batches
 from emo_jax.data.store import TokenStore
 from emo_jax.data.stream import TokenSource
 from emo_jax.data.windows import Windows, open_source, open_windows
-from emo_jax.errors import CheckpointError, ConfigError, DataError, PreemptedError, UsageError
+from emo_jax.errors import (
+    CheckpointError,
+    ConfigError,
+    DataError,
+    PreemptedError,
+    UsageError,
+    one_line,
+)
 from emo_jax.evals.heldout import HeldOut, evaluate, make_eval_step
 from emo_jax.evals.keep_curve import in_halves, keep_curve
 from emo_jax.model.transformer import ModelFunctions
@@ -46,7 +53,7 @@ from emo_jax.train.step import jit_train_step
 from emo_jax.train.stop import StopRequest
 from emo_jax.train.trackers import make_trackers
 from emo_jax.train.tracking import Tracker
-from emo_jax.workdir import INIT_FILE, TOKENIZER_FOLDER, all_succeed, claim_workdir, one_line
+from emo_jax.workdir import INIT_FILE, TOKENIZER_FOLDER, all_succeed, claim_workdir
 
 HELD_OUT_SPLIT = "select"  # watched while training; "test" stays unseen until the end
 

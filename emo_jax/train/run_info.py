@@ -20,7 +20,7 @@ from etils import epath
 import emo_jax
 from emo_jax import config as config_lib
 from emo_jax.config import Config
-from emo_jax.workdir import write_atomic
+from emo_jax.files.atomic import write_atomic
 
 RUN_INFO_FILE = "run_info.jsonl"
 _LIBRARIES = (

@@ -24,10 +24,11 @@ from etils import epath
 
 from emo_jax import config as config_lib
 from emo_jax.config import TrackingConfig
-from emo_jax.errors import UsageError
+from emo_jax.errors import UsageError, one_line
+from emo_jax.files.atomic import write_atomic
 from emo_jax.train.run_info import RunInfo, read_run_info
 from emo_jax.train.tracking import MetricWriter, Outcome, Record, scalars
-from emo_jax.workdir import all_succeed, one_line, write_atomic
+from emo_jax.workdir import all_succeed
 
 TENSORBOARD_FOLDER = "tensorboard"
 TRACKING_FILE = "tracking.json"

@@ -14,10 +14,9 @@ from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Any, Literal, Protocol
 
-from emo_jax.errors import PreemptedError
+from emo_jax.errors import PreemptedError, one_line
 from emo_jax.train.metrics import METRICS_FILE, MetricsFile, read_metrics
 from emo_jax.train.run_info import RunInfo, append_run_info
-from emo_jax.workdir import one_line
 
 _LOG = logging.getLogger(__name__)
 

@@ -7,7 +7,8 @@ import pytest
 
 from emo_jax.config import Config, ModelConfig, TrainConfig, to_dict
 from emo_jax.errors import EXIT_USAGE, UsageError
-from emo_jax.workdir import claim_workdir, read_workdir_config, write_atomic
+from emo_jax.files.atomic import write_atomic
+from emo_jax.workdir import claim_workdir, read_workdir_config
 
 CONFIG = Config(
     name="tiny",

@@ -1,0 +1,63 @@
+"""Files that are never half written, and folders that are not there before their content is."""
+
+import os
+from pathlib import Path
+
+from etils import epath
+
+from emo_jax.errors import UsageError
+
+
+def write_atomic(path: epath.Path, text: str) -> None:
+    """Writes a file that is either absent (or the old one) or complete, also after a power cut."""
+    write_bytes_atomic(path, text.encode())
+
+
+def write_bytes_atomic(path: epath.Path, content: bytes) -> None:
+    """The same, of bytes."""
+    if "://" in str(path):  # object stores publish an object only when it is complete
+        path.write_bytes(content)
+        return
+    temporary = path.parent / f".{path.name}.tmp"
+    with open(temporary, "wb") as f:
+        f.write(content)
+        f.flush()
+        os.fsync(f.fileno())
+    os.replace(temporary, path)
+    sync_folder(path.parent)
+
+
+def sync_folder(path: epath.Path) -> None:
+    """Makes renames and new names in a local folder survive a power cut."""
+    if "://" in str(path):
+        return
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def refuse_existing(folder: str | os.PathLike[str]) -> None:
+    """Raise when a folder to be made has something in it.
+
+    Raises:
+      UsageError: it does.
+    """
+    path = Path(folder)
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise UsageError(f"{path}: is there already; give a new or empty folder")
+
+
+def refuse_unmakeable(option: str, folder: str | os.PathLike[str]) -> None:
+    """Raise when a folder cannot be made, or has something in it: before the work, not after.
+
+    Raises:
+      UsageError: which of them.
+    """
+    refuse_existing(folder)
+    above = Path(folder).resolve().parent
+    while not above.exists():
+        above = above.parent
+    if not above.is_dir() or not os.access(above, os.W_OK):
+        raise UsageError(f"{option} {folder}: {above} cannot be written; give another folder")

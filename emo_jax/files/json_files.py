@@ -1,0 +1,246 @@
+"""Small JSON files: read with every fault of form named, and written so that everybody reads them.
+
+A file of ours may have been cut short, edited or made by somebody else. `read_object` gives an
+object out of one or says in a line what is wrong; `Fields` hands out its values by kind. What is
+written is JSON on every line: a number that is not finite becomes null.
+"""
+
+import json
+import math
+import os
+import stat
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from emo_jax.errors import DataError, EmoError, one_line
+
+MAX_BYTES = 1 << 28  # of a small file; the largest that is usual, a tokenizer.json, has 35 MB
+_BYTE_ORDER_MARKS = (  # the longer ones first: UTF-32's begins as UTF-16's
+    (b"\x00\x00\xfe\xff", "UTF-32"),
+    (b"\xff\xfe\x00\x00", "UTF-32"),
+    (b"\xff\xfe", "UTF-16"),
+    (b"\xfe\xff", "UTF-16"),
+)
+UTF8_MARK = b"\xef\xbb\xbf"
+
+
+class NotReadableError(ValueError):
+    """Why some bytes, or a value in them, are not what they should be."""
+
+
+def other_encoding(start: bytes) -> str | None:
+    """UTF-16 or UTF-32, where the first bytes of a text say so; None where it may be UTF-8.
+
+    By its mark, or by the zero bytes that an ASCII character has there: JSON begins with one, and
+    UTF-8 has none.
+    """
+    for mark, name in _BYTE_ORDER_MARKS:
+        if start.startswith(mark):
+            return name
+    zeros = [byte == 0 for byte in start[:4]]
+    if zeros in ([True, True, True, False], [False, True, True, True]):
+        return "UTF-32"
+    if zeros[:2] in ([True, False], [False, True]):
+        return "UTF-16"
+    return None
+
+
+def decode(content: bytes) -> str:
+    """Bytes as UTF-8 text, without its mark.
+
+    Raises:
+      NotReadableError: they are not UTF-8.
+    """
+    if found := other_encoding(content):
+        raise NotReadableError(f"{found} text, must be UTF-8")
+    try:
+        return content.removeprefix(UTF8_MARK).decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise NotReadableError(f"invalid UTF-8 at byte {error.start}") from None
+
+
+def parse(content: bytes | str) -> Any:
+    """The value of a JSON text: UTF-8, nested less deep than Python allows, of whole characters.
+
+    NaN and Infinity, which are no JSON, are read as Python's `json` does.
+
+    Raises:
+      NotReadableError: it is not.
+    """
+    text = decode(content) if isinstance(content, bytes) else content
+    try:
+        value = json.loads(text)
+    except RecursionError:
+        raise NotReadableError("JSON that is nested too deep") from None
+    except ValueError as error:
+        raise NotReadableError(f"broken JSON ({one_line(error)})") from None
+    # Half of a surrogate pair can be spelt in JSON; nothing that writes UTF-8 can take it.
+    if "\\ud" in text or "\\uD" in text:
+        check_characters(value)
+    return value
+
+
+def check_characters(value: Any) -> None:
+    """Raises NotReadableError where a string inside of a JSON value is no text."""
+    try:
+        json.dumps(value, ensure_ascii=False).encode("utf-8")
+    except UnicodeEncodeError:
+        raise NotReadableError("half of a surrogate pair") from None
+
+
+def read_regular(path: Path, *, max_bytes: int = MAX_BYTES) -> bytes:
+    """The content of a file that is one: a pipe would be waited for, a device has no end.
+
+    Raises:
+      NotReadableError: it is none, or is larger than `max_bytes`.
+      OSError: it cannot be read.
+    """
+    fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    with os.fdopen(fd, "rb") as file:
+        found = os.fstat(fd)
+        if not stat.S_ISREG(found.st_mode):
+            raise NotReadableError("not a regular file")
+        if found.st_size > max_bytes:
+            raise NotReadableError(f"{found.st_size} bytes, more than {max_bytes}")
+        return file.read()
+
+
+def read_object(
+    path: str | os.PathLike[str], *, error: type[EmoError] = DataError, advice: str
+) -> dict[str, Any]:
+    """The JSON object in a local file.
+
+    Args:
+      error: raised as `PATH: what is wrong; ADVICE`.
+      advice: what to do about it.
+
+    Raises:
+      FileNotFoundError: no such file.
+      EmoError: of the kind `error`.
+    """
+    try:
+        value = parse(read_regular(Path(path)))
+        if not isinstance(value, dict):
+            raise NotReadableError(f"must hold a JSON object, not {name_of(value)}")
+    except FileNotFoundError:
+        raise
+    except (OSError, NotReadableError) as reason:
+        raise error(f"{path}: {one_line(reason)}; {advice}") from None
+    return value
+
+
+def plain(value: Any) -> Any:
+    """The same value with null for every number that is not finite, which JSON does not have."""
+    if isinstance(value, Mapping):
+        return {key: plain(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def dumps(value: Any, *, indent: int | None = None) -> str:
+    """JSON text of a value; see `plain`."""
+    return json.dumps(plain(value), indent=indent, allow_nan=False)
+
+
+# --- values of an object --------------------------------------------------------------------------
+
+
+def is_integer(value: Any) -> bool:
+    """Whether a value is a whole number; True and 1.0 are none."""
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value is a finite number; True is none."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    try:
+        return math.isfinite(float(value))
+    except OverflowError:  # a whole number of more digits than a float has
+        return False
+
+
+def name_of(value: Any) -> str:
+    """What a JSON value is, in words."""
+    kinds = {dict: "an object", list: "a list", str: "a string", bool: "true or false"}
+    return kinds.get(type(value), "null" if value is None else f"the number {value}"[:40])
+
+
+_NEEDED = object()
+
+
+class Fields:
+    """The values of a JSON object, each asked for by what it must be.
+
+    Every method raises NotReadableError, which names the field, where the value is of another kind,
+    or is missing and has no `default`. A `default` is given back as it is.
+    """
+
+    def __init__(self, values: Any, path: str = ""):
+        if not isinstance(values, Mapping):
+            raise NotReadableError(
+                f"{path.removesuffix('.') or 'it'} must be an object, not {name_of(values)}"
+            )
+        self._values, self._path = values, path
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._values
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._values)
+
+    def value(self, name: str, default: Any = _NEEDED) -> Any:
+        """As it is."""
+        if name in self._values:
+            return self._values[name]
+        if default is _NEEDED:
+            raise NotReadableError(f"no field {self._path}{name}")
+        return default
+
+    def _of(self, name: str, default: Any, fits: Callable[[Any], bool], what: str) -> Any:
+        value = self.value(name, default)
+        if value is default and default is not _NEEDED:
+            return value
+        if not fits(value):
+            raise NotReadableError(f"{self._path}{name} must be {what}, not {_shown(value)}")
+        return value
+
+    def text(self, name: str, default: Any = _NEEDED) -> str:
+        """A string without NULs."""
+        return self._of(
+            name, default, lambda v: isinstance(v, str) and "\0" not in v, "a string without NULs"
+        )
+
+    def integer(
+        self, name: str, default: Any = _NEEDED, *, low: int = 0, high: int = 2**31 - 1
+    ) -> int:
+        """A whole number, low ≤ value ≤ high."""
+        return self._of(
+            name,
+            default,
+            lambda v: is_integer(v) and low <= v <= high,
+            f"a whole number of {low}..{high}",
+        )
+
+    def number(self, name: str, default: Any = _NEEDED) -> float:
+        """A finite number."""
+        return self._of(name, default, is_number, "a finite number")
+
+    def flag(self, name: str, default: Any = _NEEDED) -> bool:
+        """True or false."""
+        return self._of(name, default, lambda v: isinstance(v, bool), "true or false")
+
+    def items(self, name: str, default: Any = _NEEDED) -> list[Any]:
+        """A list of anything."""
+        return self._of(name, default, lambda v: isinstance(v, list), "a list")
+
+    def inner(self, name: str, default: Any = _NEEDED) -> "Fields":
+        """An object."""
+        value = self.value(name, default)
+        return Fields(value, f"{self._path}{name}.")
+
+
+def _shown(value: Any) -> str:
+    return name_of(value) if isinstance(value, dict | list) else repr(value)[:40]
