@@ -97,10 +97,11 @@ def read_regular(path: Path, *, max_bytes: int = MAX_BYTES) -> bytes:
       OSError: it cannot be read.
     """
     fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    found = os.fstat(fd)
+    if not stat.S_ISREG(found.st_mode):
+        os.close(fd)
+        raise NotReadableError("not a regular file")
     with os.fdopen(fd, "rb") as file:
-        found = os.fstat(fd)
-        if not stat.S_ISREG(found.st_mode):
-            raise NotReadableError("not a regular file")
         if found.st_size > max_bytes:
             raise NotReadableError(f"{found.st_size} bytes, more than {max_bytes}")
         return file.read()
