@@ -57,12 +57,14 @@ def explore(
     settings: ExploreSettings,
     *,
     pictures: str | Path | None = None,
+    trust: bool = False,
     quiet: bool = True,
 ) -> int:
     """Writes the page; returns its size in bytes.
 
     Args:
       pictures: new folder for the same figures as SVG and PNG.
+      trust: the store's tokenizer may be code that a file names.
 
     Raises:
       UsageError: nothing is written.
@@ -76,7 +78,9 @@ def explore(
             raise UsageError(f"--figures {pictures}: the page is to be there; give another folder")
     if not 1 <= len(models) <= 2:
         raise UsageError(f"{len(models)} models: give one, or two to see them side by side")
-    store = TokenStore.open(data)
+    store = TokenStore.open(data, trust=trust)
+    tokenizer = store.tokenizer()
+    tokenizer.ready()
     for path in models:  # before minutes are spent on the first
         check_model(open_model(path), store)
     for split in (SELECT, TEST) if settings.eval_windows else ():
@@ -85,7 +89,7 @@ def explore(
                 f"{data}: no tokens in split {split!r}, for losses; --eval-windows 0 does without"
             )
     documents = sample_of(store, sample)
-    texts = token_texts(documents.documents, store.tokenizer())
+    texts = token_texts(documents.documents, tokenizer)
     check_count(settings.token_clusters, len(texts.index_N))
     for note in remove_left_over(output.resolve(), ("partial",), ("0", "1")):
         print(f"emo: {note}", file=sys.stderr)

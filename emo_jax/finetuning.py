@@ -78,11 +78,13 @@ def finetune(
     exports: bool = False,
     layout: str | None = None,
     stop: StopRequest | None = None,
+    trust: bool = False,
     quiet: bool = True,
 ) -> str:
     """Trains, or goes on training; the workdir is a run like any other.
 
     Args:
+      trust: the model's tokenizer may be code that a file names.
       exports: a Hugging Face folder of this layout is to be made of it, so the layout must fit.
 
     Returns:
@@ -94,7 +96,7 @@ def finetune(
     folder = Path(workdir).absolute()
     with Progress("finetune", enabled=not quiet) as shown:
         shown.show(f"reading {model}")
-        loaded = load_model(model)
+        loaded = load_model(model, trust=trust)
         tokenizer = loaded.need_tokenizer()
         shown.show(f"tokenising {data}")
         found = list(

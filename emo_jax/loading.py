@@ -53,10 +53,11 @@ class ModelOnDisk:
         return self.config.name
 
     def need_tokenizer(self) -> Tokenizer:
-        """The tokenizer of the model.
+        """The tokenizer of the model, ready for text.
 
         Raises:
-          UsageError: it has none, or one that makes ids the model does not have.
+          UsageError: it has none, one that makes ids the model does not have, or one that is code
+            which a file names, and is not trusted.
         """
         if self.tokenizer is None:
             raise UsageError(
@@ -69,6 +70,7 @@ class ModelOnDisk:
                 f"{self.path}: its tokenizer has {found} ids, the model {fits}; copy the tokenizer"
                 " of its training data there"
             )
+        self.tokenizer.ready()
         return self.tokenizer
 
 
@@ -86,8 +88,11 @@ class OpenedModel(ModelOnDisk):
     source: LeafSource
 
 
-def load_model(path: str) -> LoadedModel:
+def load_model(path: str, *, trust: bool = False) -> LoadedModel:
     """Reads `WORKDIR` (its newest good checkpoint), `WORKDIR@STEP`, or a Hugging Face folder.
+
+    Args:
+      trust: its tokenizer may be code that a file names, see `emo_jax.data.vocabularies`.
 
     Raises:
       UsageError: neither of them.
@@ -100,10 +105,10 @@ def load_model(path: str) -> LoadedModel:
     else:
         config = read_workdir_config(folder)
         params, _, step = restore_params(folder.absolute(), step)  # orbax takes no other
-    return LoadedModel(params=params, **_about(path, folder, step, config))
+    return LoadedModel(params=params, **_about(path, folder, step, config, trust))
 
 
-def open_model(path: str) -> OpenedModel:
+def open_model(path: str, *, trust: bool = False) -> OpenedModel:
     """Like `load_model`, but reads no parameters yet."""
     folder, step = _find(path)
     source: LeafSource
@@ -112,7 +117,7 @@ def open_model(path: str) -> OpenedModel:
     else:
         config = read_workdir_config(folder)
         source, _, step = open_params(folder.absolute(), step)
-    return OpenedModel(source=source, **_about(path, folder, step, config))
+    return OpenedModel(source=source, **_about(path, folder, step, config, trust))
 
 
 def _find(path: str) -> tuple[Path, int | None]:
@@ -129,7 +134,9 @@ def _find(path: str) -> tuple[Path, int | None]:
     return folder, step
 
 
-def _about(path: str, folder: Path, step: int | None, config: Config) -> dict[str, Any]:
+def _about(
+    path: str, folder: Path, step: int | None, config: Config, trust: bool
+) -> dict[str, Any]:
     """Fields of a `ModelOnDisk`."""
     ids: dict[str, int | None] = {}
     if is_hugging_face(folder):
@@ -138,7 +145,7 @@ def _about(path: str, folder: Path, step: int | None, config: Config) -> dict[st
     else:
         tokenizer = tokenizer_of(folder, config)
     has_json = tokenizer is not None and (tokenizer / "tokenizer.json").is_file()
-    loaded = None if tokenizer is None else load_tokenizer(tokenizer)
+    loaded = None if tokenizer is None else load_tokenizer(tokenizer, trust=trust)
     if loaded is not None:
         ids = {"eos_id": loaded.eos_id, "pad_id": loaded.pad_id}
     return {

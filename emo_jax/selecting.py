@@ -97,14 +97,23 @@ class Selected:
 
 
 def select(
-    model: str, data: str, output: str | Path, settings: SelectSettings, *, quiet: bool = True
+    model: str,
+    data: str,
+    output: str | Path,
+    settings: SelectSettings,
+    *,
+    trust: bool = False,
+    quiet: bool = True,
 ) -> list[Selected]:
     """Chooses experts and writes the models: one in `output`, or one for each keep below it.
+
+    Args:
+      trust: the model's tokenizer, which `data` of text needs, may be code that a file names.
 
     Raises:
       UsageError: nothing is written.
     """
-    opened = open_model(model)
+    opened = open_model(model, trust=trust)
     config = opened.config
     if config.moe is None:
         raise UsageError(f"{model}: {config.name} is dense, it has no experts to select")

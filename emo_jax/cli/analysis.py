@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from emo_jax.cli.app import command, refuse_unwritable
+from emo_jax.cli.app import TRUST, command, refuse_unwritable
 from emo_jax.errors import UsageError
 
 _SAMPLE = [
@@ -153,6 +153,7 @@ def cluster(
 @click.option(
     "--figures", default=None, metavar="DIR", help="Also as SVG and PNG, in a new folder."
 )
+@TRUST
 def explore(
     models: tuple[str, ...],
     data: str,
@@ -163,6 +164,7 @@ def explore(
     eval_windows: int,
     max_mb: float,
     figures: str | None,
+    trust: bool,
     **sample: Any,
 ) -> None:
     """Write one page that shows what each expert knows: open it in a browser, offline.
@@ -183,7 +185,12 @@ def explore(
         max_bytes=int(max_mb * 1e6),
     )
     sample_settings = _settings(**sample)
-    size = run(models, data, output, sample_settings, settings, pictures=figures, quiet=False)
+    size = run(
+        *(models, data, output, sample_settings, settings),
+        pictures=figures,
+        trust=trust,
+        quiet=False,
+    )
     click.echo(f"{output}: {size / 1e6:.1f} MB")
 
 

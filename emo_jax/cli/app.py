@@ -41,6 +41,14 @@ def command(example: str, **settings: Any) -> Callable:
     return cli.command(cls=Command, epilog=example, **settings)
 
 
+TRUST = click.option(
+    "--trust",
+    is_flag=True,
+    help="Import and call the code that a file beside the tokens or the model names as its"
+    " vocabulary, where there is one: any code that this Python can import.",
+)
+
+
 class Items(click.ParamType):
     """Items with commas between."""
 

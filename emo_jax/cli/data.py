@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from emo_jax.cli.app import Command, cli, command
+from emo_jax.cli.app import TRUST, Command, cli, command
 from emo_jax.errors import DataError
 
 
@@ -45,6 +45,7 @@ from emo_jax.errors import DataError
 )
 @click.option("--seed", default=0, show_default=True, help="Of the order of documents.")
 @click.option("--strict", is_flag=True, help="Fail at the first unusable document.")
+@TRUST
 def prepare(
     inputs: tuple[str, ...],
     output: str,
@@ -56,6 +57,7 @@ def prepare(
     domain_field: str,
     seed: int,
     strict: bool,
+    trust: bool,
     **bounds: Any,
 ) -> None:
     """Tokenise documents into a store with the splits train, select and test.
@@ -78,7 +80,7 @@ def prepare(
     run(
         inputs,
         output,
-        load_tokenizer(tokenizer, eos_id=eos_id, sample=sample),
+        load_tokenizer(tokenizer, eos_id=eos_id, sample=sample, trust=trust),
         text_field=text_field,
         id_field=id_field,
         domain_field=domain_field,

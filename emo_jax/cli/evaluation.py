@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 import click
 
-from emo_jax.cli.app import Items, command, refuse_unwritable
+from emo_jax.cli.app import TRUST, Items, command, refuse_unwritable
 from emo_jax.errors import DataError, UsageError
 
 if TYPE_CHECKING:
@@ -51,6 +51,7 @@ _LEAST_TEMPERATURE = 1e-6
     show_default=True,
     help="Prompts at once, at most.",
 )
+@TRUST
 def generate(
     model: str,
     given: tuple[str, ...],
@@ -63,6 +64,7 @@ def generate(
     stop: tuple[str, ...],
     seed: int,
     batch_size: int,
+    trust: bool,
 ) -> None:
     """Continue texts, without a pool.
 
@@ -91,7 +93,7 @@ def generate(
     from emo_jax.loading import load_model
     from emo_jax.model.sampling import Sampling
 
-    loaded = load_model(model)
+    loaded = load_model(model, trust=trust)
     settings = TextSettings(
         max_tokens=max_tokens,
         sampling=Sampling(temperature, top_k or 0, top_p),
@@ -251,6 +253,7 @@ def _json_prompt(line: str) -> str | None:
 )
 @click.option("--allow-fewer", is_flag=True, help="--keep also fewer experts than a token uses.")
 @click.option("--json", "json_file", default=None, help="Write all figures to this new file.")
+@TRUST
 def eval_(
     model: str,
     data: str,
@@ -261,6 +264,7 @@ def eval_(
     method: str,
     allow_fewer: bool,
     json_file: str | None,
+    trust: bool,
 ) -> None:
     """Loss and bits per byte of each domain of a store.
 
@@ -278,7 +282,7 @@ def eval_(
     from emo_jax.manifest import versions
     from emo_jax.modularity.select import parse_keep
 
-    loaded = load_model(model)
+    loaded = load_model(model, trust=trust)
     config = loaded.config
     moe, texts = config.moe, [text for given in keeps for text in given]
     if moe is None and texts:
@@ -292,7 +296,7 @@ def eval_(
         allow_fewer=allow_fewer,
     )
     by_domain.check_ways(config, settings)
-    chosen = by_domain.open_split(data, config, split, loaded.tokenizer)
+    chosen = by_domain.open_split(data, config, split, loaded.tokenizer, trust=trust)
     mesh = by_domain.eval_mesh(config)
     with Progress("eval") as shown:
         losses = by_domain.domain_losses(

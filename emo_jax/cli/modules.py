@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from emo_jax.cli.app import Items, command
+from emo_jax.cli.app import TRUST, Items, command
 from emo_jax.errors import UsageError
 
 _LAYOUT = click.option(
@@ -83,6 +83,7 @@ def counts(option: str, items: tuple[str, ...]) -> tuple[int, ...]:
 @click.option("--allow-fewer", is_flag=True, help="Also fewer experts than a token uses.")
 @_LAYOUT
 @click.option("--output", required=True, help="Folder to make; below it, one for each of several.")
+@TRUST
 def select(
     model: str,
     data: str,
@@ -96,6 +97,7 @@ def select(
     allow_fewer: bool,
     layout: str | None,
     output: str,
+    trust: bool,
 ) -> None:
     """Keep the experts that a domain uses, and write the smaller model.
 
@@ -126,6 +128,7 @@ def select(
             allow_fewer=allow_fewer,
             layout=layout,
         ),
+        trust=trust,
         quiet=False,
     )
     for one in made:
@@ -274,6 +277,7 @@ def merge(
     "--window", type=click.IntRange(min=2), default=None, help="Tokens; the model's if not given."
 )
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
+@TRUST
 def finetune(
     model: str,
     data: str,
@@ -290,6 +294,7 @@ def finetune(
     lr: float,
     window: int | None,
     seed: int,
+    trust: bool,
 ) -> None:
     """Train on answers to prompts: a whole model, or one of emo select.
 
@@ -325,6 +330,7 @@ def finetune(
             exports=output is not None,
             layout=layout,
             stop=stop,
+            trust=trust,
             quiet=False,
         )
     if output is not None:

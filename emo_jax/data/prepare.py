@@ -111,6 +111,7 @@ def prepare(
     started = time.monotonic()
     _check_fractions(fractions)
     target = check_target(output)
+    tokenizer.ready()
     report, selection = ReadReport(), selection or Selection()
     if add_bos and tokenizer.bos_id is None:
         raise UsageError(

@@ -42,10 +42,10 @@ def find(spec: str) -> Any:
 
 
 def is_bytes(vocabulary: Any) -> bool:
-    """Whether it is seqio's own bytes, without extra ids."""
+    """Whether it is seqio's own bytes, maybe with extra ids."""
     import seqio
 
-    return type(vocabulary) is seqio.ByteVocabulary and not vocabulary.extra_ids
+    return type(vocabulary) is seqio.ByteVocabulary
 
 
 def is_pass_through(vocabulary: Any) -> bool:

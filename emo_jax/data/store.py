@@ -54,8 +54,8 @@ class TokenStore:
       fingerprint: of everything in the store; equal stores have equal fingerprints.
     """
 
-    def __init__(self, path: str, manifest: dict[str, Any]):
-        self.path = path
+    def __init__(self, path: str, manifest: dict[str, Any], *, trust: bool = False):
+        self.path, self._trust = path, trust
         self.manifest = manifest
         self.vocab_size: int = manifest["vocab_size"]
         self.eos_id: int = manifest["eos_id"]
@@ -67,13 +67,16 @@ class TokenStore:
         self._open_streams: dict[str, StoreStream] = {}
 
     @classmethod
-    def open(cls, path: str | os.PathLike[str], *, verify: bool | None = None) -> "TokenStore":
+    def open(
+        cls, path: str | os.PathLike[str], *, verify: bool | None = None, trust: bool = False
+    ) -> "TokenStore":
         """Opens a store for reading.
 
         Args:
           path: local folder or URL.
           verify: compare every file with its SHA-256; by default when the store is below 1 GB.
             Files that are missing or cut short are noticed either way.
+          trust: its tokenizer may be code that a file names, see `vocabularies`.
 
         Raises:
           UsageError: nothing is at `path`.
@@ -97,7 +100,7 @@ class TokenStore:
         total = sum(f["bytes"] for f in manifest["files"].values())
         if verify or (verify is None and total < VERIFY_BELOW_BYTES):
             files.check_digests(manifest["files"])
-        return cls(location, manifest)
+        return cls(location, manifest, trust=trust)
 
     @property
     def named_domains(self) -> tuple[str, ...]:
@@ -140,11 +143,11 @@ class TokenStore:
     def _read_tokenizer(self) -> Tokenizer:
         files = _Files(self.path)
         if files.folder is not None:
-            return load_tokenizer(files.folder / "tokenizer")
+            return load_tokenizer(files.folder / "tokenizer", trust=self._trust)
         kept = files.read(f"tokenizer/{vocabularies.FILE}")
         if kept is not None:
             model = files.read(f"tokenizer/{vocabularies.MODEL_FILE}")
-            return vocabularies.from_bytes(kept, model, self.path)
+            return vocabularies.from_bytes(kept, model, self.path, trust=self._trust)
         content = files.read("tokenizer/tokenizer.json") or b""
         names = json.loads(files.read("tokenizer/special_tokens_map.json") or b"{}")
         return JsonTokenizer(

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
+MAX_IDS = 1 << 24  # of a vocabulary: tables of that length are made; the largest there are have 1 M
+
 
 class Tokenizer(abc.ABC):
     """Text to ids and back; special-token strings in a text are plain text.
@@ -29,6 +31,13 @@ class Tokenizer(abc.ABC):
     fingerprint: str
     reads_ids: bool = False
     notes: tuple[str, ...] = ()
+
+    def ready(self) -> None:  # noqa: B027 most have nothing to load
+        """Loads what turns text into ids and back, if that is not done yet.
+
+        Raises:
+          UsageError: it is code that a file of data names, and is not trusted; or not installed.
+        """
 
     @abc.abstractmethod
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:

@@ -17,6 +17,7 @@ from tokenizers import decoders, models, pre_tokenizers, trainers
 from emo_jax.data import sentencepiece_model, seqio_tasks, seqio_vocabulary, vocabularies
 from emo_jax.data.json_tokenizer import JsonTokenizer, token_of
 from emo_jax.data.tokenizer_base import Tokenizer
+from emo_jax.data.vocabularies import BYTE_OFFSET
 from emo_jax.errors import DataError, UsageError
 
 EOS_TEXT = "<|endoftext|>"
@@ -24,7 +25,6 @@ PAD_TEXT = "<|padding|>"
 _EOS_NAMES = (EOS_TEXT, "<|end_of_text|>", "</s>", "<eos>", "[EOS]")
 _PAD_NAMES = (PAD_TEXT, "<|pad|>", "<pad>", "[PAD]")
 _SENTENCEPIECE = "sentencepiece:"
-_BYTE_OFFSET = 3  # seqio.ByteVocabulary: 0 padding, 1 end, 2 unknown, then the 256 bytes
 _BYTE_SPECIAL = {"<pad>": 0, "</s>": 1, "<unk>": 2}
 
 
@@ -33,14 +33,14 @@ class _ByteTokenizer(JsonTokenizer):
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
         return [
-            np.frombuffer(text.encode("utf-8"), np.uint8).astype(np.int32) + _BYTE_OFFSET
+            np.frombuffer(text.encode("utf-8"), np.uint8).astype(np.int32) + BYTE_OFFSET
             for text in texts
         ]
 
 
 def byte_tokenizer() -> Tokenizer:
     """Ids of `seqio.ByteVocabulary()`: byte b is b + 3; 0 pads, 1 ends a document, 2 is unknown."""
-    vocabulary = _BYTE_SPECIAL | {c: b + _BYTE_OFFSET for b, c in _byte_chars().items()}
+    vocabulary = _BYTE_SPECIAL | {c: b + BYTE_OFFSET for b, c in _byte_chars().items()}
     plain = dict(single_word=False, lstrip=False, rstrip=False, normalized=False, special=True)
     byte_level = dict(type="ByteLevel", add_prefix_space=False, trim_offsets=True, use_regex=False)
     # Spelt out, so that the fingerprint does not hang on the version of the library.
@@ -109,6 +109,7 @@ def load_tokenizer(
     *,
     eos_id: int | None = None,
     sample: Callable[[], Iterable[str]] | None = None,
+    trust: bool = False,
 ) -> Tokenizer:
     """The tokenizer that `spec` names.
 
@@ -125,6 +126,8 @@ def load_tokenizer(
       spec: see above.
       eos_id: the end-of-document id, whatever the files say.
       sample: texts on which a `.model` and its conversion to a tokenizer.json must agree.
+      trust: code that a file names may be imported and called, see `vocabularies`; a `seqio:` spec
+        is the caller's own word.
 
     Raises:
       UsageError: no such file or folder, or `eos_id` is no id.
@@ -146,7 +149,7 @@ def load_tokenizer(
             " folder with one of these, or seqio:MODULE:VOCABULARY"
         )
     if file.name == vocabularies.FILE:
-        kept = vocabularies.load(file.parent)
+        kept = vocabularies.load(file.parent, trust=trust)
         if eos_id not in (None, kept.eos_id):
             raise UsageError(
                 f"--eos-id {eos_id}: {file} ends a document with id {kept.eos_id}; leave it out,"
@@ -237,7 +240,8 @@ def _added_tokens(folder: Path) -> dict[int, str]:
 
 def _of_seqio(spec: str, eos_id: int | None, sample: Callable | None) -> Tokenizer:
     vocabulary = seqio_vocabulary.find(spec)
-    if seqio_vocabulary.is_bytes(vocabulary) and eos_id in (None, 1):
+    plain = seqio_vocabulary.is_bytes(vocabulary) and not vocabulary.extra_ids
+    if plain and eos_id in (None, 1):
         return byte_tokenizer()
     content = seqio_vocabulary.sentencepiece_content(vocabulary)
     if content is not None:

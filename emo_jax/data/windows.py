@@ -126,7 +126,7 @@ class Windows(Sequence[Batch]):
 
 
 def open_source(
-    location: str | os.PathLike[str], config: DataConfig
+    location: str | os.PathLike[str], config: DataConfig, *, trust: bool = False
 ) -> TokenStore | RawTokens | PairStore:
     """A token store, headerless files of a pattern such as `dclm/*.npy` (several: by commas), or
     the pairs of `emo finetune`.
@@ -134,12 +134,13 @@ def open_source(
     Args:
       location: see above.
       config: its `raw_…` fields say what headerless files do not; a store knows its own.
+      trust: of `TokenStore.open`.
     """
     text = os.fspath(location)
     if text.endswith(pairs.SUFFIX):
         return PairStore.open(text)
     if not text.endswith(".npy"):
-        return TokenStore.open(text)
+        return TokenStore.open(text, trust=trust)
     return RawTokens(
         text.split(","),
         vocab_size=config.raw_vocab_size,

@@ -142,22 +142,28 @@ class Split(NamedTuple):
     fingerprint: str  # of the store
 
 
-def open_split(location: str, config: Config, split: str, tokenizer: Tokenizer | None) -> Split:
+def open_split(
+    location: str, config: Config, split: str, tokenizer: Tokenizer | None, *, trust: bool = False
+) -> Split:
     """A split of a store for a model.
 
     Args:
       tokenizer: the model's.
+      trust: the store's tokenizer, which says how many bytes a token is, may be code that a file
+        names.
 
     Raises:
-      UsageError: no such store, split or model for it.
+      UsageError: no such store, split or model for it, or code that is not trusted.
     """
-    source = open_source(location, config.data)
+    source = open_source(location, config.data, trust=trust)
     if not source.streams(split):
         there = source.splits if isinstance(source, TokenStore) else (TRAIN,)
         raise UsageError(f"{location}: no split {split!r}; it has {', '.join(there)}")
     check_source(location, source, config, tokenizer)
     if isinstance(source, TokenStore):
         tokenizer = source.tokenizer()
+    if tokenizer is not None:
+        tokenizer.ready()
     windows = Windows(
         source,
         config.data.seq_len,

@@ -9,7 +9,7 @@ import json
 import math
 import os
 import stat
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -212,6 +212,15 @@ class Fields:
         """A string without NULs."""
         return self._of(
             name, default, lambda v: isinstance(v, str) and "\0" not in v, "a string without NULs"
+        )
+
+    def choice(self, name: str, allowed: Sequence[str], default: Any = _NEEDED) -> str:
+        """One of some strings."""
+        return self._of(
+            name,
+            default,
+            lambda v: isinstance(v, str) and v in allowed,
+            f"one of {', '.join(allowed)}",
         )
 
     def integer(

@@ -10,6 +10,7 @@ from real_text import texts, train_sentencepiece
 
 from emo_jax.data.documents import read_documents
 from emo_jax.data.prepare import prepare
+from emo_jax.data.store import TokenStore
 from emo_jax.data.tokenizers import byte_tokenizer, load_tokenizer
 from emo_jax.data.vocabularies import KeptTokenizer
 from emo_jax.errors import DataError, UsageError
@@ -69,7 +70,7 @@ def test_a_vocabulary_of_the_users(module, corpus, tmp_path):
     assert (tokenizer.vocab_size, tokenizer.eos_id, tokenizer.pad_id) == (264, 1, 0)
     assert tokenizer.encode_batch(["ab"])[0].tolist() == [97 + 8, 98 + 8]
     store = prepare([corpus], tmp_path / "s", tokenizer, progress=False).store
-    again = store.tokenizer()
+    again = TokenStore.open(tmp_path / "s", trust=True).tokenizer()
     assert isinstance(again, KeptTokenizer)
     store.check_tokenizer(again.fingerprint)
     document = store.documents("train", 0, 1)[0].tokens
@@ -77,7 +78,75 @@ def test_a_vocabulary_of_the_users(module, corpus, tmp_path):
     assert again.encode_batch([again.decode(document)])[0].tolist() == document[:-1].tolist()
     sys.modules["emo_test_vocabularies"].SHIFT = 4  # the code is changed later
     with pytest.raises(DataError, match=r"Letters: gives other ids than when .* prepared"):
-        store.tokenizer().decode([9])
+        TokenStore.open(tmp_path / "s", trust=True).tokenizer().decode([9])
+
+
+def test_no_file_names_code(module, corpus, tmp_path):
+    """The file says which code; without `trust` nothing of it is imported."""
+    store = prepare([corpus], tmp_path / "s", load_tokenizer(f"{module}:Letters"), progress=False)
+    name, file = f"{module}:Letters", tmp_path / "s/tokenizer/vocabulary.json"
+    sys.modules.pop("emo_test_vocabularies")
+    found = store.store.tokenizer()
+    assert (found.vocab_size, found.eos_id) == (264, 1)  # all that training needs
+    for use in (found.ready, lambda: found.encode_batch(["a"]), lambda: found.decode([9])):
+        with pytest.raises(UsageError) as refused:
+            use()
+        said = str(refused.value)
+        assert str(file) in said and name in said and "--trust" in said and "\n" not in said
+    with pytest.raises(UsageError, match="--trust"):  # a folder that is typed holds a file too
+        prepare([corpus], tmp_path / "t", load_tokenizer(file.parent), progress=False)
+    assert not (tmp_path / "t").exists() and "emo_test_vocabularies" not in sys.modules
+    assert load_tokenizer(file.parent, trust=True).encode_batch(["a"])[0].tolist() == [105]
+    assert "emo_test_vocabularies" in sys.modules
+
+
+def test_a_file_that_names_any_function(tmp_path):
+    settings = {"format": "emo_jax vocabulary", "kind": "seqio", "source": "seqio:os:getcwd"}
+    settings |= {"vocab_size": 300, "eos_id": 1, "pad_id": 0, "fingerprint": "0" * 64}
+    (tmp_path / "vocabulary.json").write_text(json.dumps(settings))
+    with pytest.raises(UsageError, match=r"is code, seqio:os:getcwd, .* --trust"):
+        load_tokenizer(tmp_path).encode_batch(["a"])
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"kind": "pickle"}, "kind must be one of ids, bytes, sentencepiece, seqio, not 'pickle'"),
+        ({"kind": ["ids"]}, "kind must be one of"),
+        ({"kind": "bytes", "vocab_size": 258}, "no room for the 256 bytes"),
+        ({"kind": "seqio", "source": "os:getcwd"}, "source must be seqio:MODULE:VOCABULARY"),
+        ({"vocab_size": 2**40}, "vocab_size must be a whole number of 1..16777216"),
+        ({"vocab_size": 1000.0}, "vocab_size must be a whole number"),
+        ({"eos_id": 1000}, "eos_id must be a whole number of 0..999, not 1000"),
+        ({"pad_id": -1}, "pad_id must be"),
+        ({"pad_id": True}, "pad_id must be"),
+        ({"bos_id": "1"}, "bos_id must be"),
+        ({"adds_bos": "yes"}, "adds_bos must be true or false"),
+        ({"fingerprint": 5}, "fingerprint must be a string"),
+    ],
+)
+def test_a_vocabulary_file_that_cannot_be(tmp_path, changes, named):
+    settings = {"format": "emo_jax vocabulary", "kind": "ids", "source": "", "vocab_size": 1000}
+    settings |= {"eos_id": 9, "pad_id": 9, "bos_id": None, "fingerprint": "0" * 64}
+    file = tmp_path / "vocabulary.json"
+    file.write_text(json.dumps(settings))
+    assert load_tokenizer(tmp_path).eos_id == 9
+    file.write_text(json.dumps(settings | changes))
+    with pytest.raises(DataError, match=f"{file}: damaged vocabulary .*{named}"):
+        load_tokenizer(tmp_path)
+
+
+@pytest.mark.parametrize("content", [b"", b"[]", b"{", b'"\\ud800"', "{}".encode("utf-16")])
+def test_a_vocabulary_file_that_is_none(tmp_path, content):
+    (tmp_path / "vocabulary.json").write_bytes(content)
+    with pytest.raises(DataError, match="damaged vocabulary"):
+        load_tokenizer(tmp_path)
+
+
+def test_ids_outside_the_vocabulary(module, tmp_path):
+    """They are the rows of no table; on a device another row is read without a word."""
+    with pytest.raises(DataError, match=r"'7 1000': gives ids 7\.\.1000, outside the voc"):
+        load_tokenizer(f"{module}:PASS").encode_batch(["5", "7 1000"])
 
 
 def test_the_end_of_a_kept_vocabulary_is_kept(module, tmp_path):
@@ -89,10 +158,27 @@ def test_the_end_of_a_kept_vocabulary_is_kept(module, tmp_path):
         load_tokenizer(tmp_path, eos_id=5)
 
 
-def test_extra_ids_of_bytes(module):
+def test_extra_ids_of_bytes(module, tmp_path):
+    import seqio
+
+    theirs, text = seqio.ByteVocabulary(extra_ids=10), "ünï </s>"
     tokenizer = load_tokenizer(f"{module}:nested.MORE")
     assert (tokenizer.vocab_size, tokenizer.eos_id) == (269, 1)
-    assert tokenizer.decode(tokenizer.encode_batch(["ünï"])[0]) == "ünï"
+    assert tokenizer.encode_batch([text])[0].tolist() == theirs.encode(text)
+    assert (
+        tokenizer.decode([*theirs.encode(text), 268, 1])
+        == text
+        == theirs.decode([*theirs.encode(text), 268])
+    )
+    # Kept without code; a file of before that names it is the same vocabulary, and needs none.
+    tokenizer.save(tmp_path)
+    kept = json.loads((tmp_path / "vocabulary.json").read_text())
+    assert (kept["kind"], kept["source"]) == ("bytes", "")
+    for settings in (kept, kept | {"kind": "seqio", "source": "seqio:none:there"}):
+        (tmp_path / "vocabulary.json").write_text(json.dumps(settings))
+        again = load_tokenizer(tmp_path)
+        assert again.fingerprint == tokenizer.fingerprint
+        assert again.encode_batch([text])[0].tolist() == theirs.encode(text)
 
 
 def test_sentencepiece_with_extra_ids(module):
