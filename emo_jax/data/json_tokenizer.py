@@ -9,10 +9,12 @@ from typing import Any
 
 import numpy as np
 from tokenizers import Regex, pre_tokenizers
-from tokenizers import Tokenizer as _Backend
 
+from emo_jax.data import backend
 from emo_jax.data.tokenizer_base import Tokenizer
 from emo_jax.errors import DataError, UsageError
+
+_ANOTHER = "use another tokenizer"
 
 
 class JsonTokenizer(Tokenizer):
@@ -35,12 +37,9 @@ class JsonTokenizer(Tokenizer):
         bos: str | None = None,
         where: str = "tokenizer",
     ):
-        self._content = content
-        try:
-            self._json = _Backend.from_str(content)
-            canonical = json.dumps(json.loads(content), sort_keys=True, separators=(",", ":"))
-        except Exception as error:  # the library raises bare Exception
-            raise DataError(f"{where}: not a tokenizer.json ({error}); save it again") from error
+        self._content, self._where = content, where
+        self._json = backend.load(content, where)
+        canonical = json.dumps(json.loads(content), sort_keys=True, separators=(",", ":"))
         self._json.encode_special_tokens = True  # a document may quote "</s>"
         self._json.no_truncation()
         self._json.no_padding()
@@ -53,8 +52,11 @@ class JsonTokenizer(Tokenizer):
         self.fingerprint = hashlib.sha256(canonical.encode()).hexdigest()
         # Ids may have gaps: what counts is the size of the table that they index.
         self.vocab_size = max(self._json.get_vocab(with_added_tokens=True).values()) + 1
-        self._keep_special_text_apart()
-        if self._spells(eos, self.eos_id):
+        failing = backend.failing_as(f"{where}: cannot encode its own tokens", "save it again")
+        with failing, backend.silent_panics():
+            self._keep_special_text_apart()
+            spelt = self._spells(eos, self.eos_id)
+        if spelt:
             raise DataError(
                 f"{where}: the text {eos!r} becomes the end-of-document id; mark that token as"
                 ' "special": true under added_tokens'
@@ -84,12 +86,14 @@ class JsonTokenizer(Tokenizer):
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
         """Ids of each text, int32 and without an end of document; uses all cores."""
-        encoded = self._json.encode_batch_fast(list(texts), add_special_tokens=False)
+        with backend.failing_as(f"{self._where}: cannot encode a text", _ANOTHER):
+            encoded = self._json.encode_batch_fast(list(texts), add_special_tokens=False)
         return [np.asarray(e.ids, np.int32) for e in encoded]
 
     def decode(self, ids: Iterable[int], *, skip_special: bool = True) -> str:
         """The text of some ids; special tokens are left out unless asked for."""
-        return self._json.decode([int(i) for i in ids], skip_special_tokens=skip_special)
+        with backend.failing_as(f"{self._where}: cannot decode ids", _ANOTHER):
+            return self._json.decode([int(i) for i in ids], skip_special_tokens=skip_special)
 
     def save(self, folder: str | Path) -> None:
         """Writes `tokenizer.json`, `tokenizer_config.json` and `special_tokens_map.json`."""
@@ -121,7 +125,7 @@ def token_of(content: str, i: int, where: str) -> str:
     Raises:
       UsageError: there is none.
     """
-    found = _Backend.from_str(content).id_to_token(i) if i >= 0 else None
+    found = backend.load(content, where).id_to_token(i) if 0 <= i < 2**32 else None
     if found is None:
         raise UsageError(f"--eos-id {i}: {where} has no such id; give one of its special tokens'")
     return found

@@ -14,8 +14,7 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
-from tokenizers import Tokenizer as _Backend
-
+from emo_jax.data import backend
 from emo_jax.errors import DataError, UsageError
 
 _SPACE = "▁"  # how SentencePiece writes a space
@@ -127,7 +126,10 @@ def convert(content: bytes, added: dict[int, str] | None = None) -> str:
         "model": model,
     }
     text = json.dumps(result, ensure_ascii=False)
-    normalizer = _Backend.from_str(_without_added(result)).normalizer
+    try:
+        normalizer = backend.load(_without_added(result), "it").normalizer
+    except DataError as error:
+        raise NotExactError(str(error)) from error
     for symbol in user.values():
         # What is nothing when normalized makes the library panic.
         if normalizer.normalize_str(symbol) != symbol.replace(" ", _SPACE):
@@ -228,13 +230,17 @@ def _bpe(proto: Any) -> dict[str, Any]:
 
 def first_difference(converted: str, processor: Any, texts: Iterable[str]) -> str | None:
     """The first text, shortened, that the conversion gives other ids for; None where all agree."""
-    backend = _Backend.from_str(converted)
-    backend.encode_special_tokens = True
+    library = backend.load(converted, "the conversion")
+    library.encode_special_tokens = True
     batch: list[str] = []
 
     def compare() -> str | None:
         theirs = encode_batch(processor, batch)
-        ours = backend.encode_batch_fast(batch, add_special_tokens=False)
+        try:
+            with backend.failing_as("it fails on a text", "keep the model"):
+                ours = library.encode_batch_fast(batch, add_special_tokens=False)
+        except DataError as error:
+            raise NotExactError(str(error)) from error
         for text, a, b in zip(batch, theirs, ours, strict=True):
             if list(a) != b.ids:
                 return _around(processor, text, list(a), b.ids)

@@ -5,10 +5,10 @@ so that training and export need neither seqio, SentencePiece nor TensorFlow. Wh
 as a `tokenizer.json` is kept as it is, see `vocabularies`.
 """
 
+import contextlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from tokenizers import Tokenizer as _Backend
@@ -18,7 +18,8 @@ from emo_jax.data import sentencepiece_model, seqio_tasks, seqio_vocabulary, voc
 from emo_jax.data.json_tokenizer import JsonTokenizer, token_of
 from emo_jax.data.tokenizer_base import Tokenizer
 from emo_jax.data.vocabularies import BYTE_OFFSET
-from emo_jax.errors import DataError, UsageError
+from emo_jax.errors import DataError, UsageError, one_line
+from emo_jax.files import json_files
 
 EOS_TEXT = "<|endoftext|>"
 PAD_TEXT = "<|padding|>"
@@ -185,11 +186,14 @@ def _file_of(path: Path, *, models_only: bool) -> Path | None:
 
 def _load_json(file: Path, eos_id: int | None) -> Tokenizer:
     try:
-        content = file.read_text(encoding="utf-8")
-        added = [t["content"] for t in json.loads(content).get("added_tokens", [])]
-        named = _named_tokens(file.parent)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise DataError(f"{file}: not a tokenizer.json ({error}); save it again") from error
+        content = json_files.decode(json_files.read_regular(file))
+        items = json_files.Fields(json_files.parse(content)).items("added_tokens", [])
+        added = [json_files.Fields(t, "added_tokens").text("content") for t in items]
+    except (OSError, json_files.NotReadableError) as error:
+        raise DataError(
+            f"{file}: not a tokenizer.json ({one_line(error)}); save it again"
+        ) from error
+    named = _named_tokens(file.parent)
     eos = named.get("eos_token") or next((t for t in _EOS_NAMES if t in added), None)
     if eos_id is not None:
         eos = token_of(content, eos_id, str(file))
@@ -201,21 +205,27 @@ def _load_json(file: Path, eos_id: int | None) -> Tokenizer:
     pad = named.get("pad_token") or next((t for t in _PAD_NAMES if t in added), None)
     bos = named.get("bos_token")
     found = JsonTokenizer(content, eos=eos, pad=pad, bos=bos, where=str(file))
-    adds = _settings(file.parent, "tokenizer_config.json").get("add_bos_token")
+    adds = _settings(file.parent, "tokenizer_config.json").value("add_bos_token", None)
     found.adds_bos = adds is True and found.bos_id is not None
     return found
 
 
-def _settings(folder: Path, name: str) -> dict[str, Any]:
+def _settings(folder: Path, name: str) -> json_files.Fields:
     """A JSON file beside a tokenizer; empty where there is none."""
-    file = folder / name
-    if not file.is_file():
-        return {}
     try:
-        value = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise DataError(f"{file}: not readable as JSON ({error}); mend or remove it") from error
-    return value if isinstance(value, dict) else {}
+        value = json_files.read_object(folder / name, advice="mend or remove it")
+    except (FileNotFoundError, NotADirectoryError):
+        value = {}
+    return json_files.Fields(value)
+
+
+@contextlib.contextmanager
+def _reading(folder: Path, name: str) -> Iterator[None]:
+    """Names the file in what is wrong with a field of it."""
+    try:
+        yield
+    except json_files.NotReadableError as error:
+        raise DataError(f"{folder / name}: {error}; mend or remove it") from error
 
 
 def _named_tokens(folder: Path) -> dict[str, str]:
@@ -223,19 +233,32 @@ def _named_tokens(folder: Path) -> dict[str, str]:
     found: dict[str, str] = {}
     for name in ("tokenizer_config.json", "special_tokens_map.json"):
         values = _settings(folder, name)
-        for key in ("eos_token", "pad_token", "bos_token"):
-            token = values.get(key)
-            token = token.get("content") if isinstance(token, dict) else token
-            if token:
-                found.setdefault(key, token)
+        with _reading(folder, name):
+            for key in ("eos_token", "pad_token", "bos_token"):
+                if not values.value(key, None):
+                    continue
+                whole = isinstance(values.value(key), dict)
+                token = values.inner(key).text("content", "") if whole else values.text(key)
+                if token:
+                    found.setdefault(key, token)
     return found
 
 
 def _added_tokens(folder: Path) -> dict[int, str]:
     """Tokens that a Hugging Face folder adds to its `.model`."""
-    found = {i: token for token, i in _settings(folder, "added_tokens.json").items()}
-    decoder = _settings(folder, "tokenizer_config.json").get("added_tokens_decoder", {})
-    return found | {int(i): token["content"] for i, token in decoder.items()}
+    found = {}
+    values = _settings(folder, "added_tokens.json")
+    with _reading(folder, "added_tokens.json"):
+        for token in values:
+            found[values.integer(token)] = token
+    values = _settings(folder, "tokenizer_config.json")
+    with _reading(folder, "tokenizer_config.json"):
+        decoder = values.inner("added_tokens_decoder", {})
+        for i in decoder:
+            if not i.isdecimal() or len(i) > 9:
+                raise json_files.NotReadableError(f"added_tokens_decoder: {i[:40]!r} is no id")
+            found[int(i)] = decoder.inner(i).text("content")
+    return found
 
 
 def _of_seqio(spec: str, eos_id: int | None, sample: Callable | None) -> Tokenizer:
