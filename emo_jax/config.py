@@ -8,6 +8,7 @@ and the nearest known name. SPEC and DESIGN in comments are docs/spec.md and doc
 import dataclasses
 import difflib
 import math
+import numbers
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -531,34 +532,66 @@ def _section(kind: Any) -> type | None:
     return None
 
 
+def _shown(value: Any) -> str:
+    """`repr` of a value on one line, the start of a long one."""
+    text = " ".join(repr(value).split())
+    return text if len(text) <= 80 else text[:79] + "…"
+
+
+def _is_text(value: Any) -> bool:
+    """A string that can be written and named: UTF-8 without NULs."""
+    if not isinstance(value, str) or "\0" in value:
+        return False
+    try:
+        value.encode()
+    except UnicodeEncodeError:  # half of a surrogate pair
+        return False
+    return True
+
+
+def _whole(value: Any) -> Any:
+    """A whole number as an int, numpy's too; anything else as it is."""
+    is_whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
+    return int(value) if is_whole else value
+
+
 def _leaf(value: Any, kind: Any, path: str) -> Any:
+    def wrong(what: str) -> ConfigError:
+        return ConfigError(f"config.{path} = {_shown(value)}: must be {what}")
+
     if typing.get_origin(kind) is Literal:
         choices = typing.get_args(kind)
-        if value not in choices:
-            near = nearest(str(value), list(choices))
-            raise ConfigError(f"config.{path} = {value!r}: must be one of {list(choices)}{near}")
+        if not isinstance(value, str) or value not in choices:
+            raise wrong(f"one of {list(choices)}{nearest(str(value), list(choices))}")
         return value
     if kind == tuple[str, ...]:
         # A list in JSON; `a,b` on the command line comes as ("a,b",).
-        if not isinstance(value, list | tuple) or any(not isinstance(x, str) for x in value):
-            raise ConfigError(f"config.{path} = {value!r}: must be names, like ('a', 'b')")
+        if not isinstance(value, list | tuple) or not all(_is_text(x) for x in value):
+            raise wrong("names, like ('a', 'b')")
         return tuple(name for name in ",".join(value).replace(" ", "").split(",") if name)
     if kind == tuple[int, ...]:
+        found = value
         # `16,8` or `(16,8)` on the command line comes as one text.
         if isinstance(value, list | tuple) and value and all(isinstance(x, str) for x in value):
             texts = [x.strip() for x in ",".join(value).strip("()[] ").split(",") if x.strip()]
-            value = [int(x) if x.isdecimal() else x for x in texts]
-        if not isinstance(value, list | tuple) or any(type(x) is not int for x in value):
-            raise ConfigError(f"config.{path} = {value!r}: must be whole numbers, like (16, 8)")
-        return tuple(value)
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
+            found = [int(x) if x.isdecimal() and len(x) < 10 else x for x in texts]
+        if isinstance(found, list | tuple):
+            found = tuple(_whole(x) for x in found)
+        if not isinstance(found, tuple) or any(type(x) is not int for x in found):
+            raise wrong("whole numbers, like (16, 8)")
+        return found
+    value = _whole(value)
+    if kind is float and isinstance(value, numbers.Real) and not isinstance(value, bool):
+        try:
+            value = float(value)
+        except OverflowError:
+            raise wrong("finite") from None
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
-        raise ConfigError(
-            f"config.{path} = {value!r}: must be {kind.__name__}, not {type(value).__name__}"
-        )
+        raise wrong(f"{kind.__name__}, not {type(value).__name__}")
+    if kind is str and not _is_text(value):
+        raise wrong("text without NULs and halves of surrogate pairs")
     if kind is float and not math.isfinite(value):
-        raise ConfigError(f"config.{path} = {value!r}: must be finite")
+        raise wrong("finite")
     return value
 
 
@@ -568,7 +601,8 @@ def _build(cls: type, values: Mapping[str, Any], path: str) -> Any:
     for name in values:
         if name not in hints:
             raise ConfigError(
-                f"config.{dot}{name} = {values[name]!r}: no such field{nearest(name, list(hints))}"
+                f"config.{dot}{name} = {_shown(values[name])}: no such field"
+                f"{nearest(str(name), list(hints))}"
                 f" (allowed: {', '.join(hints)})"
             )
     made = {}
@@ -586,7 +620,9 @@ def _build(cls: type, values: Mapping[str, Any], path: str) -> Any:
         elif isinstance(value, Mapping):
             made[f.name] = _build(section, value, dot + f.name)
         else:
-            raise ConfigError(f"config.{dot}{f.name} = {value!r}: must be a section of fields")
+            raise ConfigError(
+                f"config.{dot}{f.name} = {_shown(value)}: must be a section of fields"
+            )
     return cls(**made)
 
 

@@ -1,18 +1,21 @@
 """Experiment files and `--config.section.field=value` overrides, read by ml_collections' flags."""
 
 import contextlib
+import copy
 import difflib
 import io
-import sys
 from collections.abc import Sequence
-from pathlib import Path
+from typing import Any
 
 from absl import flags
-from ml_collections import ConfigDict, config_flags
+from ml_collections import ConfigDict, config_dict, config_flags
 
 from emo_jax import config as config_lib
+from emo_jax import experiment
 from emo_jax.config import Config
-from emo_jax.errors import ConfigError, EmoError, UsageError
+from emo_jax.errors import ConfigError, UsageError
+
+_MAX_DEPTH = 8  # of sections in sections; a config has two
 
 
 def load_config(file: str, overrides: Sequence[str] = ()) -> Config:
@@ -23,24 +26,19 @@ def load_config(file: str, overrides: Sequence[str] = ()) -> Config:
       overrides: `--config.section.field=value`, as typed.
 
     Raises:
-      ConfigError: naming the field, its value, what is allowed and the nearest known name.
+      ConfigError: naming the field, its value, what is allowed and the nearest known name, or what
+        is wrong with the file.
       UsageError: no such file, or an option that is not an override.
     """
-    path = Path(file.partition(":")[0])
-    if not path.is_file():
-        raise UsageError(
-            f"--config {file}: no such file; give an experiment file, such as one of "
-            "experiments/*.py"
-        )
-    defaults = _parse(file, [])
-    # A section that is left out is None, and no field has another meaning of None.
-    known = {name for name, value in _leaves(defaults).items() if value is not None}
+    defaults = experiment.load(file)
+    leaves = _leaves(defaults)
+    path, _ = experiment.find(file)
     for override in overrides:
         name = _name(override)
-        if name not in known:
+        if name not in leaves:
             raise ConfigError(f"{override}: {_unknown(name, defaults, path.name)}")
-        _parse(file, [override])  # one by one, so that the message names the one that is wrong
-    return config_lib.from_config_dict(_parse(file, overrides))
+        _override(defaults, [override], leaves)  # one by one: the message names the wrong one
+    return config_lib.from_config_dict(_override(defaults, overrides, leaves))
 
 
 def _unknown(name: str, defaults: ConfigDict, file: str) -> str:
@@ -87,36 +85,64 @@ def _name(override: str) -> str:
     return name
 
 
-def _parse(file: str, overrides: Sequence[str]) -> ConfigDict:
-    sys.modules.pop("config_config", None)  # of a file before: its get_config would be this one's
+def _override(defaults: ConfigDict, overrides: Sequence[str], leaves: dict[str, Any]) -> ConfigDict:
     values = flags.FlagValues()
-    argv = ["emo", f"--config={file}", *overrides]
-    config_flags.DEFINE_config_file("config", None, "", flag_values=values, sys_argv=argv)
+    argv = ["emo", *overrides]
+    config = _copy(defaults)
+    config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=argv)
     try:
         with contextlib.redirect_stderr(io.StringIO()):
             values(argv)
-        return values.config
-    except EmoError:
+    except Exception as error:
+        name = _name(overrides[0])
+        kind, like = _type(defaults, name), leaves[name]
+        shown = "" if like is None else f", like {like!r}"
+        raise ConfigError(f"{overrides[0]}: must be {kind.__name__}{shown}") from error
+    return values.config
+
+
+def _copy(config: ConfigDict) -> ConfigDict:
+    """A config with references of its own; of values that cannot be copied the first is named."""
+    try:
+        return copy.deepcopy(config)
+    except Exception:
+        config_lib.from_config_dict(config)
         raise
-    except Exception as error:  # the file is the user's and may raise anything
-        if isinstance(error, AttributeError) and "'get_config'" in str(error):
+
+
+def _leaves(config: ConfigDict, path: str = "") -> dict[str, Any]:
+    """Every field that has a value, or takes one of a known type, by its dotted name.
+
+    A section that is left out is None, and no field has another meaning of None.
+    """
+    out: dict[str, Any] = {}
+    if path.count(".") > _MAX_DEPTH:
+        top = path.partition(".")[0]
+        raise ConfigError(f"config.{top}: its sections lie too deep, or hold themselves")
+    try:
+        keys = list(config)  # in their order
+    except TypeError:  # of several kinds
+        keys = [None]
+    if not all(isinstance(key, str) for key in keys):
+        where = f"config.{path}".rstrip(".")
+        raise ConfigError(f"{where}: the name of every field must be a text")
+    for key in keys:
+        try:
+            value = config[key]
+        except config_dict.RequiredValueError:
             raise ConfigError(
-                f"--config {file}: has no get_config(); give an experiment file, such as"
-                " experiments/emo_tiny.py"
-            ) from error
-        if not overrides:
-            raise ConfigError(f"--config {file}: {type(error).__name__}: {error}") from error
-        defaults, name = _leaves(_parse(file, [])), _name(overrides[0])
-        raise ConfigError(
-            f"{overrides[0]}: must be {type(defaults[name]).__name__}, like {defaults[name]!r}"
-        ) from error
-
-
-def _leaves(config: ConfigDict, path: str = "") -> dict:
-    out: dict = {}
-    for key, value in config.items():
+                f"config.{path}{key}: is a required_placeholder, which cannot be given a value on"
+                " the command line; use ml_collections' placeholder"
+            ) from None
         if isinstance(value, ConfigDict):
             out |= _leaves(value, f"{path}{key}.")
-        else:
+        elif value is not None or config.get_type(key) is not type(None):
             out[path + key] = value
     return out
+
+
+def _type(config: ConfigDict, name: str) -> type:
+    *parents, field = name.split(".")
+    for parent in parents:
+        config = config[parent]
+    return config.get_type(field)

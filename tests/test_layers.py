@@ -16,6 +16,7 @@ ORDER: list[set[str]] = [
     {"aot"},
     {"loading", "generation"},
     {"transfer", "verify", "configfile", "presets"},
+    {"experiment"},
     {"report"},
     {"train", "explorer"},
     {"evals"},
