@@ -20,7 +20,9 @@ model = AutoModelForCausalLM.from_pretrained("PATH")
 _HOW_TO_LOAD = {
     "qwen2_moe": f"""{_STOCK}
 The architecture is Qwen2-MoE's, so no remote code is needed. The shared experts are its shared
-expert, with `down_proj` doubled behind a gate that is always one half: the same function, exactly.
+expert, with `down_proj` doubled behind a gate that is always one half; query, key and value have
+biases of zero: the same function, exactly. Keep `shared_expert_gate` and these biases frozen where
+you train it further, or emo_jax cannot import what comes out.
 """,
     "llama": f"""{_STOCK}
 The architecture is Llama's, so no remote code is needed.

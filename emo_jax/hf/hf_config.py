@@ -22,6 +22,7 @@ def to_hf(layout: Layout, config: Config, *, eos_id: int | None, pad_id: int | N
         "model_type": layout.model_type,
         **layout.shape_fields(config),
         **layout.fixed,
+        **({layout.bias_field: True} if layout.bias_field else {}),
         "attention_dropout": 0.0,
         "bos_token_id": None,
         "eos_token_id": eos_id,
@@ -75,13 +76,23 @@ def layout_of(hf: Mapping[str, Any], where: Path) -> Layout:
             f"{hf.get('architectures')!r} cannot be imported; supported: {supported}"
         )
     for name, value in layout.fixed.items():
-        found = hf.get(name, layout.when_absent.get(name, value))
+        found = hf.get(name, value)
         if found != value and not (found is None and value == []):
             raise HfFormatError(
                 f"{where}: {name} = {found!r}, but only {value!r} can be imported: this model "
                 "computes another function"
             )
+    if layout.bias_field and not isinstance(hf.get(layout.bias_field, True), bool):
+        raise HfFormatError(
+            f"{where}: {layout.bias_field} = {hf[layout.bias_field]!r}, must be true or false; copy"
+            " the file again"
+        )
     return layout
+
+
+def has_biases(hf: Mapping[str, Any], layout: Layout) -> bool:
+    """Whether query, key and value of a folder have biases, which must then be zeros."""
+    return layout.bias_field is not None and hf.get(layout.bias_field, True)
 
 
 def vocab_size(hf: Mapping[str, Any], rows: int) -> int:

@@ -5,7 +5,7 @@ from typing import Any
 
 from emo_jax.config import Config
 from emo_jax.errors import HfFormatError
-from emo_jax.hf.hf_config import from_hf, layout_of, load_json, vocab_rows, vocab_size
+from emo_jax.hf.hf_config import from_hf, has_biases, layout_of, load_json, vocab_rows, vocab_size
 from emo_jax.hf.layouts import Layout, layout_named
 from emo_jax.hf.sources import FolderSource
 from emo_jax.hf.tensors import HfTensor
@@ -45,7 +45,9 @@ def open_folder(folder: str | Path) -> tuple[FolderSource, Config, Layout]:
     if table and isinstance(hf.get("vocab_size"), int):
         hf["vocab_size"] = vocab_size(hf, table[0])
     config = from_hf(hf, layout, where, name=folder.resolve().name)
-    return _open(headers, config, layout, folder), config, layout
+    tensors = layout.tensors(config, biases=has_biases(hf, layout))
+    source = _open(headers, config, tensors, layout.name, folder)
+    return source, config, layout
 
 
 def import_model(folder: str | Path) -> tuple[dict[str, Any], Config]:
@@ -64,7 +66,8 @@ def import_tensors(path: str | Path, config: Config, *, layout: str = "emo") -> 
       HfFormatError: names, shapes or dtypes are not the layout's for `config`.
     """
     path = Path(path)
-    return _read_tree(_open(read_file_headers(path), config, layout_named(layout), path))
+    tensors = layout_named(layout).tensors(config)
+    return _read_tree(_open(read_file_headers(path), config, tensors, layout, path))
 
 
 def _read_tree(source: FolderSource) -> dict[str, Any]:
@@ -72,20 +75,23 @@ def _read_tree(source: FolderSource) -> dict[str, Any]:
 
 
 def _open(
-    headers: dict[str, StoredTensor], config: Config, layout: Layout, where: Path
+    headers: dict[str, StoredTensor],
+    config: Config,
+    tensors: list[HfTensor],
+    layout: str,
+    where: Path,
 ) -> FolderSource:
-    tensors = layout.tensors(config)
     _check(headers, tensors, layout, where)
     source = FolderSource(headers, tensors, config)
-    source.check_zeros()
+    source.check_constants()
     return source
 
 
 def _check(
-    headers: dict[str, StoredTensor], tensors: list[HfTensor], layout: Layout, where: Path
+    headers: dict[str, StoredTensor], tensors: list[HfTensor], layout: str, where: Path
 ) -> None:
     """Names, then shapes and dtypes, before anything is allocated."""
-    check_names(headers, (tensor.name for tensor in tensors), where, layout.name)
+    check_names(headers, (tensor.name for tensor in tensors), where, layout)
     for tensor in tensors:
         stored = headers[tensor.name]
         rows = vocab_rows(tensor.shape[0]) if tensor.is_vocab else tensor.shape[:1]

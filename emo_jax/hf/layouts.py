@@ -6,7 +6,7 @@ R = E - s routed, F hidden size of an expert or of a dense model.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from emo_jax.config import Config
@@ -27,8 +27,9 @@ class Layout:
     mlp_norm: str
     # Fields that have one value in every model of ours; read back, they must still have it.
     fixed: Mapping[str, Any]
-    # What a folder means that leaves a fixed field out, where that is not the value we need.
-    when_absent: Mapping[str, Any] = field(default_factory=dict)
+    # The field that says whether query, key and value have biases (transformers: where it is left
+    # out, they do). Ours are zeros, which engines ask for that never look at the field.
+    bias_field: str | None = None
     # Fields of the feed-forward, from a config; and back, to fields of the sections of a config.
     mlp_fields: Callable[[Config], dict[str, Any]]
     mlp_sections: Callable[[Mapping[str, Any]], dict[str, dict[str, Any]]]
@@ -50,8 +51,12 @@ class Layout:
             fields["head_dim"] = model.head_dim
         return fields | self.mlp_fields(config)
 
-    def tensors(self, config: Config) -> list[HfTensor]:
-        """Every tensor of the folder, layer after layer."""
+    def tensors(self, config: Config, *, biases: bool = True) -> list[HfTensor]:
+        """Every tensor of the folder, layer after layer.
+
+        Args:
+          biases: False: of a folder whose `bias_field` says that there are none.
+        """
         model, at = config.model, LeafBlocks(leaf_shapes(config))
         V, D, H, Dh = model.vocab_size, model.embed_dim, model.num_heads, model.head_dim
         out = [
@@ -73,6 +78,9 @@ class Layout:
                         axes=(0, 2, 3, 1),
                     )
                 )
+                if self.bias_field and biases:
+                    bias = f"model.layers.{i}.self_attn.{letter}_proj.bias"
+                    out.append(HfTensor(bias, (H * Dh,)))
             name = f"model.layers.{i}.self_attn.o_proj.weight"
             out.append(
                 at.block(name, (D, H * Dh), "layers/attention/out", layer, axes=(0, 3, 1, 2))
@@ -187,9 +195,15 @@ def _emo_sections(hf: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
 
 # --- qwen2_moe: the same function in an architecture that engines know ----------------------------
 
+# The shared expert's gate. Zeros would do for sigmoid(gate·h) = 1/2, but llama.cpp takes a sigmoid
+# as silu(x)/x. With h normed, |gate·h| ≤ 2⁻⁴⁰ · D · rms(the norm's scale), by Cauchy-Schwarz; a
+# sigmoid of float32 is 1/2 to the last bit below 2⁻²⁵, that is for scales up to 16 where D is 2048
+# (beyond, it is off by a rounding). bfloat16 has the same range; float16 makes it zero, so 1/2 too.
+SHARED_GATE = 2.0**-40
+
 
 def _qwen2_moe_tensors(at: LeafBlocks, config: Config, i: int) -> Iterator[HfTensor]:
-    """Shared experts side by side as one, at twice the output, behind a gate of sigmoid(0) = 1/2.
+    """Shared experts side by side as one, of twice the output, behind a gate that is 1/2.
 
     Both factors are exact in floating point. Without shared experts the one written is zero.
     """
@@ -213,7 +227,7 @@ def _qwen2_moe_tensors(at: LeafBlocks, config: Config, i: int) -> Iterator[HfTen
                 axes=(0, 3, 1, 2) if name == "down" else (0, 1, 3, 2),
                 scale=2.0 if name == "down" else 1.0,
             )
-    yield HfTensor(f"{prefix}.shared_expert_gate.weight", (1, D))
+    yield HfTensor(f"{prefix}.shared_expert_gate.weight", (1, D), fill=SHARED_GATE)
 
 
 def _qwen2_moe_fields(config: Config) -> dict[str, Any]:
@@ -274,12 +288,11 @@ LAYOUTS = {
         mlp_norm="post_attention_layernorm",
         fixed=_FIXED
         | {
-            "qkv_bias": False,
             "decoder_sparse_step": 1,
             "mlp_only_layers": [],
             "use_sliding_window": False,
         },
-        when_absent={"qkv_bias": True},
+        bias_field="qkv_bias",
         mlp_fields=_qwen2_moe_fields,
         mlp_sections=_qwen2_moe_sections,
         mlp_tensors=_qwen2_moe_tensors,

@@ -3,6 +3,7 @@
 A checkpoint is the third, `emo_jax.checkpoint.open_params`.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -70,7 +71,7 @@ class FolderSource:
     ):
         self.shapes: dict[str, Shape] = leaf_shapes(config)
         self._stored = stored
-        self._zeros = [tensor for tensor in tensors if tensor.path is None]
+        self._constants = [tensor for tensor in tensors if tensor.path is None]
         # By leaf and layer, so that a block is not held against the tensors of all layers.
         self._by_layer: dict[str, dict[tuple[int, int], list[HfTensor]]] = {}
         for tensor in tensors:
@@ -79,15 +80,17 @@ class FolderSource:
                 layers = self._by_layer.setdefault(tensor.path, {})
                 layers.setdefault((first.start, first.stop), []).append(tensor)
 
-    def check_zeros(self) -> None:
-        """Refuses a tensor that must be zero for our function, and is not."""
-        for tensor in self._zeros:
+    def check_constants(self) -> None:
+        """Refuses a tensor that is the same in every model of ours, and is another here."""
+        for tensor in self._constants:
             stored = self._stored[tensor.name]
-            if np.any(stored.read_rows(0, tensor.shape[0])):
+            if not tensor.is_constant(stored.read_rows(0, tensor.shape[0])):
+                said = f"2**{math.log2(tensor.fill):.0f} or " if tensor.fill else ""
                 raise HfFormatError(
-                    f"{stored.file}: {tensor.name} must be all zeros (a shared expert of weight"
-                    " one cannot say anything else); this model was trained further elsewhere and"
-                    " cannot be imported"
+                    f"{stored.file}: {tensor.name} must be all {said}zeros, as it was exported:"
+                    " training elsewhere moved it, and no model of ours computes that; train again"
+                    " with it frozen, as shared_expert_gate and the biases of q, k and v must be"
+                    " (docs/huggingface.md)"
                 )
 
     def read(self, path: str, block: Block) -> np.ndarray:

@@ -28,7 +28,8 @@ class LeafSource(Protocol):
 class HfTensor:
     """`value = leaf[block].transpose(axes).reshape(shape) * scale`, and back.
 
-    A tensor without a path holds zeros: written as such, and refused if it holds anything else.
+    A tensor without a path holds `fill` everywhere. Read, it may hold zeros too, or what rounding
+    and averaging make of `fill`; anything else is another function, and refused.
     """
 
     name: str
@@ -37,6 +38,7 @@ class HfTensor:
     block: Block = ()  # start and stop on every axis of the leaf
     axes: tuple[int, ...] = ()
     scale: float = 1.0  # a power of two, so that dividing by it gives the same bits back
+    fill: float = 0.0
     is_vocab: bool = False  # axis 0 is the vocabulary: files may hold its padding rows too
 
     @property
@@ -47,7 +49,7 @@ class HfTensor:
     def read(self, source: LeafSource) -> np.ndarray:
         """The float32 tensor of `shape`."""
         if self.path is None:
-            return np.zeros(self.shape, np.float32)
+            return np.full(self.shape, self.fill, np.float32)
         value = source.read(self.path, self.block).astype(np.float32, copy=False)
         value = value.transpose(self.axes).reshape(self.shape)
         value = value if self.scale == 1.0 else value * np.float32(self.scale)
@@ -76,6 +78,10 @@ class HfTensor:
         first = self.block[axis].start
         start, stop = overlap[axis][0] - first, overlap[axis][1] - first
         return start, self._rows(start, stop)
+
+    def is_constant(self, value: np.ndarray) -> bool:
+        """Whether what a file holds is what a tensor without a path may hold."""
+        return bool(np.all(np.abs(value.astype(np.float32, copy=False)) <= 2 * self.fill))
 
     def write(self, value: np.ndarray, out: np.ndarray, block: Block) -> None:
         """Puts what lies in a block of the leaf into `out`, which holds that block.

@@ -1,9 +1,11 @@
 """Small random models, and golden folders of the PyTorch reference."""
 
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
 import emo_jax
 from emo_jax.config import Config, DataConfig, ModelConfig, MoeConfig, OptimizerConfig, TrainConfig
@@ -70,5 +72,23 @@ def make_model():
             for path, shape in leaf_shapes(config).items()
         }
         return unflatten(leaves), config
+
+    return make
+
+
+@pytest.fixture
+def make_older():
+    """Gives a qwen2_moe folder the form of exports before biases and a gate above zero."""
+
+    def make(folder: Path) -> Path:
+        path = folder / "config.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"qkv_bias": False}))
+        for file in folder.glob("*.safetensors"):
+            held = {n: v for n, v in load_file(file).items() if not n.endswith("_proj.bias")}
+            for name in held:
+                if name.endswith("shared_expert_gate.weight"):
+                    held[name] = np.zeros_like(held[name])
+            save_file(held, file, {"format": "pt"})
+        return folder
 
     return make

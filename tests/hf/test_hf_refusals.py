@@ -54,14 +54,14 @@ def test_missing_and_unexpected_tensors_are_counted_and_named(folder):
     def change(tensors):
         for e in range(5):
             del tensors[f"model.layers.0.mlp.experts.{e}.up_proj.weight"]
-        tensors["model.layers.0.self_attn.q_proj.bias"] = np.zeros(32, np.float32)
+        tensors["model.layers.0.self_attn.o_proj.bias"] = np.zeros(32, np.float32)
 
     change_tensors(folder, change)
     message = refused(
         folder,
         "missing tensors: 5 (model.layers.0.mlp.experts.0.up_proj.weight",
         "and 2 more",
-        "unexpected tensors: 1 (model.layers.0.self_attn.q_proj.bias)",
+        "unexpected tensors: 1 (model.layers.0.self_attn.o_proj.bias)",
     )
     assert "experts.4" not in message
 
@@ -72,7 +72,7 @@ def test_one_missing_tensor(folder):
 
 
 def test_one_unexpected_tensor(folder):
-    name = "model.layers.0.self_attn.q_proj.bias"
+    name = "model.layers.0.self_attn.o_proj.bias"
     change_tensors(folder, lambda tensors: tensors.update({name: np.zeros(32, np.float32)}))
     assert "missing" not in refused(folder, f"unexpected tensors: 1 ({name})")
 
@@ -108,7 +108,7 @@ def test_another_architecture_is_named_with_those_supported(folder):
         ("use_sliding_window", True),
         ("mlp_only_layers", [0]),
         ("decoder_sparse_step", 2),
-        ("qkv_bias", True),
+        ("qkv_bias", "yes"),
     ],
 )
 def test_a_field_that_changes_the_function_is_refused(qwen, field, value):
@@ -116,9 +116,13 @@ def test_a_field_that_changes_the_function_is_refused(qwen, field, value):
     refused(qwen, field, repr(value))
 
 
-def test_qkv_bias_left_out_means_biases(qwen):
+def test_biases_are_there_as_qkv_bias_says(qwen, make_older):
+    """transformers takes them for there where it is left out."""
+    change_config(qwen, qkv_bias=False)
+    refused(qwen, "unexpected tensors: 6 (model.layers.0.self_attn.k_proj.bias")
+    make_older(qwen)
     drop(qwen, "qkv_bias")
-    refused(qwen, "qkv_bias = True")
+    refused(qwen, "missing tensors: 6 (model.layers.0.self_attn.k_proj.bias")
 
 
 def test_unequal_experts_per_layer_are_refused(step_emo, tmp_path):
@@ -171,10 +175,23 @@ def test_rope_theta_is_read_from_either_place(folder):
     assert import_model(folder)[1].model.rope_theta == 30_000.0
 
 
-def test_a_shared_gate_that_was_trained_elsewhere_is_refused(qwen):
-    name = "model.layers.1.mlp.shared_expert_gate.weight"
-    change_tensors(qwen, lambda t: t.update({name: np.full((1, 32), 0.1, np.float32)}))
-    refused(qwen, name, "zeros")
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("mlp.shared_expert_gate.weight", 2.0**-30),
+        ("mlp.shared_expert_gate.weight", np.nan),
+        ("self_attn.v_proj.bias", 1e-30),
+    ],
+)
+def test_what_was_moved_by_training_elsewhere_is_refused(qwen, name, value):
+    name = f"model.layers.1.{name}"
+
+    def move(tensors):
+        tensors[name] = tensors[name].copy()
+        tensors[name].flat[-1] = value
+
+    change_tensors(qwen, move)
+    refused(qwen, name, "zeros", "frozen", "shared_expert_gate and the biases")
 
 
 def test_missing_field_is_named(step_emo, tmp_path):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from emo_jax.hf import export_model, import_model, import_tensors
+from emo_jax.hf import export_model, import_model, import_tensors, layouts
 from emo_jax.hf.tree import flatten
 
 VOCAB_LEAVES = {"embed/embedding": 0, "lm_head/kernel": 1}
@@ -89,6 +89,27 @@ def test_golden_through_qwen2_moe_is_bit_equal_but_for_the_dead_router_row(golde
     again, config_again = import_model(tmp_path / "out")
     assert config_again == config
     assert_same_bits(flatten(again), kept(params, config, "qwen2_moe"))
+
+
+@pytest.mark.parametrize("shared", [0, 1])
+def test_both_forms_of_qwen2_moe_are_the_same_model(make_model, make_older, tmp_path, shared):
+    """Exports had no biases and a gate of zeros once, as the folders on the hub still do."""
+    params, config = make_model(shared=shared)
+    new = import_model(export_model(params, config, tmp_path / "new"))
+    older = make_older(export_model(params, config, tmp_path / "older"))
+    again, config_again = import_model(older)
+    assert config_again == new[1]
+    assert_same_bits(flatten(again), flatten(new[0]))
+
+
+def test_the_shared_gate_lets_exactly_half_through():
+    """In the largest shape that its comment names, h along the gate as far as it can be."""
+    D, scale = 2048, np.float32(15.99)
+    for sign in (1, -1):
+        logit = np.float32(sign * D * scale * layouts.SHARED_GATE)
+        for dtype in (np.float32, ml_dtypes.bfloat16):
+            assert dtype(1) / (dtype(1) + np.exp(-dtype(logit)).astype(dtype)) == dtype(0.5)
+    assert np.float32(1) / (1 + np.exp(np.float32(2.0**-22))) != 0.5
 
 
 @pytest.mark.parametrize("layout", ["qwen2_moe", "emo"])

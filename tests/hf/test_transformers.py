@@ -122,7 +122,7 @@ def test_golden_folders_load_with_every_name_in_its_place(golden, tmp_path, load
     model = load(export_model(params, config, tmp_path / "out"))
     assert model.config.num_experts == 8
     assert model.config.num_experts_per_tok == 2
-    assert model.config.qkv_bias is False
+    assert model.config.qkv_bias is True
 
 
 def test_step_emo_has_the_reference_logits(step_emo, tmp_path, load, torch):
@@ -144,6 +144,23 @@ def test_random_model_computes_the_same_function(make_model, tmp_path, load, tor
     tokens = np.random.default_rng(1).integers(0, config.model.vocab_size, (2, 40))
     got = logits_of(torch, model, tokens)
     compare(f"{shared} shared, {routed} routed experts", got, forward(params, config, tokens))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("shared", [0, 2])
+def test_biases_and_gate_change_no_bit(make_model, make_older, tmp_path, torch, dtype, shared):
+    """They are there for other engines; here no logit may differ from those without them."""
+    from transformers import AutoModelForCausalLM
+
+    params, config = make_model(shared=shared)
+    tokens = np.random.default_rng(1).integers(0, config.model.vocab_size, (2, 40))
+    got = []
+    for name in ("new", "older"):
+        folder = export_model(params, config, tmp_path / name)
+        folder = make_older(folder) if name == "older" else folder
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype))
+        got.append(model.eval()(torch.as_tensor(tokens)).logits.detach())
+    assert got[0].isfinite().all() and torch.equal(*got)
 
 
 @pytest.mark.parametrize("vocab", [96, 300])

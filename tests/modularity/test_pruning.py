@@ -106,7 +106,7 @@ def test_a_pruned_folder_comes_back(tmp_path, layout, counts):
     stored = count_parameters(smaller)[0] * 4
     # Headers aside; an expert of one layer is 1536 bytes.
     headers = sum(8 + int.from_bytes(f.read_bytes()[:8], "little") for f in shards)
-    extra = 0 if layout == "emo" else 2 * 16 * 4  # its gate of the shared expert, less dead rows
+    extra = 0 if layout == "emo" else 2 * 4 * 16 * 4  # shared gate and biases, less dead rows
     assert abs(weights - headers - stored) <= extra
     if layout == "emo" and counts == (2, 5):
         hf = json.loads((folder / "config.json").read_text())
