@@ -29,10 +29,9 @@ from emo_jax.hf.sources import TreeSource
 from emo_jax.hf.tree import flatten
 from emo_jax.loading import LoadedModel, load_model
 from emo_jax.modularity.pruning import within_documents
-from emo_jax.modularity.selection import FILE as SELECTION_FILE
 from emo_jax.train.loop import Trainer
 from emo_jax.train.stop import StopRequest
-from emo_jax.transfer import export_config, import_leaves
+from emo_jax.transfer import export_config, import_leaves, selection_for_run
 from emo_jax.workdir import CONFIG_FILE, TOKENIZER_FOLDER, read_workdir_config
 
 FINETUNE_FILE = "finetune.json"  # what a run was made of
@@ -236,18 +235,19 @@ def _make_workdir(
     *,
     quiet: bool,
 ) -> None:
-    tokenizer = loaded.need_tokenizer()
-    selection = loaded.folder / SELECTION_FILE
+    tokenizer, source = loaded.need_tokenizer(), TreeSource(flatten(loaded.params))
+    of_folder = source if loaded.step is None else None  # a run's file is of no step
+    files = selection_for_run(loaded.folder, loaded.config, of_folder)
 
     def fill(unfinished: Path) -> None:
         tokenizer.save(unfinished / TOKENIZER_FOLDER)
         write_pairs(unfinished / PAIRS_FILE, packed, tokenizer)
         write_atomic(unfinished / FINETUNE_FILE, json.dumps(made_of, indent=1) + "\n")
-        if selection.is_file():
-            (unfinished / SELECTION_FILE).write_bytes(selection.read_bytes())
+        for name, text in files.items():
+            write_atomic(unfinished / name, text)
 
     import_leaves(
-        TreeSource(flatten(loaded.params)),
+        source,
         config,
         folder,
         fill,

@@ -20,7 +20,7 @@ from emo_jax.data.partial import partial_folder, remove_left_over
 from emo_jax.data.progress import Progress
 from emo_jax.data.tokenizers import has_tokenizer, load_tokenizer
 from emo_jax.errors import CheckpointError, UsageError, one_line
-from emo_jax.files.atomic import refuse_existing
+from emo_jax.files.atomic import refuse_existing, write_atomic
 from emo_jax.hf.card import Card
 from emo_jax.hf.export import export_leaves
 from emo_jax.hf.importing import open_folder
@@ -29,6 +29,7 @@ from emo_jax.hf.tensors import F32_BYTES, LeafSource
 from emo_jax.hf.tree import count_parameters, unflatten, unit_axes
 from emo_jax.model.transformer import ModelFunctions
 from emo_jax.modularity.selection import FILE as SELECTION_FILE
+from emo_jax.modularity.selection import check_selection, experts_digest, read_selection
 from emo_jax.slices import Block, SlicedLeaf
 from emo_jax.train.metrics import METRICS_FILE, read_metrics
 from emo_jax.workdir import CONFIG_FILE, TOKENIZER_FOLDER, claim_workdir, read_workdir_config
@@ -104,16 +105,39 @@ def export_workdir(
             eos_token_id=eos_id,
             pad_token_id=pad_id,
             card=_card(folder, config, extra, found),
-            files=_selection_of(folder),
+            files=_selection_of(folder, params, config),
             on_bytes=_counter(progress, total),
         )
     return made, chosen.name
 
 
-def _selection_of(workdir: Path) -> dict[str, str]:
-    """What a module says of its parent goes with it."""
-    file = workdir / SELECTION_FILE
-    return {SELECTION_FILE: file.read_text(encoding="utf-8")} if file.is_file() else {}
+def _selection_of(workdir: Path, params: LeafSource, config: Config) -> dict[str, str]:
+    """What a module says of its parent, with the digest of what its experts are now."""
+    if not (workdir / SELECTION_FILE).is_file():
+        return {}
+    selection = read_selection(workdir)
+    check_selection(workdir, selection, config)
+    selection = dataclasses.replace(selection, experts=experts_digest(params, config))
+    return {SELECTION_FILE: selection.text()}
+
+
+def selection_for_run(
+    folder: Path, config: Config, source: LeafSource | None = None
+) -> dict[str, str]:
+    """The `selection.json` of a model's folder as a file of a run that begins from it, if any.
+
+    Args:
+      source: the model's parameters, where the file's digest is of them.
+
+    Raises:
+      UsageError: it is damaged, or is not of this model.
+    """
+    if not (folder / SELECTION_FILE).is_file():
+        return {}
+    selection = read_selection(folder)
+    check_selection(folder, selection, config, source)
+    # A run changes the experts: an export says what they have become.
+    return {SELECTION_FILE: dataclasses.replace(selection, experts="").text()}
 
 
 def export_config(config: Config) -> Config:
@@ -178,11 +202,12 @@ def import_folder(
     refuse_existing(Path(workdir).resolve())
     source, config, _ = open_folder(Path(hf_dir))
     ModelFunctions(config)  # refuses what the model cannot be
+    files = selection_for_run(Path(hf_dir), config, source)
 
     def fill(unfinished: Path) -> None:
         copy_tokenizer(Path(hf_dir), unfinished / TOKENIZER_FOLDER)
-        if (Path(hf_dir) / SELECTION_FILE).is_file():
-            (unfinished / SELECTION_FILE).write_bytes((Path(hf_dir) / SELECTION_FILE).read_bytes())
+        for name, text in files.items():
+            write_atomic(unfinished / name, text)
 
     import_leaves(source, config, workdir, fill, quiet=quiet)
     return config

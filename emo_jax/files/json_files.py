@@ -8,6 +8,7 @@ written is JSON on every line: a number that is not finite becomes null.
 import json
 import math
 import os
+import re
 import stat
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Any
 
 from emo_jax.errors import DataError, EmoError, one_line
 
+MAX_LINE = 4096  # characters of a value that is shown
 MAX_BYTES = 1 << 28  # of a small file; the largest that is usual, a tokenizer.json, has 35 MB
 _BYTE_ORDER_MARKS = (  # the longer ones first: UTF-32's begins as UTF-16's
     (b"\x00\x00\xfe\xff", "UTF-32"),
@@ -22,6 +24,7 @@ _BYTE_ORDER_MARKS = (  # the longer ones first: UTF-32's begins as UTF-16's
     (b"\xff\xfe", "UTF-16"),
     (b"\xfe\xff", "UTF-16"),
 )
+_BREAKS = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")  # control characters, ends of lines
 UTF8_MARK = b"\xef\xbb\xbf"
 
 
@@ -214,6 +217,15 @@ class Fields:
             name, default, lambda v: isinstance(v, str) and "\0" not in v, "a string without NULs"
         )
 
+    def line(self, name: str, default: Any = _NEEDED) -> str:
+        """A string of one short line: it is shown to people, in errors and in tables."""
+        return self._of(
+            name,
+            default,
+            lambda v: isinstance(v, str) and len(v) <= MAX_LINE and not _BREAKS.search(v),
+            f"a string of one line, at most {MAX_LINE} characters",
+        )
+
     def choice(self, name: str, allowed: Sequence[str], default: Any = _NEEDED) -> str:
         """One of some strings."""
         return self._of(
@@ -245,6 +257,24 @@ class Fields:
     def items(self, name: str, default: Any = _NEEDED) -> list[Any]:
         """A list of anything."""
         return self._of(name, default, lambda v: isinstance(v, list), "a list")
+
+    def rows(
+        self,
+        name: str,
+        fits: Callable[[Any], bool],
+        what: str,
+        default: Any = _NEEDED,
+    ) -> list[list[Any]]:
+        """Lists in a list, of values that fit."""
+        return self._of(
+            name,
+            default,
+            lambda v: (
+                isinstance(v, list)
+                and all(isinstance(row, list) and all(map(fits, row)) for row in v)
+            ),
+            f"lists of {what} in a list",
+        )
 
     def inner(self, name: str, default: Any = _NEEDED) -> "Fields":
         """An object."""

@@ -24,7 +24,13 @@ from emo_jax.modularity.assemble import (
     same_shape,
     smaller_config,
 )
-from emo_jax.modularity.selection import Selection, fingerprint, read_selection, slabs
+from emo_jax.modularity.selection import (
+    Selection,
+    check_selection,
+    fingerprint,
+    read_selection,
+    slabs,
+)
 from emo_jax.slices import Block
 
 
@@ -53,10 +59,7 @@ def open_module(path: str | Path) -> Module:
     """
     selection = read_selection(path)
     source, config, _ = open_folder(path)
-    moe = moe_of(config)
-    there = [moe.experts_in(n) - moe.num_shared_experts for n in range(config.model.num_layers)]
-    if [len(kept) for kept in selection.kept] != there:
-        raise UsageError(f"{path}: selection.json is not of this model; select again")
+    check_selection(path, selection, config, source)
     return Module(Path(path), source, config, selection)
 
 

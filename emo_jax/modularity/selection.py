@@ -1,8 +1,13 @@
-"""What a selected model says of itself: `selection.json` beside its weights."""
+"""What a selected model says of itself: `selection.json` beside its weights.
+
+Which of the parent's experts stand where is in no weight: a file of another module of the same
+shape would put experts in wrong places without a word. So it holds a digest of those beside it.
+"""
 
 import dataclasses
 import hashlib
 import json
+import logging
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,7 +16,9 @@ from typing import Any
 import numpy as np
 
 from emo_jax.config import Config
-from emo_jax.errors import UsageError
+from emo_jax.errors import UsageError, one_line
+from emo_jax.files import json_files
+from emo_jax.files.json_files import Fields, NotReadableError
 from emo_jax.hf.tensors import LeafSource
 from emo_jax.hf.tree import moe_of
 from emo_jax.modularity.assemble import EXPERTS, ROUTER
@@ -19,6 +26,9 @@ from emo_jax.slices import Block
 
 FILE = "selection.json"
 FORMAT = "emo_jax selection"
+_ADVICE = "select again, or take the file away to use the model without it"
+_MAX_EXPERTS = 1 << 20  # of a layer
+_LOG = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -34,6 +44,7 @@ class Selection:
       kept: of each layer the parent's numbers of the routed experts that are there, ascending.
       about: method, data and whatever else a reader wants to know.
       scores: of each layer the score of each of the parent's routed experts; empty: none.
+      experts: `experts_digest` of the weights beside the file; empty: not known.
     """
 
     parent: Mapping[str, Any]
@@ -44,6 +55,7 @@ class Selection:
     scores: tuple[tuple[float, ...], ...] = ()
     top_k: int = 0
     tokenizer: str = ""
+    experts: str = ""
 
     def text(self) -> str:
         """Contents of the file."""
@@ -52,25 +64,125 @@ class Selection:
 
 
 def read_selection(folder: str | Path) -> Selection:
-    """The file of a selected model.
+    """The file of a selected model, in itself possible; `check_selection` holds it to the weights.
 
     Raises:
       UsageError: the folder has none, or one that is damaged.
     """
     file = Path(folder) / FILE
     try:
-        fields = json.loads(file.read_text(encoding="utf-8"))
-        if fields.pop("format") != FORMAT:
-            raise ValueError("another format")
-        for name in ("kept", "scores"):
-            fields[name] = tuple(map(tuple, fields[name]))
-        return Selection(**fields)
+        found = _parse(json_files.read_object(file, error=UsageError, advice=_ADVICE))
     except FileNotFoundError:
         raise UsageError(
             f"{folder}: no {FILE}; give a folder that emo select or emo compose wrote"
         ) from None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UsageError(f"{file}: damaged ({error}); select again") from error
+    except NotReadableError as error:
+        raise UsageError(f"{file}: damaged ({one_line(error)}); {_ADVICE}") from error
+    return found
+
+
+def _parse(values: dict[str, Any]) -> Selection:
+    fields = Fields(values)
+    if fields.text("format") != FORMAT:
+        raise NotReadableError("another format")
+    if unknown := [name for name in fields if name not in _NAMES]:
+        raise NotReadableError(f"no such field {unknown[0]!r:.40}")
+    parent, about = fields.inner("parent"), fields.inner("about", {})
+    for name in ("name", "path"):
+        parent.line(name, "")
+    if parent.value("step", None) is not None:
+        parent.integer("step", high=2**63 - 1)
+    about.line("method", "")
+    routed = fields.integer("num_routed", low=1, high=_MAX_EXPERTS)
+    kept = tuple(map(tuple, fields.rows("kept", json_files.is_integer, "whole numbers")))
+    for layer, row in enumerate(kept):
+        if not row or list(row) != sorted(set(row)) or row[0] < 0 or row[-1] >= routed:
+            raise NotReadableError(
+                f"kept of layer {layer} must be different numbers of 0..{routed - 1}, ascending"
+            )
+    scores = tuple(map(tuple, fields.rows("scores", json_files.is_number, "finite numbers", [])))
+    if scores and ([len(row) for row in scores] != [routed] * len(kept)):
+        raise NotReadableError(
+            f"scores must be {len(kept)} lists of {routed} numbers, one for each layer of kept"
+        )
+    return Selection(
+        parent=values["parent"],
+        parent_fingerprint=fields.line("parent_fingerprint"),
+        num_routed=routed,
+        kept=kept,
+        about=values.get("about", {}),
+        scores=scores,
+        top_k=fields.integer("top_k", 0, high=_MAX_EXPERTS),
+        tokenizer=fields.line("tokenizer", ""),
+        experts=fields.line("experts", ""),
+    )
+
+
+_NAMES = {"format", *(field.name for field in dataclasses.fields(Selection))}
+
+
+def check_selection(
+    folder: str | Path, selection: Selection, config: Config, source: LeafSource | None = None
+) -> None:
+    """Raises UsageError where a selection is not of the model that it lies beside.
+
+    Args:
+      folder: of both, named in errors.
+      source: the model's parameters, to hold the experts to the digest as well.
+    """
+    file = Path(folder) / FILE
+    if config.moe is None:
+        raise UsageError(f"{file}: is not of this model, which is dense; {_ADVICE}")
+    there = _routed(config)
+    kept = [len(row) for row in selection.kept]
+    if kept != there:
+        raise UsageError(
+            f"{file}: is not of this model, which has {_counts(there)} routed experts in its"
+            f" layers, not {_counts(kept)}; {_ADVICE}"
+        )
+    if selection.top_k > selection.num_routed + config.moe.num_shared_experts:
+        raise UsageError(
+            f"{file}: top_k {selection.top_k} is more than the parent's experts; {_ADVICE}"
+        )
+    if source is None:
+        return
+    if not selection.experts:
+        _LOG.warning(
+            "%s: has no digest of the experts, as files of before; which of the parent's experts"
+            " they are is taken on its word",
+            file,
+        )
+    elif (found := experts_digest(source, config)) != selection.experts:
+        raise UsageError(
+            f"{file}: is of other experts than lie beside it ({selection.experts[:12]} is not"
+            f" {found[:12]}); copy the module again, or, where its experts were trained further"
+            " elsewhere, take the field experts out of the file"
+        )
+
+
+def _counts(counts: list[int]) -> str:
+    """Counts of layers, short."""
+    if counts and len(set(counts)) == 1:
+        return f"{len(counts)} x {counts[0]}"
+    return ", ".join(map(str, counts[:8])) + (", …" if len(counts) > 8 else "")
+
+
+def _routed(config: Config) -> list[int]:
+    """Routed experts of each layer."""
+    moe = moe_of(config)
+    return [moe.experts_in(n) - moe.num_shared_experts for n in range(config.model.num_layers)]
+
+
+def experts_digest(source: LeafSource, config: Config) -> str:
+    """SHA-256 of the float32 weights of all routed experts, layer by layer, in their places."""
+    digest = hashlib.sha256()
+    for layer, count in enumerate(_routed(config)):
+        for place in range(count):
+            for path in EXPERTS:
+                block = [slice(0, size) for size in source.shapes[path]]
+                block[0], block[1] = slice(layer, layer + 1), slice(place, place + 1)
+                digest.update(np.ascontiguousarray(source.read(path, tuple(block)), "<f4").data)
+    return digest.hexdigest()
 
 
 def fingerprint(source: LeafSource, config: Config) -> str:

@@ -15,7 +15,12 @@ from emo_jax.hf.tree import flatten, unflatten
 from emo_jax.loading import load_model
 from emo_jax.model.transformer import ModelFunctions
 from emo_jax.modularity.pruning import write_selected
-from emo_jax.modularity.selection import Selection, fingerprint, read_selection
+from emo_jax.modularity.selection import (
+    Selection,
+    experts_digest,
+    fingerprint,
+    read_selection,
+)
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +67,10 @@ def _finetuned(folder, output, seed=0):
         lambda a: (a + 0.01 * rng.standard_normal(a.shape)).astype(np.float32), params
     )
     made = export_model(moved, config, output, layout="emo")
-    (made / "selection.json").write_text((folder / "selection.json").read_text())
+    selection = dataclasses.replace(
+        read_selection(folder), experts=experts_digest(TreeSource(flatten(moved)), config)
+    )
+    (made / "selection.json").write_text(selection.text())
     return made
 
 
