@@ -23,6 +23,7 @@ from etils import epath
 from emo_jax import __version__
 from emo_jax.errors import CheckpointError, one_line
 from emo_jax.files.atomic import sync_folder, write_atomic
+from emo_jax.files.waiting import AwayError, Patience, SpoiltError
 from emo_jax.parallel import processes
 from emo_jax.slices import SlicedLeaf
 
@@ -259,7 +260,7 @@ def newest_good(
             reason = str(e)
         if (reason := _agreed(reason)) is None:
             try:
-                result = load(folder / str(s), manifest)
+                result = _load(folder / str(s), manifest, items, load)
             except DamagedError as e:
                 reason = str(e)
             if (reason := _agreed(reason)) is None:
@@ -277,6 +278,34 @@ def newest_good(
     raise CheckpointError(
         f"no good checkpoint in {folder}: " + "; ".join(f"step {s}: {why}" for s, why in bad)
     )
+
+
+def _load(
+    folder: epath.Path,
+    manifest: dict[str, Any],
+    items: set[str],
+    load: Callable[[epath.Path, dict[str, Any]], Any],
+) -> Any:
+    """What `load` makes of a checkpoint that was good a moment ago, or is when it comes back."""
+    given: dict[str, Any] | None = manifest
+
+    def attempt() -> Any:
+        nonlocal given
+        try:
+            known, given = given, None
+            return load(folder, known or verify(folder, items))
+        except DamagedError as e:
+            reason = str(e)
+        try:
+            verify(folder, items)
+        except DamagedError as e:
+            # A run that is training removes its older ones; those do not come back.
+            retired = folder.parent.exists() and not folder.exists()
+            raise (SpoiltError if retired else AwayError)(str(e)) from e
+        raise SpoiltError(reason)
+
+    patience = Patience(DamagedError, away="it was whole when it was opened", spoilt="")
+    return patience.read(attempt)
 
 
 def _agreed(reason: str | None) -> str | None:

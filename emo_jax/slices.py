@@ -19,11 +19,15 @@ import orbax.checkpoint as ocp
 import tensorstore as ts
 from etils import epath
 
-from emo_jax.errors import CheckpointError, one_line
+from emo_jax.errors import CheckpointError
+from emo_jax.files.arrays import StoredArray
+from emo_jax.files.steady import SteadyFiles
+from emo_jax.files.waiting import Patience, SpoiltError
 
 Block = tuple[slice, ...]  # start and stop on every axis
 
 WRITE_BYTES = 16 * 2**20  # read and written at once, unless one chunk is larger
+_MANIFEST = "manifest.json"  # of a step, written last
 _INDEX_BYTES = 64 * 2**20  # of where chunks are in the files
 _CACHE_BYTES = 2 * 2**30  # chunks kept while blocks that share them are read, at most
 
@@ -146,6 +150,12 @@ class SliceReader:
         self._ocdbt = ocp.type_handlers.is_ocdbt_checkpoint(folder)
         self._path, self._cached = "", 0
         self._store: Any = None
+        self._files = None if "://" in str(folder) else _StepFiles(Path(folder).parent.parent)
+        self._patience = Patience(
+            CheckpointError,
+            away="bring it back and try again",
+            spoilt="try again, or with another step",
+        )
 
     def read(self, path: str, block: Block) -> np.ndarray:
         """`array[block]` on the host, in the array's dtype.
@@ -155,15 +165,7 @@ class SliceReader:
         """
         if 0 in extent(block):
             return np.zeros(extent(block), self._specs[path].dtype)
-        try:
-            return self._read(path, block)
-        except Exception as e:
-            if not self._folder.exists():
-                raise CheckpointError(
-                    f"{self._folder}: was removed while it was read, as a run that is training does"
-                    " with its older checkpoints; try again"
-                ) from e
-            raise CheckpointError(f"{self._folder}: {path} cannot be read: {one_line(e)}") from e
+        return self._read(path, block)
 
     def _read(self, path: str, block: Block) -> np.ndarray:
         if path != self._path:
@@ -171,11 +173,11 @@ class SliceReader:
         needed = self._shared_bytes(path, block)
         if needed > self._cached:
             self._open(path, needed)
-        return np.asarray(self._store[block].read().result())
+        return self._store.read(block)
 
     def _shared_bytes(self, path: str, block: Block) -> int:
         """Bytes of the chunks that a block lies in, or 0 where it is made of whole chunks."""
-        chunk, shape = _chunk_of(self._store), self.shapes[path]
+        chunk, shape = self._store.chunk, self.shapes[path]
         whole = [
             min(-(-part.stop // c) * c, n) - part.start // c * c
             for part, c, n in zip(block, chunk, shape, strict=True)
@@ -186,22 +188,43 @@ class SliceReader:
 
     def _open(self, path: str, cache_bytes: int) -> None:
         name = ".".join((*self._prefix, *path.split("/")))
-        context = ts.Context(
-            {
-                "cache_pool": {"total_bytes_limit": cache_bytes},
-                "cache_pool#ocdbt": {"total_bytes_limit": _INDEX_BYTES},
-            }
-        )
         info = ocp.type_handlers.ParamInfo(
             name=name,
             parent_dir=self._folder,
             is_ocdbt_checkpoint=self._ocdbt,
             use_zarr3=False,
-            ts_context=context,
+            ts_context=ts.Context(),
         )
         spec = ocp.type_handlers.get_json_tspec_read(info, use_ocdbt=self._ocdbt)
         # The files were verified and nothing writes to them: no look at them for every block.
         spec["recheck_cached_data"] = False
+        sizes = {
+            "cache_pool": {"total_bytes_limit": cache_bytes},
+            "cache_pool#ocdbt": {"total_bytes_limit": _INDEX_BYTES},
+        }
         self._store = None  # gives the last array's chunks back first
-        self._store = ts.open(ts.Spec(spec), open=True, context=context).result()
+        self._store = StoredArray(
+            spec,
+            name=f"{self._folder}: {path}",
+            patience=self._patience,
+            context=lambda: ts.Context(sizes),
+            files=self._files,
+        )
         self._path, self._cached = path, cache_bytes
+
+
+class _StepFiles:
+    """The manifest of a step, which goes first when the step is removed."""
+
+    def __init__(self, folder: Path):
+        self._folder = folder
+        self._steady = SteadyFiles(folder, {_MANIFEST: None})
+
+    def check(self, *names: str) -> None:
+        """As of `SteadyFiles`."""
+        if not self._folder.exists() and self._folder.parent.exists():
+            raise SpoiltError(
+                f"{self._folder}: was removed while it was read, as a run that is training does"
+                " with its older checkpoints"
+            )
+        self._steady.check(_MANIFEST)

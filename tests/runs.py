@@ -99,8 +99,8 @@ step, meanwhile, file, workdir, *overrides = sys.argv[1:]
 trainer = Trainer(load_config(file, overrides), workdir)
 batches = trainer._batches
 
-def stalled(window):
-    for number, batch in enumerate(batches(window), 1):
+def stalled(*given):
+    for number, batch in enumerate(batches(*given), 1):
         while number == int(step):
             exec(meanwhile)
             time.sleep(0.01)

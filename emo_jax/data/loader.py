@@ -6,9 +6,10 @@ reads the rows that its devices hold (`parallel/rows.py`).
 """
 
 import hashlib
+import threading
 from collections import deque
-from collections.abc import Generator, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 
 import grain
 import numpy as np
@@ -16,8 +17,14 @@ import numpy as np
 from emo_jax.batch import Batch
 from emo_jax.data.windows import Windows
 from emo_jax.errors import ConfigError
+from emo_jax.files.waiting import wait_unless
 
 _READERS = 8  # rows read at once; what is waited for is the storage
+_LOOK_SECONDS = 0.1  # between looks whether to stop, while a batch is waited for
+
+
+def _never() -> bool:
+    return False
 
 
 class Loader:
@@ -57,32 +64,51 @@ class Loader:
             min(_READERS, len(self.rows)), thread_name_prefix="windows"
         )
 
-    def batch(self, start_window: int) -> Batch:
+    def batch(self, start_window: int, *, stopped: Callable[[], bool] = _never) -> Batch:
         """The rows of the global batch that begins at window `start_window`.
+
+        Args:
+          stopped: when it says so, files that are away are not waited for.
 
         Returns:
           NumPy fields, (rows, S).
         """
-        numbers = [start_window + row for row in self.rows]
-        return stack(list(self._readers.map(self._order.__getitem__, numbers)))
 
-    def iterate(self, start_window: int = 0) -> Generator[tuple[int, Batch], None, None]:
-        """Endless (windows consumed after this batch, batch), made ahead in the background.
+        def read(number: int) -> Batch:
+            with wait_unless(stopped):
+                return self._order[number]
+
+        numbers = [start_window + row for row in self.rows]
+        return stack(list(self._readers.map(read, numbers)))
+
+    def iterate(
+        self, start_window: int = 0, *, stopped: Callable[[], bool] = _never
+    ) -> Generator[tuple[int, Batch], None, None]:
+        """(Windows consumed after this batch, batch), made ahead in the background; without end.
 
         An error in making a batch is raised when that batch is asked for. Close the iterator (or
         drop it) to stop the background work.
+
+        Args:
+          stopped: asked while a batch is not ready yet: the iterator ends when it says so.
         """
+        closed = threading.Event()
         background = ThreadPoolExecutor(1, thread_name_prefix="batches")
         ahead: deque[tuple[int, Future[Batch]]] = deque()
         try:
             while True:
                 while len(ahead) <= self.prefetch:
                     next_start = start_window + self.batch_size
-                    ahead.append((next_start, background.submit(self.batch, start_window)))
+                    making = background.submit(self.batch, start_window, stopped=closed.is_set)
+                    ahead.append((next_start, making))
                     start_window = next_start
                 consumed, future = ahead.popleft()
+                while not wait([future], timeout=_LOOK_SECONDS).done:
+                    if stopped():
+                        return
                 yield consumed, future.result()
         finally:
+            closed.set()
             background.shutdown(wait=True, cancel_futures=True)
 
 

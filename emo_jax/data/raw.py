@@ -15,6 +15,8 @@ import numpy as np
 
 from emo_jax.data.stream import TRAIN, Span, token_dtype
 from emo_jax.errors import DataError, UsageError
+from emo_jax.files.steady import SteadyFile
+from emo_jax.files.waiting import Patience
 
 # allenai/dolma2-tokenizer
 DOLMA2_VOCAB_SIZE = 100_278
@@ -63,6 +65,11 @@ class RawTokens:
         self.vocab_size, self.eos_id, self.pad_id = vocab_size, eos_id, pad_id
         self.domains = tuple(sorted(set(labels or ())))
         self.tokenizer_fingerprint = ""
+        self.patience = Patience(
+            DataError,
+            away="bring it back and run the same command again",
+            spoilt="run the same command again",
+        )
         self._streams = []
         for i, pattern in enumerate(paths):
             text = os.fspath(pattern)
@@ -94,7 +101,7 @@ class RawTokens:
 
 
 class _RawStream:
-    """One file, mapped into memory."""
+    """One file."""
 
     def __init__(self, path: Path, source: RawTokens, domain_id: int, floor_to: int):
         if not path.is_file():
@@ -114,11 +121,13 @@ class _RawStream:
                 f"{path}: {size} bytes are not a whole number of {dtype.name} tokens; copy it again"
             )
         self.num_tokens = size // dtype.itemsize // floor_to * floor_to
-        self._tokens = np.memmap(path, dtype, "r")
+        self._file, self._dtype = SteadyFile(path, source.patience), dtype
 
     def read(self, start: int, stop: int) -> Span:
         """Tokens [start, stop); documents are told apart by the id that ends them."""
-        tokens = self._tokens[start:stop].astype(np.int64)
+        size = self._dtype.itemsize
+        content = self._file.read(start * size, stop * size)
+        tokens = np.frombuffer(content, self._dtype).astype(np.int64)
         # The end-of-document token is the last of its document, hence the shift by one.
         ended = np.cumsum(tokens == self._eos_id)
         segment_ids = np.concatenate([[0], ended[:-1]])

@@ -10,6 +10,8 @@
 
 A path may be local or a URL that tensorstore knows (gs://, s3://). Damage is noticed in two ways:
 opening compares the files with the manifest, and every chunk read is checked against its CRC-32C.
+A local file that goes away is waited for, and one that is replaced while it is in use is compared
+again (`files.arrays`); of object stores tensorstore asks several times by itself.
 """
 
 import hashlib
@@ -28,6 +30,9 @@ from emo_jax.data.stream import SPLITS, Span
 from emo_jax.data.tokenizer_base import Tokenizer
 from emo_jax.data.tokenizers import has_tokenizer, load_tokenizer
 from emo_jax.errors import DataError, UsageError
+from emo_jax.files.arrays import StoredArray
+from emo_jax.files.steady import SteadyFiles
+from emo_jax.files.waiting import Patience
 
 MANIFEST = "store.json"
 FORMAT = "emo_jax token store"
@@ -54,9 +59,22 @@ class TokenStore:
       fingerprint: of everything in the store; equal stores have equal fingerprints.
     """
 
-    def __init__(self, path: str, manifest: dict[str, Any], *, trust: bool = False):
+    def __init__(
+        self,
+        path: str,
+        manifest: dict[str, Any],
+        files: SteadyFiles | None = None,
+        *,
+        trust: bool = False,
+    ):
         self.path, self._trust = path, trust
         self.manifest = manifest
+        self._files = files
+        self._patience = Patience(
+            DataError,
+            away="bring the store back and run the same command again",
+            spoilt="copy the store again or prepare it again",
+        )
         self.vocab_size: int = manifest["vocab_size"]
         self.eos_id: int = manifest["eos_id"]
         self.pad_id: int = manifest["pad_id"]
@@ -97,10 +115,11 @@ class TokenStore:
             if counts["documents"] and f"{split}/tokens/zarr.json" not in manifest["files"]:
                 raise DataError(f"{location}: split {split!r} has no tokens; prepare it again")
         files.check_sizes(manifest["files"])
+        steady = files.steady(manifest["files"], content)
         total = sum(f["bytes"] for f in manifest["files"].values())
         if verify or (verify is None and total < VERIFY_BELOW_BYTES):
             files.check_digests(manifest["files"])
-        return cls(location, manifest, trust=trust)
+        return cls(location, manifest, steady, trust=trust)
 
     @property
     def named_domains(self) -> tuple[str, ...]:
@@ -172,9 +191,16 @@ class TokenStore:
         if has_tokenizer(folder):
             self.check_tokenizer(load_tokenizer(folder).fingerprint)
 
-    def _array(self, name: str) -> ts.TensorStore:
-        spec = {"driver": "zarr3", "kvstore": _url(self.path, name), "recheck_cached_data": "open"}
-        return _result(ts.open(spec, open=True, read=True, context=self._context), self.path)
+    def _array(self, name: str) -> StoredArray:
+        return StoredArray(
+            {"driver": "zarr3", "kvstore": _url(self.path, name)},
+            name=f"{self.path}/{name}",
+            patience=self._patience,
+            context=lambda: self._context,
+            files=self._files,
+            folder=name,
+            watched=(MANIFEST,),
+        )
 
 
 class StoreStream:
@@ -198,10 +224,7 @@ class StoreStream:
                     f"{self.name}: {array.shape[0]} items, the manifest says {size}; copy the store"
                     " again or prepare it again"
                 )
-        self._index = self._get(index.read())
-
-    def _get(self, future: Any) -> np.ndarray:
-        return _result(future, self.name)
+        self._index = index.read(slice(None))
 
     def read(self, start: int, stop: int) -> Span:
         """Tokens [start, stop), the documents that they are of, and the domains of these."""
@@ -214,18 +237,19 @@ class StoreStream:
         )
         # All three reads are under way before the first is waited for.
         tokens, ends, domains = (
-            array[where].read()
+            array.start(where)
             for array, where in (
                 (self._tokens, slice(start, stop)),
                 (self._ends, documents),
                 (self._domains, documents),
             )
         )
-        document = np.searchsorted(self._get(ends), np.arange(start, stop), side="right")
+        tokens_N = tokens().astype(np.int32)
+        document = np.searchsorted(ends(), np.arange(start, stop), side="right")
         return Span(
-            tokens=self._get(tokens).astype(np.int32),
+            tokens=tokens_N,
             segment_ids=(document - document[0]).astype(np.int32),
-            domain_ids=self._get(domains)[document].astype(np.int32),
+            domain_ids=domains()[document].astype(np.int32),
         )
 
     def documents(self, start: int, stop: int) -> list[TokenDocument]:
@@ -234,10 +258,10 @@ class StoreStream:
         if not 0 <= start < stop:
             return []
         before = max(start - 1, 0)
-        ends = self._get(self._ends[before:stop].read())
+        ends = self._ends.read(slice(before, stop))
         ends = ends if start else np.concatenate([[0], ends])
-        tokens = self._get(self._tokens[int(ends[0]) : int(ends[-1])].read()).astype(np.int32)
-        domains = self._get(self._domains[start:stop].read())
+        tokens = self._tokens.read(slice(int(ends[0]), int(ends[-1]))).astype(np.int32)
+        domains = self._domains.read(slice(start, stop))
         parts = np.split(tokens, ends[1:-1] - ends[0])
         return [TokenDocument(t, int(d)) for t, d in zip(parts, domains, strict=True)]
 
@@ -318,6 +342,13 @@ class _Files:
                 raise self._damaged(name, "missing") from None
             if size != expected["bytes"]:
                 raise self._damaged(name, f"{size} bytes, should be {expected['bytes']}")
+
+    def steady(self, files: dict[str, Any], manifest: bytes) -> SteadyFiles | None:
+        """The local files as they are now."""
+        if self.folder is None:
+            return None
+        known = {name: expected["sha256"] for name, expected in files.items()}
+        return SteadyFiles(self.folder, {**known, MANIFEST: hashlib.sha256(manifest).hexdigest()})
 
     def check_digests(self, files: dict[str, Any]) -> None:
         for name, expected in files.items():

@@ -20,6 +20,8 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from emo_jax.errors import HfFormatError, one_line
+from emo_jax.files.steady import SteadyFile
+from emo_jax.files.waiting import Patience
 from emo_jax.hf.hf_config import load_json
 from emo_jax.hf.tensors import HfTensor, LeafSource
 from emo_jax.hf.tree import Shape
@@ -124,27 +126,26 @@ def write_index(folder: Path, shards: Mapping[str, Sequence[HfTensor]]) -> None:
 class StoredTensor:
     """What a file's header says of a tensor, and its rows."""
 
-    file: Path
+    content: SteadyFile
     shape: Shape
     dtype: str
     start: int  # of its bytes in the file
 
+    @property
+    def file(self) -> Path:
+        """Where it is."""
+        return self.content.path
+
     def read_rows(self, start: int, stop: int) -> np.ndarray:
-        """Rows of axis 0, in the tensor's dtype, which must be one of `READABLE_DTYPES`."""
+        """Rows of axis 0, in the tensor's dtype, which must be one of `READABLE_DTYPES`.
+
+        Raises:
+          HfFormatError: the file is away for good, was cut short, or was replaced.
+        """
         dtype = READABLE_DTYPES[self.dtype]
         row_bytes = math.prod(self.shape[1:]) * dtype.itemsize
-        out = np.empty((stop - start) * row_bytes, np.uint8)
-        left, at = out.data, self.start + start * row_bytes
-        fd = os.open(self.file, os.O_RDONLY)
-        try:
-            while left:
-                done = os.preadv(fd, [left], at)
-                if done == 0:
-                    raise HfFormatError(f"{self.file}: was cut short while it was read")
-                left, at = left[done:], at + done
-        finally:
-            os.close(fd)
-        return out.view(dtype).reshape((stop - start, *self.shape[1:]))
+        rows = self.content.read(self.start + start * row_bytes, self.start + stop * row_bytes)
+        return np.frombuffer(rows, dtype).reshape((stop - start, *self.shape[1:]))
 
 
 def _check_file(path: Path) -> None:
@@ -186,13 +187,17 @@ def weight_files(folder: Path) -> list[Path]:
 def read_file_headers(path: Path) -> dict[str, StoredTensor]:
     """Every tensor of one file; nothing but the header is read."""
     _check_file(path)
+    patience = Patience(
+        HfFormatError, away="bring the folder back and try again", spoilt="try again"
+    )
+    content = SteadyFile(path, patience)
     with open(path, "rb") as file:
         (length,) = struct.unpack("<Q", file.read(8))
         header = json.loads(file.read(length))
     header.pop("__metadata__", None)
     return {
         name: StoredTensor(
-            path, tuple(entry["shape"]), entry["dtype"], 8 + length + entry["data_offsets"][0]
+            content, tuple(entry["shape"]), entry["dtype"], 8 + length + entry["data_offsets"][0]
         )
         for name, entry in header.items()
     }

@@ -32,7 +32,10 @@ from emo_jax.config import Config
 from emo_jax.data.partial import partial_folder, remove_left_over
 from emo_jax.data.store import TokenStore
 from emo_jax.errors import DataError, UsageError, one_line
+from emo_jax.files.arrays import StoredArray
 from emo_jax.files.atomic import refuse_existing
+from emo_jax.files.steady import SteadyFiles
+from emo_jax.files.waiting import Patience
 from emo_jax.model.transformer import ModelFunctions, Params
 from emo_jax.modularity.calibration import pack, shuffled_documents
 from emo_jax.modularity.select import experts_there
@@ -139,6 +142,7 @@ class Activations:
     num_routed: int
     num_picks: int
     experts_L: tuple[int, ...]
+    files: SteadyFiles
 
     @classmethod
     def open(cls, folder: str | os.PathLike[str]) -> "Activations":
@@ -153,16 +157,17 @@ class Activations:
             found = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
             if found.pop("format") != FORMAT:
                 raise ValueError("another format")
+            files = SteadyFiles(path, {MANIFEST: None})
             arrays: dict[str, Any] = {
-                f"{name}_{axis}": _open(path, name)[:].read().result()
+                f"{name}_{axis}": _open(path, name, files, wait=False).read(slice(None))
                 for name, axis in (("tokens", "N"), ("doc_ends", "D"), ("doc_domains", "D"))
             }
             for name in ("domains", "experts_L"):
                 found[name] = tuple(found[name])
-            opened = cls(path, **found, **arrays)
+            opened = cls(path, **found, **arrays, files=files)
             N, L = opened.num_tokens, opened.num_layers
             for name, last in (("probs", opened.num_routed), ("picks", opened.num_picks)):
-                if _open(path, name).shape != (N, L, last):
+                if _open(path, name, files, wait=False).shape != (N, L, last):
                     raise ValueError(f"{name} has another shape")
             return opened
         except FileNotFoundError:
@@ -202,12 +207,7 @@ class Activations:
             yield where, self.probs(where)
 
     def _read(self, name: str, where: slice) -> np.ndarray:
-        try:
-            return _open(self.folder, name)[where].read().result()
-        except ValueError as error:
-            raise DataError(
-                f"{self.folder / name}: damaged ({one_line(error)}); make the folder again"
-            ) from error
+        return _open(self.folder, name, self.files).read(where)
 
 
 def record(
@@ -323,29 +323,37 @@ def _step(model: ModelFunctions) -> Callable[[Params, Batch], tuple[jax.Array, j
 
 def _create(folder: Path, name: str, shape: Sequence[int], dtype: Any) -> ts.TensorStore:
     chunk = [min(shape[0], _CHUNK_TOKENS), *shape[1:]]
-    return _at(
-        folder,
-        name,
+    spec = _spec(folder, name) | {"store_data_equal_to_fill_value": True}
+    return ts.open(
+        spec,
         create=True,
         dtype=ts.dtype(np.dtype(dtype).name),
         shape=list(shape),
         chunk_layout=ts.ChunkLayout(chunk_shape=[max(1, n) for n in chunk]),
+    ).result()
+
+
+def _open(folder: Path, name: str, files: SteadyFiles, *, wait: bool = True) -> StoredArray:
+    """Raises DataError where it cannot be opened, and when it is read where a chunk is missing."""
+    patience = Patience(
+        DataError,
+        away="bring the folder back, or make it again",
+        spoilt="make the folder again",
+        seconds=None if wait else 0.0,
+    )
+    return StoredArray(
+        _spec(folder, name),
+        name=f"{folder / name}",
+        patience=patience,
+        context=ts.Context,
+        files=files,
+        watched=(MANIFEST,),
     )
 
 
-def _open(folder: Path, name: str) -> ts.TensorStore:
-    return _at(folder, name, open=True, read=True)  # a chunk that is gone is an error, not zeros
-
-
-def _at(folder: Path, name: str, **options: Any) -> ts.TensorStore:
+def _spec(folder: Path, name: str) -> dict[str, Any]:
     path = str((folder / name).absolute())
-    spec = {
-        "driver": "zarr3",
-        "kvstore": {"driver": "file", "path": path},
-        "fill_missing_data_reads": False,
-        "store_data_equal_to_fill_value": True,
-    }
-    return ts.open(spec, **options).result()
+    return {"driver": "zarr3", "kvstore": {"driver": "file", "path": path}}
 
 
 def same_documents(first: Activations, other: Activations) -> bool:

@@ -35,6 +35,7 @@ from emo_jax.errors import (
 )
 from emo_jax.evals.heldout import HeldOut, evaluate, make_eval_step
 from emo_jax.evals.keep_curve import in_halves, keep_curve
+from emo_jax.files.waiting import wait_unless
 from emo_jax.model.transformer import ModelFunctions
 from emo_jax.parallel import mesh as mesh_lib
 from emo_jax.parallel import processes
@@ -131,6 +132,8 @@ class Trainer:
         config, steps = self.config, self.config.train.steps
         with contextlib.ExitStack() as stack:
             stop = stack.enter_context(self._stop)
+            if jax.process_count() == 1:  # else they agree first
+                stack.enter_context(wait_unless(lambda: stop.requested))
             checkpointer = stack.enter_context(Checkpointer(self.workdir, config.checkpoint))
             lock = RunLock(self.workdir)
             all_succeed(lambda: lock.check() if _is_first() else None, UsageError)
@@ -255,14 +258,31 @@ class Trainer:
             if log:
                 log.write(record)
 
-        batches = self._batches(window)
+        def leave() -> str:
+            """Saves the state as it is, before the run ends early; says where."""
+            if done == start:
+                return "nothing was done yet"
+            settle(early=True)
+            checkpointer.save(done, state, self._extra(done, window))
+            checkpointer.wait()
+            return f"step {done} is saved in {self.workdir}"
+
+        done, alone = start, jax.process_count() == 1
+        # Several processes stop together, between steps.
+        stopped = (lambda: stop.requested) if alone else (lambda: False)
+        batches = self._batches(window, stopped)
         try:
             for step in range(start + 1, train.steps + 1):
-                before, (window, batch) = window, next(batches)
+                before, (window, batch) = window, next(batches, (window, None))
+                if batch is None:
+                    raise PreemptedError(
+                        f"stopped by a signal; {leave()}: run the same command again to go on"
+                    )
                 if step == start + 1:
                     processes.compile_together(self.train_step, state, batch)
                 with jax.transfer_guard("disallow"):
                     state, metrics = self.train_step(state, batch)
+                done = step
                 progress.step(step - 1)
                 settle()
                 checkpointer.check()
@@ -277,14 +297,19 @@ class Trainer:
                     settle(early=True)  # a run killed after the save goes on behind this step
                     checkpointer.save(step, state, self._extra(step, window))
                 if stop.agreed() and not last:
-                    settle(early=True)
-                    checkpointer.save(step, state, self._extra(step, window))
-                    checkpointer.wait()
                     raise PreemptedError(
-                        f"stopped by a signal; step {step} is saved in {self.workdir}: run the "
-                        "same command again to go on"
+                        f"stopped by a signal; {leave()}: run the same command again to go on"
                     )
             progress.step(train.steps)
+        except DataError as e:
+            # Of several processes only this one knows of it; the others are in their next step.
+            if not alone:
+                raise
+            if stop.requested:  # so nothing was waited for
+                raise PreemptedError(
+                    f"stopped by a signal; {leave()}: run the same command again to go on"
+                ) from e
+            raise DataError(f"{e}; {leave()}") from e
         finally:
             batches.close()
         return state
@@ -310,7 +335,7 @@ class Trainer:
             "store": self.source.fingerprint,
         } | origin
 
-    def _batches(self, window: int) -> Any:
+    def _batches(self, window: int, stopped: Callable[[], bool]) -> Any:
         size, data, where = self.config.train.batch_size, self.config.data, self._batch_sharding
         rows = own_rows(where, size, data.seq_len)
         loader = Loader(
@@ -318,7 +343,7 @@ class Trainer:
         )
 
         def generate() -> Iterator[tuple[int, Batch]]:
-            with contextlib.closing(loader.iterate(window)) as batches:
+            with contextlib.closing(loader.iterate(window, stopped=stopped)) as batches:
                 for consumed, batch in batches:
                     yield consumed, global_batch(batch, rows, where, size)
 

@@ -2,10 +2,12 @@
 
 import logging
 import re
+import threading
 
 import pytest
 from states import abstract_of, assert_same, state_of
 
+from emo_jax import manifest
 from emo_jax.checkpoint import Checkpointer, restore_params
 from emo_jax.config import CheckpointConfig
 from emo_jax.errors import CheckpointError
@@ -137,3 +139,32 @@ def test_a_damaged_one_does_not_push_out_a_good_one(run):
         c.restore(abstract_of(state_of(1)))
         c.save(4, state_of(4), {})
     assert c.steps() == [2, 4]
+
+
+@pytest.mark.parametrize("seconds", ["20", "0.3"])
+def test_a_file_system_that_is_away_while_it_is_read(run, monkeypatch, caplog, seconds):
+    """What comes back in time is read; else the newest step is not silently another one."""
+    monkeypatch.setenv("EMO_READ_WAIT", seconds)
+    checkpointer, folder = run
+    away, once = folder.with_name("away"), iter([1])
+    back = threading.Timer(1.5, lambda: away.rename(folder))
+    verify = manifest.verify
+
+    def verified(*args):
+        found = verify(*args)
+        for _ in once:
+            folder.rename(away)
+            back.start()
+        return found
+
+    monkeypatch.setattr(manifest, "verify", verified)
+    with caplog.at_level(logging.WARNING):
+        if seconds == "20":
+            state, extra, step = checkpointer.restore(abstract_of(state_of(0)))
+            assert step == extra["windows"] == 3
+            assert_same(state, state_of(3))
+            assert "waiting up to 20 s for it" in caplog.text
+        else:
+            with pytest.raises(CheckpointError, match=r"no good checkpoint in .*step 3: .*no man"):
+                checkpointer.restore(abstract_of(state_of(0)))
+    back.join()

@@ -9,10 +9,10 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
+from etils import epath
 from jax.sharding import NamedSharding, PartitionSpec
 from states import assert_same, mesh_of
 
-from emo_jax import slices
 from emo_jax.checkpoint import Checkpointer, open_params, restore_params
 from emo_jax.config import CheckpointConfig
 from emo_jax.errors import CheckpointError
@@ -155,16 +155,55 @@ def test_any_block_is_read(tmp_path, monkeypatch, small_slices, how):
             np.testing.assert_array_equal(reader.read(path, block), leaf[block])
 
 
-def test_files_that_go_while_they_are_read_are_named(tmp_path):
-    save(tmp_path, arrays())
+def test_files_that_go_while_they_are_read_are_named(tmp_path, monkeypatch):
+    monkeypatch.setenv("EMO_READ_WAIT", "0.2")
+    want = arrays()
+    save(tmp_path, want)
     reader, _, _ = open_params(tmp_path)
-    folder = tmp_path / "checkpoints/0/data/params"
-    shutil.rmtree(folder)
-    for message in (r"params: was removed while it was read, ", r": embed/table cannot be read: "):
+    step, folder, away = tmp_path / "checkpoints/0", tmp_path / "checkpoints", tmp_path / "away"
+
+    def refused(message):
         with pytest.raises(CheckpointError, match=message) as error:
             reader.read("embed/table", (slice(0, 1), slice(0, 32)))
         assert "\n" not in str(error.value)
-        folder.mkdir(exist_ok=True)  # the second time there, and empty
+
+    item = step / "data/params"
+    item.rename(away)
+    refused(r"params: embed/table: cannot be read \(.*; bring it back and try again")
+    away.rename(item)
+    folder.rename(away)
+    refused(r"0/manifest\.json: is not there any more; bring it back")
+    away.rename(folder)
+    whole = (slice(0, 3000), slice(0, 32))
+    np.testing.assert_array_equal(reader.read("embed/table", whole), want["embed"]["table"])
+    manifest = (step / "manifest.json").read_text()
+    (step / "manifest.json").write_text(manifest.replace("0", "1"))  # of another save
+    refused(r"manifest\.json: was replaced or changed")
+    monkeypatch.setenv("EMO_READ_WAIT", "60")  # what is not to come back is not waited for
+    shutil.rmtree(step)
+    refused(r"0: was removed while it was read, as a run that is training does")
+
+
+@pytest.mark.parametrize("ocdbt", [True, False])
+def test_a_chunk_that_is_gone_is_no_zeros(tmp_path, monkeypatch, ocdbt):
+    """Of a save by orbax with one file for each chunk, and with its database of chunks."""
+    monkeypatch.setenv("EMO_READ_WAIT", "0.2")
+    values = np.ones((8, 4), np.float32)
+    item = tmp_path / "0/data/params"
+    handler = ocp.PyTreeCheckpointHandler(use_ocdbt=ocdbt)
+    handler.save(item, args=ocp.args.PyTreeSave({"params": {"w": values}}))
+    handler.finalize(item)
+    (tmp_path / "0/manifest.json").write_text("{}")
+    specs = {"w": jax.ShapeDtypeStruct(values.shape, values.dtype)}
+    reader = SliceReader(epath.Path(item), specs, ("params",))
+    whole = (slice(0, 8), slice(0, 4))
+    np.testing.assert_array_equal(reader.read("w", whole), values)
+    reader = SliceReader(epath.Path(item), specs, ("params",))
+    for file in sorted(p for p in item.rglob("*") if p.is_file()):
+        if "/d/" in str(file) or (not ocdbt and file.name == "0.0"):
+            file.unlink()
+    with pytest.raises(CheckpointError, match="params: w: cannot be read"):
+        reader.read("w", whole)
 
 
 def _put(tree):
@@ -183,7 +222,7 @@ def _put(tree):
 def chunk_of(workdir, path):
     reader, _, _ = open_params(workdir)
     reader.read(path, tuple(slice(0, 1) for _ in reader.shapes[path]))
-    return slices._chunk_of(reader._store)
+    return reader._store.chunk
 
 
 @pytest.mark.parametrize("sharded", [False, True])

@@ -1,3 +1,4 @@
+import shutil
 import time
 
 import numpy as np
@@ -5,6 +6,7 @@ import pytest
 
 from emo_jax.batch import Batch
 from emo_jax.data.loader import Loader, heldout_batches, stack
+from emo_jax.data.store import TokenStore
 from emo_jax.data.windows import Windows
 from emo_jax.errors import ConfigError, DataError
 
@@ -77,11 +79,11 @@ def test_batches_are_made_ahead_and_errors_come_through(windows):
     loader = make(windows, prefetch=2)
     original = loader.batch
 
-    def batch(start):
+    def batch(start, **settings):
         asked.append(start)
         if start == 16:
             raise DataError("broken window")
-        return original(start)
+        return original(start, **settings)
 
     loader.batch = batch
     run = loader.iterate(0)
@@ -95,6 +97,20 @@ def test_batches_are_made_ahead_and_errors_come_through(windows):
         next(run)
     with pytest.raises(StopIteration):
         next(run)
+
+
+def test_whoever_waits_for_a_batch_may_stop(store_path, tmp_path, monkeypatch):
+    """Neither the wait for a batch nor that for a store that is away outlasts the wish to stop."""
+    monkeypatch.setenv("EMO_READ_WAIT", "60")
+    copy = shutil.copytree(store_path, tmp_path / "copy")
+    loader = make(Windows(TokenStore.open(copy), 64), prefetch=1)
+    begin = time.monotonic()
+    run = loader.iterate(0, stopped=lambda: time.monotonic() > begin + 1)
+    next(run)
+    copy.rename(tmp_path / "away")
+    while next(run, None) is not None:
+        pass
+    assert 1 <= time.monotonic() - begin < 10
 
 
 def test_closing_stops_the_background_work(windows):

@@ -89,3 +89,22 @@ def test_id_outside_the_vocabulary(files):
     windows = Windows(RawTokens([files / "b.npy"], vocab_size=70_000, eos_id=9), 4)
     with pytest.raises(DataError, match=r"b\.npy: token id 100257 is outside .* 70000"):
         windows[0]
+
+
+def test_files_that_go_away_are_cut_short_or_change(files, monkeypatch):
+    """Nothing is mapped: a mapped file that is cut short kills the process."""
+    monkeypatch.setenv("EMO_READ_WAIT", "0.3")
+    path = files / "a.npy"
+    content = path.read_bytes()
+    stream = RawTokens([path]).streams("train")[0]
+    path.rename(files / "away")
+    with pytest.raises(DataError, match=r"a\.npy: is not there any more; bring it back and run"):
+        stream.read(0, 4)
+    (files / "away").rename(path)
+    assert stream.read(0, 3).tokens.tolist() == [7, 8, EOS]
+    path.write_bytes(content[:40])
+    with pytest.raises(DataError, match=r"a\.npy: has 40 bytes, had 84"):
+        stream.read(12, 16)
+    path.write_bytes(bytes(84))
+    with pytest.raises(DataError, match=r"a\.npy: was replaced or changed while it was in use"):
+        stream.read(0, 4)

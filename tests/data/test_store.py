@@ -2,6 +2,7 @@ import json
 import shutil
 import subprocess
 import sys
+import threading
 
 import numpy as np
 import pytest
@@ -118,6 +119,76 @@ def test_cut_short_is_found_without_reading(copy):
     file.unlink()
     with pytest.raises(DataError, match=r"select/tokens/c/0: damaged \(missing\)"):
         TokenStore.open(copy, verify=False)
+
+
+# --- while it is in use ---------------------------------------------------------------------------
+
+
+def _in_use(copy):
+    """A stream as training has it, with its ends cached, and what it must give."""
+    good = TokenStore.open(copy).streams("train")[0].read(0, 64)
+    stream = TokenStore.open(copy).streams("train")[0]
+    stream.read(stream.num_tokens // 2, stream.num_tokens // 2 + 64)
+    return stream, good
+
+
+def test_a_store_that_is_away_is_no_zeros(copy, tmp_path, monkeypatch):
+    monkeypatch.setenv("EMO_READ_WAIT", "0.3")
+    stream, good = _in_use(copy)
+    copy.rename(tmp_path / "away")
+    named = rf"{copy}/train/tokens/c/0: is not there any more; bring the store back and run the"
+    with pytest.raises(DataError, match=named):
+        stream.read(0, 64)
+    with pytest.raises(DataError, match="is not there any more"):
+        stream.documents(0, 3)
+    (tmp_path / "away").rename(copy)
+    for found, expected in zip(stream.read(0, 64)[:3], good[:3], strict=True):
+        np.testing.assert_array_equal(found, expected)
+
+
+def test_a_store_that_comes_back_is_read_on(copy, tmp_path, monkeypatch, caplog):
+    monkeypatch.setenv("EMO_READ_WAIT", "30")
+    stream, good = _in_use(copy)
+    copy.rename(tmp_path / "away")
+    back = threading.Timer(0.7, lambda: (tmp_path / "away").rename(copy))
+    back.start()
+    np.testing.assert_array_equal(stream.read(0, 64).tokens, good.tokens)
+    back.join()
+    waited, returned = caplog.messages
+    assert waited.endswith("is not there any more; waiting up to 30 s for it")
+    assert returned.startswith("can be read again, after 0.")
+
+
+@pytest.mark.parametrize("verified", [True, False])
+def test_another_store_in_its_place(copy, tmp_path, corpus, monkeypatch, verified):
+    """As long, of the same documents, and shuffled by another seed."""
+    monkeypatch.setenv("EMO_READ_WAIT", "0.3")
+    monkeypatch.setattr(store_lib, "VERIFY_BELOW_BYTES", 10**9 if verified else 0)
+    stream, good = _in_use(copy)
+    copy.rename(tmp_path / "old")
+    prepare([corpus], copy, byte_tokenizer(), progress=False, seed=1)
+    with pytest.raises(DataError, match=r"tokens/c/0: .*(was replaced or changed|has \d+ bytes)"):
+        stream.read(0, 64)
+    shutil.rmtree(copy)
+    shutil.copytree(tmp_path / "old", copy, copy_function=shutil.copy)  # with times of now
+    np.testing.assert_array_equal(stream.read(0, 64).tokens, good.tokens)
+
+
+@pytest.mark.parametrize("array", ["tokens", "doc_ends", "doc_domains"])
+def test_a_chunk_damaged_while_it_is_in_use(copy, array, monkeypatch):
+    monkeypatch.setenv("EMO_READ_WAIT", "0.3")
+    streams = [TokenStore.open(copy).streams("train")[0] for _ in range(3)]
+    chunk = copy / f"train/{array}/c/0"
+    content = chunk.read_bytes()
+    for stream, damaged, why in zip(
+        streams,
+        (content[: len(content) // 2], content[:100] + b"\xff" + content[101:], b""),
+        (r"has \d+ bytes, had \d+", "was replaced or changed", "has 0 bytes"),
+        strict=True,
+    ):
+        chunk.write_bytes(damaged)
+        with pytest.raises(DataError, match=rf"train/{array}/c/0: {why}"):
+            stream.read(0, 64)
 
 
 def test_damaged_manifest(copy):

@@ -273,6 +273,7 @@ def test_outputs_that_cannot_be_made(run, tmp_path):
 
 def test_a_shard_cut_short_after_its_header_was_read(run, tmp_path, monkeypatch):
     """By somebody who copies over it, say: nothing half imported is left."""
+    monkeypatch.setenv("EMO_READ_WAIT", "0.2")
     hf, _ = export_workdir(run()[0], tmp_path / "hf")
     before = sorted(tmp_path.iterdir())
     file, claim = hf / "model.safetensors", claim_workdir
@@ -284,7 +285,9 @@ def test_a_shard_cut_short_after_its_header_was_read(run, tmp_path, monkeypatch)
     monkeypatch.setattr("emo_jax.transfer.claim_workdir", cut)
     with pytest.raises(EmoError) as error:
         import_folder(hf, tmp_path / "new")
-    one_line(error, "was cut short while it was read")
+    size = file.stat().st_size
+    said = f"has {size} bytes, had {size + 100_000} when it was opened; bring the folder back"
+    one_line(error, file, said)
     assert sorted(tmp_path.iterdir()) == before
 
 

@@ -1,0 +1,146 @@
+"""The one way in which arrays on disk are opened for reading, through tensorstore.
+
+Left to itself tensorstore takes a chunk that is not there for zeros, and remembers that it was not
+there. Here it is an error, and on a local disk it is looked for again first (see `waiting`). Files
+that change under an array that is in use are noticed too.
+"""
+
+import itertools
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+import numpy as np
+import tensorstore as ts
+
+from emo_jax.errors import one_line
+from emo_jax.files.waiting import AwayError, Patience, SpoiltError
+
+# Status codes of tensorstore for bytes that are there and are wrong.
+_DAMAGE = ("DATA_LOSS", "FAILED_PRECONDITION", "INVALID_ARGUMENT", "OUT_OF_RANGE")
+
+Where = slice | tuple[slice, ...]
+
+
+class Files(Protocol):
+    """Local files, as `steady.SteadyFiles`."""
+
+    def check(self, *names: str) -> None:
+        """Raises AwayError or SpoiltError where they are not what they were."""
+        ...
+
+
+class StoredArray:
+    """An array to read from; any number of threads may.
+
+    Args:
+      spec: of tensorstore, as for `ts.open`.
+      name: of the array, for errors.
+      patience: how long what is away is waited for, and what is raised then.
+      context: makes tensorstore's context, anew for each time that the array is opened.
+      files: that must stay as they are: checked behind every read, those with chunks of it and
+        those in `watched`. None where they are not on a local disk: then tensorstore's own retries
+        are all there are.
+      folder: of the array, in `files`.
+
+    Raises:
+      EmoError: it cannot be opened.
+    """
+
+    def __init__(
+        self,
+        spec: Mapping[str, Any],
+        *,
+        name: str,
+        patience: Patience,
+        context: Callable[[], ts.Context],
+        files: Files | None = None,
+        folder: str = "",
+        watched: tuple[str, ...] = (),
+    ):
+        # When it is opened again, what was cached is looked at again: also that nothing was there.
+        self._spec = {"recheck_cached_data": "open", **spec, "fill_missing_data_reads": False}
+        self._name, self._patience, self._context = name, patience, context
+        self._files, self._folder, self._watched = files, folder, watched
+        # None where it has to be opened again: what it has cached may be of another file.
+        self._array: ts.TensorStore | None = None
+        first = patience.read(self._open_first)
+        self.shape: tuple[int, ...] = first.shape
+        self.dtype: np.dtype = first.dtype.numpy_dtype
+        layout: Any = first.chunk_layout
+        self.chunk: tuple[int, ...] = tuple(layout.read_chunk.shape)  # read at once, at least
+        self._file_shape: tuple[int, ...] = tuple(layout.write_chunk.shape)
+        self._array = first
+
+    def start(self, where: Where) -> Callable[[], np.ndarray]:
+        """Begins to read `array[where]`; what is returned waits for it and gives it."""
+        array = self._array
+        reading = None if array is None else array[where].read()
+
+        def finish() -> np.ndarray:
+            nonlocal array, reading
+            try:
+                if reading is None or array is not self._array:
+                    self._check(where)
+                    array = self._open() if self._array is None else self._array
+                    self._array = array
+                    reading = array[where].read()
+                value = self._result(reading)
+                self._check(where)
+                return value
+            except (AwayError, SpoiltError):
+                self._array = reading = None
+                self._check(where)  # which file it was says more
+                raise
+
+        return lambda: self._patience.read(finish)
+
+    def read(self, where: Where) -> np.ndarray:
+        """`array[where]`.
+
+        Raises:
+          EmoError: it is away for good, damaged, or was replaced by another.
+        """
+        return self.start(where)()
+
+    def _open_first(self) -> ts.TensorStore:
+        try:
+            return self._open()
+        except (AwayError, SpoiltError):
+            if self._files is not None:
+                self._files.check(*self._watched)  # which file it was says more
+            raise
+
+    def _open(self) -> ts.TensorStore:
+        opening = ts.open(dict(self._spec), open=True, read=True, context=self._context())
+        array = self._result(opening)
+        if hasattr(self, "dtype") and (array.shape, array.dtype.numpy_dtype) != (
+            self.shape,
+            self.dtype,
+        ):
+            raise SpoiltError(f"{self._name}: was replaced by another array while it was in use")
+        return array
+
+    def _result(self, future: Any) -> Any:
+        try:
+            return future.result()
+        except (ValueError, OSError) as error:
+            text = f"{self._name}: cannot be read ({one_line(error)})"
+            if self._files is None or str(error).startswith(_DAMAGE):
+                raise SpoiltError(text) from error
+            raise AwayError(text) from error
+
+    def _check(self, where: Where) -> None:
+        if self._files is not None:
+            self._files.check(*self._chunk_files(where), *self._watched)
+
+    def _chunk_files(self, where: Where) -> list[str]:
+        """Names of the files that hold a part of an array, as zarr 3 has them."""
+        if not self._folder:
+            return []
+        slices = where if isinstance(where, tuple) else (where,)
+        slices += (slice(None),) * (len(self.shape) - len(slices))
+        ranges = []
+        for part, whole, size in zip(slices, self.shape, self._file_shape, strict=True):
+            start, stop, _ = part.indices(whole)
+            ranges.append(range(start // size, max(stop - 1, start) // size + 1))
+        return [f"{self._folder}/c/{'/'.join(map(str, at))}" for at in itertools.product(*ranges)]

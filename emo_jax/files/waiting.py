@@ -1,0 +1,129 @@
+"""Files that are away for a moment: waited for, for a stated time, and named when it is over.
+
+A file system of a network comes back, and a folder that is moved may be. What was there when it was
+opened and cannot be read now is tried again for `EMO_READ_WAIT` seconds; a line of the log says
+what is waited for. What is not there when it is opened is refused at once.
+"""
+
+import contextlib
+import logging
+import math
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import TypeVar
+
+from emo_jax.errors import UsageError
+
+VARIABLE = "EMO_READ_WAIT"
+WAIT_SECONDS = 60.0
+_FIRST_PAUSE, _LAST_PAUSE = 0.05, 1.0  # seconds between tries
+_LOG = logging.getLogger(__name__)
+_here = threading.local()
+
+T = TypeVar("T")
+
+
+class AwayError(Exception):
+    """What was there cannot be read now: it may come back. As `PATH: why`."""
+
+
+class SpoiltError(Exception):
+    """What was there will never be read right: damaged, or another. As `PATH: why`."""
+
+
+def wait_seconds() -> float:
+    """How long a file that is away is waited for.
+
+    Raises:
+      UsageError: the variable of the environment that says so is no number of seconds.
+    """
+    text = os.environ.get(VARIABLE, "")
+    try:
+        seconds = float(text) if text else WAIT_SECONDS
+    except ValueError:
+        seconds = math.nan
+    if not 0 <= seconds < math.inf:
+        raise UsageError(f"{VARIABLE}={text}: must be a number of seconds, 0 or more")
+    return seconds
+
+
+@contextlib.contextmanager
+def wait_unless(stopped: Callable[[], bool]) -> Iterator[None]:
+    """In this thread, nothing is waited for any longer once `stopped` says so."""
+    before = getattr(_here, "stopped", None)
+    _here.stopped = stopped
+    try:
+        yield
+    finally:
+        _here.stopped = before
+
+
+class Patience:
+    """Reads that are tried again, of one place; any number of threads may read.
+
+    Args:
+      error: raised when nothing helps, as `PATH: why; WHAT TO DO`.
+      away: what to do about a file that stays away.
+      spoilt: what to do about one that is damaged, or another; "": nothing is said.
+      seconds: to wait; None: what `wait_seconds` says.
+    """
+
+    def __init__(
+        self, error: type[Exception], *, away: str, spoilt: str, seconds: float | None = None
+    ):
+        self._error, self._away = error, f"; {away}"
+        self._spoilt = f"; {spoilt}" if spoilt else ""
+        self._seconds = wait_seconds() if seconds is None else seconds
+        self._lock = threading.Lock()
+        self._since: float | None = None  # when what is waited for was missed first
+
+    def read(self, attempt: Callable[[], T]) -> T:
+        """What `attempt` returns, the first time that it does not raise `AwayError`.
+
+        Raises:
+          error: it was away for too long, or is spoilt (`SpoiltError`, which no wait mends).
+        """
+        begin, pause = time.monotonic(), _FIRST_PAUSE
+        while True:
+            try:
+                found = attempt()
+            except SpoiltError as error:
+                raise self._error(f"{error}{self._spoilt}") from error
+            except AwayError as error:
+                waited = time.monotonic() - begin
+                if waited >= self._seconds or _is_stopped():
+                    how_long = f" (waited {waited:.0f} s)" if waited >= 1 else ""
+                    raise self._error(f"{error}{how_long}{self._away}") from error
+                self._miss(str(error))
+                _sleep(min(pause, self._seconds - waited))
+                pause = min(2 * pause, _LAST_PAUSE)
+                continue
+            self._found()
+            return found
+
+    def _miss(self, what: str) -> None:
+        with self._lock:  # many threads miss the same; one line tells
+            if self._since is None:
+                self._since = time.monotonic()
+                _LOG.warning("%s; waiting up to %.0f s for it", what, self._seconds)
+
+    def _found(self) -> None:
+        if self._since is None:
+            return
+        with self._lock:
+            if self._since is not None:
+                _LOG.warning("can be read again, after %.1f s", time.monotonic() - self._since)
+            self._since = None
+
+
+def _is_stopped() -> bool:
+    stopped = getattr(_here, "stopped", None)
+    return stopped is not None and stopped()
+
+
+def _sleep(seconds: float) -> None:
+    end = time.monotonic() + seconds
+    while (left := end - time.monotonic()) > 0 and not _is_stopped():
+        time.sleep(min(left, 0.1))
