@@ -4,6 +4,7 @@ Legend: L layers, R routed experts.
 """
 
 import dataclasses
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import jax
 import numpy as np
 
 from emo_jax.config import Config
-from emo_jax.data.documents import read_documents
+from emo_jax.data.documents import ReadReport, read_documents
 from emo_jax.data.progress import Progress
 from emo_jax.data.store import TokenStore
 from emo_jax.errors import UsageError
@@ -245,10 +246,10 @@ def _file_examples(
     model: OpenedModel, file: str, settings: SelectSettings, number: int | None
 ) -> Examples:
     """Documents of a file, in its order, with the model's tokenizer."""
-    tokenizer = model.need_tokenizer()
+    tokenizer, report = model.need_tokenizer(), ReadReport()
 
     def documents() -> Iterator[np.ndarray]:
-        for document in read_documents([file]):
+        for document in read_documents([file], report=report):
             ids = np.append(tokenizer.encode_batch([document.text])[0], tokenizer.eos_id)
             if tokenizer.adds_bos and tokenizer.bos_id is not None:
                 ids = np.insert(ids, 0, tokenizer.bos_id)
@@ -256,6 +257,8 @@ def _file_examples(
                 yield ids.astype(np.int32)
 
     found, _ = take(documents(), number, settings.max_tokens)
+    if report.skipped:
+        logging.warning("%s: %s", file, "; ".join(report.summary().split("\n  ")))
     if not found or (number is not None and len(found) < number):
         long = f" of at least {settings.min_tokens} tokens" if settings.min_tokens > 1 else ""
         raise UsageError(f"{file}: {len(found)} documents{long}, not {number or 'any'}")

@@ -8,7 +8,16 @@ from typing import Any
 import click
 
 from emo_jax.cli.app import TRUST, Command, cli, command
+from emo_jax.data.text_files import MAX_DOCUMENT_BYTES
 from emo_jax.errors import DataError
+
+_MAX_DOCUMENT = click.option(
+    "--max-document-mb",
+    type=click.FloatRange(min=0, min_open=True),
+    default=MAX_DOCUMENT_BYTES / 1e6,
+    show_default=True,
+    help="Leave out longer lines, texts and rows; a document is held in memory.",
+)
 
 
 @command(
@@ -43,6 +52,7 @@ from emo_jax.errors import DataError
     show_default=True,
     help="Where it is: a name, a list (its first), or {name: score} (the best).",
 )
+@_MAX_DOCUMENT
 @click.option("--seed", default=0, show_default=True, help="Of the order of documents.")
 @click.option("--strict", is_flag=True, help="Fail at the first unusable document.")
 @TRUST
@@ -55,6 +65,7 @@ def prepare(
     text_field: str,
     id_field: str,
     domain_field: str,
+    max_document_mb: float,
     seed: int,
     strict: bool,
     trust: bool,
@@ -62,8 +73,8 @@ def prepare(
 ) -> None:
     """Tokenise documents into a store with the splits train, select and test.
 
-    INPUTS are files (.jsonl, .parquet, .txt, .md; texts also .gz, .zst), folders of them, and seqio
-    tasks: seqio:MODULE:TASK or seqio:MODULE:TASK:SPLIT.
+    INPUTS are files (.jsonl, .parquet, .txt, .md; texts also .gz, .zst), patterns and folders of
+    them, and seqio tasks: seqio:MODULE:TASK or seqio:MODULE:TASK:SPLIT.
     """
     from emo_jax.data.prepare import prepare as run
     from emo_jax.data.prepare import sample_texts
@@ -73,9 +84,15 @@ def prepare(
 
     check_target(output)
     selection = Selection(**bounds)
+    max_document_bytes = round(max_document_mb * 1e6)
 
     def sample() -> Iterator[str]:
-        return sample_texts(inputs, text_field=text_field, selection=selection)
+        return sample_texts(
+            inputs,
+            text_field=text_field,
+            selection=selection,
+            max_document_bytes=max_document_bytes,
+        )
 
     run(
         inputs,
@@ -85,6 +102,7 @@ def prepare(
         id_field=id_field,
         domain_field=domain_field,
         selection=selection,
+        max_document_bytes=max_document_bytes,
         seed=seed,
         strict=strict,
         add_bos=add_bos,
@@ -103,7 +121,10 @@ def tokenizer() -> None:
 @click.option("--vocab-size", type=int, required=True, help="Entries, special tokens included.")
 @click.option("--output", required=True, help="Folder to make.")
 @click.option("--text-field", default="text", show_default=True)
-def tokenizer_train(inputs: tuple[str, ...], vocab_size: int, output: str, text_field: str) -> None:
+@_MAX_DOCUMENT
+def tokenizer_train(
+    inputs: tuple[str, ...], vocab_size: int, output: str, text_field: str, max_document_mb: float
+) -> None:
     """Train a byte-level BPE tokenizer on documents."""
     from emo_jax.data.documents import ReadReport, read_documents
     from emo_jax.data.partial import remove_left_over
@@ -114,7 +135,12 @@ def tokenizer_train(inputs: tuple[str, ...], vocab_size: int, output: str, text_
 
     refuse_existing(output)
     target, report = Path(output).absolute(), ReadReport()
-    documents = read_documents(list(inputs), text_field=text_field, report=report)
+    documents = read_documents(
+        list(inputs),
+        text_field=text_field,
+        max_document_bytes=round(max_document_mb * 1e6),
+        report=report,
+    )
     with contextlib.ExitStack() as stack:
         try:  # what cannot be written shows now, not after hours of reading
             remove_left_over(target, (PARTIAL,), ())

@@ -5,12 +5,13 @@ import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, TextIO
 
 import click
 
 from emo_jax.cli.app import TRUST, Items, command, refuse_unwritable
-from emo_jax.errors import DataError, UsageError
+from emo_jax.errors import UsageError
+from emo_jax.files.json_files import is_text
 
 if TYPE_CHECKING:
     from emo_jax.generation import Text, TextGenerator
@@ -22,7 +23,12 @@ _LEAST_TEMPERATURE = 1e-6
 @command('emo generate runs/tiny --prompt "The court" --temperature 0.8 --top-p 0.9')
 @click.argument("model")
 @click.option("--prompt", "given", multiple=True, help="Text to continue; may be given again.")
-@click.option("--prompts", "file", default=None, help='File of lines: texts, or {"prompt": …}.')
+@click.option(
+    "--prompts",
+    "file",
+    default=None,
+    help='File of lines: texts, or {"prompt": …}; also .gz, .zst.',
+)
 @click.option("--output", default=None, help="JSONL file to make; without it, standard output.")
 @click.option("--max-tokens", type=click.IntRange(min=1), default=128, show_default=True)
 @click.option(
@@ -69,11 +75,18 @@ def generate(
     """Continue texts, without a pool.
 
     MODEL is a run's workdir, WORKDIR@STEP, or a Hugging Face folder. An empty prompt begins a
-    document. One prompt's text goes to standard output as it is; several give one JSON line each.
+    document. One --prompt's text goes to standard output as it is; several, or a file of them, give
+    one JSON line each.
     A text ends with its document, before a --stop string, after --max-tokens, or where the model's
     window is full.
     """
-    prompts = list(given) + (_read_prompts(Path(file)) if file else [])
+    for option, texts in (("--prompt", given), ("--stop", stop)):
+        for number, typed in enumerate(texts, 1):
+            if not is_text(typed):
+                raise UsageError(f"{option} {number}: not UTF-8 text; write it in UTF-8")
+    from emo_jax.data.prompts import read_prompts
+
+    prompts = list(given) + (read_prompts(Path(file)) if file else [])
     if not prompts:
         raise UsageError("no prompt; give --prompt TEXT or --prompts FILE")
     if temperature == 0 and (top_p < 1 or top_k is not None):
@@ -106,7 +119,7 @@ def generate(
     if output:
         with _whole_file(Path(output)) as stream:
             _write_lines(generator, prompts, stream, max_tokens)
-    elif len(prompts) > 1:
+    elif file or len(prompts) > 1:
         _write_lines(generator, prompts, sys.stdout, max_tokens)
     else:
         live = sys.stdout.isatty()
@@ -177,40 +190,6 @@ def _whole_file(path: Path) -> Iterator[TextIO]:
         unfinished.rename(path)
     finally:
         unfinished.unlink(missing_ok=True)
-
-
-def _read_prompts(path: Path) -> list[str]:
-    """Prompts of a file. JSON if its first line is an object with "prompt", or by its ending."""
-    try:
-        content = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise UsageError(f"--prompts {path}: cannot be read ({error.strerror})") from error
-    except UnicodeDecodeError as error:
-        raise DataError(f"--prompts {path}: not UTF-8 text; save it as UTF-8") from error
-    lines = [(n, line) for n, line in enumerate(content.split("\n"), 1) if line.strip()]
-    if not lines:
-        raise UsageError(f"--prompts {path}: has no prompt; write one on each line")
-    if path.suffix != ".jsonl" and _json_prompt(lines[0][1]) is None:
-        return [line.removesuffix("\r") for _, line in lines]
-    prompts = []
-    for number, line in lines:
-        prompt = _json_prompt(line)
-        if prompt is None:
-            raise DataError(
-                f'--prompts {path}, line {number}: not a JSON object with a text "prompt"; mend'
-                " that line"
-            )
-        prompts.append(prompt)
-    return prompts
-
-
-def _json_prompt(line: str) -> str | None:
-    try:
-        value: Any = json.loads(line)
-    except ValueError:
-        return None
-    prompt = value.get("prompt") if isinstance(value, dict) else None
-    return prompt if isinstance(prompt, str) else None
 
 
 @command("emo eval runs/tiny --data store --pool 16 --keep 50%,25%,12.5%", name="eval")

@@ -2,21 +2,60 @@
 
 import gzip
 import io
+import zlib
 from pathlib import Path
 from typing import IO, Any
 
 import zstandard
 
+from emo_jax.errors import DataError, one_line
+from emo_jax.files.json_files import NotReadableError, open_regular
+
 PACKED = (".gz", ".zst")
+READ_ERRORS = (OSError, EOFError, zlib.error, zstandard.ZstdError, NotReadableError)
+_GZIP = b"\x1f\x8b"
+_ZSTD = b"\x28\xb5\x2f\xfd"
+_SKIPPABLE = b"\x2a\x4d\x18"  # of zstd too, behind a byte 0x50..0x5f
+# A zstd block of 4 bytes may stand for 128 KiB: at most 64 MiB come of a step.
+_STEP = 1 << 11
+
+
+def packing(path: Path) -> str:
+    """`.gz` or `.zst` where a file's name ends so, in capitals too; else nothing."""
+    suffix = path.suffix.lower()
+    return suffix if suffix in PACKED else ""
+
+
+def unreadable(path: Path, error: BaseException) -> DataError:
+    """What a user is told of one of READ_ERRORS."""
+    reason = getattr(error, "strerror", None) or one_line(error)
+    advice = "copy it again or leave it out" if path.is_file() else "save what it gives in a file"
+    return DataError(f"{path}: cannot be read ({reason}); {advice}")
 
 
 def open_packed(path: Path) -> IO[bytes]:
-    """A file for reading, unpacked where it ends in .gz or .zst."""
-    if path.suffix == ".gz":
+    """A file for reading, unpacked where its name ends in .gz or .zst.
+
+    What is held does not grow with what it unpacks to. Reading raises one of READ_ERRORS where the
+    file is damaged or cut short.
+
+    Raises:
+      NotReadableError: not a regular file, or not packed as its name says.
+      OSError: it cannot be opened.
+    """
+    file = open_regular(path)
+    kind = packing(path)
+    if not kind:
+        return file
+    start = file.read(4)
+    file.seek(0)
+    if kind == ".gz" and start.startswith(_GZIP):
+        file.close()  # which a GzipFile of it would leave open
         return gzip.open(path, "rb")  # type: ignore[return-value]
-    if path.suffix == ".zst":
-        return io.BufferedReader(_ZstdReader(path), 1 << 20)
-    return path.open("rb")
+    if kind == ".zst" and (start == _ZSTD or start[1:] == _SKIPPABLE):
+        return io.BufferedReader(_ZstdReader(file), 1 << 20)
+    file.close()
+    raise NotReadableError(f"not packed as its name says ({kind})")
 
 
 def _zstd_frame() -> Any:
@@ -26,10 +65,10 @@ def _zstd_frame() -> Any:
 class _ZstdReader(io.RawIOBase):
     """Frames of a .zst file; unlike zstandard's own reader it notices a file cut short."""
 
-    def __init__(self, path: Path):
-        self._file = path.open("rb")
+    def __init__(self, file: IO[bytes]):
+        self._file = file
         self._frame = _zstd_frame()
-        self._ready = b""
+        self._ready = memoryview(b"")
         self._inside = False  # a frame has begun and not ended
 
     def readable(self) -> bool:
@@ -37,7 +76,7 @@ class _ZstdReader(io.RawIOBase):
 
     def readinto(self, buffer: Any) -> int:
         while not self._ready:
-            block = self._frame.unused_data or self._file.read(1 << 18)
+            block = self._frame.unused_data or self._file.read(_STEP)
             if self._frame.eof:
                 self._frame = _zstd_frame()
                 self._inside = False
@@ -46,7 +85,7 @@ class _ZstdReader(io.RawIOBase):
                     raise EOFError("the compressed stream is cut short")
                 return 0
             self._inside = True
-            self._ready = self._frame.decompress(block)
+            self._ready = memoryview(self._frame.decompress(block))
             self._inside = not self._frame.eof
         size = min(len(buffer), len(self._ready))
         buffer[:size] = self._ready[:size]

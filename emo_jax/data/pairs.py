@@ -20,10 +20,14 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from emo_jax.batch import PADDING_ID
+from emo_jax.data import input_files
+from emo_jax.data.archives import READ_ERRORS, unreadable
 from emo_jax.data.records import NUM_EXAMPLES
 from emo_jax.data.stream import TRAIN, Span
+from emo_jax.data.text_files import json_lines
 from emo_jax.data.tokenizer_base import Tokenizer
 from emo_jax.errors import DataError, UsageError
+from emo_jax.files.json_files import is_text
 
 SUFFIX = ".pairs.npz"
 _FORMAT = 1
@@ -98,38 +102,36 @@ def _first(bad: Sequence[str]) -> str:
 def read_pairs(
     file: str | Path, *, prompt_field: str = "prompt", answer_field: str = "answer"
 ) -> Iterator[Pair | str]:
-    """The pairs of a JSONL file; a line that is none as where it is and why.
+    """The pairs of a JSONL file, which may be packed; a line that is none as where it is and why.
 
     Raises:
-      UsageError: the file cannot be read.
+      UsageError: no such file.
+      DataError: it cannot be read, or is of another kind.
     """
     path = Path(file)
+    input_files.refuse_foreign(path, input_files.LINES)
     try:
-        with path.open(encoding="utf-8") as stream:
-            for number, line in enumerate(stream, 1):
-                if not line.strip():
-                    continue
-                where = f"{path.name}:{number}"
-                try:
-                    record = json.loads(line)
-                except ValueError:
-                    yield f"{where}: broken JSON"
-                    continue
-                values = [
-                    record.get(field) if isinstance(record, dict) else None
-                    for field in (prompt_field, answer_field)
-                ]
-                missing = [
-                    field
-                    for field, value in zip((prompt_field, answer_field), values, strict=True)
-                    if not isinstance(value, str) or not value.strip()
-                ]
-                if missing:
-                    yield f"{where}: no {missing[0]!r}"
-                else:
-                    yield Pair(where, str(values[0]), str(values[1]))
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path}: cannot be read ({error}); give a JSONL file") from error
+        for number, record, why in json_lines(path):
+            where = f"{path.name}:{number}"
+            values: list[Any] = [
+                record.get(field) if isinstance(record, dict) else None
+                for field in (prompt_field, answer_field)
+            ]
+            missing = [
+                field
+                for field, value in zip((prompt_field, answer_field), values, strict=True)
+                if not isinstance(value, str) or not value.strip()
+            ]
+            if why:
+                yield f"{where}: {why}"
+            elif missing:
+                yield f"{where}: no {missing[0]!r}"
+            elif not all(map(is_text, values)):
+                yield f"{where}: half of a surrogate pair"
+            else:
+                yield Pair(where, *values)
+    except READ_ERRORS as error:
+        raise unreadable(path, error) from error
 
 
 def pack_pairs(found: Sequence[Pair | str], tokenizer: Tokenizer, seq_len: int) -> Packed:

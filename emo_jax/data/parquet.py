@@ -3,11 +3,13 @@
 The only place that imports pyarrow.
 """
 
+import functools
 import importlib.util
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from emo_jax.data.text_files import MAX_DOCUMENT_BYTES, too_long
 from emo_jax.errors import DataError, UsageError
 
 _BATCH_BYTES = 1 << 22
@@ -20,58 +22,217 @@ def check_installed(file: Path) -> None:
         raise UsageError(f"{file}: pyarrow is not installed; pip install 'emo-jax[prepare]'")
 
 
-def check(file: Path, needed: Mapping[str, str]) -> None:
-    """Looks at the end of a file, which says what is in it.
+class Columns:
+    """What is asked of Parquet files. A field may be inside a struct: `metadata.lang`.
 
     Args:
-      needed: columns by the option that names each.
-
-    Raises:
-      UsageError: pyarrow is not installed.
-      DataError: not a Parquet file, cut short, or without one of the columns.
+      text: holds the text, see `--text-field`.
+      names: fields of ids and domains, by the option that names each.
+      language: holds the language, where it is asked for.
+      ids: the text may be a list of token ids.
+      max_bytes: of a text.
     """
-    check_installed(file)
-    with _open(file) as parquet:
-        columns = _columns(parquet)
-        for option, name in needed.items():
-            if name not in columns:
-                there = ", ".join(parquet.schema_arrow.names) or "none"
+
+    def __init__(
+        self,
+        *,
+        text: str,
+        names: Mapping[str, str],
+        language: str | None = None,
+        ids: bool = False,
+        max_bytes: int = MAX_DOCUMENT_BYTES,
+    ):
+        self._text, self._names, self._language = text, names, language
+        self._ids, self._max_bytes = ids, max_bytes
+
+    def check(self, file: Path) -> None:
+        """Looks at the end of a file, which says what is in it.
+
+        Raises:
+          UsageError: pyarrow is not installed.
+          DataError: not a Parquet file, cut short, without one of the columns, or with one of
+            another kind.
+        """
+        check_installed(file)
+        with _open(file) as parquet:
+            schema = parquet.schema_arrow
+            needed = {"--text-field": self._text}
+            if self._language is not None:
+                needed["--language-field"] = self._language
+            for option, name in needed.items():
+                if _type_of(schema, name) is None:
+                    there = ", ".join(schema.names) or "none"
+                    raise DataError(
+                        f"{file}: no column {name!r}; it has {there}: name one with {option}"
+                    )
+            kind = _type_of(schema, self._text)
+            if not _is_text(kind) and not (self._ids and _is_ids(kind)):
                 raise DataError(
-                    f"{file}: no column {name!r}; it has {there}: name one with {option}"
+                    f"{file}: column {self._text!r} holds {kind}, no text; name another with"
+                    " --text-field"
                 )
+            for option, name in self._names.items():
+                kind = _type_of(schema, name)
+                if kind is not None and not _is_name(kind):
+                    raise DataError(
+                        f"{file}: column {name!r} holds {kind}, which is no name; name another with"
+                        f" {option}"
+                    )
+            if _largest_mean(parquet, self._text) > self._max_bytes:
+                raise DataError(f"{file}: its texts are {too_long(self._max_bytes)}")
+
+    def rows(self, file: Path) -> Iterator[tuple[dict[str, Any], str]]:
+        """(record, "") of every row, with those of the fields that are there; or why it is none.
+
+        Raises:
+          DataError: the file is damaged.
+        """
+        with _open(file) as parquet:
+            wanted = [self._text, *self._names.values(), *filter(None, [self._language])]
+            there = {n for n in wanted if _type_of(parquet.schema_arrow, n) is not None}
+            settings = {"columns": sorted(there), "use_threads": False}
+            batches = parquet.iter_batches(batch_size=_rows_at_once(parquet), **settings)
+            while True:
+                try:
+                    batch = next(batches, None)
+                    columns = {} if batch is None else {n: _values(batch, n) for n in there}
+                except Exception as error:  # pyarrow's errors have several bases
+                    raise _damaged(file, error) from error
+                if batch is None:
+                    return
+                for values in zip(*columns.values(), strict=True):
+                    yield self._record(dict(zip(columns, values, strict=True)))
+
+    def _record(self, record: dict[str, Any]) -> tuple[dict[str, Any], str]:
+        if any(value is _INVALID for value in record.values()):
+            return {}, "invalid UTF-8"
+        text = record[self._text]
+        if isinstance(text, str | bytes) and _size(text, self._max_bytes) > self._max_bytes:
+            return {}, too_long(self._max_bytes)
+        return record, ""
 
 
-def rows(file: Path, fields: Sequence[str]) -> Iterator[dict[str, Any] | None]:
-    """Every row, with those of the fields that are there; None for one that is invalid UTF-8.
-
-    A field may be inside a struct: `metadata.lang`.
-
-    Raises:
-      DataError: the file is damaged.
-    """
-    with _open(file) as parquet:
-        there = _columns(parquet)
-        columns = sorted({name for name in fields if name in there})
-        settings = {"columns": columns, "use_threads": False}
-        batches = parquet.iter_batches(batch_size=_rows_at_once(parquet), **settings)
-        while True:
-            try:
-                batch = next(batches, None)
-            except Exception as error:  # pyarrow's errors have several bases
-                raise _damaged(file, error) from error
-            if batch is None:
-                return
-            try:
-                yield from batch.to_pylist()
-            except UnicodeDecodeError:
-                yield from (_row(batch, i) for i in range(batch.num_rows))
+_INVALID = object()
 
 
-def _row(batch: Any, i: int) -> dict[str, Any] | None:
+def _size(text: str | bytes, enough: int) -> int:
+    """Bytes of a text in UTF-8, exact where they may be more than `enough`."""
+    if isinstance(text, bytes) or 4 * len(text) <= enough:
+        return len(text)
+    return len(text.encode("utf-8", "replace"))
+
+
+def _values(batch: Any, name: str) -> list[Any]:
+    """The column or inner field `name` of some rows, as Python's values."""
+    array = _inner(batch, name)
+    if _is_nanoseconds(_plain(array.type)) and array.type != _plain(array.type):
+        array = array.dictionary_decode()
+    if _is_nanoseconds(array.type):
+        return _nanoseconds(array)
     try:
-        return batch.slice(i, 1).to_pylist()[0]
+        return array.to_pylist()
     except UnicodeDecodeError:
+        return [_value(item) for item in array]
+
+
+def _value(item: Any) -> Any:
+    try:
+        return item.as_py()
+    except UnicodeDecodeError:
+        return _INVALID
+
+
+def _inner(rows: Any, name: str) -> Any:
+    """As `records.lookup` finds it in each row."""
+    import pyarrow.compute
+
+    if isinstance(rows, pyarrow.RecordBatch):
+        names, field = rows.schema.names, rows.column
+    else:
+        names = [rows.type.field(i).name for i in range(rows.type.num_fields)]
+        # Null where the struct is.
+        field = functools.partial(pyarrow.compute.struct_field, rows)
+    if name in names:
+        return field(names.index(name))
+    head, _, rest = name.partition(".")
+    return _inner(field(names.index(head)), rest)
+
+
+def _type_of(fields: Any, name: str) -> Any:
+    """The type of a field of a schema or struct; None where there is none."""
+    names = [field.name for field in fields]
+    if name in names:
+        return fields.field(names.index(name)).type
+    import pyarrow.types as types
+
+    head, dot, rest = name.partition(".")
+    if not dot or head not in names:
         return None
+    inner = fields.field(names.index(head)).type
+    return _type_of(inner, rest) if types.is_struct(inner) else None
+
+
+# --- types ----------------------------------------------------------------------------------------
+
+
+def _plain(kind: Any) -> Any:
+    """The type of the values of a dictionary column."""
+    import pyarrow.types as types
+
+    return kind.value_type if types.is_dictionary(kind) else kind
+
+
+def _is_text(kind: Any) -> bool:
+    import pyarrow.types as types
+
+    kind = _plain(kind)
+    return any(
+        getattr(types, f"is_{name}")(kind)
+        for name in (
+            *("string", "large_string", "string_view", "binary", "large_binary"),
+            *("binary_view", "fixed_size_binary"),
+        )
+    )
+
+
+def _is_ids(kind: Any) -> bool:
+    import pyarrow.types as types
+
+    return (
+        types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind)
+    ) and types.is_integer(kind.value_type)
+
+
+def _is_name(kind: Any) -> bool:
+    import pyarrow.types as types
+
+    kind = _plain(kind)
+    return not (types.is_nested(kind) or types.is_duration(kind) or types.is_interval(kind))
+
+
+def _is_nanoseconds(kind: Any) -> bool:
+    import pyarrow.types as types
+
+    return (types.is_timestamp(kind) or types.is_time64(kind)) and kind.unit == "ns"
+
+
+def _nanoseconds(array: Any) -> list[str | None]:
+    """Points in time as text, all digits of the seconds: Python's own have six, these nine."""
+    import pyarrow as pa
+
+    kind = array.type
+    coarse = pa.timestamp("us", kind.tz) if pa.types.is_timestamp(kind) else pa.time64("us")
+    found: list[str | None] = []
+    for moment, count in zip(
+        array.cast(coarse, safe=False).to_pylist(), array.cast(pa.int64()).to_pylist(), strict=True
+    ):
+        text = None if moment is None else str(moment)
+        if text is not None and count % 1000:
+            text = f"{moment.replace(microsecond=0)}"
+            cut = 8 if pa.types.is_time64(kind) else 19  # before the zone, if any
+            text = f"{text[:cut]}.{count % 10**9:09d}{text[cut:]}"
+        found.append(text)
+    return found
 
 
 def _open(file: Path) -> Any:
@@ -89,13 +250,16 @@ def _damaged(file: Path, error: Exception) -> DataError:
     return DataError(f"{file}: cannot be read as Parquet ({reason}); copy it again or leave it out")
 
 
-def _columns(parquet: Any) -> set[str]:
-    """Names of all columns and of the structs and lists that they are in."""
-    found = set()
-    for i in range(parquet.metadata.num_columns):
-        parts = parquet.schema.column(i).path.split(".")
-        found |= {".".join(parts[:n]) for n in range(1, len(parts) + 1)}
-    return found
+def _largest_mean(parquet: Any, name: str) -> float:
+    """Bytes of a column in a row, in the row group where they are most."""
+    largest = 0.0
+    for i in range(parquet.metadata.num_row_groups):
+        group = parquet.metadata.row_group(i)
+        for k in range(group.num_columns):
+            column = group.column(k)
+            if column.path_in_schema.startswith(name):
+                largest = max(largest, column.total_uncompressed_size / max(group.num_rows, 1))
+    return largest
 
 
 def _rows_at_once(parquet: Any) -> int:

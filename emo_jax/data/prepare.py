@@ -31,6 +31,7 @@ from emo_jax.data.store_writer import (
     write_store,
 )
 from emo_jax.data.stream import SPLITS, token_dtype
+from emo_jax.data.text_files import MAX_DOCUMENT_BYTES
 from emo_jax.data.tokenizer_base import Tokenizer
 from emo_jax.errors import DataError, UsageError
 
@@ -83,6 +84,7 @@ def prepare(
     seed: int = 0,
     strict: bool = False,
     add_bos: bool = False,
+    max_document_bytes: int = MAX_DOCUMENT_BYTES,
     fractions: tuple[float, float, float] = DEFAULT_FRACTIONS,
     progress: bool = True,
 ) -> PrepareReport:
@@ -101,6 +103,7 @@ def prepare(
       seed: of the order of documents.
       strict: fail at the first unusable document.
       add_bos: begin every document with the tokenizer's beginning-of-document token.
+      max_document_bytes: longer documents are left out, see `read_documents`.
       fractions: of the documents for train, select and test; they add up to 1.
       progress: show progress.
 
@@ -126,6 +129,7 @@ def prepare(
         selection=selection,
         ids=tokenizer.reads_ids,
         strict=strict,
+        max_document_bytes=max_document_bytes,
         report=report,
     )
     facts: dict[str, Any] = {"bos_id": tokenizer.bos_id} if add_bos else {}
@@ -139,6 +143,8 @@ def prepare(
                 _Spool(scratch / _TOKENS, tokenizer, seed, selection, add_bos=add_bos)
             ) as spool,
         ):
+            for line in report.files_left_out():
+                shown.show(line, always=True)
             notes += _write(target, documents, spool, fractions, report, shown, facts)
     except OSError as error:  # reading raises errors of its own
         raise DataError(f"{target}: cannot be written ({error}); free or choose a disk") from error
@@ -193,13 +199,19 @@ def sample_texts(
     progress: bool = True,
     text_field: str = "text",
     selection: Selection | None = None,
+    max_document_bytes: int = MAX_DOCUMENT_BYTES,
 ) -> Iterator[str]:
     """The first texts of every input, 16 million characters in all."""
     with Progress("tokenizer", progress) as shown:
         for given in inputs:
             left = _SAMPLE_CHARS // len(inputs)
             try:
-                for document in read_documents([given], text_field=text_field, selection=selection):
+                for document in read_documents(
+                    [given],
+                    text_field=text_field,
+                    selection=selection,
+                    max_document_bytes=max_document_bytes,
+                ):
                     yield document.text
                     left -= len(document.text)
                     if left <= 0:

@@ -1,5 +1,6 @@
 """A record of a JSONL line or a Parquet row becomes a document, or is counted as unusable."""
 
+import math
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -7,11 +8,11 @@ from typing import Any, NamedTuple
 
 from emo_jax.data.selection import Selection
 from emo_jax.errors import DataError
+from emo_jax.files.json_files import is_text
 
 UNKNOWN_DOMAIN = "unknown"  # of documents that name none
-
-
 NUM_EXAMPLES = 5
+_LONGEST_DOMAIN = 1000  # characters; the address of a page is a name, its text is none
 
 
 class Document(NamedTuple):
@@ -31,6 +32,8 @@ class ReadReport:
       skipped: unusable ones, by reason.
       dropped: usable ones that the user's filters left out, by filter.
       without: used ones that have no such field, by field: of those that the user named.
+      unnamed: used ones whose id or domain is none, by what stands there instead.
+      left_out: files that are none of documents: how many, and the first, by what they are.
     """
 
     documents: int = 0
@@ -39,6 +42,20 @@ class ReadReport:
     strict: bool = False
     dropped: Counter[str] = field(default_factory=Counter)
     without: Counter[str] = field(default_factory=Counter)
+    unnamed: Counter[str] = field(default_factory=Counter)
+    left_out: dict[str, tuple[int, str]] = field(default_factory=dict)
+
+    def leave_out(self, file: str, what: str, count: int = 1) -> None:
+        """Counts files, or folders, of an input that are not read; `file` is one of them."""
+        before, first = self.left_out.get(what, (0, _printable(file)))
+        self.left_out[what] = (before + count, first)
+
+    def files_left_out(self) -> list[str]:
+        """A line for each kind of them."""
+        return [
+            f"{count} x {what} left out, the first: {first}"
+            for what, (count, first) in sorted(self.left_out.items())
+        ]
 
     def skip(self, where: str, why: str) -> None:
         """Counts one unusable document.
@@ -50,7 +67,7 @@ class ReadReport:
             raise DataError(f"{where}: {why} (leave out --strict to skip such documents)")
         self.skipped[why] += 1
         if len(self.examples) < NUM_EXAMPLES:
-            self.examples.append(f"{where}: {why}")
+            self.examples.append(f"{_printable(where)}: {why}")
 
     def summary(self) -> str:
         """One line of counts, then the reasons and the named examples."""
@@ -61,6 +78,8 @@ class ReadReport:
         lines += [f"  {count} x {why}" for why, count in sorted(self.skipped.items())]
         lines += [f"  {count} x dropped by {why}" for why, count in sorted(self.dropped.items())]
         lines += [f"  {count} x no {what}" for what, count in sorted(self.without.items())]
+        lines += [f"  {count} x {why}" for why, count in sorted(self.unnamed.items())]
+        lines += [f"  {line}" for line in self.files_left_out()]
         lines += [f"  e.g. {example}" for example in self.examples]
         return "\n".join(lines)
 
@@ -108,15 +127,14 @@ class Documents:
         self.fields, self.report = fields, report
         self._selection, self._ids = selection, ids
         # A name that is misspelt would else go unnoticed: documents without it are used.
-        own, usual = fields, Fields()
-        self._named = [
-            (name, f"field {name!r} ({option})")
-            for name, default, option in (
-                (own.id, usual.id, "--id-field"),
-                (own.domain, usual.domain, "--domain-field"),
-            )
-            if name != default
-        ]
+        usual = Fields()
+        self._names = (
+            ("id", fields.id, "--id-field", None, fields.id != usual.id),
+            (
+                *("domain", fields.domain, "--domain-field"),
+                *(_LONGEST_DOMAIN, fields.domain != usual.domain),
+            ),
+        )
 
     def of_record(self, record: Any, source: Source) -> Iterator[Document]:
         """At most one document out of a record."""
@@ -131,22 +149,31 @@ class Documents:
         language = None
         if self._selection.languages:
             language = lookup(record, self._selection.language_field)
+        found, unnamed, without = [source.id, source.domain], [], []
+        for i, (what, name, option, longest, named) in enumerate(self._names):
+            try:
+                value = name_of(lookup(record, name), longest)
+                if value is not None:
+                    found[i] = value
+                elif named:
+                    without.append(f"field {name!r} ({option})")
+            except NotANameError as why:
+                unnamed.append(f"field {name!r} ({option}) is {why}: the document has no {what}")
         try:
-            for document in self.of_text(
-                _text(text),
-                source._replace(
-                    id=_name(lookup(record, names.id), source.id),
-                    domain=_name(lookup(record, names.domain), source.domain),
-                ),
-                language=None if language is _MISSING else language,
-                what=f"field {names.text!r}",
-            ):
-                self.report.without.update(
-                    what for name, what in self._named if lookup(record, name) is _MISSING
-                )
-                yield document
+            text = _text(text)
         except UnicodeDecodeError:
             self.report.skip(source.where, "invalid UTF-8")
+            return
+        for document in self.of_text(
+            text,
+            Source(source.where, *found),
+            language=None if language is _MISSING else language,
+            what=f"field {names.text!r}",
+        ):
+            if without or unnamed:
+                self.report.without.update(without)
+                self.report.unnamed.update(unnamed)
+            yield document
 
     def of_text(
         self, text: Any, source: Source, *, language: Any = None, what: str = "the text"
@@ -157,14 +184,11 @@ class Documents:
         if not isinstance(text, str):
             self.report.skip(source.where, f"{what} is not a string")
             return
-        if not text or text.isspace():
+        if not text or text.isspace() or not text.strip("\0"):
             self.report.skip(source.where, "empty document")
             return
-        try:
-            # JSON can spell half of a surrogate pair, which no tokenizer can take.
-            text.isascii() or text.encode("utf-8")
-        except UnicodeEncodeError:
-            self.report.skip(source.where, "invalid UTF-8")
+        if not is_text(text):
+            self.report.skip(source.where, "half of a surrogate pair")
             return
         against = self._selection.against_text(text, language)
         if against is not None:
@@ -178,12 +202,50 @@ def _text(value: Any) -> Any:
     return value.decode("utf-8") if isinstance(value, bytes) else value
 
 
-def _name(value: Any, default: str) -> str:
-    if value is _MISSING or value in (None, ""):
-        return default
-    return str(_text(value))
+class NotANameError(Exception):
+    """What stands where a name should be."""
+
+
+def name_of(value: Any, longest: int | None = None) -> str | None:
+    """An id or a domain; None where there is none: no field, null, NaN or an empty text.
+
+    3.0 is the name 3: pandas makes floats of whole numbers where some are missing. Bytes that are
+    not UTF-8 are written in base 16.
+
+    Args:
+      longest: characters, at most.
+
+    Raises:
+      NotANameError: a value that is no name.
+    """
+    if not isinstance(value, str):
+        if value is _MISSING or value is None or value != value:
+            return None
+        if isinstance(value, bool):
+            raise NotANameError("true or false")
+        if isinstance(value, Mapping):
+            raise NotANameError("an object")
+        if isinstance(value, list | tuple):
+            raise NotANameError("a list")
+        if isinstance(value, float):
+            if math.isinf(value):
+                raise NotANameError("an infinite number")
+            value = int(value) if value.is_integer() and abs(value) < 2**53 else value
+        elif isinstance(value, bytes):
+            try:
+                value = value.decode("utf-8")
+            except UnicodeDecodeError:
+                value = value.hex()
+        value = str(value)
+    if not value or value.isspace():
+        return None
+    if "\0" in value:
+        raise NotANameError("a text with NULs")
+    if longest is not None and len(value) > longest:
+        raise NotANameError(f"a text of more than {longest:,} characters")
+    return value
 
 
 def _printable(name: str) -> str:
     """A name that can be written to a file whatever it was made from."""
-    return name.encode("utf-8", "replace").decode()
+    return name if name.isascii() else name.encode("utf-8", "replace").decode()

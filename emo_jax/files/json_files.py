@@ -12,41 +12,47 @@ import re
 import stat
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from emo_jax.errors import DataError, EmoError, one_line
 
 MAX_LINE = 4096  # characters of a value that is shown
 MAX_BYTES = 1 << 28  # of a small file; the largest that is usual, a tokenizer.json, has 35 MB
-_BYTE_ORDER_MARKS = (  # the longer ones first: UTF-32's begins as UTF-16's
-    (b"\x00\x00\xfe\xff", "UTF-32"),
-    (b"\xff\xfe\x00\x00", "UTF-32"),
-    (b"\xff\xfe", "UTF-16"),
-    (b"\xfe\xff", "UTF-16"),
-)
 _BREAKS = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")  # control characters, ends of lines
 UTF8_MARK = b"\xef\xbb\xbf"
+_BYTE_ORDER_MARKS = (  # the longer ones first: UTF-32's begins as UTF-16's
+    (b"\x00\x00\xfe\xff", "utf-32-be"),
+    (b"\xff\xfe\x00\x00", "utf-32-le"),
+    (b"\xff\xfe", "utf-16-le"),
+    (b"\xfe\xff", "utf-16-be"),
+)
 
 
 class NotReadableError(ValueError):
     """Why some bytes, or a value in them, are not what they should be."""
 
 
-def other_encoding(start: bytes) -> str | None:
-    """UTF-16 or UTF-32, where the first bytes of a text say so; None where it may be UTF-8.
+def codec_of(start: bytes) -> str | None:
+    """Python's name of UTF-16 or UTF-32, where the first bytes say so; None where it may be UTF-8.
 
-    By its mark, or by the zero bytes that an ASCII character has there: JSON begins with one, and
+    By its mark, or by the zero bytes that ASCII characters have there: JSON begins with two, and
     UTF-8 has none.
     """
-    for mark, name in _BYTE_ORDER_MARKS:
+    for mark, codec in _BYTE_ORDER_MARKS:
         if start.startswith(mark):
-            return name
-    zeros = [byte == 0 for byte in start[:4]]
-    if zeros in ([True, True, True, False], [False, True, True, True]):
-        return "UTF-32"
-    if zeros[:2] in ([True, False], [False, True]):
-        return "UTF-16"
+            return codec
+    for codec in ("utf-32-be", "utf-32-le", "utf-16-be", "utf-16-le"):
+        width = int(codec[4:6]) // 8
+        two = start[: 2 * width].decode(codec, "replace")
+        if two and two.isascii() and "\0" not in two and len(start[:width]) == width:
+            return codec
     return None
+
+
+def other_encoding(start: bytes) -> str | None:
+    """UTF-16 or UTF-32 as a user says it; see `codec_of`."""
+    codec = codec_of(start)
+    return codec[:6].upper() if codec else None
 
 
 def decode(content: bytes) -> str:
@@ -63,21 +69,33 @@ def decode(content: bytes) -> str:
         raise NotReadableError(f"invalid UTF-8 at byte {error.start}") from None
 
 
-def parse(content: bytes | str) -> Any:
-    """The value of a JSON text: UTF-8, nested less deep than Python allows, of whole characters.
+def loads(text: str) -> Any:
+    """The value of a JSON text that is nested less deep than Python allows.
 
-    NaN and Infinity, which are no JSON, are read as Python's `json` does.
+    NaN and Infinity, which are no JSON, are read as Python's `json` does. Strings may hold half of
+    a surrogate pair, see `check_characters`.
+
+    Raises:
+      NotReadableError: it is not.
+    """
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise NotReadableError("JSON that is nested too deep") from None
+    except ValueError as error:
+        if not isinstance(error, json.JSONDecodeError):  # Python bounds the digits of a number
+            raise NotReadableError("JSON with a number of too many digits") from None
+        raise NotReadableError(f"broken JSON ({one_line(error)})") from None
+
+
+def parse(content: bytes | str) -> Any:
+    """The value of a JSON text: UTF-8, and as `loads` reads it, of whole characters.
 
     Raises:
       NotReadableError: it is not.
     """
     text = decode(content) if isinstance(content, bytes) else content
-    try:
-        value = json.loads(text)
-    except RecursionError:
-        raise NotReadableError("JSON that is nested too deep") from None
-    except ValueError as error:
-        raise NotReadableError(f"broken JSON ({one_line(error)})") from None
+    value = loads(text)
     # Half of a surrogate pair can be spelt in JSON; nothing that writes UTF-8 can take it.
     if "\\ud" in text or "\\uD" in text:
         check_characters(value)
@@ -92,21 +110,39 @@ def check_characters(value: Any) -> None:
         raise NotReadableError("half of a surrogate pair") from None
 
 
+def is_text(value: str) -> bool:
+    """Whether a string is one of whole characters, which UTF-8 and every tokenizer can take."""
+    try:
+        return value.isascii() or bool(value.encode("utf-8"))
+    except UnicodeEncodeError:
+        return False
+
+
+def open_regular(path: Path) -> IO[bytes]:
+    """A file that is one, for reading: a pipe would be waited for, a device has no end.
+
+    Raises:
+      NotReadableError: it is none.
+      OSError: it cannot be opened.
+    """
+    fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise NotReadableError("not a regular file")
+    return os.fdopen(fd, "rb")
+
+
 def read_regular(path: Path, *, max_bytes: int = MAX_BYTES) -> bytes:
-    """The content of a file that is one: a pipe would be waited for, a device has no end.
+    """The content of a file that is one, see `open_regular`.
 
     Raises:
       NotReadableError: it is none, or is larger than `max_bytes`.
       OSError: it cannot be read.
     """
-    fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    found = os.fstat(fd)
-    if not stat.S_ISREG(found.st_mode):
-        os.close(fd)
-        raise NotReadableError("not a regular file")
-    with os.fdopen(fd, "rb") as file:
-        if found.st_size > max_bytes:
-            raise NotReadableError(f"{found.st_size} bytes, more than {max_bytes}")
+    with open_regular(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        if size > max_bytes:
+            raise NotReadableError(f"{size} bytes, more than {max_bytes}")
         return file.read()
 
 

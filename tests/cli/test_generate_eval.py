@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from emo_jax.loading import load_model
 from emo_jax.model.sampling import Sampling
 
 FAILED, USAGE = 1, 2
+INPUTS = Path(__file__).parents[1] / "data/inputs"
 
 
 @pytest.fixture(scope="module")
@@ -155,6 +157,25 @@ def test_prompts_are_lines_of_text_or_of_json(run, finished_run, capsys, tmp_pat
     assert all(line["new_tokens"] <= 1 for line in lines)
 
 
+def test_a_file_of_one_prompt_gives_a_line_of_json(run, finished_run, capsys, tmp_path):
+    """So that a script reads what comes, however many lines its file has."""
+    argv = ["generate", finished_run, "--max-tokens", 1]
+    assert run(*argv, "--prompts", INPUTS / "one.jsonl") == 0
+    (line,) = capsys.readouterr().out.splitlines()
+    assert json.loads(line)["prompt"] == "The court"
+    assert run(*argv, "--prompt", "The court") == 0
+    assert not capsys.readouterr().out.startswith("{")
+
+
+def test_prompts_that_are_no_text(refused, finished_run):
+    argv = ["generate", finished_run]
+    line = refused(FAILED, *argv, "--prompts", INPUTS / "prompts.jsonl")
+    assert "prompts.jsonl:2: half of a surrogate pair; mend that line" in line
+    line = refused(USAGE, *argv, "--prompt", "fine", "--prompt", "caf\udce9")
+    assert "--prompt 2: not UTF-8 text" in line
+    assert "--stop 1: not UTF-8" in refused(USAGE, *argv, "--prompt", "a", "--stop", "\udce9")
+
+
 def test_a_text_ends_before_a_stop_string_that_spans_tokens(finished_run):
     """Every byte is a token here, so each of these strings is of several."""
     loaded = load_model(str(finished_run))
@@ -197,7 +218,7 @@ def test_bad_usage_of_generate(refused, finished_run, tmp_path):
     empty.write_text("\n \n")
     assert "has no prompt" in refused(USAGE, *argv, "--prompts", empty)
     broken.write_text('{"prompt": "fine"}\n{"prompt": 3}\n')
-    assert "broken.jsonl, line 2" in refused(FAILED, *argv, "--prompts", broken)
+    assert "broken.jsonl:2" in refused(FAILED, *argv, "--prompts", broken)
     argv += ["--prompt", "x"]
     assert "--temperature 0" in refused(USAGE, *argv, "--top-p", 0.5)
     assert "empty string" in refused(USAGE, *argv, "--stop", "")

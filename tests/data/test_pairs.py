@@ -1,6 +1,8 @@
 """Prompts and answers as windows: what counts in the loss, what is left out, and damage."""
 
+import gzip
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +14,7 @@ from emo_jax.data.tokenizers import load_tokenizer
 from emo_jax.data.windows import open_source, open_windows
 from emo_jax.errors import DataError, UsageError
 
+INPUTS = Path(__file__).parent / "inputs"
 PAIRS = [("What court? ", "law"), ("Butter: ", "cooking, of course"), ("Q", "A"), ("Who? ", "me")]
 
 
@@ -79,10 +82,42 @@ def test_lines_without_an_answer_are_named(tmp_path):
     )
 
 
+@pytest.mark.parametrize("name", ["surrogate", "deep"])
+def test_lines_that_no_tokenizer_takes_are_named(name):
+    found = list(read_pairs(INPUTS / f"{name}.jsonl"))
+    bad = [entry for entry in found if isinstance(entry, str)]
+    why = {"surrogate": "half of a surrogate pair", "deep": "JSON that is nested too deep"}[name]
+    assert bad == [f"{name}.jsonl:1: {why}"]
+    packed = pack_pairs(found, load_tokenizer("bytes"), 32)
+    assert packed.pairs == len(found) - 1 >= 1 and packed.unusable == tuple(bad)
+    with pytest.raises(DataError, match=rf"{name}\.jsonl:1: {why}.*--skip-unusable"):
+        packed.refuse_unusable(name)
+
+
+def test_pairs_as_documents_are_read(tmp_path):
+    """Packed, in another encoding, and files of another kind."""
+    plain = _file(tmp_path / "a.jsonl")
+    expected = [(p.prompt, p.answer) for p in read_pairs(plain)]
+    assert expected == PAIRS
+    for name, content in (
+        ("a.jsonl.GZ", gzip.compress(plain.read_bytes())),
+        ("b.jsonl", plain.read_text().encode("utf-16")),
+    ):
+        (tmp_path / name).write_bytes(content)
+        assert [(p.prompt, p.answer) for p in read_pairs(tmp_path / name)] == expected
+    whole = tmp_path / "whole.json"
+    whole.write_text(json.dumps([{"prompt": "a", "answer": "b"}], indent=2))
+    with pytest.raises(DataError, match=r"whole\.json: one JSON array, no lines; .*jq -c '.\[\]'"):
+        list(read_pairs(whole))
+    (tmp_path / "c.jsonl.gz").write_bytes(plain.read_bytes())
+    with pytest.raises(DataError, match=r"c\.jsonl\.gz: cannot be read .not packed as its name"):
+        list(read_pairs(tmp_path / "c.jsonl.gz"))
+
+
 def test_nothing_to_learn_is_refused(tmp_path):
     with pytest.raises(DataError, match=r"no pair can be used of 4; the first: pairs.jsonl:1"):
         _packed(tmp_path, seq_len=2)
-    with pytest.raises(UsageError, match="cannot be read"):
+    with pytest.raises(UsageError, match="no such file"):
         list(read_pairs(tmp_path / "none.jsonl"))
 
 

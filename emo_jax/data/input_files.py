@@ -1,0 +1,370 @@
+"""Which files an input has, and what kind each is of: nothing is left out without a word.
+
+An input is looked at before anything is read: what cannot be used is found now, not after the hours
+that the files before it take.
+"""
+
+import functools
+import glob
+import os
+import re
+import stat
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+from emo_jax.data import foreign
+from emo_jax.data.archives import READ_ERRORS, packing, unreadable
+from emo_jax.data.foreign import Foreign
+from emo_jax.data.records import UNKNOWN_DOMAIN, ReadReport
+from emo_jax.data.text_files import read_start
+from emo_jax.errors import DataError, UsageError
+
+_JSONL = (".jsonl", ".ndjson", ".json")
+_TEXT = (".txt", ".md")
+_PARQUET = ".parquet"
+LINES, ROWS, TEXT = "jsonl", "parquet", "text"
+
+# Files that describe a data set, which are no documents of it.
+_PAPERS = re.compile(
+    r"(readme|licen[cs]e)([._-].*)?"
+    r"|(copying|notice|citation|changelog|contributing|authors|datasheet|dataset_?card)(\.\w+)?",
+    re.IGNORECASE,
+)
+_ABOUT = {"dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json"}
+_SPLITS = {
+    "train": "train|training",
+    "validation": "validation|valid|val|dev",
+    "test": "test|testing|eval|evaluation",
+}
+_SPLIT = re.compile(
+    rf"(?:^|[-._ 0-9])(?:{'|'.join(f'(?P<{name}>{words})' for name, words in _SPLITS.items())})"
+    r"(?=$|[-._ 0-9])",
+    re.IGNORECASE,
+)
+
+
+class File(NamedTuple):
+    """A file of an input.
+
+    Attributes:
+      name: in ids: the path in the input, whose own place must not move documents between splits.
+      domain: of documents that name none: the first sub-folder.
+      kind: LINES, ROWS or TEXT.
+    """
+
+    path: Path
+    name: str
+    domain: str
+    kind: str
+
+
+@dataclass
+class Input:
+    """A file or folder that was looked at.
+
+    Attributes:
+      has_records: it has lines of JSON or rows of Parquet.
+      left_out: files that are of another kind than their names say.
+    """
+
+    path: Path
+    has_records: bool = False
+    left_out: set[Path] = field(default_factory=set)
+
+    def files(self) -> Iterator[File]:
+        """The files to read, sorted within each folder."""
+        if self.path.is_file():
+            yield _explicit(self.path)
+            return
+        for path, name, domain in _walk(self.path, _say_nothing):
+            kind = kind_of(path)
+            read = not self.has_records or (kind is not None and not _is_about(path))
+            if read and path not in self.left_out and foreign.of_name(path) is None:
+                yield File(path, name, domain, kind or TEXT)
+
+
+def expand(inputs: Sequence[str | os.PathLike[str]]) -> Iterator[str]:
+    """The inputs with the files that fit in the place of a pattern such as `data/train-*.parquet`.
+
+    Raises:
+      UsageError: a pattern that nothing fits.
+    """
+    for path in inputs:
+        given = os.fspath(path)
+        if os.path.lexists(given) or not glob.has_magic(given):
+            yield given
+            continue
+        found = sorted(glob.glob(given, recursive=True))
+        if not found:
+            raise UsageError(f"{given}: no file fits this pattern")
+        yield from found
+
+
+def look_at(
+    path: Path,
+    report: ReadReport,
+    *,
+    text_field: str,
+    check_rows: Callable[[Path], None],
+) -> Input:
+    """Looks at all files of an input, and fills the report with what is left out.
+
+    Args:
+      check_rows: called with each Parquet file.
+
+    Raises:
+      UsageError: no such file or folder, a file of another kind, or splits that would be mixed.
+      DataError: a file that cannot be read.
+    """
+    if not os.path.lexists(path):
+        raise UsageError(f"{path}: no such file or folder")
+    _check_there(path)
+    found = Input(path)
+    if path.is_file():
+        kind = _explicit(path).kind
+        if kind == ROWS:
+            check_rows(path)
+        else:
+            refuse_foreign(path, kind)
+        return found
+    if not path.is_dir():
+        raise UsageError(f"{path}: not a regular file; save what it gives in one")
+    if (other := foreign.of_folder(path)) is not None:
+        raise UsageError(f"{path}: {other.what}; {other.advice}")
+    splits: dict[str, list[str]] = {}
+    beside: Counter[str] = Counter()
+    first: dict[str, str] = {}
+    about: list[Path] = []
+    for file, relative, _ in _walk(path, functools.partial(leave_out, report)):
+        kind_here = kind_of(file)
+        if (other := foreign.of_name(file)) is not None:
+            leave_out(report, file, str(other))
+            continue
+        if _is_about(file):
+            about.append(file)
+            continue
+        if kind_here is None:
+            suffix = file.suffix.lower() or "a file without an ending"
+            beside[suffix] += 1
+            first.setdefault(suffix, str(file))
+        elif kind_here == ROWS:
+            check_rows(file)
+        elif kind_here == LINES and not _is_of_lines(file, found, report):
+            continue
+        records = kind_here == ROWS or (kind_here == LINES and _has_records(file, text_field))
+        found.has_records |= records
+        if (split := _split_of(relative, records=records)) is not None:
+            splits.setdefault(split, []).append(relative)
+    for file in about:
+        if found.has_records:
+            report.leave_out(str(file), "what describes the data")
+        elif kind_of(file) == LINES:
+            _is_of_lines(file, found, report)
+    if found.has_records:
+        for suffix, count in beside.items():
+            report.leave_out(first[suffix], f"{suffix} beside lines of JSON or rows", count)
+    if len(splits) > 1:
+        raise UsageError(_mixed(path, splits))
+    return found
+
+
+def refuse_foreign(path: Path, kind: str | None) -> None:
+    """Looks at the first bytes of a file that is to be of some kind.
+
+    Raises:
+      UsageError: no such file.
+      DataError: it cannot be read, or is of another kind.
+    """
+    if not path.exists():
+        raise UsageError(f"{path}: no such file")
+    other = _other(path, kind)
+    if other is not None:
+        raise DataError(f"{path}: {other.what}; {other.advice}")
+
+
+def kind_of(path: Path) -> str | None:
+    """LINES, ROWS or TEXT, by the ending; None of any other."""
+    suffix = path.suffix.lower()
+    if suffix == _PARQUET:
+        return ROWS
+    if packing(path):
+        suffix = Path(path.stem).suffix.lower()
+    return LINES if suffix in _JSONL else TEXT if suffix in _TEXT else None
+
+
+def _explicit(path: Path) -> File:
+    """A file that the user names."""
+    kind = kind_of(path)
+    if kind is None:
+        other = foreign.of_name(path) or _other(path, kind)
+        raise UsageError(
+            f"{path}: {other.what}; {other.advice}"
+            if other
+            else f"{path}: unknown kind of file; give .jsonl, .parquet, .txt or .md (.jsonl and"
+            " texts also .gz, .zst) or a folder"
+        )
+    return File(path, path.name, UNKNOWN_DOMAIN, kind)
+
+
+def _other(path: Path, kind: str | None) -> Foreign | None:
+    """What a file of lines or text is instead, by its first bytes."""
+    try:
+        start = read_start(path)
+    except READ_ERRORS as error:
+        raise unreadable(path, error) from error
+    return foreign.of_lines(start) if kind == LINES else foreign.of_content(start)
+
+
+def _is_of_lines(file: Path, found: Input, report: ReadReport) -> bool:
+    """Whether a file of a folder is of lines of JSON; it is left out where not."""
+    other = _other(file, LINES)
+    if other is not None:
+        leave_out(report, file, str(other))
+        found.left_out.add(file)
+    return other is None
+
+
+def _has_records(path: Path, text_field: str) -> bool:
+    """Whether a .json file is of documents; a .jsonl file always is."""
+    if path.suffix.lower() != ".json":
+        return True
+    line = read_start(path).lstrip().partition(b"\n")[0]
+    return b'"' + text_field.partition(".")[0].encode() + b'"' in line
+
+
+def _is_about(path: Path) -> bool:
+    """Whether a file describes the data beside it."""
+    if path.name.lower() in _ABOUT:
+        return True
+    return kind_of(path) in (TEXT, None) and bool(_PAPERS.fullmatch(path.name))
+
+
+def leave_out(report: ReadReport, file: Path, what: str) -> None:
+    """Counts a file that is of another kind.
+
+    Raises:
+      DataError: at once, when strict.
+    """
+    if report.strict:
+        raise DataError(f"{file}: {what} (leave out --strict to leave such files out)")
+    report.leave_out(str(file), what)
+
+
+def _say_nothing(file: Path, what: str) -> None:
+    return
+
+
+# --- folders --------------------------------------------------------------------------------------
+
+
+def _walk(path: Path, left: Callable[[Path, str], None]) -> Iterator[tuple[Path, str, str]]:
+    """(path, name, domain) of every file under a folder, hidden ones left out.
+
+    Links are followed, unless they lead to what is read anyway.
+    """
+    root = path.resolve()
+    seen = {_identity(root)}
+    for folder, subfolders, files in os.walk(path, onerror=_unlisted, followlinks=True):
+        here = Path(folder)
+        entered = []
+        for name in sorted(s for s in subfolders if not s.startswith(".")):
+            below = here / name
+            _check_there(below)
+            inside = below.is_symlink() and _hidden_in(root, below) is False
+            if inside or _identity(below) in seen:
+                left(below, "a link to a folder that is read anyway")
+                continue
+            seen.add(_identity(below))
+            entered.append(name)
+        subfolders[:] = entered
+        for name in sorted(f for f in files if not f.startswith(".")):
+            file = here / name
+            mode = _check_there(file)
+            if not stat.S_ISREG(mode):
+                left(file, "a pipe, socket or device")
+                continue
+            if file.is_symlink() and _hidden_in(root, file) is False and kind_of(file.resolve()):
+                left(file, "a link to a file that is read anyway")
+                continue
+            relative = file.relative_to(path)
+            domain = relative.parts[0] if len(relative.parts) > 1 else UNKNOWN_DOMAIN
+            yield file, relative.as_posix(), domain
+
+
+def _hidden_in(root: Path, link: Path) -> bool | None:
+    """Whether what a link leads to is hidden below `root`; None where it is not below it."""
+    target = link.resolve()
+    if not target.is_relative_to(root):
+        return None
+    return any(part.startswith(".") for part in target.relative_to(root).parts)
+
+
+def _identity(path: Path) -> tuple[int, int]:
+    found = path.stat()
+    return found.st_dev, found.st_ino
+
+
+def _check_there(path: Path) -> int:
+    """The mode of a file or folder; a link to nothing is an error, not an absence."""
+    try:
+        return path.stat().st_mode
+    except OSError as error:
+        what = "a link to nothing" if path.is_symlink() else f"cannot be read ({error.strerror})"
+        raise DataError(f"{path}: {what}; mend it or leave it out") from error
+
+
+def _unlisted(error: OSError) -> None:
+    raise DataError(
+        f"{error.filename}: cannot be listed ({error.strerror}); allow it or leave it out"
+    )
+
+
+# --- splits ---------------------------------------------------------------------------------------
+
+
+def _split_of(name: str, *, records: bool) -> str | None:
+    """The split that a file is of by its name: `data/train-00000-of-00002.parquet`, `test/a.jsonl`.
+
+    Of texts only folders that are called so count: `test.py` is a program.
+    """
+    *folders, file = name.split("/")
+    for part in folders:
+        found = _SPLIT.fullmatch(part)
+        if found is not None:
+            return found.lastgroup
+    found = _SPLIT.search(_stem(file)) if records else None
+    return found.lastgroup if found else None
+
+
+def _mixed(path: Path, splits: dict[str, list[str]]) -> str:
+    """What is there, and how one is named."""
+    counts = ", ".join(
+        f"{split} ({len(names)} file{'s' * (len(names) > 1)})" for split, names in splits.items()
+    )
+    split = "train" if "train" in splits else next(iter(splits))
+    return (
+        f"{path}: holds the splits {counts}, which would be mixed; name one, such as"
+        f" {path / _example(splits[split])}, or each of them to mix them"
+    )
+
+
+def _example(names: list[str]) -> str:
+    """What names all of these files: a folder, a pattern, or the file."""
+    first = names[0]
+    *folders, file = first.split("/")
+    for i, part in enumerate(folders):
+        if _SPLIT.fullmatch(part):
+            return "/".join(folders[: i + 1])
+    if len(names) == 1:
+        return first
+    found = _SPLIT.search(_stem(file))
+    assert found is not None
+    return "/".join([*folders, f"{file[: found.end()]}*{file[len(_stem(file)) :]}"])
+
+
+def _stem(name: str) -> str:
+    """Without the ending that says what kind a file is."""
+    return Path(Path(name).stem if packing(Path(name)) else name).stem

@@ -1,0 +1,151 @@
+"""Text files as UTF-8, whatever they are packed with and encoded in: whole, or lines of JSON.
+
+The one reader of lines of JSON: documents, pairs and prompts come through `json_lines`.
+"""
+
+import codecs
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from emo_jax.data.archives import open_packed
+from emo_jax.files import json_files
+from emo_jax.files.json_files import UTF8_MARK, NotReadableError
+
+MAX_DOCUMENT_BYTES = 128_000_000  # of a line or a text file; what is longer is not held in memory
+_ENDLESS = 1 << 30  # bytes; a file with such a line is none of lines
+_CHUNK = 1 << 20
+_START = 1 << 16
+_MARK = UTF8_MARK.decode()
+
+
+class EncodingError(NotReadableError):
+    """A file that begins as UTF-16 or UTF-32 and does not go on so."""
+
+
+class TooLongError(NotReadableError):
+    """A text file that is longer than the bound."""
+
+
+def too_long(max_bytes: int = MAX_DOCUMENT_BYTES) -> str:
+    """Why a document is left out that is longer than the bound."""
+    return f"longer than {max_bytes / 1e6:,.10g} MB (emo prepare --max-document-mb)"
+
+
+def read_chunks(path: Path, size: int = _CHUNK) -> Iterator[bytes]:
+    """A text file as pieces of UTF-8, at most a few megabytes each, without a mark at its start.
+
+    UTF-16 and UTF-32 are known by their mark, or by the zero bytes of a first ASCII character. Half
+    of a surrogate pair in them becomes invalid UTF-8, and so does what is not UTF-8 to begin with.
+
+    Raises:
+      READ_ERRORS of `archives`: not a regular file, damaged, or cut short.
+    """
+    with open_packed(path) as stream:
+        chunk = stream.read(size)
+        codec = json_files.codec_of(chunk)
+        if codec is None:
+            chunk = chunk.removeprefix(UTF8_MARK)
+            while chunk:
+                yield chunk
+                chunk = stream.read(size)
+            return
+        decoder = codecs.getincrementaldecoder(codec)("surrogatepass")
+        begun = False
+        try:
+            while chunk or not begun:
+                text = decoder.decode(chunk)
+                yield (text if begun else text.removeprefix(_MARK)).encode("utf-8", "surrogatepass")
+                begun = True
+                chunk = stream.read(size)
+            decoder.decode(b"", final=True)
+        except UnicodeDecodeError as error:
+            raise EncodingError(f"invalid {codec[:6].upper()}") from error
+
+
+def read_start(path: Path) -> bytes:
+    """The beginning of a text file, as `read_chunks` gives it."""
+    return next(read_chunks(path, _START), b"")
+
+
+def read_text(path: Path, max_bytes: int = MAX_DOCUMENT_BYTES) -> bytes:
+    """A whole text file in UTF-8.
+
+    Raises:
+      READ_ERRORS of `archives`: among them TooLongError.
+    """
+    held, size = [], 0
+    for chunk in read_chunks(path):
+        held.append(chunk)
+        size += len(chunk)
+        if size > max_bytes:
+            raise TooLongError(too_long(max_bytes))
+    return b"".join(held)
+
+
+def read_lines(
+    path: Path, max_bytes: int = MAX_DOCUMENT_BYTES
+) -> Iterator[tuple[int, bytes | None]]:
+    """The lines of a text file, numbered from 1; None for one that is longer than the bound.
+
+    Lines end in LF or CR LF, in a file without any LF in CR; in nothing else, so that U+2028 may be
+    in one.
+
+    Raises:
+      READ_ERRORS of `archives`: among them NotReadableError for a line that does not end.
+    """
+    number, held, size = 1, list[bytes](), 0
+    end = b""  # not known yet
+    for chunk in read_chunks(path):
+        if not end:
+            end = b"\n" if b"\n" in chunk else b"\r" if b"\r" in chunk[:-1] else b""
+        first, *others = chunk.split(end) if end else (chunk,)
+        size += len(first)
+        if size <= max_bytes:
+            held.append(first)
+        elif size > max(_ENDLESS, max_bytes):
+            raise NotReadableError(
+                f"line {number} has more than {size / 1e6:,.0f} MB; it is no file of lines"
+            )
+        else:
+            held.clear()
+        if not others:
+            continue
+        yield number, b"".join(held) if size <= max_bytes else None
+        *whole, last = others
+        for line in whole:
+            number += 1
+            yield number, line if len(line) <= max_bytes else None
+        number += 1
+        held, size = [last], len(last)
+    if size:
+        yield number, b"".join(held) if size <= max_bytes else None
+
+
+def json_lines(path: Path, max_bytes: int = MAX_DOCUMENT_BYTES) -> Iterator[tuple[int, Any, str]]:
+    """(number, value, "") of every line of JSON, and (number, None, why) of one that is none.
+
+    Blank lines are left out. Of the same key twice in an object the last one counts. NaN, Infinity
+    and half of a surrogate pair come through; see `json_files.loads`.
+
+    Raises:
+      READ_ERRORS of `archives`.
+    """
+    for number, line in read_lines(path, max_bytes):
+        if line is None:
+            yield number, None, too_long(max_bytes)
+            continue
+        if not line or line.isspace():
+            continue
+        try:
+            yield number, json_files.loads(_decoded(line)), ""
+        except NotReadableError as error:
+            yield number, None, str(error).partition(" (")[0]
+
+
+def _decoded(line: bytes) -> str:
+    try:
+        # A file that was put together of others has their marks inside.
+        return line.removeprefix(UTF8_MARK).decode("utf-8")
+    except UnicodeDecodeError:
+        raise NotReadableError("invalid UTF-8") from None
