@@ -7,13 +7,12 @@ import json
 
 import numpy as np
 import pytest
+from logits import compare, forward, our_logits
 
 from emo_jax.hf import export_model, import_model
 from emo_jax.hf.tree import flatten
 
 pytestmark = pytest.mark.system
-
-TOLERANCE = 1e-4
 
 
 @pytest.fixture(scope="module")
@@ -45,76 +44,6 @@ def load(torch):
 def logits_of(torch, model, tokens):
     with torch.no_grad():
         return model(torch.as_tensor(np.asarray(tokens), dtype=torch.long)).logits.numpy()
-
-
-def our_logits(params, config, tokens):
-    """Of our own model, one document a row: attention inside a document is then plain causal."""
-    from emo_jax.batch import from_documents
-    from emo_jax.model.transformer import ModelFunctions
-
-    batch = from_documents(tokens, np.zeros_like(tokens))
-    logits = np.asarray(ModelFunctions(config).logits(params, batch))
-    return logits[..., : config.model.vocab_size]
-
-
-def forward(params, config, tokens):
-    """SPEC 1.2 and 2.5 in NumPy float64: no pool, plain causal attention. (B,S) → (B,S,V)."""
-    leaves = {path: np.asarray(leaf, np.float64) for path, leaf in flatten(params).items()}
-    model, moe = config.model, config.moe
-    S, Dh = tokens.shape[1], model.head_dim
-
-    def norm(x, scale):
-        return x / np.sqrt((x**2).mean(-1, keepdims=True) + model.norm_eps) * scale
-
-    def softmax(x):
-        e = np.exp(x - x.max(-1, keepdims=True))
-        return e / e.sum(-1, keepdims=True)
-
-    def rotate(x):  # (B,S,H,Dh), dims i and i + Dh/2 are a pair
-        angles = np.arange(S)[:, None] * model.rope_theta ** (-np.arange(0, Dh, 2) / Dh)
-        cos, sin = np.cos(angles)[:, None], np.sin(angles)[:, None]
-        a, b = x[..., : Dh // 2], x[..., Dh // 2 :]
-        return np.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
-
-    def swiglu(x, path, *index):
-        gate, up, down = (leaves[f"layers/mlp/{path}{n}"][index] for n in ("gate", "up", "down"))
-        hidden = x @ gate
-        return (hidden / (1 + np.exp(-hidden)) * (x @ up)) @ down
-
-    def mixture(h, layer):
-        R = moe.num_routed_experts
-        probs = softmax(h @ leaves["layers/mlp/router/kernel"][layer][:, :R])
-        kept = np.sort(probs, axis=-1)[..., -moe.num_routed_picks][..., None]
-        combine = np.where(probs >= kept, probs, 0.0)
-        y = sum(combine[..., e, None] * swiglu(h, "experts/", layer, e) for e in range(R))
-        return y + sum(swiglu(h, "experts/", layer, e) for e in range(R, moe.num_experts))
-
-    x = leaves["embed/embedding"][tokens]
-    causal = np.tril(np.ones((S, S), bool))
-    for layer in range(model.num_layers):
-        h = norm(x, leaves["layers/attention_norm/scale"][layer])
-        q, k, v = (
-            np.einsum("bsd,dhk->bshk", h, leaves[f"layers/attention/{name}"][layer])
-            for name in ("query", "key", "value")
-        )
-        scores = np.einsum("bqhk,bshk->bhqs", rotate(q), rotate(k)) / np.sqrt(Dh)
-        weights = softmax(np.where(causal, scores, -np.inf))
-        out = np.einsum("bhqs,bshk->bqhk", weights, v)
-        x = x + np.einsum("bqhk,hkd->bqd", out, leaves["layers/attention/out"][layer])
-
-        h = norm(x, leaves["layers/mlp_norm/scale"][layer])
-        x = x + (swiglu(h, "", layer) if moe is None else mixture(h, layer))
-    logits = norm(x, leaves["final_norm/scale"]) @ leaves["lm_head/kernel"]
-    return logits[..., : model.vocab_size]
-
-
-def compare(name, got, expected):
-    worst = float(np.abs(got - expected).max())
-    print(
-        f"{name}: largest logit difference {worst:.2e}, logits up to {np.abs(expected).max():.1f}"
-    )
-    assert got.shape == expected.shape
-    assert worst < TOLERANCE
 
 
 def test_golden_folders_load_with_every_name_in_its_place(golden, tmp_path, load):
