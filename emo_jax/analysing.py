@@ -158,7 +158,7 @@ def cluster_table(
                     if of == "tokens"
                     else group_documents(found, means_DLR, count, layer=at, seed=seed)
                 )
-                name = found.about["name"]
+                name = found.about.get("name", found.folder.name)
                 rows.append(Row(folders[n], name, of, at, made.number, made.components, scores))
                 file = f"{n}-{of}-{_layer_name(at)}.npy"
                 groups[file] = made.ids_N

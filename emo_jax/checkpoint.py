@@ -19,6 +19,7 @@ import os
 import threading
 import time
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -58,12 +59,19 @@ _CHUNK_BYTES = 64 * 2**20  # unit of reading: another mesh reads little more tha
 _SAVE_TIMEOUT = 1800  # seconds that processes wait for each other's writes
 
 
+def checkpoints_of(workdir: str | os.PathLike[str]) -> epath.Path:
+    """The folder of a run's checkpoints; absolute, as orbax takes no other, or a URL."""
+    if "://" in os.fspath(workdir):
+        return epath.Path(workdir) / CHECKPOINTS
+    return epath.Path(Path(workdir).absolute()) / CHECKPOINTS
+
+
 class Checkpointer:
     """Saves and restores the states of one run. Close it, or use it in a `with` statement."""
 
     def __init__(self, workdir: str | os.PathLike[str], config: CheckpointConfig):
         self.skipped: list[tuple[int, str]] = []  # (step, what is wrong) of damaged checkpoints
-        self._folder = epath.Path(workdir) / CHECKPOINTS
+        self._folder = checkpoints_of(workdir)
         self._config = config
         self._saves = 0
         self._own: set[int] = set()  # steps this run saved or restored, on every process
@@ -350,7 +358,7 @@ def restore_params(
             compare(folder, manifest, wanted, ("params",))
         return dict(_read(folder, manifest, wanted or param_specs(manifest)))
 
-    folder = epath.Path(workdir) / CHECKPOINTS
+    folder = checkpoints_of(workdir)
     values, extra, found = newest_good(folder, step, {"params"}, load, [])
     if wanted is None:
         return nest(values).get("params", {}), extra, found
@@ -369,7 +377,7 @@ def open_params(
         specs = {"/".join(path[1:]): spec for path, spec in param_specs(manifest).items()}
         return SliceReader(folder / manifest["data"] / "params", specs, ("params",))
 
-    return newest_good(epath.Path(workdir) / CHECKPOINTS, step, {"params"}, load, [])
+    return newest_good(checkpoints_of(workdir), step, {"params"}, load, [])
 
 
 def _read(

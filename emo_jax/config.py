@@ -633,6 +633,8 @@ def from_config_dict(config: Mapping[str, Any]) -> Config:
       ConfigError: naming the field, its value, what is allowed and the nearest known name.
     """
     values = config.to_dict() if hasattr(config, "to_dict") else config
+    if not isinstance(values, Mapping):
+        raise ConfigError(f"config = {_shown(values)}: must be a section of fields")
     return _build(Config, values, "")
 
 

@@ -21,9 +21,10 @@ from emo_jax.config import (
 )
 from emo_jax.data.pairs import SUFFIX, Packed, pack_pairs, read_pairs, write_pairs
 from emo_jax.data.progress import Progress
-from emo_jax.errors import UsageError, one_line
+from emo_jax.errors import UsageError
 from emo_jax.evals.by_domain import mesh_that_fits
 from emo_jax.files.atomic import write_atomic
+from emo_jax.files.json_files import read_object
 from emo_jax.hf.layouts import layout_for
 from emo_jax.hf.sources import TreeSource
 from emo_jax.hf.tree import flatten
@@ -208,12 +209,11 @@ def _digest(loaded: LoadedModel) -> str:
 def _check_same(folder: Path, made_of: dict[str, Any]) -> None:
     """Raises UsageError where the run in a folder was made of something else."""
     file = folder / FINETUNE_FILE
-    try:
-        theirs = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    if not file.exists():
         raise UsageError(
-            f"{folder}: is no run of emo finetune ({one_line(error)}); give another workdir"
-        ) from error
+            f"{folder}: is no run of emo finetune (no {file.name}); give another workdir"
+        )
+    theirs = read_object(file, error=UsageError, advice="give another workdir")
     changed = [
         f"another {name}" if name in ("model", "data") else f"{name} {theirs.get(name)} -> {value}"
         for name, value in made_of.items()

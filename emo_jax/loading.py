@@ -1,7 +1,6 @@
 """A model to use: out of the checkpoint of a run, or out of a Hugging Face folder."""
 
 import dataclasses
-import json
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +8,7 @@ from emo_jax.checkpoint import open_params, restore_params
 from emo_jax.config import Config
 from emo_jax.data.tokenizers import Tokenizer, load_tokenizer
 from emo_jax.errors import UsageError, one_line
+from emo_jax.files.json_files import parse, read_regular
 from emo_jax.hf import import_model
 from emo_jax.hf.hf_config import special_ids
 from emo_jax.hf.importing import open_folder
@@ -170,7 +170,7 @@ def is_hugging_face(folder: Path) -> bool:
     """Whether the config.json of a folder is one of transformers rather than of a run."""
     file = folder / CONFIG_FILE
     try:
-        content: Any = json.loads(file.read_text(encoding="utf-8"))
+        content = parse(read_regular(file))
     except (OSError, ValueError) as error:
         raise UsageError(
             f"{file}: cannot be read as a model's config ({one_line(error)}); copy it again"

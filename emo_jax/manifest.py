@@ -23,6 +23,7 @@ from etils import epath
 from emo_jax import __version__
 from emo_jax.errors import CheckpointError, one_line
 from emo_jax.files.atomic import sync_folder, write_atomic
+from emo_jax.files.json_files import Fields, NotReadableError, is_integer, parse, read_regular
 from emo_jax.files.waiting import AwayError, Patience, SpoiltError
 from emo_jax.parallel import processes
 from emo_jax.slices import SlicedLeaf
@@ -191,14 +192,47 @@ def read_manifest(folder: epath.Path) -> dict[str, Any]:
     try:
         if not path.exists():
             raise DamagedError(f"no {MANIFEST} (the save was interrupted, or it was deleted)")
-        manifest = json.loads(path.read_text())
-        if manifest["format"] != FORMAT:
-            raise DamagedError(f"format {manifest['format']}, of another version of emo_jax")
-        if manifest.pop("sha256") != _checksum(manifest):
+        manifest = parse(read_regular(path))
+        fields = Fields(manifest)
+        if (number := fields.integer("format")) != FORMAT:
+            raise DamagedError(f"format {number}, of another version of emo_jax")
+        written = fields.text("sha256")
+        del manifest["sha256"]
+        if written != _checksum(manifest):
             raise DamagedError(f"{MANIFEST} was changed after it was written")
-    except (OSError, ValueError, KeyError, AttributeError, TypeError) as e:
+        _check(fields)
+    except (OSError, NotReadableError, RecursionError) as e:
         raise DamagedError(f"{MANIFEST} cannot be read: {one_line(e)}") from e
     return manifest
+
+
+def _check(fields: Fields) -> None:
+    """Raises NotReadableError where a field of a manifest is missing or of another kind."""
+    fields.integer("step")
+    fields.inner("extra")
+    _name(fields.text("data"))
+    for i, leaf in enumerate(fields.items("leaves")):
+        one = Fields(leaf, f"leaves[{i}].")
+        path = one.items("path")
+        if not path or not all(isinstance(key, str) for key in path):
+            raise NotReadableError(f"leaves[{i}].path must be names, not {path}")
+        if not all(is_integer(size) and size >= 0 for size in one.items("shape")):
+            raise NotReadableError(f"leaves[{i}].shape must be sizes")
+        try:
+            jnp.dtype(one.text("dtype"))
+        except TypeError:
+            raise NotReadableError(f"leaves[{i}].dtype is {one.text('dtype')!r:.40}") from None
+    files = fields.inner("files")
+    for name in files:
+        for part in name.split("/"):
+            _name(part)
+        files.inner(name).integer("size", high=2**63 - 1)
+        files.inner(name).text("sha256")
+
+
+def _name(part: str) -> None:
+    if part in ("", ".", "..") or "/" in part or "\0" in part:
+        raise NotReadableError(f"{part!r:.40} is no name of a file")
 
 
 def verify(folder: epath.Path, items: set[str]) -> dict[str, Any]:

@@ -33,11 +33,12 @@ from emo_jax.data.sample import sample_corpus
 from emo_jax.data.store import TokenStore
 from emo_jax.data.tokenizers import Tokenizer, load_tokenizer, train_bpe
 from emo_jax.data.windows import open_windows
-from emo_jax.errors import DataError, UsageError, one_line
+from emo_jax.errors import DataError, UsageError
 from emo_jax.evals.heldout import make_eval_step
 from emo_jax.evals.keep_k import KeepTable, keep_table
 from emo_jax.exploring import ExploreSettings, explore
 from emo_jax.files.atomic import write_atomic
+from emo_jax.files.json_files import read_object
 from emo_jax.model.generate import continue_tokens
 from emo_jax.model.transformer import ModelFunctions, Params
 from emo_jax.modularity.pruning import within_documents
@@ -126,13 +127,8 @@ def _claim(output: Path, settings: dict[str, Any]) -> None:
     """Makes the folder ours, or finds that it is ours and made with the same settings."""
     path = output / SETTINGS_FILE
     if path.exists():
-        try:
-            theirs = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise UsageError(
-                f"{path}: cannot be read as a quickstart's settings ({one_line(error)}); give"
-                " another --output, or delete the folder"
-            ) from error
+        advice = "give another --output, or delete the folder"
+        theirs = read_object(path, error=UsageError, advice=advice)
         if theirs != settings:
             raise UsageError(
                 f"{output}: holds a quickstart with other settings ({theirs}); give another"

@@ -17,6 +17,7 @@ from emo_jax import config as config_lib
 from emo_jax.config import Config
 from emo_jax.errors import EmoError, UsageError, one_line
 from emo_jax.files.atomic import write_atomic
+from emo_jax.files.json_files import parse, read_regular
 from emo_jax.parallel import processes
 
 CONFIG_FILE = "config.json"
@@ -162,7 +163,7 @@ def read_workdir_config(workdir: str | os.PathLike[str]) -> Config:
             raise UsageError(f"{folder}: no such workdir; a run makes it with emo train --workdir")
         if not path.exists():
             raise UsageError(f"{folder}: not a workdir (no {CONFIG_FILE}); give a run's --workdir")
-        return config_lib.from_config_dict(json.loads(path.read_text()))
+        return config_lib.from_config_dict(parse(read_regular(path)))
     except (OSError, ValueError, AttributeError, TypeError) as e:
         raise UsageError(f"{path}: cannot be read as a run's config: {one_line(e)}") from e
     except config_lib.ConfigError as e:

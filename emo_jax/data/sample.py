@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 from emo_jax.data import sample_readers as readers
 from emo_jax.data.progress import Progress
 from emo_jax.errors import DataError, UsageError
+from emo_jax.files.json_files import parse, read_regular
 
 _RECIPE = 1  # raise it when the same packages give another text
 _OWN_DOCUMENTS = "use your own text with --documents FILE_OR_FOLDER"
@@ -235,9 +236,9 @@ def _package(domain: str) -> tuple[str, str, str]:
 def _cached(corpus: Path, description: Path) -> dict[str, Any] | None:
     """What is known of a corpus made before; None where there is none or it was changed."""
     try:
-        made = json.loads(description.read_text(encoding="utf-8"))
+        made = parse(read_regular(description))
         return made if made["sha256"] == _sha256(corpus) else None
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, TypeError):
         return None
 
 

@@ -29,8 +29,9 @@ from emo_jax.data.records import UNKNOWN_DOMAIN
 from emo_jax.data.stream import SPLITS, Span
 from emo_jax.data.tokenizer_base import Tokenizer
 from emo_jax.data.tokenizers import has_tokenizer, load_tokenizer
-from emo_jax.errors import DataError, UsageError
+from emo_jax.errors import DataError, UsageError, one_line
 from emo_jax.files.arrays import StoredArray
+from emo_jax.files.json_files import Fields, NotReadableError, is_integer, parse
 from emo_jax.files.steady import SteadyFiles
 from emo_jax.files.waiting import Patience
 
@@ -274,21 +275,53 @@ def checksum(manifest: dict[str, Any]) -> str:
 
 def _parse(content: bytes, where: str) -> dict[str, Any]:
     try:
-        manifest = json.loads(content)
-        if manifest["format"] != FORMAT:
-            raise ValueError("another format")
-        if manifest["version"] > VERSION:
+        manifest = parse(content)
+        fields = Fields(manifest)
+        if fields.text("format") != FORMAT:
+            raise NotReadableError("another format")
+        if (version := fields.integer("version")) > VERSION:
             raise DataError(
-                f"{where}: format version {manifest['version']}, this emo_jax reads up to"
-                f" {VERSION}; upgrade emo_jax"
+                f"{where}: format version {version}, this emo_jax reads up to {VERSION}; upgrade"
+                " emo_jax"
             )
-        if manifest["checksum"] != checksum(manifest):
-            raise ValueError("its checksum does not fit")
-    except (ValueError, KeyError, TypeError) as error:
+        if fields.text("checksum") != checksum(manifest):
+            raise NotReadableError("its checksum does not fit")
+        _check(fields)
+    except (NotReadableError, RecursionError) as error:
         raise DataError(
-            f"{where}: damaged manifest ({error}); copy the store again or prepare it again"
+            f"{where}: damaged manifest ({one_line(error)}); copy the store again or prepare it"
+            " again"
         ) from error
     return manifest
+
+
+def _check(fields: Fields) -> None:
+    """Raises NotReadableError where a field of a manifest is missing or of another kind."""
+    size = fields.integer("vocab_size", low=1)
+    for name in ("eos_id", "pad_id", *(["bos_id"] if "bos_id" in fields else ())):
+        fields.integer(name, high=size - 1)
+    fields.text("tokenizer")
+    if not all(isinstance(name, str) for name in fields.items("domains")):
+        raise NotReadableError("domains must be names")
+    splits, files = fields.inner("splits"), fields.inner("files")
+    for split in splits:
+        counts = splits.value(split)
+        domains = counts.get("domains") if isinstance(counts, dict) else None
+        counted = [counts, *domains.values()] if isinstance(domains, dict) else [None]
+        if not all(map(_are_counts, counted)):
+            raise NotReadableError(f"splits.{split} must hold counts of documents and tokens")
+    for name in files:
+        if {"", ".", ".."} & set(name.split("/")):
+            raise NotReadableError(f"{name!r:.60} is no file of a store")
+        files.inner(name).integer("bytes", high=2**63 - 1)
+        files.inner(name).text("sha256")
+
+
+def _are_counts(value: Any) -> bool:
+    """Whether a value counts documents and tokens; there may be 100 000 of them."""
+    return isinstance(value, dict) and all(
+        is_integer(value.get(what)) and value[what] >= 0 for what in ("documents", "tokens")
+    )
 
 
 def _url(path: str, name: str) -> Any:

@@ -11,7 +11,6 @@ text's.
 Legend: B windows, S tokens, M domains, V ids of the tokenizer.
 """
 
-import json
 import re
 import tempfile
 from collections.abc import Callable
@@ -22,6 +21,7 @@ import numpy as np
 
 from emo_jax.batch import Batch
 from emo_jax.data.tokenizers import Tokenizer
+from emo_jax.files.json_files import parse
 
 _SPACE = "▁"  # how SentencePiece writes a space
 _BYTE_PIECE = re.compile(r"<0x[0-9A-Fa-f]{2}>")
@@ -99,7 +99,7 @@ def _tokenizer_json(tokenizer: Tokenizer) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         tokenizer.save(folder)
         file = Path(folder) / "tokenizer.json"
-        return json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+        return parse(file.read_bytes()) if file.exists() else {}
 
 
 def _byte_level_size(token: str) -> int:

@@ -80,7 +80,7 @@ def to_json(view: View, texts: TokenTexts, without: list | None, keep: dict | No
     sizes_D = np.diff(found.doc_ends_D, prepend=0)
     return {
         **found.about,
-        "path": Path(found.about["path"]).name,  # the page is for others to see
+        "path": Path(found.about.get("path", "")).name,  # the page is for others to see
         "layers": found.num_layers,
         "routed": found.num_routed,
         "top_k": found.num_picks,

@@ -11,13 +11,15 @@ import os
 import re
 import stat
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import IO, Any
+
+from etils import epath
 
 from emo_jax.errors import DataError, EmoError, one_line
 
 MAX_LINE = 4096  # characters of a value that is shown
 MAX_BYTES = 1 << 28  # of a small file; the largest that is usual, a tokenizer.json, has 35 MB
+MAX_DEPTH = 200  # of objects and lists in each other; of what people write, ten or so
 _BREAKS = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")  # control characters, ends of lines
 UTF8_MARK = b"\xef\xbb\xbf"
 _BYTE_ORDER_MARKS = (  # the longer ones first: UTF-32's begins as UTF-16's
@@ -91,15 +93,29 @@ def loads(text: str) -> Any:
 def parse(content: bytes | str) -> Any:
     """The value of a JSON text: UTF-8, and as `loads` reads it, of whole characters.
 
+    It is nested at most `MAX_DEPTH` deep, so that it can also be shown, compared and written.
+
     Raises:
       NotReadableError: it is not.
     """
     text = decode(content) if isinstance(content, bytes) else content
     value = loads(text)
+    if text.count("[") + text.count("{") > MAX_DEPTH and _is_deep(value):
+        raise NotReadableError("JSON that is nested too deep")
     # Half of a surrogate pair can be spelt in JSON; nothing that writes UTF-8 can take it.
     if "\\ud" in text or "\\uD" in text:
         check_characters(value)
     return value
+
+
+def _is_deep(value: Any) -> bool:
+    level = [value] if isinstance(value, dict | list) else []
+    for _ in range(MAX_DEPTH):
+        inner = [v.values() if isinstance(v, dict) else v for v in level]
+        level = [x for v in inner for x in v if isinstance(x, dict | list)]
+        if not level:
+            return False
+    return True
 
 
 def check_characters(value: Any) -> None:
@@ -118,7 +134,7 @@ def is_text(value: str) -> bool:
         return False
 
 
-def open_regular(path: Path) -> IO[bytes]:
+def open_regular(path: str | os.PathLike[str]) -> IO[bytes]:
     """A file that is one, for reading: a pipe would be waited for, a device has no end.
 
     Raises:
@@ -132,13 +148,17 @@ def open_regular(path: Path) -> IO[bytes]:
     return os.fdopen(fd, "rb")
 
 
-def read_regular(path: Path, *, max_bytes: int = MAX_BYTES) -> bytes:
+def read_regular(path: str | os.PathLike[str], *, max_bytes: int = MAX_BYTES) -> bytes:
     """The content of a file that is one, see `open_regular`.
+
+    A URL that etils knows (gs://, s3://) is read as it is.
 
     Raises:
       NotReadableError: it is none, or is larger than `max_bytes`.
       OSError: it cannot be read.
     """
+    if "://" in os.fspath(path):
+        return epath.Path(path).read_bytes()
     with open_regular(path) as file:
         size = os.fstat(file.fileno()).st_size
         if size > max_bytes:
@@ -149,7 +169,7 @@ def read_regular(path: Path, *, max_bytes: int = MAX_BYTES) -> bytes:
 def read_object(
     path: str | os.PathLike[str], *, error: type[EmoError] = DataError, advice: str
 ) -> dict[str, Any]:
-    """The JSON object in a local file.
+    """The JSON object in a file.
 
     Args:
       error: raised as `PATH: what is wrong; ADVICE`.
@@ -160,7 +180,7 @@ def read_object(
       EmoError: of the kind `error`.
     """
     try:
-        value = parse(read_regular(Path(path)))
+        value = parse(read_regular(path))
         if not isinstance(value, dict):
             raise NotReadableError(f"must hold a JSON object, not {name_of(value)}")
     except FileNotFoundError:

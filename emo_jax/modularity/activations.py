@@ -34,6 +34,7 @@ from emo_jax.data.store import TokenStore
 from emo_jax.errors import DataError, UsageError, one_line
 from emo_jax.files.arrays import StoredArray
 from emo_jax.files.atomic import refuse_existing
+from emo_jax.files.json_files import Fields, NotReadableError, is_integer, parse, read_regular
 from emo_jax.files.steady import SteadyFiles
 from emo_jax.files.waiting import Patience
 from emo_jax.model.transformer import ModelFunctions, Params
@@ -154,9 +155,20 @@ class Activations:
         """
         path = Path(folder)
         try:
-            found = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
-            if found.pop("format") != FORMAT:
-                raise ValueError("another format")
+            found = parse(read_regular(path / MANIFEST))
+            fields = Fields(found)
+            if fields.text("format") != FORMAT:
+                raise NotReadableError("another format")
+            del found["format"]
+            for name in ("path", "name"):
+                fields.inner("about").text(name, "")
+            fields.inner("sample")
+            for name in ("num_layers", "num_routed", "num_picks"):
+                fields.integer(name, low=1)
+            if not all(isinstance(name, str) for name in fields.items("domains")):
+                raise NotReadableError("domains must be names")
+            if not all(map(is_integer, fields.items("experts_L"))):
+                raise NotReadableError("experts_L must be whole numbers")
             files = SteadyFiles(path, {MANIFEST: None})
             arrays: dict[str, Any] = {
                 f"{name}_{axis}": _open(path, name, files, wait=False).read(slice(None))
@@ -172,6 +184,10 @@ class Activations:
             return opened
         except FileNotFoundError:
             raise UsageError(f"{path}: no {MANIFEST}; make it with emo activations") from None
+        except NotReadableError as error:
+            raise DataError(
+                f"{path / MANIFEST}: damaged ({one_line(error)}); make it again"
+            ) from error
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise DataError(f"{path}: damaged ({one_line(error)}); make it again") from error
 

@@ -1,11 +1,11 @@
 """What a run has logged, as series over its steps."""
 
-import json
 import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from emo_jax.errors import UsageError, one_line
+from emo_jax.files.json_files import Fields, read_object
 from emo_jax.train.metrics import METRICS_FILE, read_metrics
 from emo_jax.train.run_info import read_run_info
 from emo_jax.workdir import CONFIG_FILE
@@ -104,7 +104,10 @@ def read_run(workdir: str | Path) -> Run:
         records = sorted(read_metrics(path), key=lambda record: record["step"])
         if not records:
             raise UsageError(f"{path / METRICS_FILE}: nothing was logged yet")
-        config = json.loads((path / CONFIG_FILE).read_text(encoding="utf-8"))
+        advice = "restore it from the newest checkpoint's manifest.json"
+        config = read_object(path / CONFIG_FILE, error=UsageError, advice=advice)
+        for section, name in (("train", "steps"), ("train", "batch_size"), ("data", "seq_len")):
+            Fields(config).inner(section).integer(name)
         starts = read_run_info(path)
     except (OSError, ValueError) as error:
         raise UsageError(f"{path}: cannot be read as a workdir ({one_line(error)})") from error

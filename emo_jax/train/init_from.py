@@ -9,14 +9,13 @@ import json
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
-from etils import epath
-
 from emo_jax import config as config_lib
-from emo_jax.checkpoint import CHECKPOINTS, Checkpointer
+from emo_jax.checkpoint import Checkpointer, checkpoints_of
 from emo_jax.config import Config
 from emo_jax.data.store import TokenStore
 from emo_jax.data.stream import TokenSource
 from emo_jax.errors import CheckpointError, DataError, UsageError, one_line
+from emo_jax.files.json_files import Fields, NotReadableError, parse, read_regular
 from emo_jax.manifest import LeafPath, compare, read_manifest
 from emo_jax.workdir import CONFIG_FILE, INIT_FILE, TOKENIZER_FOLDER, is_free, read_workdir_config
 
@@ -125,7 +124,16 @@ def find_source(
         "mode": asked.mode,
         "config_sha256": digest,
     }
-    return Source(asked.workdir, step, asked.mode, int(extra["windows"]), changes, about)
+    window = windows_of(extra, f"{asked}: step {step}")
+    return Source(asked.workdir, step, asked.mode, window, changes, about)
+
+
+def windows_of(extra: dict[str, Any], where: str) -> int:
+    """How many windows of the data a checkpoint has had, by what was saved with it."""
+    try:
+        return Fields(extra).integer("windows", high=2**63 - 1)
+    except NotReadableError as error:
+        raise CheckpointError(f"{where}: {error}; it is no checkpoint of emo train") from None
 
 
 def _config_of(asked: InitFrom) -> Config:
@@ -142,7 +150,7 @@ def _config_of(asked: InitFrom) -> Config:
 
 def _is_hugging_face(file: Path) -> bool:
     try:
-        return "architectures" in json.loads(file.read_text())
+        return "architectures" in parse(read_regular(file))
     except (OSError, ValueError, TypeError):
         return False
 
@@ -153,12 +161,11 @@ def read_record(workdir: Path) -> dict[str, Any] | None:
     try:
         if not path.exists():
             return None
-        record = json.loads(path.read_text())
-        record = {name: record[name] for name in ("workdir", "name", "step", "mode")} | record
-        if isinstance(record["step"], int):
-            return record
-        raise TypeError(f"step is {record['step']!r}")
-    except (OSError, ValueError, KeyError, TypeError) as e:
+        record = parse(read_regular(path))
+        fields = Fields(record)
+        texts = {name: fields.text(name) for name in ("workdir", "name", "mode")}
+        return {**record, **texts, "step": fields.integer("step")}
+    except (OSError, NotReadableError) as e:
         raise UsageError(
             f"{path}: cannot be read as what a run began from: {one_line(e)}; restore the file"
         ) from e
@@ -247,7 +254,7 @@ def _check_differences(asked: InitFrom, config: Config, theirs: Config) -> list[
 def _check_shapes(
     asked: InitFrom, step: int, config: Config, theirs: Config, wanted: dict[LeafPath, Any]
 ) -> None:
-    folder = epath.Path(asked.workdir) / CHECKPOINTS / str(step)
+    folder = checkpoints_of(asked.workdir) / str(step)
     below: LeafPath = ("params",) if asked.mode == "weights" else ()
     try:
         compare(folder, read_manifest(folder), wanted, below)

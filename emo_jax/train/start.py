@@ -105,7 +105,7 @@ def _plan(
 
         def resume() -> Made:
             state, extra, step = checkpointer.restore(abstract_state(model, optimizer))
-            return state, step, int(extra["windows"])
+            return state, step, init_from.windows_of(extra, f"{workdir}: step {step}")
 
         return Start(make=resume, resumes=True, record=record, lines=lines)
     if asked is not None:

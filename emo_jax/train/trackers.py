@@ -26,6 +26,7 @@ from emo_jax import config as config_lib
 from emo_jax.config import TrackingConfig
 from emo_jax.errors import UsageError, one_line
 from emo_jax.files.atomic import write_atomic
+from emo_jax.files.json_files import read_object
 from emo_jax.train.run_info import RunInfo, read_run_info
 from emo_jax.train.tracking import MetricWriter, Outcome, Record, scalars
 from emo_jax.workdir import all_succeed
@@ -93,16 +94,23 @@ def _check_login() -> None:
 
 def _remembered(run: RunInfo, tracker: str, place: str) -> str | None:
     """The id this run has at a place, if it was there before."""
-    path = run.workdir / TRACKING_FILE
-    known = json.loads(path.read_text()) if path.exists() else {}
-    found = known.get(tracker, {})
-    return found.get("run_id") if found.get("place") == place else None
+    found = _known(run.workdir / TRACKING_FILE).get(tracker)
+    if not isinstance(found, dict) or found.get("place") != place:
+        return None
+    run_id = found.get("run_id")
+    return run_id if isinstance(run_id, str) else None
+
+
+def _known(path: Path) -> dict[str, Any]:
+    if not path.exists():
+        return {}
+    return read_object(path, advice="restore it, or delete it for new runs in the trackers")
 
 
 def _remember(run: RunInfo, tracker: str, place: str, run_id: str) -> None:
     path = run.workdir / TRACKING_FILE
     with _FILE_LOCK:  # trackers start at the same time
-        known = json.loads(path.read_text()) if path.exists() else {}
+        known = _known(path)
         known[tracker] = {"place": place, "run_id": run_id}
         write_atomic(epath.Path(path), json.dumps(known, indent=2) + "\n")
 

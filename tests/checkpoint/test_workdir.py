@@ -153,7 +153,7 @@ def test_a_file_is_no_workdir(tmp_path):
     [
         (None, "not a workdir"),
         ("{", "cannot be read"),
-        ("[]", "config.name: missing"),
+        ("[]", "config = \\[\\]: must be a section"),
         ('{"name": "x", "colour": 1}', "no such field"),
     ],
 )

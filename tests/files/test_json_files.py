@@ -33,6 +33,8 @@ def test_utf8_with_and_without_its_mark_is_the_same():
         (b'{"a": 1} x', "broken JSON"),
         (b'{"a": "\xff"}', "invalid UTF-8 at byte 7"),
         (b"[" * 100_000 + b"]" * 100_000, "nested too deep"),
+        (b"[" * 500 + b"]" * 500, "nested too deep"),
+        (b'{"a": ' * 201 + b"1" + b"}" * 201, "nested too deep"),
         (b'{"a": "\\ud800"}', "surrogate"),
         (b'{"\\uDFFF": 1}', "surrogate"),
         (b"1" * 10_000, "too many digits"),
@@ -41,6 +43,12 @@ def test_utf8_with_and_without_its_mark_is_the_same():
 def test_a_text_that_is_no_json(content, why):
     with pytest.raises(NotReadableError, match=why):
         json_files.parse(content)
+
+
+def test_what_is_not_nested_too_deep():
+    text = '{"a": ' * 200 + "1" + "}" * 200
+    assert json_files.parse(f"[{text[6:-1]}, 1, [], {{}}]")[1] == 1
+    assert json_files.parse(f"[{'[1], ' * 500}1]")[500] == 1
 
 
 def test_a_whole_pair_of_surrogates_is_a_character():
