@@ -1,6 +1,7 @@
 """Errors a user can act on, each with the process exit code that it means.
 
 Exit codes (also for schedulers): 0 finished, 1 failed, 2 bad usage, 75 state saved: run again.
+Also 130, interrupted with nothing to save, and 141, nobody reads the output.
 A message is one line: what is wrong, where, and what to do about it.
 """
 
@@ -10,6 +11,7 @@ EXIT_OK = 0
 EXIT_FAILED = 1
 EXIT_USAGE = 2
 EXIT_RUN_AGAIN = 75
+EXIT_CLOSED = 141  # as shells show a program that SIGPIPE ended
 
 
 class EmoError(Exception):
@@ -44,6 +46,12 @@ class PreemptedError(EmoError):
     """The run was asked to stop, saved its state, and wants to be started again."""
 
     exit_code = EXIT_RUN_AGAIN
+
+
+class OutputClosedError(EmoError):
+    """Whoever read standard output is gone; there is nobody to tell."""
+
+    exit_code = EXIT_CLOSED
 
 
 def one_line(error: BaseException, limit: int = 300) -> str:

@@ -18,7 +18,8 @@ class TextSettings:
 
     Attributes:
       max_tokens: of one text, at most.
-      stop: a text ends before the first of these strings that it contains.
+      stop: a text ends before the one of these strings that begins first in it; another that is
+        complete earlier does not end it, unless the first stays incomplete.
       seed: decides what is drawn, with the prompt and how often that came before.
       batch_size: prompts at once, at most.
     """
@@ -124,7 +125,7 @@ class TextGenerator:
             )
             batch = prompts[first : first + size]
             for prompt, one, row in zip(batch, watched, rows, strict=True):
-                one.look(row.tokens)
+                one.look(row.tokens, last=True)
                 if tell is not None and one is watched[0]:
                     tell(one.fresh(last=True))
                 yield one.text_of(prompt, row)
@@ -146,27 +147,42 @@ class _Watched:
             return whole[len(self._before) :]
         return self._tokenizer.decode(tokens)
 
-    def look(self, tokens: list[int]) -> None:
-        """Takes the text of all tokens so far; of those behind a stop string nothing is kept."""
-        if self.stopped or len(tokens) == self._seen:
+    def look(self, tokens: list[int], *, last: bool = False) -> None:
+        """Takes the text of all tokens so far; of those behind a stop string nothing is kept.
+
+        Args:
+          last: no more will come: a stop string that has only begun is none.
+        """
+        if self.stopped or (len(tokens) == self._seen and not last):
             return
         text = self._decode(tokens)
-        if any(stop in text for stop in self._stop):
-            # The tokens up to the one that completed it, however many were made at a time.
-            seen = self._seen + 1
-            while (end := _first(text := self._decode(tokens[:seen]), self._stop)) is None:
-                seen += 1
+        if _first(text, self._stop) is not None:
+            # The tokens up to the one that decided it, however many were made at a time.
+            for seen in range(self._seen + 1, len(tokens) + 1):
+                self._stop_at(seen, self._decode(tokens[:seen]), decided=False)
+                if self.stopped:
+                    return
+            if last:
+                self._stop_at(len(tokens), text, decided=True)
+                return
+        self._seen, self.text = len(tokens), text
+
+    def _stop_at(self, seen: int, text: str, *, decided: bool) -> None:
+        """Ends the text before the stop string that begins first, once none can begin before."""
+        end = _first(text, self._stop)
+        if end is not None and (decided or self._settled(text) >= end):
             self._seen, self.text, self.stopped = seen, text[:end], True
-        else:
-            self._seen, self.text = len(tokens), text
+
+    def _settled(self, text: str) -> int:
+        """Characters before which no stop string can begin any more, and none is half there."""
+        text = text.rstrip("\ufffd")
+        return len(text) - max((_overlap(text, stop) for stop in self._stop), default=0)
 
     def fresh(self, *, last: bool = False) -> str:
         """What may be shown and was not yet: no half character, no beginning of a stop string."""
         text = self.text
         if not last and not self.stopped:
-            text = text.rstrip("\ufffd")
-            held = max((_overlap(text, stop) for stop in self._stop), default=0)
-            text = text[: len(text) - held]
+            text = text[: self._settled(text)]
         new, self._told = text[self._told :], max(self._told, len(text))
         return new
 

@@ -43,6 +43,9 @@ _FREE_FIELDS = (
 )
 
 
+_RECIPE = ("train", "optimizer")  # sections that a run may go on with otherwise, elsewhere
+
+
 def all_succeed(action: Callable[[], None], kind: type[EmoError] = EmoError) -> None:
     """Runs `action` on every process; raises on all of them where it fails on any.
 
@@ -137,7 +140,7 @@ def _claim(
             more = f"; and {len(changed) - 5} more" if len(changed) > 5 else ""
             raise UsageError(
                 f"{folder} belongs to a run with another config ({'; '.join(changed[:5])}{more});"
-                " give another workdir, or the config that run was started with"
+                f" {_way_on(folder, changed)}"
             )
         if check is not None:
             check()
@@ -148,6 +151,18 @@ def _claim(
             write_atomic(folder / CONFIG_FILE, text)
     except OSError as e:
         raise UsageError(f"{folder}: cannot be used as a workdir: {one_line(e)}") from e
+
+
+def _way_on(folder: epath.Path, changed: list[str]) -> str:
+    """What to do about a config that differs from that of the run in a folder."""
+    names = [line.partition(":")[0] for line in changed]
+    other = "another workdir, or the config that run was started with"
+    if not all(name.partition(".")[0] in _RECIPE for name in names):
+        return f"give {other}"
+    return (
+        "to go on from where it is with this config, give another workdir and --init-from"
+        f" {folder} --config.init.expected_changes={','.join(names)}; or give {other}"
+    )
 
 
 def read_workdir_config(workdir: str | os.PathLike[str]) -> Config:

@@ -161,13 +161,21 @@ def described(status: int) -> str:
 
 def say(text: str) -> None:
     """A line of the launcher's own."""
-    print(f"launch: {text}", file=sys.stderr, flush=True)
+    _write(sys.stderr, f"launch: {text}\n")
+
+
+def _write(sink: IO[str], text: str) -> None:
+    """Nobody may read it any more: the processes go on, and would wait for a reader of theirs."""
+    try:
+        sink.write(text)
+        sink.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sink.fileno())
 
 
 def _pass_on(index: int, source: IO[bytes], sink: IO[str]) -> None:
     for line in source:
-        sink.write(f"[{index}] {line.decode(errors='replace').rstrip()}\n")
-        sink.flush()
+        _write(sink, f"[{index}] {line.decode(errors='replace').rstrip()}\n")
 
 
 class _Command(click.Command):
@@ -213,16 +221,17 @@ def main(
 ) -> None:
     """Start COMMAND as several processes on this machine.
 
-    Each line of output begins with the index of its process. SIGTERM and SIGINT are passed on. When
-    a process fails, the others have 10 seconds to end, and are stopped then.
+    Each line of output begins with the index of its process. SIGTERM, SIGINT and SIGHUP are passed
+    on. When a process fails, the others have 10 seconds to end, and are stopped then.
 
     Exit codes: 0 where all ended with 0; 75 (state saved: run again) where all that failed said 75;
     else 128 + signal of one that a signal ended, or that of the first that failed; 124 after
     --timeout.
     """
     group = Group(kill_after, timeout)
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, group.pass_on)
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        if signal.getsignal(number) != signal.SIG_IGN:  # as nohup sets SIGHUP
+            signal.signal(number, group.pass_on)
     group.start(command, processes, devices_per_process)
     sys.exit(group.run())
 

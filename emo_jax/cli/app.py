@@ -1,5 +1,6 @@
 """The command `emo`: its group, its exit codes, and errors as one line."""
 
+import contextlib
 import logging
 import os
 import sys
@@ -12,7 +13,15 @@ import absl.logging  # before anything asks for the logger "absl", which would b
 import click
 
 from emo_jax import __version__, compile_cache
-from emo_jax.errors import EXIT_FAILED, EXIT_USAGE, EmoError, PreemptedError, UsageError
+from emo_jax.cli import streams
+from emo_jax.errors import (
+    EXIT_FAILED,
+    EXIT_USAGE,
+    EmoError,
+    OutputClosedError,
+    PreemptedError,
+    UsageError,
+)
 
 
 class Command(click.Command):
@@ -82,6 +91,7 @@ def refuse_unwritable(option: str, file: Path) -> None:
 
 def main(argv: list[str] | None = None) -> None:
     """Runs the command and exits with its code; errors are one line without `--debug`."""
+    streams.protect()
     argv = sys.argv[1:] if argv is None else argv
     # --debug is accepted anywhere.
     debug = "--debug" in argv
@@ -91,7 +101,10 @@ def main(argv: list[str] | None = None) -> None:
     if not debug:
         _drop_afterwords()
     compile_cache.enable()
-    sys.exit(_run(argv, debug))
+    code = _run(argv, debug)
+    with contextlib.suppress(EmoError):  # it was said, or nobody reads it
+        sys.stdout.flush()
+    sys.exit(code)
 
 
 def _drop_afterwords() -> None:
@@ -112,7 +125,10 @@ def _drop_afterwords() -> None:
 def _run(argv: list[str], debug: bool) -> int:
     try:
         cli(argv or ["--help"], prog_name="emo", standalone_mode=False)
+        sys.stdout.flush()
         return 0
+    except OutputClosedError as e:
+        return e.exit_code
     except click.exceptions.Exit as e:
         return e.exit_code
     except click.ClickException as e:

@@ -48,7 +48,11 @@ _LEAST_TEMPERATURE = 1e-6
 @click.option(
     "--top-k", type=click.IntRange(min=1), default=None, help="Draw from this many likeliest."
 )
-@click.option("--stop", multiple=True, help="End before this text; may be given again.")
+@click.option(
+    "--stop",
+    multiple=True,
+    help="End before this text; may be given again: then before the one that begins first.",
+)
 @click.option("--seed", type=int, default=0, show_default=True, help="Of what is drawn.")
 @click.option(
     "--batch-size",

@@ -9,9 +9,10 @@ ASK_SECONDS = 5.0  # between agreements of several processes; schedulers kill 30
 
 
 class StopRequest:
-    """True once SIGTERM or SIGINT came; the step that runs is finished first.
+    """True once SIGTERM, SIGINT or SIGHUP came; the step that runs is finished first.
 
-    A second SIGINT does not wait. Entered again inside itself it stays one request.
+    A SIGHUP (the terminal is gone) that nohup has set aside is none. A second SIGINT does not wait.
+    Entered again inside itself it stays one request.
     """
 
     def __init__(self) -> None:
@@ -24,7 +25,9 @@ class StopRequest:
         self._depth += 1
         if self._depth == 1:
             with contextlib.suppress(ValueError):  # not in the main thread: signals stay as is
-                for number in (signal.SIGTERM, signal.SIGINT):
+                for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+                    if number == signal.SIGHUP and signal.getsignal(number) == signal.SIG_IGN:
+                        continue
                     self._old[number] = signal.signal(number, self._handle)
         return self
 

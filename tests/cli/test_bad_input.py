@@ -254,6 +254,10 @@ def test_a_workdir_of_another_run(refused, finished_run, store, tmp_path):
     line = refused(USAGE, *_train(store, workdir, model__num_layers=4))
     assert "another config" in line
     assert "model.num_layers: 2 -> 4" in line and "train.batch_size: 4 -> 8" in line
+    assert "--init-from" not in line
+    line = refused(USAGE, *_train(store, workdir, train__steps=50))
+    names = "--config.init.expected_changes=train.batch_size,train.steps"
+    assert f"give another workdir and --init-from {workdir} {names}; or give" in line
     assert _content(workdir) == before
 
 

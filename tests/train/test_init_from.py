@@ -160,6 +160,28 @@ def test_an_anneal_that_is_killed_is_the_same_anneal(env, store, std_run, anneal
     assert runs.emo(argv[:-2], env).returncode == 0  # finished; without --init-from too
 
 
+@pytest.mark.system
+def test_more_steps_go_on_as_the_refusal_says(env, store, std_run, tmp_path):
+    """In another workdir, at the learning rate of the longer schedule, and with the next windows."""
+    argv = argv_of(str(STD), store, std_run, train__steps=BEFORE + 4)
+    refused = runs.emo(argv, env)
+    assert refused.returncode == 2
+    assert f"(train.steps: {BEFORE} -> {BEFORE + 4}); to go on" in refused.stderr
+    options = refused.stderr.partition("give another workdir and ")[2].partition(";")[0].split()
+    assert options == ["--init-from", str(std_run), "--config.init.expected_changes=train.steps"]
+    argv[argv.index("--workdir") + 1] = str(tmp_path / "longer")
+    _, seen = recorded([*argv, *options], env, tmp_path / "seen.npy")
+    records = [json.loads(x) for x in (tmp_path / "longer/metrics.jsonl").read_text().splitlines()]
+    records = [r for r in records if "loss" in r]
+    assert [r["step"] for r in records] == list(range(BEFORE + 1, BEFORE + 5))
+    for r in records:  # from 4 steps of warm-up down to a tenth
+        turn = np.pi * (r["step"] - 4) / BEFORE
+        exact = 4e-3 * (0.1 + 0.9 * (1 + np.cos(turn)) / 2)
+        assert r["learning_rate"] == pytest.approx(exact, rel=1e-5)
+    wanted = windows_in_order(argv, BEFORE * BATCH, 4 * BATCH)
+    np.testing.assert_array_equal(seen[: len(wanted)], wanted)
+
+
 def test_another_batch_size_loses_no_window_and_sees_none_twice(env, store, finished_run, tmp_path):
     """From step 20 of batches of 4, windows 80 on, four steps of two micro-batches of 6."""
     workdir = tmp_path / "run"
