@@ -162,7 +162,7 @@ def test_an_anneal_that_is_killed_is_the_same_anneal(env, store, std_run, anneal
 
 @pytest.mark.system
 def test_more_steps_go_on_as_the_refusal_says(env, store, std_run, tmp_path):
-    """In another workdir, at the learning rate of the longer schedule, and with the next windows."""
+    """Elsewhere, at the learning rate of the longer schedule, and with the next windows."""
     argv = argv_of(str(STD), store, std_run, train__steps=BEFORE + 4)
     refused = runs.emo(argv, env)
     assert refused.returncode == 2
