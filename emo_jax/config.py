@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from emo_jax.errors import ConfigError
+from emo_jax.files.json_files import is_text
 
 PoolKind = Literal["none", "fixed", "uniform", "top_p"]
 AttentionScope = Literal["document", "window"]
@@ -539,14 +540,8 @@ def _shown(value: Any) -> str:
 
 
 def _is_text(value: Any) -> bool:
-    """A string that can be written and named: UTF-8 without NULs."""
-    if not isinstance(value, str) or "\0" in value:
-        return False
-    try:
-        value.encode()
-    except UnicodeEncodeError:  # half of a surrogate pair
-        return False
-    return True
+    """A string that can be written and named: of whole characters, without NULs."""
+    return isinstance(value, str) and "\0" not in value and is_text(value)
 
 
 def _whole(value: Any) -> Any:
