@@ -109,8 +109,7 @@ def _tokenizer_of_all(modules: Sequence[Module]) -> dict[str, Any]:
     """
     having = [m for m in modules if (m.path / "tokenizer.json").is_file()]
     if not having:
-        ids = special_ids(modules[0].path)
-        return {"eos_token_id": ids["eos_id"], "pad_token_id": ids["pad_id"]}
+        return dict(special_ids(modules[0].path))
     first, *others = having
     ours = load_tokenizer(first.path).fingerprint
     for module in others:

@@ -77,7 +77,7 @@ class TextGenerator:
           UsageError: a prompt that leaves no room in the window.
         """
         room = self._generator.window - 1
-        bos = self._tokenizer.bos_id if self._tokenizer.adds_bos else None
+        bos = self._tokenizer.first_id
         begin = [] if bos is None else [bos]
         texts = self._tokenizer.encode_batch(list(prompts))
         encoded = [[*begin, *ids.tolist()] for ids in texts]

@@ -9,8 +9,8 @@ from emo_jax.config import Config
 from emo_jax.data.tokenizers import Tokenizer, load_tokenizer
 from emo_jax.errors import UsageError, one_line
 from emo_jax.files.json_files import parse, read_regular
-from emo_jax.hf import import_model
-from emo_jax.hf.hf_config import special_ids
+from emo_jax.hf import import_model, tokenizer_files
+from emo_jax.hf.hf_config import SPECIAL_IDS, ids_for_others, special_ids
 from emo_jax.hf.importing import open_folder
 from emo_jax.hf.tensors import LeafSource
 from emo_jax.model.transformer import Params
@@ -28,7 +28,7 @@ class ModelOnDisk:
       step: of the checkpoint; None for a Hugging Face folder.
       folder: `path` without a step.
       tokenizer_dir: where a tokenizer.json is that can be copied; None: nowhere.
-      eos_id, pad_id: of the tokenizer, or what a folder without one says.
+      special_ids: of the tokenizer, or what a folder without one says; see `export_leaves`.
     """
 
     path: str
@@ -36,16 +36,15 @@ class ModelOnDisk:
     tokenizer: Tokenizer | None
     step: int | None
     folder: Path
-    tokenizer_dir: Path | None = None
-    eos_id: int | None = None
-    pad_id: int | None = None
+    tokenizer_dir: Path | None
+    special_ids: dict[str, int | None]
 
     @property
     def for_export(self) -> dict[str, Any]:
         """Options of `export_leaves`: the tokenizer to copy, or the ids of one that cannot be."""
-        if self.tokenizer_dir is not None:
-            return {"tokenizer_dir": self.tokenizer_dir}
-        return {"eos_token_id": self.eos_id, "pad_token_id": self.pad_id}
+        if self.tokenizer_dir is not None and self.tokenizer is not None:
+            return {"tokenizer_dir": self.tokenizer_dir, "adds_bos": self.tokenizer.adds_bos}
+        return self.special_ids
 
     @property
     def name(self) -> str:
@@ -138,18 +137,20 @@ def _about(
     path: str, folder: Path, step: int | None, config: Config, trust: bool
 ) -> dict[str, Any]:
     """Fields of a `ModelOnDisk`."""
-    ids: dict[str, int | None] = {}
+    ids: dict[str, int | None] = dict.fromkeys(SPECIAL_IDS)
+    loaded: Tokenizer | None
     if is_hugging_face(folder):
         tokenizer = folder if (folder / "tokenizer.json").is_file() else None
         ids = special_ids(folder)
+        loaded = None if tokenizer is None else tokenizer_files.load(tokenizer)
     else:
         tokenizer = tokenizer_of(folder, config)
+        loaded = None if tokenizer is None else load_tokenizer(tokenizer, trust=trust)
     has_json = tokenizer is not None and (tokenizer / "tokenizer.json").is_file()
-    loaded = None if tokenizer is None else load_tokenizer(tokenizer, trust=trust)
     if loaded is not None:
-        ids = {"eos_id": loaded.eos_id, "pad_id": loaded.pad_id}
+        ids = ids_for_others(loaded)
     return {
-        **ids,
+        "special_ids": ids,
         "path": path,
         "config": config,
         "tokenizer": loaded,

@@ -251,8 +251,8 @@ def _file_examples(
     def documents() -> Iterator[np.ndarray]:
         for document in read_documents([file], report=report):
             ids = np.append(tokenizer.encode_batch([document.text])[0], tokenizer.eos_id)
-            if tokenizer.adds_bos and tokenizer.bos_id is not None:
-                ids = np.insert(ids, 0, tokenizer.bos_id)
+            if tokenizer.first_id is not None:
+                ids = np.insert(ids, 0, tokenizer.first_id)
             if len(ids) >= settings.min_tokens:
                 yield ids.astype(np.int32)
 
@@ -272,7 +272,7 @@ class _Chooser:
         self._settings, self._say = settings, say
         self._config = undropped(within_documents(opened.config))
         self._model = ModelFunctions(self._config, eval_mesh(self._config))
-        self._pad_id = opened.pad_id or 0
+        self._pad_id = opened.special_ids["pad_token_id"] or 0
         self._scores: dict[str, np.ndarray] = {}
         self._params: Params = {}
         if settings.method != "random":  # which looks at nothing

@@ -18,11 +18,13 @@ from emo_jax.checkpoint import CHECKPOINTS, Checkpointer, open_params
 from emo_jax.config import Config, TrackingConfig
 from emo_jax.data.partial import partial_folder, remove_left_over
 from emo_jax.data.progress import Progress
-from emo_jax.data.tokenizers import has_tokenizer, load_tokenizer
-from emo_jax.errors import CheckpointError, UsageError, one_line
+from emo_jax.data.tokenizers import Tokenizer, has_tokenizer, load_tokenizer
+from emo_jax.errors import CheckpointError, DataError, UsageError, one_line
 from emo_jax.files.atomic import refuse_existing, write_atomic
+from emo_jax.hf import tokenizer_files
 from emo_jax.hf.card import Card
 from emo_jax.hf.export import export_leaves
+from emo_jax.hf.hf_config import ids_for_others
 from emo_jax.hf.importing import open_folder
 from emo_jax.hf.layouts import layout_for
 from emo_jax.hf.tensors import F32_BYTES, LeafSource
@@ -47,14 +49,13 @@ def tokenizer_of(workdir: Path, config: Config) -> Path | None:
     return next((folder for folder in folders if has_tokenizer(folder)), None)
 
 
-def _check_tokenizer(given: Path, of_run: Path | None) -> None:
+def _check_tokenizer(given: Path, trained: Tokenizer | None, of_run: Path | None) -> None:
     """Raises UsageError where a tokenizer is known not to be the one the model was trained with."""
     fingerprint = load_tokenizer(given).fingerprint
-    expected = fingerprint if of_run is None else load_tokenizer(of_run).fingerprint
-    if fingerprint != expected:
+    if trained is not None and fingerprint != trained.fingerprint:
         raise UsageError(
             f"--tokenizer {given}: not the tokenizer of the run ({fingerprint[:12]} is not"
-            f" {expected[:12]}, of {of_run}); leave out --tokenizer to export that one"
+            f" {trained.fingerprint[:12]}, of {of_run}); leave out --tokenizer to export that one"
         )
 
 
@@ -83,15 +84,14 @@ def export_workdir(
     config = read_workdir_config(folder)
     chosen = layout_for(config, layout)
     tokenizer = of_run = tokenizer_of(folder, config)
-    eos_id: int | None = None
-    pad_id: int | None = None
+    trained = None if of_run is None else load_tokenizer(of_run)
+    ids: dict[str, Any] = {}
     if tokenizer_dir:
         tokenizer = Path(tokenizer_dir)
-        _check_tokenizer(tokenizer, of_run)
-    elif tokenizer and not (tokenizer / "tokenizer.json").exists():
+        _check_tokenizer(tokenizer, trained, of_run)
+    elif trained and tokenizer and not (tokenizer / "tokenizer.json").exists():
         # A vocabulary that is kept as it is: no file that transformers reads, but its ids.
-        kept = load_tokenizer(tokenizer)
-        tokenizer, eos_id, pad_id = None, kept.eos_id, kept.pad_id
+        tokenizer, ids = None, ids_for_others(trained)
     with Progress("export", enabled=not quiet) as progress:
         progress.show(f"verifying the checkpoint in {folder}")
         params, extra, found = open_params(folder, step)
@@ -102,8 +102,8 @@ def export_workdir(
             Path(output),
             layout=chosen.name,
             tokenizer_dir=tokenizer,
-            eos_token_id=eos_id,
-            pad_token_id=pad_id,
+            adds_bos=None if trained is None else trained.adds_bos,
+            **ids,
             card=_card(folder, config, extra, found),
             files=_selection_of(folder, params, config),
             on_bytes=_counter(progress, total),
@@ -205,7 +205,7 @@ def import_folder(
     files = selection_for_run(Path(hf_dir), config, source)
 
     def fill(unfinished: Path) -> None:
-        copy_tokenizer(Path(hf_dir), unfinished / TOKENIZER_FOLDER)
+        _keep_tokenizer(Path(hf_dir), unfinished / TOKENIZER_FOLDER)
         for name, text in files.items():
             write_atomic(unfinished / name, text)
 
@@ -315,12 +315,14 @@ def _sliced(
     )
 
 
-def copy_tokenizer(source: Path, target: Path) -> None:
-    """Copies the tokenizer files of a Hugging Face folder, where it has them."""
-    names = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
-    if not (source / names[0]).exists():
+def _keep_tokenizer(source: Path, target: Path) -> None:
+    """Keeps the tokenizer of a Hugging Face folder, where it has one, as the folder means it."""
+    if not (source / "tokenizer.json").exists():
         return
-    target.mkdir()
-    for name in names:
-        if (source / name).exists():
-            (target / name).write_bytes((source / name).read_bytes())
+    try:
+        tokenizer_files.write(tokenizer_files.load(source), source, target)
+    except DataError:  # to be mended later: its parameters can be used
+        target.mkdir()
+        for name in tokenizer_files.WRITTEN:
+            if (source / name).is_file():
+                (target / name).write_bytes((source / name).read_bytes())

@@ -1,5 +1,6 @@
 """A tokenizer that is a `tokenizer.json`, as Hugging Face's libraries read it."""
 
+import copy
 import hashlib
 import json
 import re
@@ -8,13 +9,27 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tokenizers import Regex, pre_tokenizers
+from tokenizers import Tokenizer as _Backend
 
 from emo_jax.data import backend
 from emo_jax.data.tokenizer_base import Tokenizer
 from emo_jax.errors import DataError, UsageError
+from emo_jax.files.json_files import dumps
 
 _ANOTHER = "use another tokenizer"
+
+FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
+# Of a tokenizer.json, what no id of a text depends on: whoever saves it again writes these anew.
+_MODEL_DEFAULTS = (  # null or false, and then the same as left out
+    "dropout",
+    "unk_token",
+    "continuing_subword_prefix",
+    "end_of_word_suffix",
+    "fuse_unk",
+    "byte_fallback",
+    "ignore_merges",
+)
+_AROUND = ("post_processor", "truncation", "padding")
 
 
 class JsonTokenizer(Tokenizer):
@@ -37,25 +52,20 @@ class JsonTokenizer(Tokenizer):
         bos: str | None = None,
         where: str = "tokenizer",
     ):
-        self._content, self._where = content, where
-        self._json = backend.load(content, where)
-        canonical = json.dumps(json.loads(content), sort_keys=True, separators=(",", ":"))
-        self._json.encode_special_tokens = True  # a document may quote "</s>"
-        self._json.no_truncation()
-        self._json.no_padding()
+        self._where, self._json = where, _load(content, where)
+        self._fields: dict[str, Any] = json.loads(content)
         self.eos_token, self.pad_token, self.bos_token = eos, pad or eos, bos
         self.eos_id, self.pad_id = (
             self._id(token, where) for token in (self.eos_token, self.pad_token)
         )
         self.bos_id = self._id(bos, where) if bos else None
-        # The content as it was saved, not as this version of the library would write it.
-        self.fingerprint = hashlib.sha256(canonical.encode()).hexdigest()
         # Ids may have gaps: what counts is the size of the table that they index.
         self.vocab_size = max(self._json.get_vocab(with_added_tokens=True).values()) + 1
         failing = backend.failing_as(f"{where}: cannot encode its own tokens", "save it again")
         with failing, backend.silent_panics():
             self._keep_special_text_apart()
             spelt = self._spells(eos, self.eos_id)
+        self.fingerprint = _fingerprint(self._fields)
         if spelt:
             raise DataError(
                 f"{where}: the text {eos!r} becomes the end-of-document id; mark that token as"
@@ -78,11 +88,95 @@ class JsonTokenizer(Tokenizer):
         found = [t for t in sorted(marked) if len(t) > 1 and self._spells(t, special[t])]
         if found:
             pattern = "|".join(f"{re.escape(t[0])}(?={re.escape(t[1:])})" for t in found)
-            cut = pre_tokenizers.Split(Regex(pattern), "isolated")
-            before = self._json.pre_tokenizer
-            self._json.pre_tokenizer = (
-                cut if before is None else pre_tokenizers.Sequence([before, cut])
-            )
+            cut = {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated"}
+            before = self._fields.get("pre_tokenizer") or {}
+            steps = before.get("pretokenizers", [before] if before else [])
+            sequence = {"type": "Sequence", "pretokenizers": [*steps, cut | {"invert": False}]}
+            self._fields["pre_tokenizer"] = sequence
+            self._json = _load(dumps(self._fields), self._where)
+
+    @property
+    def fields(self) -> dict[str, Any]:
+        """The content of a tokenizer.json that gives these ids, whoever reads it.
+
+        Nothing is put around a text but the beginning of a document, where `adds_bos`, and nothing
+        is cut off or filled up.
+        """
+        byte_level = [p for p in _steps(self._fields.get("post_processor")) if _is_byte_level(p)]
+        around = [*byte_level[:1], *([self._begins()] if self.adds_bos else [])]
+        sequence = {"type": "Sequence", "processors": around}
+        return self._fields | {
+            "truncation": None,
+            "padding": None,
+            "post_processor": sequence if len(around) > 1 else next(iter(around), None),
+        }
+
+    def _begins(self) -> dict[str, Any]:
+        """A post-processor that puts the token in front that documents begin with."""
+        token = self._json.id_to_token(self.bos_id or 0)
+        first = {"SpecialToken": {"id": token, "type_id": 0}}
+        a, b = ({"Sequence": {"id": name, "type_id": n}} for n, name in enumerate("AB"))
+        return {
+            "type": "TemplateProcessing",
+            "single": [first, a],
+            "pair": [first, a, b],
+            "special_tokens": {token: {"id": token, "ids": [self.bos_id], "tokens": [token]}},
+        }
+
+    def begin_as_post_processor(self) -> None:
+        """Documents begin with what the post-processor of the content puts in front, if anything.
+
+        That becomes `bos_token` where none is named.
+        """
+        with backend.failing_as(f"{self._where}: cannot encode a text", _ANOTHER):
+            plain = self._json.encode("a", add_special_tokens=False).ids
+            around = self._json.encode("a").ids
+        self.adds_bos = around[:1] != plain[:1] and self.bos_id in (None, around[0])
+        if self.adds_bos:
+            self.bos_id, self.bos_token = around[0], self._json.id_to_token(around[0])
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What a `tokenizer_config.json` must say, for the same ids in transformers 4 and 5.
+
+        Without a class transformers 5 takes the architecture's own, which splits text its own way;
+        this one is known to both. Version 4 makes token_type_ids unless told what a model takes,
+        and takes a prefix space away from `ByteLevel` unless told to leave it.
+        """
+        before = self._fields.get("pre_tokenizer") or {}
+        prefix = before.get("add_prefix_space")
+        return {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            **self.special_tokens,
+            "add_bos_token": self.adds_bos,
+            **({} if prefix is None else {"add_prefix_space": prefix}),
+            "split_special_tokens": True,  # a document may quote "</s>"
+            "clean_up_tokenization_spaces": False,
+            "model_input_names": ["input_ids", "attention_mask"],
+            "model_max_length": int(1e30),
+            "padding_side": "left",
+        }
+
+    @property
+    def special_tokens(self) -> dict[str, str]:
+        """What a `special_tokens_map.json` says."""
+        tokens = {"eos_token": self.eos_token, "pad_token": self.pad_token}
+        return tokens | ({"bos_token": self.bos_token} if self.bos_token else {})
+
+    def for_others(self) -> "JsonTokenizer":
+        """The same ids, with no special token named that would change them elsewhere.
+
+        Evaluations put a beginning that is named in front of a text, whatever the documents began
+        with; and transformers finds a token that is named in no text, though a text can spell it.
+        """
+        decoder = self._json.get_added_tokens_decoder().values()
+        plain = {token.content for token in decoder if not token.special}
+        made = copy.copy(self)
+        if not self.adds_bos or self.bos_token in plain:
+            made.bos_token = None
+        if self.pad_token in plain:
+            made.pad_token, made.pad_id = self.eos_token, self.eos_id
+        return made
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
         """Ids of each text, int32 and without an end of document; uses all cores."""
@@ -97,26 +191,55 @@ class JsonTokenizer(Tokenizer):
 
     def save(self, folder: str | Path) -> None:
         """Writes `tokenizer.json`, `tokenizer_config.json` and `special_tokens_map.json`."""
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        special = {"eos_token": self.eos_token, "pad_token": self.pad_token}
-        if self.bos_token:
-            special["bos_token"] = self.bos_token
-        begins = {"add_bos_token": True} if self.adds_bos else {}
-        settings: dict[str, Any] = {
-            "tokenizer_class": "PreTrainedTokenizerFast",
-            **special,
-            **begins,
-            "split_special_tokens": False,
-            "clean_up_tokenization_spaces": False,
-            "model_max_length": int(1e30),
-        }
-        (folder / "tokenizer.json").write_text(self._content, encoding="utf-8")
-        for name, value in (
-            ("tokenizer_config.json", settings),
-            ("special_tokens_map.json", special),
-        ):
-            (folder / name).write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+        write_files(folder, self.fields, self.settings, self.special_tokens)
+
+
+def write_files(folder: str | Path, *values: dict[str, Any]) -> None:
+    """Writes the contents of `FILES`."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, value in zip(FILES, values, strict=True):
+        text = dumps(value, indent=2, ensure_ascii=False)
+        (folder / name).write_text(text + "\n", encoding="utf-8")
+
+
+def _load(content: str, where: str) -> _Backend:
+    """The library's tokenizer, with nothing cut off or filled up, and no token found in a text."""
+    made = backend.load(content, where)
+    made.encode_special_tokens = True  # a document may quote "</s>"
+    made.no_truncation()
+    made.no_padding()
+    return made
+
+
+def _steps(processor: dict[str, Any] | None) -> list[dict[str, Any]]:
+    """The post-processors of a sequence, of a single one, or none."""
+    if not processor:
+        return []
+    return processor["processors"] if processor.get("type") == "Sequence" else [processor]
+
+
+def _is_byte_level(processor: dict[str, Any]) -> bool:
+    """One that adds no token: it leaves the space in front of a word out of the word's offsets."""
+    return processor.get("type") == "ByteLevel"
+
+
+def _canonical(model: dict[str, Any]) -> dict[str, Any]:
+    """A model as any version of the library saves it again."""
+    left_out = {k for k in _MODEL_DEFAULTS if model.get(k) in (None, False)}
+    kept = {k: v for k, v in model.items() if k not in left_out}
+    if "merges" in kept:
+        kept["merges"] = [m.split(" ") if isinstance(m, str) else m for m in kept["merges"]]
+    if isinstance(kept.get("vocab"), list):  # unigram; reading moves a float64 by a last bit
+        kept["vocab"] = [[token, float(np.float32(score))] for token, score in kept["vocab"]]
+    return kept
+
+
+def _fingerprint(fields: dict[str, Any]) -> str:
+    """Of what the ids of a text depend on, not of how a version of the library writes it."""
+    counted = fields | {"model": _canonical(fields["model"])} | dict.fromkeys(_AROUND)
+    canonical = json.dumps(counted, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(canonical.encode()).hexdigest()
 
 
 def token_of(content: str, i: int, where: str) -> str:

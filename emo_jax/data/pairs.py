@@ -146,7 +146,7 @@ def pack_pairs(found: Sequence[Pair | str], tokenizer: Tokenizer, seq_len: int) 
     good = [entry for entry in found if isinstance(entry, Pair)]
     prompts = tokenizer.encode_batch([pair.prompt for pair in good]) if good else []
     answers = tokenizer.encode_batch([pair.answer for pair in good]) if good else []
-    bos = [tokenizer.bos_id] if tokenizer.adds_bos and tokenizer.bos_id is not None else []
+    bos = [] if tokenizer.first_id is None else [tokenizer.first_id]
     rows: list[list[tuple[np.ndarray, int]]] = []
     room, too_long = 0, []
     for pair, prompt, answer in zip(good, prompts, answers, strict=True):

@@ -180,7 +180,8 @@ class TokenStore:
 
     def check_tokenizer(self, fingerprint: str) -> None:
         """Raises DataError where a model's tokenizer is not the one that made the ids."""
-        if fingerprint != self.tokenizer_fingerprint:
+        # Stores of earlier versions name a tokenizer by more than what its ids depend on.
+        if fingerprint not in (self.tokenizer_fingerprint, self.tokenizer().fingerprint):
             raise DataError(
                 f"{self.path}: the tokenizer is not the store's (the model's {fingerprint[:12]} is"
                 f" not {self.tokenizer_fingerprint[:12]}); prepare the documents with the model's"

@@ -39,6 +39,11 @@ class Tokenizer(abc.ABC):
           UsageError: it is code that a file of data names, and is not trusted; or not installed.
         """
 
+    @property
+    def first_id(self) -> int | None:
+        """The id that documents, and so prompts, begin with; None where they begin with text."""
+        return self.bos_id if self.adds_bos else None
+
     @abc.abstractmethod
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
         """Ids of each text, int32 and without an end of document; uses all cores."""

@@ -199,9 +199,9 @@ def plain(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def dumps(value: Any, *, indent: int | None = None) -> str:
+def dumps(value: Any, *, indent: int | None = None, ensure_ascii: bool = True) -> str:
     """JSON text of a value; see `plain`."""
-    return json.dumps(plain(value), indent=indent, allow_nan=False)
+    return json.dumps(plain(value), indent=indent, allow_nan=False, ensure_ascii=ensure_ascii)
 
 
 # --- values of an object --------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from emo_jax.errors import EmoError, HfFormatError, one_line
 from emo_jax.files.atomic import refuse_existing
 from emo_jax.hf import tokenizer_files
 from emo_jax.hf.card import Card, model_card
-from emo_jax.hf.hf_config import to_hf
+from emo_jax.hf.hf_config import SPECIAL_IDS, ids_for_others, to_hf
 from emo_jax.hf.layouts import Layout, layout_for
 from emo_jax.hf.sources import TreeSource
 from emo_jax.hf.tensors import HfTensor, LeafSource
@@ -51,8 +51,10 @@ def export_leaves(
     *,
     layout: str | None = None,
     tokenizer_dir: str | Path | None = None,
+    adds_bos: bool | None = None,
     eos_token_id: int | None = None,
     pad_token_id: int | None = None,
+    bos_token_id: int | None = None,
     max_shard_bytes: int = MAX_SHARD_BYTES,
     card: Card | None = None,
     files: Mapping[str, str] = MappingProxyType({}),
@@ -68,10 +70,12 @@ def export_leaves(
       output: a new or empty folder.
       layout: `qwen2_moe` or `llama` (read by transformers without remote code), or `emo` (the
         names of the released checkpoints); None: the one of the first two that the model takes.
-      tokenizer_dir: folder with tokenizer.json; its files are copied.
-      eos_token_id: written to config.json and generation_config.json; taken from the files of
-        `tokenizer_dir` when None.
+      tokenizer_dir: folder with tokenizer.json, which is written as `tokenizer_files` says.
+      adds_bos: whether the documents of the training began with the tokenizer's
+        beginning-of-document token; None: as the folder says.
+      eos_token_id: written to config.json and generation_config.json; the tokenizer's when None.
       pad_token_id: likewise.
+      bos_token_id: likewise; the tokenizer's only where documents began with it.
       max_shard_bytes: size of one safetensors file, at most (but for a single larger tensor).
       card: what the model card says of the training.
       files: more text files of the folder, by name.
@@ -83,18 +87,21 @@ def export_leaves(
     Raises:
       UsageError: `output` is there already, the layout is for other models, or parameters, config
         and tokenizer do not belong together.
+      DataError: `tokenizer_dir` holds no tokenizer, or one that cannot end a document.
       EmoError: the folder cannot be written.
     """
     output, chosen = Path(output), layout_for(config, layout)
     check_shapes(source.shapes, config)
     refuse_existing(output)
-    tokenizer = Path(tokenizer_dir) if tokenizer_dir is not None else None
-    if tokenizer is not None:
-        tokenizer_files.check(tokenizer, config.model.vocab_size)
-        if eos_token_id is None:
-            eos_token_id = tokenizer_files.special_id(tokenizer, "eos")
-        if pad_token_id is None:
-            pad_token_id = tokenizer_files.special_id(tokenizer, "pad")
+    ids = dict(zip(SPECIAL_IDS, (bos_token_id, eos_token_id, pad_token_id), strict=True))
+    tokenizer = None
+    if tokenizer_dir is not None:
+        tokenizer = tokenizer_files.load(Path(tokenizer_dir), eos_id=eos_token_id)
+        tokenizer_files.check(tokenizer, Path(tokenizer_dir), config.model.vocab_size)
+        if adds_bos is not None:
+            tokenizer.adds_bos = adds_bos and tokenizer.bos_id is not None
+        tokenizer = tokenizer.for_others()
+        ids = ids_for_others(tokenizer) | {n: i for n, i in ids.items() if i is not None}
     tensors = chosen.tensors(config)
     shards = plan_shards(tensors, max_shard_bytes)
 
@@ -107,18 +114,14 @@ def export_leaves(
         with partial_folder(target, _PARTIAL) as unfinished:
             write_shards(unfinished, shards, source, on_bytes)
             write_index(unfinished, shards)
-            _write_json(
-                unfinished / "config.json",
-                to_hf(chosen, config, eos_id=eos_token_id, pad_id=pad_token_id),
-            )
-            ids = {"eos_token_id": eos_token_id, "pad_token_id": pad_token_id}
+            _write_json(unfinished / "config.json", to_hf(chosen, config, special_ids=ids))
             _write_json(
                 unfinished / "generation_config.json",
-                {k: v for k, v in ids.items() if v is not None},
+                {name: i for name, i in ids.items() if i is not None},
             )
-            if tokenizer is not None:
-                tokenizer_files.copy(
-                    tokenizer, unfinished, eos_id=eos_token_id, pad_id=pad_token_id
+            if tokenizer is not None and tokenizer_dir is not None:
+                tokenizer_files.write(
+                    tokenizer, Path(tokenizer_dir), unfinished, model_max_length=config.data.seq_len
                 )
             card_text = model_card(config, chosen, card)
             (unfinished / "README.md").write_text(card_text, encoding="utf-8")

@@ -8,15 +8,18 @@ from typing import Any
 
 from emo_jax import config as config_lib
 from emo_jax.config import Config
+from emo_jax.data.tokenizer_base import Tokenizer
 from emo_jax.errors import ConfigError, HfFormatError, UsageError
+from emo_jax.files.json_files import is_integer
 from emo_jax.hf.layouts import LAYOUTS, Layout
 
+SPECIAL_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 OUR_SECTION = "emo_jax"  # the whole config of the run, so that an import restores it
 REFERENCE_VOCAB_MULTIPLE = 128  # the released tables are rounded up to this (SPEC 9.1)
 
 
-def to_hf(layout: Layout, config: Config, *, eos_id: int | None, pad_id: int | None) -> dict:
-    """Contents of config.json."""
+def to_hf(layout: Layout, config: Config, *, special_ids: Mapping[str, int | None]) -> dict:
+    """Contents of config.json; `special_ids` are its `SPECIAL_IDS`."""
     fields = {
         "architectures": [layout.architecture],
         "model_type": layout.model_type,
@@ -24,14 +27,15 @@ def to_hf(layout: Layout, config: Config, *, eos_id: int | None, pad_id: int | N
         **layout.fixed,
         **({layout.bias_field: True} if layout.bias_field else {}),
         "attention_dropout": 0.0,
-        "bos_token_id": None,
-        "eos_token_id": eos_id,
-        "pad_token_id": pad_id,
+        **special_ids,
         "initializer_range": config.model.init_std,
         "max_position_embeddings": config.data.seq_len,
         # transformers 4 reads rope_theta, transformers 5 rope_parameters.
         "rope_parameters": {"rope_type": "default", "rope_theta": config.model.rope_theta},
         "torch_dtype": "float32",
+        # Without a version 4.57 takes every folder of over 100 000 tokens for one of Mistral's
+        # faulty ones, and advises to split text another way.
+        "transformers_version": "4.57.1",
         "use_cache": True,
         OUR_SECTION: config_lib.to_dict(config),
     }
@@ -41,11 +45,17 @@ def to_hf(layout: Layout, config: Config, *, eos_id: int | None, pad_id: int | N
     return {"intermediate_size": config.moe.expert_dim, "output_router_logits": False} | fields
 
 
+def ids_for_others(tokenizer: Tokenizer) -> dict[str, int | None]:
+    """`SPECIAL_IDS` of a tokenizer: a beginning only where documents began with it."""
+    own = (tokenizer.first_id, tokenizer.eos_id, tokenizer.pad_id)
+    return dict(zip(SPECIAL_IDS, own, strict=True))
+
+
 def special_ids(folder: Path) -> dict[str, int | None]:
-    """`eos_id` and `pad_id` as a folder's config.json says."""
+    """`bos_token_id`, `eos_token_id` and `pad_token_id`, as a folder's config.json says."""
     found = load_json(folder / "config.json")
-    ids = {name: found.get(f"{name[:3]}_token_id") for name in ("eos_id", "pad_id")}
-    return {name: i if isinstance(i, int) else None for name, i in ids.items()}
+    ids = {name: found.get(name) for name in SPECIAL_IDS}
+    return {name: i if is_integer(i) else None for name, i in ids.items()}
 
 
 def load_json(path: Path) -> dict[str, Any]:

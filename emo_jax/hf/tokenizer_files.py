@@ -1,84 +1,79 @@
-"""The tokenizer of an exported folder: its files, and the ids that generation needs."""
+"""The tokenizer of a Hugging Face folder: read as the folder means it, written as training had it.
 
-import json
+What a folder's settings do around a text (a token in front, one behind, token_type_ids) differs
+from one version of transformers to the next, and from what a model was trained on. Here it is
+written anew, so that every version gives the ids of training; see `JsonTokenizer.settings`.
+"""
+
 import shutil
 from pathlib import Path
 from typing import Any
 
+from emo_jax.data.json_tokenizer import FILES as WRITTEN
+from emo_jax.data.json_tokenizer import JsonTokenizer, write_files
+from emo_jax.data.tokenizers import load_tokenizer
 from emo_jax.errors import UsageError
+from emo_jax.files.json_files import read_object
+from emo_jax.hf.hf_config import OUR_SECTION
 
-FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "merges.txt",
-    "chat_template.jinja",
-)
+TEMPLATE = "chat_template.jinja"
+FILES = (*WRITTEN, TEMPLATE)
+_TEMPLATE_FIELD = "chat_template"
 
 
-def _load(path: Path) -> dict[str, Any]:
-    if not path.exists():
-        return {}
+def _object(path: Path) -> dict[str, Any]:
+    """The fields of a file; none where it is not there."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        return read_object(path, error=UsageError, advice="give another tokenizer, or mend it")
+    except FileNotFoundError:
+        return {}
+
+
+def load(folder: Path, *, eos_id: int | None = None) -> JsonTokenizer:
+    """The tokenizer of a folder that holds one for other libraries.
+
+    Its `adds_bos` is what `add_bos_token` says. Where nothing does (transformers 5 leaves it out),
+    a folder that we exported says it by bos_token_id, and another by its post-processor.
+
+    Args:
+      folder: with a tokenizer.json; of a model, or of a tokenizer alone.
+      eos_id: the end-of-document id, whatever the files say.
+
+    Raises:
+      UsageError: there is none, or `eos_id` is no id.
+      DataError: not a tokenizer, or none of its tokens can end a document.
+    """
+    if not (folder / "tokenizer.json").is_file():
+        raise UsageError(f"{folder}: has no tokenizer.json; give the folder of a tokenizer")
+    found = load_tokenizer(folder / "tokenizer.json", eos_id=eos_id)
+    assert isinstance(found, JsonTokenizer)
+    said = _object(folder / "tokenizer_config.json").get("add_bos_token")
+    if not isinstance(said, bool):
+        model = _object(folder / "config.json")
+        said = OUR_SECTION not in model or model.get("bos_token_id") is not None
+    if said and not found.adds_bos:
+        found.begin_as_post_processor()
+    return found
+
+
+def check(tokenizer: JsonTokenizer, where: Path, vocab_size: int) -> None:
+    """Refuses a tokenizer that makes ids the model does not have."""
+    if tokenizer.vocab_size > vocab_size:
         raise UsageError(
-            f"{path}: not readable as JSON ({error}); give another tokenizer"
-        ) from None
-    return value if isinstance(value, dict) else {}
-
-
-def _token_ids(folder: Path) -> dict[str, int]:
-    """Every token of tokenizer.json with its id."""
-    tokenizer = _load(folder / "tokenizer.json")
-    vocab = tokenizer.get("model", {}).get("vocab", {})
-    if isinstance(vocab, list):  # unigram: [[token, score], …]
-        vocab = {entry[0]: i for i, entry in enumerate(vocab)}
-    return vocab | {token["content"]: token["id"] for token in tokenizer.get("added_tokens", [])}
-
-
-def special_id(folder: Path, name: str) -> int | None:
-    """Id of `eos` or `pad`, as the folder's files say; None where they do not."""
-    for file in ("generation_config.json", "config.json"):
-        value = _load(folder / file).get(f"{name}_token_id")
-        if isinstance(value, int):
-            return value
-    token = _load(folder / "tokenizer_config.json").get(f"{name}_token")
-    token = token.get("content") if isinstance(token, dict) else token
-    return _token_ids(folder).get(token) if token else None
-
-
-def check(folder: Path, vocab_size: int) -> None:
-    """Refuses a folder without a tokenizer, or with one that makes ids the model does not have."""
-    ids = _token_ids(folder)
-    if not ids:
-        raise UsageError(f"{folder}: has no tokenizer.json with a vocabulary; give its folder")
-    if max(ids.values()) >= vocab_size:
-        raise UsageError(
-            f"{folder}/tokenizer.json: has id {max(ids.values())}, but the model ends at "
+            f"{where}/tokenizer.json: has id {tokenizer.vocab_size - 1}, but the model ends at "
             f"{vocab_size - 1} (model.vocab_size); give the tokenizer that it was trained with"
         )
 
 
-def copy(folder: Path, output: Path, *, eos_id: int | None, pad_id: int | None) -> None:
-    """Copies the files, and sees to it that tokenizer_config.json names a class all versions know.
+def write(tokenizer: JsonTokenizer, source: Path, output: Path, **changes: Any) -> None:
+    """Writes a tokenizer's files, and the chat template of the folder it is from.
 
-    Without one, transformers 5 takes the architecture's own tokenizer, which splits text another
-    way than tokenizer.json says and gives other ids without a word; the name that transformers 5
-    writes for a plain tokenizer.json is unknown to transformers 4. All other fields stay.
+    Args:
+      changes: of the settings, as `model_max_length`.
     """
-    for name in FILES:
-        if (folder / name).exists():
-            shutil.copyfile(folder / name, output / name)
-    fields = _load(folder / "tokenizer_config.json")
-    if fields.get("tokenizer_class") not in (None, "TokenizersBackend"):
-        return
-    tokens = {i: token for token, i in _token_ids(folder).items()}
-    added: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast"}
-    for name, i in (("eos", eos_id), ("pad", pad_id)):
-        if i in tokens and f"{name}_token" not in fields:
-            added[f"{name}_token"] = tokens[i]
-    text = json.dumps(fields | added, indent=2, ensure_ascii=False)
-    (output / "tokenizer_config.json").write_text(text + "\n", encoding="utf-8")
+    template = _object(source / "tokenizer_config.json").get(_TEMPLATE_FIELD)
+    if template is not None:
+        changes[_TEMPLATE_FIELD] = template
+    write_files(output, tokenizer.fields, tokenizer.settings | changes, tokenizer.special_tokens)
+    if (source / TEMPLATE).is_file():
+        shutil.copyfile(source / TEMPLATE, output / TEMPLATE)

@@ -152,5 +152,16 @@ def test_no_beginning_to_add(corpus, tmp_path):
 def test_settings_that_are_not_json(llama, tmp_path):
     folder = save(tmp_path / "tok", Tokenizer.from_str(llama))
     (folder / "tokenizer_config.json").write_text("{")
-    with pytest.raises(DataError, match=r"tokenizer_config\.json: not readable as JSON"):
+    with pytest.raises(DataError, match=r"tokenizer_config\.json: broken JSON"):
         load_tokenizer(folder)
+
+
+def test_a_store_of_an_earlier_version_knows_its_tokenizer(llama, corpus, tmp_path):
+    """Its manifest names the tokenizer by what is around a text as well."""
+    tokenizer = load_tokenizer(save(tmp_path / "tok", Tokenizer.from_str(llama), CONFIG))
+    prepare([corpus], tmp_path / "s", tokenizer, progress=False)
+    store = TokenStore.open(tmp_path / "s")
+    store.tokenizer_fingerprint = "0" * 64
+    store.check_tokenizer(tokenizer.fingerprint)
+    with pytest.raises(DataError, match="the tokenizer is not the store's"):
+        store.check_tokenizer(byte_tokenizer().fingerprint)

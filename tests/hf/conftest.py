@@ -24,7 +24,7 @@ def step_emo() -> Path:
     return CASES / "step_emo"
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make_model():
     """A config and random float32 parameters; padding rows and dead router rows are random too.
 

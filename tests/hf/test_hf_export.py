@@ -123,67 +123,6 @@ def test_files_of_a_folder(make_model, tmp_path):
     assert list(out.parent.iterdir()) == [out]  # nothing unfinished is left
 
 
-def tokenizer_folder(path, *, size=90, config=True):
-    vocab = {f"t{i}": i for i in range(size - 2)}
-    added = [{"content": c, "id": size - 2 + i} for i, c in enumerate(["<pad>", "<eos>"])]
-    path.mkdir()
-    (path / "tokenizer.json").write_text(
-        json.dumps({"model": {"type": "WordLevel", "vocab": vocab}, "added_tokens": added})
-    )
-    if config:
-        fields = {"eos_token": {"content": "<eos>"}, "pad_token": "<pad>", "tokenizer_class": "X"}
-        (path / "tokenizer_config.json").write_text(json.dumps(fields))
-    (path / "notes.txt").write_text("mine")
-    return path
-
-
-def test_tokenizer_is_copied_and_names_the_special_tokens(make_model, tmp_path):
-    params, config = make_model()
-    tokenizer = tokenizer_folder(tmp_path / "tokenizer")
-    out = export_model(params, config, tmp_path / "out", tokenizer_dir=tokenizer)
-    for name in ("tokenizer.json", "tokenizer_config.json"):
-        assert (out / name).read_bytes() == (tokenizer / name).read_bytes()
-    assert not (out / "notes.txt").exists()
-    said = json.loads((out / "generation_config.json").read_text())
-    assert said == {"eos_token_id": 89, "pad_token_id": 88}
-    assert json.loads((out / "config.json").read_text())["eos_token_id"] == 89
-
-
-def test_tokenizer_without_config_gets_one(make_model, tmp_path):
-    params, config = make_model()
-    tokenizer = tokenizer_folder(tmp_path / "tokenizer", config=False)
-    out = export_model(params, config, tmp_path / "out", tokenizer_dir=tokenizer, eos_token_id=89)
-    assert json.loads((out / "tokenizer_config.json").read_text()) == {
-        "tokenizer_class": "PreTrainedTokenizerFast",
-        "eos_token": "<eos>",
-    }
-
-
-@pytest.mark.parametrize("given", [{}, {"tokenizer_class": "TokenizersBackend"}])
-def test_tokenizer_config_names_a_class_that_every_version_knows(make_model, tmp_path, given):
-    params, config = make_model()
-    tokenizer = tokenizer_folder(tmp_path / "tokenizer", config=False)
-    theirs = given | {"model_max_length": 7, "eos_token": "t1"}
-    (tokenizer / "tokenizer_config.json").write_text(json.dumps(theirs))
-    out = export_model(params, config, tmp_path / "out", tokenizer_dir=tokenizer)
-    said = json.loads((out / "tokenizer_config.json").read_text())
-    assert said == theirs | {"tokenizer_class": "PreTrainedTokenizerFast"}
-    assert json.loads((out / "config.json").read_text())["eos_token_id"] == 1
-
-
-def test_tokenizer_with_more_ids_than_the_model_is_refused(make_model, tmp_path):
-    params, config = make_model()
-    tokenizer = tokenizer_folder(tmp_path / "tokenizer", size=97)
-    with pytest.raises(UsageError, match="has id 96, but the model ends at 95"):
-        export_model(params, config, tmp_path / "out", tokenizer_dir=tokenizer)
-
-
-def test_folder_without_tokenizer_is_refused(make_model, tmp_path):
-    params, config = make_model()
-    with pytest.raises(UsageError, match=r"tokenizer\.json"):
-        export_model(params, config, tmp_path / "out", tokenizer_dir=tmp_path)
-
-
 def test_existing_folder_is_left_alone(make_model, tmp_path):
     params, config = make_model()
     (tmp_path / "out").mkdir()

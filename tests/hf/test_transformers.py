@@ -3,8 +3,6 @@
 Needs torch and transformers (CI installs them before `-m system`).
 """
 
-import json
-
 import numpy as np
 import pytest
 from logits import compare, forward, our_logits
@@ -123,42 +121,3 @@ def test_saved_again_by_transformers_it_imports_bit_equal(make_model, tmp_path, 
     assert config_theirs == config_ours
     for path, leaf in flatten(ours).items():
         np.testing.assert_array_equal(flatten(theirs)[path], leaf, err_msg=path)
-
-
-@pytest.mark.parametrize(
-    "config_file", [None, {}, {"tokenizer_class": "TokenizersBackend", "pad_token": "<pad>"}]
-)
-def test_tokenizer_makes_the_same_ids(make_model, tmp_path, config_file):
-    """A tokenizer.json alone is enough; its own way of splitting text is kept."""
-    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
-    from transformers import AutoTokenizer
-
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(Regex(r"\d{1,2}|\p{L}+| ?[^\s\p{L}\d]+|\s"), "isolated"),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    )
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=300,
-        special_tokens=["<pad>", "<eos>"],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    text = "In 1984 the 12 modules of 2024's model, organised by document, met 31337 tokens."
-    tokenizer.train_from_iterator([text] * 3, trainer)
-    (tmp_path / "tokenizer").mkdir()
-    tokenizer.save(str(tmp_path / "tokenizer" / "tokenizer.json"))
-    params, config = make_model(vocab=300)
-    if config_file is not None:
-        (tmp_path / "tokenizer" / "tokenizer_config.json").write_text(json.dumps(config_file))
-    out = export_model(
-        params, config, tmp_path / "out", tokenizer_dir=tmp_path / "tokenizer", eos_token_id=1
-    )
-    loaded = AutoTokenizer.from_pretrained(out)
-    assert loaded(text)["input_ids"] == tokenizer.encode(text).ids
-    assert loaded.decode(loaded(text)["input_ids"]) == text
-    assert loaded.eos_token_id == 1
-    assert json.loads((out / "generation_config.json").read_text())["eos_token_id"] == 1
