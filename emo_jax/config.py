@@ -17,6 +17,7 @@ from typing import Any, Literal
 from emo_jax.errors import ConfigError
 from emo_jax.files.json_files import is_text
 
+RawDtype = Literal["auto", "uint16", "uint32"]
 PoolKind = Literal["none", "fixed", "uniform", "top_p"]
 AttentionScope = Literal["document", "window"]
 AttentionBackend = Literal["auto", "blocked", "xla", "splash", "cudnn", "tokamax"]
@@ -38,6 +39,9 @@ FROZEN_PARTS = (
     "mlp",
 )
 WandbMode = Literal["online", "offline", "disabled"]
+# allenai/dolma2-tokenizer
+DOLMA2_EOS_ID = 100_257
+DOLMA2_PAD_ID = 100_277
 
 
 def _require(ok: bool, name: str, value: Any, allowed: str) -> None:
@@ -219,20 +223,25 @@ class DataConfig:
     repetition_filter: bool = True  # mask windows with a short pattern repeated (SPEC 5.5)
     prefetch: int = 2  # batches made ahead
     raw_vocab_size: int = 100_278  # of .npy files, which do not say it; Dolma 2's (SPEC 5.1)
-    raw_eos_id: int = 100_257  # likewise: ends a document
-    raw_pad_id: int = 100_277  # likewise: fills a window
+    raw_eos_id: int = DOLMA2_EOS_ID  # likewise: ends a document
+    raw_pad_id: int = DOLMA2_PAD_ID  # likewise: fills a window; raw_eos_id if only that is given
+    raw_dtype: RawDtype = "auto"  # of a token; auto: uint16 where the vocabulary fits, else uint32
 
     def __post_init__(self) -> None:
         _require(self.seq_len >= 2, "data.seq_len", self.seq_len, "at least 2")
         _require(self.prefetch >= 1, "data.prefetch", self.prefetch, "at least 1")
         _require(self.raw_vocab_size >= 1, "data.raw_vocab_size", self.raw_vocab_size, "at least 1")
-        for name in ("raw_eos_id", "raw_pad_id"):
-            _require(
-                0 <= getattr(self, name) < self.raw_vocab_size,
-                f"data.{name}",
-                getattr(self, name),
-                f"0..{self.raw_vocab_size - 1} (below data.raw_vocab_size)",
-            )
+        below = f"0..{self.raw_vocab_size - 1} (below data.raw_vocab_size)"
+        for name, value in (("raw_eos_id", self.raw_eos_id), ("raw_pad_id", self.raw_padding_id)):
+            usual = value in (DOLMA2_EOS_ID, DOLMA2_PAD_ID)
+            hint = f"; {value} is Dolma 2's, give that of your vocabulary" if usual else ""
+            _require(0 <= value < self.raw_vocab_size, f"data.{name}", value, below + hint)
+
+    @property
+    def raw_padding_id(self) -> int:
+        """`raw_pad_id`, or `raw_eos_id` where only that is another than Dolma 2's."""
+        own_end = self.raw_eos_id != DOLMA2_EOS_ID and self.raw_pad_id == DOLMA2_PAD_ID
+        return self.raw_eos_id if own_end else self.raw_pad_id
 
 
 @dataclass(frozen=True, kw_only=True)

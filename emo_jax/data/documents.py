@@ -150,6 +150,8 @@ def _read_text(file: File, made: Documents, max_bytes: int) -> Iterator[Document
         made.report.skip(where, str(error))
         return
     other = foreign.of_content(content)
+    if other is foreign.POINTER:  # what it stands for would be missing
+        raise DataError(f"{where}: {other.what}; {other.advice}")
     if other is not None:
         input_files.leave_out(made.report, file.path, str(other))
         return

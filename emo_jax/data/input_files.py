@@ -26,6 +26,7 @@ _JSONL = (".jsonl", ".ndjson", ".json")
 _TEXT = (".txt", ".md")
 _PARQUET = ".parquet"
 LINES, ROWS, TEXT = "jsonl", "parquet", "text"
+_POINTER_BYTES = 1024  # of Git LFS, at most
 
 # Files that describe a data set, which are no documents of it.
 _PAPERS = re.compile(
@@ -126,7 +127,7 @@ def look_at(
     if path.is_file():
         kind = _explicit(path).kind
         if kind == ROWS:
-            check_rows(path)
+            _check_rows(path, check_rows)
         else:
             refuse_foreign(path, kind)
         return found
@@ -151,7 +152,7 @@ def look_at(
             beside[suffix] += 1
             first.setdefault(suffix, str(file))
         elif kind_here == ROWS:
-            check_rows(file)
+            _check_rows(file, check_rows)
         elif kind_here == LINES and not _is_of_lines(file, found, report):
             continue
         records = kind_here == ROWS or (kind_here == LINES and _has_records(file, text_field))
@@ -221,10 +222,18 @@ def _other(path: Path, kind: str | None) -> Foreign | None:
 def _is_of_lines(file: Path, found: Input, report: ReadReport) -> bool:
     """Whether a file of a folder is of lines of JSON; it is left out where not."""
     other = _other(file, LINES)
+    if other is foreign.POINTER:
+        raise DataError(f"{file}: {other.what}; {other.advice}")
     if other is not None:
         leave_out(report, file, str(other))
         found.left_out.add(file)
     return other is None
+
+
+def _check_rows(path: Path, check: Callable[[Path], None]) -> None:
+    if path.stat().st_size < _POINTER_BYTES and _other(path, None) is foreign.POINTER:
+        refuse_foreign(path, None)
+    check(path)
 
 
 def _has_records(path: Path, text_field: str) -> bool:
@@ -342,7 +351,9 @@ def _split_of(name: str, *, records: bool) -> str | None:
 def _mixed(path: Path, splits: dict[str, list[str]]) -> str:
     """What is there, and how one is named."""
     counts = ", ".join(
-        f"{split} ({len(names)} file{'s' * (len(names) > 1)})" for split, names in splits.items()
+        f"{split} ({len(splits[split])} file{'s' * (len(splits[split]) > 1)})"
+        for split in _SPLITS
+        if split in splits
     )
     split = "train" if "train" in splits else next(iter(splits))
     return (

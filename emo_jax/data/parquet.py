@@ -14,6 +14,7 @@ from emo_jax.errors import DataError, UsageError
 
 _BATCH_BYTES = 1 << 22
 _BATCH_ROWS = 1024
+_LEAST_REFUSED = 1 << 26  # bytes a row
 
 
 def check_installed(file: Path) -> None:
@@ -78,8 +79,11 @@ class Columns:
                         f"{file}: column {name!r} holds {kind}, which is no name; name another with"
                         f" {option}"
                     )
-            if _largest_mean(parquet, self._text) > self._max_bytes:
-                raise DataError(f"{file}: its texts are {too_long(self._max_bytes)}")
+            mean = _largest_mean(parquet, self._text)
+            if mean > max(4 * self._max_bytes, _LEAST_REFUSED):
+                raise DataError(
+                    f"{file}: column {self._text!r} has {mean / 1e6:,.0f} MB a row; cut its texts"
+                )
 
     def rows(self, file: Path) -> Iterator[tuple[dict[str, Any], str]]:
         """(record, "") of every row, with those of the fields that are there; or why it is none.
@@ -222,10 +226,10 @@ def _nanoseconds(array: Any) -> list[str | None]:
 
     kind = array.type
     coarse = pa.timestamp("us", kind.tz) if pa.types.is_timestamp(kind) else pa.time64("us")
+    counts = array.cast(pa.int64()).to_pylist()
+    whole = pa.array([None if c is None else c // 1000 for c in counts], pa.int64())
     found: list[str | None] = []
-    for moment, count in zip(
-        array.cast(coarse, safe=False).to_pylist(), array.cast(pa.int64()).to_pylist(), strict=True
-    ):
+    for moment, count in zip(whole.cast(coarse).to_pylist(), counts, strict=True):
         text = None if moment is None else str(moment)
         if text is not None and count % 1000:
             text = f"{moment.replace(microsecond=0)}"

@@ -13,15 +13,15 @@ from pathlib import Path
 
 import numpy as np
 
+from emo_jax.config import DOLMA2_EOS_ID, DOLMA2_PAD_ID, RawDtype
 from emo_jax.data.stream import TRAIN, Span, token_dtype
 from emo_jax.errors import DataError, UsageError
 from emo_jax.files.steady import SteadyFile
 from emo_jax.files.waiting import Patience
 
-# allenai/dolma2-tokenizer
 DOLMA2_VOCAB_SIZE = 100_278
-DOLMA2_EOS_ID = 100_257
-DOLMA2_PAD_ID = 100_277
+_START = 1 << 18  # bytes of each file that are looked at when it is opened
+_FEWEST_WORDS = 16
 _LOOK_AT = 1 << 20  # tokens; no corpus has documents that long at its start
 
 
@@ -30,7 +30,8 @@ class RawTokens:
 
     Args:
       paths: files, or patterns such as `dclm/*.npy`; patterns are sorted.
-      vocab_size: of the tokenizer; it also decides the width of a token.
+      vocab_size: of the tokenizer.
+      dtype: of a token, "uint16" or "uint32"; "auto": uint16 where the vocabulary fits.
       eos_id: id that ends a document.
       pad_id: id that fills a window; `eos_id` where that is given and this is not.
       labels: domain of each path or pattern; without it the domain is unknown.
@@ -39,7 +40,8 @@ class RawTokens:
 
     Raises:
       UsageError: no such file, or ids that are outside the vocabulary.
-      DataError: a real `.npy` header, or a size that is not a whole number of tokens.
+      DataError: a real `.npy` header, a size that is not a whole number of tokens, tokens that look
+        to be of another width, or one at the start of a file that is outside the vocabulary.
     """
 
     def __init__(
@@ -49,6 +51,7 @@ class RawTokens:
         vocab_size: int = DOLMA2_VOCAB_SIZE,
         eos_id: int = DOLMA2_EOS_ID,
         pad_id: int | None = None,
+        dtype: RawDtype = "auto",
         labels: Sequence[str] | None = None,
         floor_to: int = 1,
     ):
@@ -63,6 +66,8 @@ class RawTokens:
                     " .npy files are of (vocab_size)"
                 )
         self.vocab_size, self.eos_id, self.pad_id = vocab_size, eos_id, pad_id
+        self.dtype = np.dtype(token_dtype(vocab_size) if dtype == "auto" else dtype)
+        self.guessed = dtype == "auto"
         self.domains = tuple(sorted(set(labels or ())))
         self.tokenizer_fingerprint = ""
         self.patience = Patience(
@@ -108,7 +113,7 @@ class _RawStream:
             raise UsageError(f"{path}: no such file")
         self.name = str(path)
         self._eos_id, self._domain_id = source.eos_id, domain_id
-        dtype = np.dtype(token_dtype(source.vocab_size)).newbyteorder("<")
+        dtype = source.dtype.newbyteorder("<")
         size = path.stat().st_size
         with path.open("rb") as file:
             header = file.read(6) == b"\x93NUMPY"
@@ -122,6 +127,27 @@ class _RawStream:
             )
         self.num_tokens = size // dtype.itemsize // floor_to * floor_to
         self._file, self._dtype = SteadyFile(path, source.patience), dtype
+        self._check_start(min(size, _START), source)
+
+    def _check_start(self, size: int, source: RawTokens) -> None:
+        """Tokens of another width, or of another vocabulary, show at once."""
+        content = self._file.read(0, size)
+        words = np.frombuffer(content[: size // 4 * 4], "<u2")
+        narrow = source.guessed and source.dtype.itemsize == 2 and words.size >= _FEWEST_WORDS
+        if narrow and not words[1::2].any():
+            raise DataError(
+                f"{self.name}: every second 16 bits are 0, as of tokens with 32 bits; set"
+                " data.raw_dtype to uint32, or to uint16 if they are meant"
+            )
+        tokens = np.frombuffer(content, self._dtype)
+        beyond = np.flatnonzero(tokens >= source.vocab_size)
+        if beyond.size:
+            other = "uint16" if source.dtype.itemsize == 4 else "uint32"
+            raise DataError(
+                f"{self.name}: token {beyond[0]} has the id {tokens[beyond[0]]}, outside the"
+                f" vocabulary of {source.vocab_size}; set data.raw_vocab_size, or data.raw_dtype to"
+                f" {other} if the tokens are of that width"
+            )
 
     def read(self, start: int, stop: int) -> Span:
         """Tokens [start, stop); documents are told apart by the id that ends them."""

@@ -159,11 +159,6 @@ class Documents:
                     without.append(f"field {name!r} ({option})")
             except NotANameError as why:
                 unnamed.append(f"field {name!r} ({option}) is {why}: the document has no {what}")
-        try:
-            text = _text(text)
-        except UnicodeDecodeError:
-            self.report.skip(source.where, "invalid UTF-8")
-            return
         for document in self.of_text(
             text,
             Source(source.where, *found),
@@ -181,6 +176,12 @@ class Documents:
         """At most one document out of a text."""
         if self._ids and isinstance(text, list) and all(type(i) is int for i in text):
             text = " ".join(map(str, text))
+        if isinstance(text, bytes):
+            try:
+                text = text.decode("utf-8")
+            except UnicodeDecodeError:
+                self.report.skip(source.where, "invalid UTF-8")
+                return
         if not isinstance(text, str):
             self.report.skip(source.where, f"{what} is not a string")
             return
@@ -196,10 +197,6 @@ class Documents:
             return
         self.report.documents += 1
         yield Document(text, _printable(source.id), _printable(source.domain))
-
-
-def _text(value: Any) -> Any:
-    return value.decode("utf-8") if isinstance(value, bytes) else value
 
 
 class NotANameError(Exception):

@@ -146,37 +146,61 @@ def _splits(task: Any, spec: str) -> list[str]:
 def read(found: Tasks) -> Iterator[tuple[Any, str, str]]:
     """(text, id, domain) of every example, in a fixed order and each once.
 
-    The text is the feature before the task turned it into ids, or, where the task does not keep
-    that, what its vocabulary makes of the ids: a list of ids where that passes them through. The
-    domain is the name of the task; a mixture gives those of all its tasks, whatever their rates.
+    The text is the feature before the task turned it into ids (bytes, where it is not UTF-8), or,
+    where the task does not keep that, what its vocabulary makes of the ids: a list of ids where
+    that passes them through. Ids with an end of document inside are several documents, whose own
+    ids end in `~0`, `~1`, …; of a vocabulary alone only the first would come back. The domain is
+    the name of the task; a mixture gives those of all its tasks, whatever their rates.
 
     Raises:
       DataError: the task's own code fails.
     """
     mark = "" if found.split == DEFAULT_SPLIT else f"{found.split}:"
     for task in found.tasks:
-        texts = _texts(task, found)
+        examples = _examples(task, found)
         for i in itertools.count():
             try:
-                text = next(texts)
+                texts = next(examples)
             except StopIteration:
                 break
             except Exception as error:  # the user's code may raise anything
                 raise DataError(
                     f"{found.spec}: task {task.name!r} cannot be read ({short(error)}); mend it"
                 ) from error
-            yield text, f"{task.name}:{mark}{i}", task.name
+            for k, text in enumerate(texts):
+                part = f"~{k}" if len(texts) > 1 else ""
+                yield text, f"{task.name}:{mark}{i}{part}", task.name
 
 
-def _texts(task: Any, found: Tasks) -> Iterator[Any]:
+def _examples(task: Any, found: Tasks) -> Iterator[list[Any]]:
     examples = task.get_dataset(sequence_length=None, split=found.split, shuffle=False)
     for example in examples.as_numpy_iterator():
-        yield _text(example, task, found.feature)
+        yield _texts(example, task, found.feature)
 
 
-def _text(example: dict[str, Any], task: Any, feature: str) -> Any:
+def _texts(example: dict[str, Any], task: Any, feature: str) -> list[Any]:
+    """What an example holds: mostly one text."""
     kept = example.get(f"{feature}_pretokenized", example[feature])
     if isinstance(kept, bytes):
-        return kept.decode("utf-8", "replace")
+        return [kept]
     vocabulary = task.output_features[feature].vocabulary
-    return vocabulary.decode([int(i) for i in kept])
+    ids = [int(i) for i in kept]
+    if ids and not 0 <= min(ids) <= max(ids) < vocabulary.vocab_size:
+        raise ValueError(f"ids outside of its vocabulary of {vocabulary.vocab_size}")
+    return [vocabulary.decode(part) for part in _documents(ids, vocabulary)]
+
+
+def _documents(ids: list[int], vocabulary: Any) -> list[list[int]]:
+    """The parts between ends of documents; what is only padding behind the last one is none."""
+    eos = vocabulary.eos_id
+    if eos is None or eos not in ids:
+        return [ids]
+    parts: list[list[int]] = [[]]
+    for i in ids:
+        if i == eos:
+            parts.append([])
+        else:
+            parts[-1].append(i)
+    if set(parts[-1]) <= {vocabulary.pad_id}:
+        parts.pop()
+    return [part for part in parts if part] or [[]]

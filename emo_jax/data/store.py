@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import tensorstore as ts
 
-from emo_jax.data import vocabularies
+from emo_jax.data import foreign, vocabularies
 from emo_jax.data.json_tokenizer import JsonTokenizer
 from emo_jax.data.records import UNKNOWN_DOMAIN
 from emo_jax.data.stream import SPLITS, Span
@@ -107,10 +107,7 @@ class TokenStore:
         if content is None:
             if files.folder is not None and not files.folder.exists():
                 raise UsageError(f"{location}: no such token store; make one with `emo prepare`")
-            raise DataError(
-                f"{location}: not a token store (no {MANIFEST}); give the folder that `emo prepare`"
-                " wrote"
-            )
+            raise DataError(f"{location}: {_instead(files.folder)}")
         manifest = _parse(content, f"{location}/{MANIFEST}")
         for split, counts in manifest["splits"].items():
             if counts["documents"] and f"{split}/tokens/zarr.json" not in manifest["files"]:
@@ -272,6 +269,19 @@ def checksum(manifest: dict[str, Any]) -> str:
     """SHA-256 of a manifest without its own checksum."""
     content = {key: value for key, value in manifest.items() if key != "checksum"}
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _instead(folder: Path | None) -> str:
+    """What a folder or file without a manifest is, and what to do."""
+    if folder is not None and folder.is_dir():
+        if next(folder.glob("*.npy"), None) is not None:
+            return f"a folder of .npy files, not a token store; name them as '{folder}/*.npy'"
+        other = foreign.of_folder(folder)
+        if other is not None:
+            return f"{other.what}, not a token store; {other.advice}, and prepare that"
+    elif folder is not None and (other := foreign.of_name(folder)) is not None:
+        return f"{other.what}, not a token store; {other.advice}"
+    return f"not a token store (no {MANIFEST}); give the folder that `emo prepare` wrote"
 
 
 def _parse(content: bytes, where: str) -> dict[str, Any]:

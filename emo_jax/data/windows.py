@@ -145,7 +145,8 @@ def open_source(
         text.split(","),
         vocab_size=config.raw_vocab_size,
         eos_id=config.raw_eos_id,
-        pad_id=config.raw_pad_id,
+        pad_id=config.raw_padding_id,
+        dtype=config.raw_dtype,
     )
 
 

@@ -17,6 +17,7 @@ from etils import epath
 
 from emo_jax.errors import DataError, EmoError, one_line
 
+_LOOK_AT = 64  # bytes in which another encoding shows
 MAX_LINE = 4096  # characters of a value that is shown
 MAX_BYTES = 1 << 28  # of a small file; the largest that is usual, a tokenizer.json, has 35 MB
 MAX_DEPTH = 200  # of objects and lists in each other; of what people write, ten or so
@@ -37,16 +38,24 @@ class NotReadableError(ValueError):
 def codec_of(start: bytes) -> str | None:
     """Python's name of UTF-16 or UTF-32, where the first bytes say so; None where it may be UTF-8.
 
-    By its mark, or by the zero bytes that ASCII characters have there: JSON begins with two, and
-    UTF-8 has none.
+    By its mark; else by the zero bytes of its ASCII characters, where it begins with one and every
+    third or more is one: JSON and its keys.
     """
     for mark, codec in _BYTE_ORDER_MARKS:
         if start.startswith(mark):
             return codec
+    if b"\0" not in start[:4]:
+        return None
     for codec in ("utf-32-be", "utf-32-le", "utf-16-be", "utf-16-le"):
         width = int(codec[4:6]) // 8
-        two = start[: 2 * width].decode(codec, "replace")
-        if two and two.isascii() and "\0" not in two and len(start[:width]) == width:
+        text = start[: min(len(start), _LOOK_AT) // width * width].decode(codec, "replace")
+        plain = sum(c.isascii() for c in text)
+        if (
+            text
+            and text[0].isascii()
+            and 3 * plain >= len(text)
+            and not set("\0\ufffd") & set(text)
+        ):
             return codec
     return None
 

@@ -7,7 +7,7 @@ from emo_jax.config import DataConfig
 from emo_jax.data.loader import Loader
 from emo_jax.data.raw import RawTokens
 from emo_jax.data.windows import Windows, open_source
-from emo_jax.errors import DataError, UsageError
+from emo_jax.errors import ConfigError, DataError, UsageError
 
 EOS = 100_257
 
@@ -86,25 +86,53 @@ def test_wrong_files(files):
 
 
 def test_id_outside_the_vocabulary(files):
-    windows = Windows(RawTokens([files / "b.npy"], vocab_size=70_000, eos_id=9), 4)
-    with pytest.raises(DataError, match=r"b\.npy: token id 100257 is outside .* 70000"):
-        windows[0]
+    with pytest.raises(DataError, match=r"b\.npy: token 0 has the id 100257, .* 70000; set"):
+        RawTokens([files / "b.npy"], vocab_size=70_000, eos_id=9)
+    tokens = np.zeros(1 << 20, "<u4")
+    tokens[-1] = 70_001  # not at the start of the file: found when it is read
+    tokens.tofile(files / "c.npy")
+    windows = Windows(RawTokens([files / "c.npy"], vocab_size=70_000, eos_id=0), 4)
+    with pytest.raises(DataError, match=r"c\.npy: token id 70001 is outside .* 70000"):
+        windows[len(windows) - 1]
 
 
-def test_files_that_go_away_are_cut_short_or_change(files, monkeypatch):
-    """Nothing is mapped: a mapped file that is cut short kills the process."""
-    monkeypatch.setenv("EMO_READ_WAIT", "0.3")
-    path = files / "a.npy"
-    content = path.read_bytes()
-    stream = RawTokens([path]).streams("train")[0]
-    path.rename(files / "away")
-    with pytest.raises(DataError, match=r"a\.npy: is not there any more; bring it back and run"):
-        stream.read(0, 4)
-    (files / "away").rename(path)
-    assert stream.read(0, 3).tokens.tolist() == [7, 8, EOS]
-    path.write_bytes(content[:40])
-    with pytest.raises(DataError, match=r"a\.npy: has 40 bytes, had 84"):
-        stream.read(12, 16)
-    path.write_bytes(bytes(84))
-    with pytest.raises(DataError, match=r"a\.npy: was replaced or changed while it was in use"):
-        stream.read(0, 4)
+def of_width(path, dtype):
+    ids = np.random.default_rng(0).integers(5, 300, 20_000)
+    ids[49::50] = 0
+    ids.astype(dtype).tofile(path)
+    return ids
+
+
+def test_the_width_of_a_token(tmp_path):
+    """A vocabulary says only how small tokens may be, not how they were written."""
+    path = tmp_path / "a.npy"
+    fields = dict(raw_vocab_size=320, raw_eos_id=0, raw_pad_id=1)
+    ids = of_width(path, "<u2")
+    source = open_source(path, DataConfig(**fields))
+    assert source.streams("train")[0].read(0, 20_000).tokens.tolist() == ids.tolist()
+    ids = of_width(path, "<u4")
+    with pytest.raises(DataError, match=r"a\.npy: every second 16 bits .*raw_dtype to uint32"):
+        open_source(path, DataConfig(**fields))
+    source = open_source(path, DataConfig(raw_dtype="uint32", **fields))
+    assert source.streams("train")[0].read(0, 20_000).tokens.tolist() == ids.tolist()
+    meant = open_source(path, DataConfig(raw_dtype="uint16", **fields))
+    assert meant.streams("train")[0].num_tokens == 40_000
+    assert meant.fingerprint != source.fingerprint
+    of_width(path, "<u2")
+    with pytest.raises(DataError, match=r"token 0 has the id \d+, .*data\.raw_dtype to uint16"):
+        open_source(path, DataConfig())  # of Dolma 2's vocabulary, so of 32 bits
+
+
+def test_an_id_of_the_end_alone_also_fills_windows(tmp_path):
+    path = tmp_path / "a.npy"
+    np.array([5, 2, 7], "<u2").tofile(path)
+    source = open_source(path, DataConfig(raw_vocab_size=320, raw_eos_id=2))
+    assert (source.eos_id, source.pad_id) == (2, 2)
+    assert DataConfig().raw_padding_id == 100_277
+    with pytest.raises(ConfigError, match=r"raw_eos_id = 100257: .* Dolma 2's, give that of your"):
+        DataConfig(raw_vocab_size=320, raw_pad_id=1)
+
+
+def test_a_folder_of_npy_files(files):
+    with pytest.raises(DataError, match=r"a folder of \.npy files.* name them as '.*/\*\.npy'"):
+        open_source(files, DataConfig())

@@ -58,6 +58,23 @@ seqio.TaskRegistry.add(
     preprocessors=[seqio.preprocessors.tokenize],
     output_features={**FEATURES, "inputs": seqio.Feature(VOCABULARY)},
 )
+def ids_of():
+    return tf.ragged.constant(
+        [[*VOCABULARY.encode("one"), 1, *VOCABULARY.encode("two"), 1, 0, 0],
+         [*VOCABULARY.encode("three"), 1, 1, *VOCABULARY.encode("f\u00fcr")],
+         VOCABULARY.encode("no end")])
+
+
+seqio.TaskRegistry.add(
+    "emo_packed",
+    seqio.FunctionDataSource(
+        lambda split, shuffle_files, seed=None: tf.data.Dataset.from_tensor_slices(
+            {"targets": ids_of()}).map(lambda e: {"targets": tf.cast(e["targets"], tf.int32)}),
+        splits=["train"]),
+    preprocessors=[], output_features=FEATURES)
+add("emo_latin", [b"good", b"caf\\xe9"], [seqio.preprocessors.tokenize])
+add("emo_outside", [[5, 6], [5, 9000]], [lambda d: d.map(
+    lambda e: {"targets": tf.cast(e["targets"], tf.int32)})])
 seqio.MixtureRegistry.add("emo_mix", [("emo_kept", 1), ("emo_ids", 9)])
 
 
@@ -138,6 +155,23 @@ def test_ids_that_a_task_passes_through(module):
     assert report.skipped == {"the text is not a string": 1}
     (document,) = read_documents([f"seqio:{module}:emo_passed"], ids=True)
     assert document.text == "5 6"
+
+
+def test_an_end_of_document_inside_of_an_example(module):
+    """Nothing behind the first one is lost."""
+    found = list(read_documents([f"seqio:{module}:emo_packed"]))
+    assert [d.text for d in found] == ["one", "two", "three", "für", "no end"]
+    numbers = [d.id.removeprefix("emo_packed:") for d in found]
+    assert numbers == ["0~0", "0~1", "1~0", "1~1", "2"]
+
+
+def test_examples_that_are_no_text(module):
+    report = ReadReport()
+    found = list(read_documents([f"seqio:{module}:emo_latin"], report=report))
+    assert [d.text for d in found] == ["good"]
+    assert dict(report.skipped) == {"invalid UTF-8": 1}
+    with pytest.raises(DataError, match=r"'emo_outside' cannot be read .*outside of its"):
+        list(read_documents([f"seqio:{module}:emo_outside"]))
 
 
 def test_unknown_names(module, tmp_path, monkeypatch):
