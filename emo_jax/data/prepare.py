@@ -26,11 +26,10 @@ from emo_jax.data.store_writer import (
     PARTIAL,
     TOP,
     SplitContent,
-    check_ids,
     check_target,
     write_store,
 )
-from emo_jax.data.stream import SPLITS, token_dtype
+from emo_jax.data.stream import SPLITS, check_ids, token_dtype
 from emo_jax.data.text_files import MAX_DOCUMENT_BYTES
 from emo_jax.data.tokenizer_base import Tokenizer
 from emo_jax.errors import DataError, UsageError

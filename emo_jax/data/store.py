@@ -15,8 +15,9 @@ again (`files.arrays`); of object stores tensorstore asks several times by itsel
 """
 
 import hashlib
-import json
 import os
+import stat
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,21 +27,21 @@ import tensorstore as ts
 from emo_jax.data import foreign, vocabularies
 from emo_jax.data.json_tokenizer import JsonTokenizer
 from emo_jax.data.records import UNKNOWN_DOMAIN
-from emo_jax.data.stream import SPLITS, Span
+from emo_jax.data.store_manifest import MANIFEST, parse_manifest
+from emo_jax.data.stream import SPLITS, Span, check_ids
 from emo_jax.data.tokenizer_base import Tokenizer
 from emo_jax.data.tokenizers import has_tokenizer, load_tokenizer
-from emo_jax.errors import DataError, UsageError, one_line
+from emo_jax.errors import DataError, UsageError
+from emo_jax.files import json_files
 from emo_jax.files.arrays import StoredArray
-from emo_jax.files.json_files import Fields, NotReadableError, is_integer, parse
+from emo_jax.files.json_files import Fields, NotReadableError
 from emo_jax.files.steady import SteadyFiles
 from emo_jax.files.waiting import Patience
 
-MANIFEST = "store.json"
-FORMAT = "emo_jax token store"
-VERSION = 1
 INDEX_STRIDE = 1024  # documents to one entry of doc_index
 VERIFY_BELOW_BYTES = 10**9  # a store below this is read once in full when it is opened
 _CACHE_BYTES = 1 << 26
+_MAX_CHUNK_BYTES = 1 << 26  # ours have 128 KB; a chunk is held in memory as a whole
 
 
 class TokenDocument(NamedTuple):
@@ -108,10 +109,7 @@ class TokenStore:
             if files.folder is not None and not files.folder.exists():
                 raise UsageError(f"{location}: no such token store; make one with `emo prepare`")
             raise DataError(f"{location}: {_instead(files.folder)}")
-        manifest = _parse(content, f"{location}/{MANIFEST}")
-        for split, counts in manifest["splits"].items():
-            if counts["documents"] and f"{split}/tokens/zarr.json" not in manifest["files"]:
-                raise DataError(f"{location}: split {split!r} has no tokens; prepare it again")
+        manifest = parse_manifest(content, f"{location}/{MANIFEST}")
         files.check_sizes(manifest["files"])
         steady = files.steady(manifest["files"], content)
         total = sum(f["bytes"] for f in manifest["files"].values())
@@ -154,6 +152,12 @@ class TokenStore:
     def tokenizer(self) -> Tokenizer:
         """The tokenizer that made the ids."""
         found = self._read_tokenizer()
+        if found.fingerprint != self.tokenizer_fingerprint:
+            raise DataError(
+                f"{self.path}/tokenizer: is not the tokenizer that made the ids"
+                f" ({found.fingerprint[:12]} is not {self.tokenizer_fingerprint[:12]}); copy the"
+                " store again or prepare it again"
+            )
         found.adds_bos = "bos_id" in self.manifest
         return found
 
@@ -165,15 +169,18 @@ class TokenStore:
         if kept is not None:
             model = files.read(f"tokenizer/{vocabularies.MODEL_FILE}")
             return vocabularies.from_bytes(kept, model, self.path, trust=self._trust)
-        content = files.read("tokenizer/tokenizer.json") or b""
-        names = json.loads(files.read("tokenizer/special_tokens_map.json") or b"{}")
-        return JsonTokenizer(
-            content.decode(),
-            eos=names["eos_token"],
-            pad=names["pad_token"],
-            bos=names.get("bos_token"),
-            where=self.path,
-        )
+        try:
+            content = json_files.decode(files.read("tokenizer/tokenizer.json") or b"")
+            name = "tokenizer/special_tokens_map.json"
+            names = Fields(json_files.parse(files.read(name) or b"{}"))
+            eos, pad = names.text("eos_token"), names.text("pad_token")
+            bos = names.text("bos_token", None)
+        except NotReadableError as error:
+            raise DataError(
+                f"{self.path}/tokenizer: damaged ({error}); copy the store again or prepare it"
+                " again"
+            ) from error
+        return JsonTokenizer(content, eos=eos, pad=pad, bos=bos, where=self.path)
 
     def check_tokenizer(self, fingerprint: str) -> None:
         """Raises DataError where a model's tokenizer is not the one that made the ids."""
@@ -190,8 +197,13 @@ class TokenStore:
         if has_tokenizer(folder):
             self.check_tokenizer(load_tokenizer(folder).fingerprint)
 
-    def _array(self, name: str) -> StoredArray:
-        return StoredArray(
+    def array(self, name: str, dtypes: Sequence[str], size: int) -> StoredArray:
+        """One of its arrays, of one axis.
+
+        Raises:
+          DataError: it is damaged, or another than the manifest says.
+        """
+        found = StoredArray(
             {"driver": "zarr3", "kvstore": _url(self.path, name)},
             name=f"{self.path}/{name}",
             patience=self._patience,
@@ -200,6 +212,21 @@ class TokenStore:
             folder=name,
             watched=(MANIFEST,),
         )
+        if found.shape != (size,):
+            items = "x".join(map(str, found.shape))
+            raise self.damaged(f"{name} has {items} items, the manifest says {size}")
+        if found.dtype.name not in dtypes:
+            raise self.damaged(f"{name} is {found.dtype.name}, must be {' or '.join(dtypes)}")
+        if found.chunk[0] * found.dtype.itemsize > _MAX_CHUNK_BYTES:
+            raise self.damaged(f"{name} has chunks of {found.chunk[0]} items")
+        for n in range(-(-size // found.file_shape[0])):
+            if f"{name}/c/{n}" not in self.manifest["files"]:
+                raise self.damaged(f"{name}/c/{n} is not in the manifest")
+        return found
+
+    def damaged(self, why: str) -> DataError:
+        """The error to raise."""
+        return DataError(f"{self.path}: {why}; copy the store again or prepare it again")
 
 
 class StoreStream:
@@ -209,21 +236,14 @@ class StoreStream:
         self.name = f"{store.path}/{split}"
         self.num_tokens = store.count(split)
         self.num_documents = store.count(split, "documents")
-        self._tokens, self._ends, self._domains, index = (
-            store._array(f"{split}/{name}")
-            for name in ("tokens", "doc_ends", "doc_domains", "doc_index")
-        )
-        for array, size in (
-            (self._tokens, self.num_tokens),
-            (self._ends, self.num_documents),
-            (self._domains, self.num_documents),
-        ):
-            if array.shape != (size,):
-                raise DataError(
-                    f"{self.name}: {array.shape[0]} items, the manifest says {size}; copy the store"
-                    " again or prepare it again"
-                )
+        self._store, D = store, self.num_documents
+        self._tokens = store.array(f"{split}/tokens", ("uint16", "uint32"), self.num_tokens)
+        self._ends = store.array(f"{split}/doc_ends", ("int64",), D)
+        self._domains = store.array(f"{split}/doc_domains", ("int32",), D)
+        index = store.array(f"{split}/doc_index", ("int64",), -(-D // INDEX_STRIDE))
         self._index = index.read(slice(None))
+        if self._index[-1] != self.num_tokens or not _rises(self._index):
+            raise store.damaged(f"{split}/doc_index is no list of ends of documents")
 
     def read(self, start: int, stop: int) -> Span:
         """Tokens [start, stop), the documents that they are of, and the domains of these."""
@@ -244,12 +264,29 @@ class StoreStream:
             )
         )
         tokens_N = tokens().astype(np.int32)
-        document = np.searchsorted(ends(), np.arange(start, stop), side="right")
+        # The last document of each block ends where the index says.
+        ends_D = self._checked_ends(ends(), int(self._index[last]))
+        domains_D = self._checked_domains(domains())
+        document = np.searchsorted(ends_D, np.arange(start, stop), side="right")
         return Span(
             tokens=tokens_N,
             segment_ids=(document - document[0]).astype(np.int32),
-            domain_ids=domains()[document].astype(np.int32),
+            domain_ids=domains_D[document].astype(np.int32),
         )
+
+    def _checked_ends(self, ends_D: np.ndarray, last: int | None = None) -> np.ndarray:
+        """The ends of neighbouring documents, the last of which ends at `last`, where known."""
+        if not _rises(ends_D) or not 0 < ends_D[0] <= ends_D[-1] <= self.num_tokens:
+            raise self._store.damaged(f"{self.name}: doc_ends is no list of ends of documents")
+        if last is not None and ends_D[-1] != last:
+            raise self._store.damaged(f"{self.name}: doc_ends and doc_index do not belong together")
+        return ends_D
+
+    def _checked_domains(self, domains_D: np.ndarray) -> np.ndarray:
+        last = len(self._store.domains) - 1
+        if not 0 <= domains_D.min() <= domains_D.max() <= last:
+            raise self._store.damaged(f"{self.name}: doc_domains has numbers beyond 0..{last}")
+        return domains_D
 
     def documents(self, start: int, stop: int) -> list[TokenDocument]:
         """Documents [start, stop)."""
@@ -257,18 +294,13 @@ class StoreStream:
         if not 0 <= start < stop:
             return []
         before = max(start - 1, 0)
-        ends = self._ends.read(slice(before, stop))
+        ends = self._checked_ends(self._ends.read(slice(before, stop)))
         ends = ends if start else np.concatenate([[0], ends])
         tokens = self._tokens.read(slice(int(ends[0]), int(ends[-1]))).astype(np.int32)
-        domains = self._domains.read(slice(start, stop))
+        check_ids(tokens, self._store.vocab_size, self.name)
+        domains = self._checked_domains(self._domains.read(slice(start, stop)))
         parts = np.split(tokens, ends[1:-1] - ends[0])
         return [TokenDocument(t, int(d)) for t, d in zip(parts, domains, strict=True)]
-
-
-def checksum(manifest: dict[str, Any]) -> str:
-    """SHA-256 of a manifest without its own checksum."""
-    content = {key: value for key, value in manifest.items() if key != "checksum"}
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def _instead(folder: Path | None) -> str:
@@ -284,55 +316,8 @@ def _instead(folder: Path | None) -> str:
     return f"not a token store (no {MANIFEST}); give the folder that `emo prepare` wrote"
 
 
-def _parse(content: bytes, where: str) -> dict[str, Any]:
-    try:
-        manifest = parse(content)
-        fields = Fields(manifest)
-        if fields.text("format") != FORMAT:
-            raise NotReadableError("another format")
-        if (version := fields.integer("version")) > VERSION:
-            raise DataError(
-                f"{where}: format version {version}, this emo_jax reads up to {VERSION}; upgrade"
-                " emo_jax"
-            )
-        if fields.text("checksum") != checksum(manifest):
-            raise NotReadableError("its checksum does not fit")
-        _check(fields)
-    except (NotReadableError, RecursionError) as error:
-        raise DataError(
-            f"{where}: damaged manifest ({one_line(error)}); copy the store again or prepare it"
-            " again"
-        ) from error
-    return manifest
-
-
-def _check(fields: Fields) -> None:
-    """Raises NotReadableError where a field of a manifest is missing or of another kind."""
-    size = fields.integer("vocab_size", low=1)
-    for name in ("eos_id", "pad_id", *(["bos_id"] if "bos_id" in fields else ())):
-        fields.integer(name, high=size - 1)
-    fields.text("tokenizer")
-    if not all(isinstance(name, str) for name in fields.items("domains")):
-        raise NotReadableError("domains must be names")
-    splits, files = fields.inner("splits"), fields.inner("files")
-    for split in splits:
-        counts = splits.value(split)
-        domains = counts.get("domains") if isinstance(counts, dict) else None
-        counted = [counts, *domains.values()] if isinstance(domains, dict) else [None]
-        if not all(map(_are_counts, counted)):
-            raise NotReadableError(f"splits.{split} must hold counts of documents and tokens")
-    for name in files:
-        if {"", ".", ".."} & set(name.split("/")):
-            raise NotReadableError(f"{name!r:.60} is no file of a store")
-        files.inner(name).integer("bytes", high=2**63 - 1)
-        files.inner(name).text("sha256")
-
-
-def _are_counts(value: Any) -> bool:
-    """Whether a value counts documents and tokens; there may be 100 000 of them."""
-    return isinstance(value, dict) and all(
-        is_integer(value.get(what)) and value[what] >= 0 for what in ("documents", "tokens")
-    )
+def _rises(values: np.ndarray) -> bool:
+    return bool((values[1:] > values[:-1]).all())
 
 
 def _url(path: str, name: str) -> Any:
@@ -381,9 +366,12 @@ class _Files:
             return
         for name, expected in files.items():
             try:
-                size = (self.folder / name).stat().st_size
+                status = (self.folder / name).stat()
             except OSError:
                 raise self._damaged(name, "missing") from None
+            if not stat.S_ISREG(status.st_mode):  # a pipe would be waited for, a device has no end
+                raise self._damaged(name, "not a regular file")
+            size = status.st_size
             if size != expected["bytes"]:
                 raise self._damaged(name, f"{size} bytes, should be {expected['bytes']}")
 

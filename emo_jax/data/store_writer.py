@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 import tensorstore as ts
 
-from emo_jax.data import store
+from emo_jax.data import store, store_manifest
 from emo_jax.data.partial import partial_folder
-from emo_jax.data.stream import SPLITS, token_dtype
+from emo_jax.data.stream import SPLITS, check_ids, token_dtype
 from emo_jax.data.tokenizer_base import Tokenizer
 from emo_jax.errors import DataError, UsageError
 
@@ -29,7 +29,7 @@ _CHUNK_ITEMS = 1 << 14
 
 PARTIAL = "tmp"
 # What a store, and so one that is half written, has at its top.
-TOP = (store.MANIFEST, "tokenizer", *SPLITS)
+TOP = (store_manifest.MANIFEST, "tokenizer", *SPLITS)
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ def check_target(path: str | os.PathLike[str]) -> Path:
     if target.exists() and not target.is_dir():
         raise UsageError(f"{path}: is a file; give a new folder")
     if target.is_dir() and any(target.iterdir()):
-        what = "a token store" if (target / store.MANIFEST).exists() else "not empty"
+        what = "a token store" if (target / store_manifest.MANIFEST).exists() else "not empty"
         raise UsageError(f"{path}: is {what}; give a new folder (nothing is overwritten)")
     return target
 
@@ -87,8 +87,8 @@ def write_store(
             for name, content in splits.items()
         }
         manifest: dict[str, Any] = {
-            "format": store.FORMAT,
-            "version": store.VERSION,
+            "format": store_manifest.FORMAT,
+            "version": store_manifest.VERSION,
             "tokenizer": tokenizer.fingerprint,
             "vocab_size": tokenizer.vocab_size,
             "eos_id": tokenizer.eos_id,
@@ -99,8 +99,8 @@ def write_store(
             "files": dict(_describe_files(folder)),
             **(facts or {}),
         }
-        manifest["checksum"] = store.checksum(manifest)
-        (folder / store.MANIFEST).write_text(
+        manifest["checksum"] = store_manifest.checksum(manifest)
+        (folder / store_manifest.MANIFEST).write_text(
             json.dumps(manifest, indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
         )
 
@@ -191,16 +191,6 @@ def _write(array: ts.TensorStore, start: int, items: np.ndarray) -> None:
         array[start : start + items.size].write(items).result()
     except (ValueError, OSError) as error:  # a full disk comes as either
         raise OSError(str(error).splitlines()[0]) from error
-
-
-def check_ids(tokens: np.ndarray, vocab_size: int, where: str) -> None:
-    """Raises DataError where an id is outside the vocabulary; the model's table has no such row."""
-    if tokens.size and (int(tokens.max()) >= vocab_size or int(tokens.min()) < 0):
-        bad = tokens[(tokens >= vocab_size) | (tokens < 0)][0]
-        raise DataError(
-            f"{where}: token id {bad} is outside the vocabulary of {vocab_size}; prepare the data"
-            " with the tokenizer of the model"
-        )
 
 
 def _describe_files(folder: Path) -> Iterator[tuple[str, dict[str, Any]]]:

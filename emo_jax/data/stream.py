@@ -5,6 +5,8 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
+from emo_jax.errors import DataError
+
 TRAIN = "train"
 SPLITS = (TRAIN, "select", "test")  # training; choosing modules; reported numbers
 
@@ -51,3 +53,13 @@ class TokenSource(Protocol):
 def token_dtype(vocab_size: int) -> type[np.unsignedinteger]:
     """uint16 where every id fits, else uint32 (SPEC 5.1)."""
     return np.uint16 if vocab_size <= 1 << 16 else np.uint32
+
+
+def check_ids(tokens: np.ndarray, vocab_size: int, where: str) -> None:
+    """Raises DataError where an id is outside the vocabulary; the model's table has no such row."""
+    if tokens.size and (int(tokens.max()) >= vocab_size or int(tokens.min()) < 0):
+        bad = tokens[(tokens >= vocab_size) | (tokens < 0)][0]
+        raise DataError(
+            f"{where}: token id {bad} is outside the vocabulary of {vocab_size}; prepare the data"
+            " with the tokenizer of the model"
+        )

@@ -12,8 +12,7 @@ from emo_jax.data import pairs
 from emo_jax.data.pairs import PairStore
 from emo_jax.data.raw import RawTokens
 from emo_jax.data.store import TokenStore
-from emo_jax.data.store_writer import check_ids
-from emo_jax.data.stream import TRAIN, Span, TokenSource
+from emo_jax.data.stream import TRAIN, Span, TokenSource, check_ids
 from emo_jax.errors import DataError
 
 

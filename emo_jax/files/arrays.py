@@ -68,7 +68,7 @@ class StoredArray:
         self.dtype: np.dtype = first.dtype.numpy_dtype
         layout: Any = first.chunk_layout
         self.chunk: tuple[int, ...] = tuple(layout.read_chunk.shape)  # read at once, at least
-        self._file_shape: tuple[int, ...] = tuple(layout.write_chunk.shape)
+        self.file_shape: tuple[int, ...] = tuple(layout.write_chunk.shape)
         self._array = first
 
     def start(self, where: Where) -> Callable[[], np.ndarray]:
@@ -140,7 +140,7 @@ class StoredArray:
         slices = where if isinstance(where, tuple) else (where,)
         slices += (slice(None),) * (len(self.shape) - len(slices))
         ranges = []
-        for part, whole, size in zip(slices, self.shape, self._file_shape, strict=True):
+        for part, whole, size in zip(slices, self.shape, self.file_shape, strict=True):
             start, stop, _ = part.indices(whole)
             ranges.append(range(start // size, max(stop - 1, start) // size + 1))
         return [f"{self._folder}/c/{'/'.join(map(str, at))}" for at in itertools.product(*ranges)]
