@@ -2,22 +2,25 @@
 
 As a program it is one of the processes (`launch/local.py` starts several), and process 0 writes:
 
-  python tests/gradients.py --mesh fsdp=2,expert=4 --out gradients.npz [--imbalance]
+  python tests/gradients.py --mesh fsdp=2,expert=4 --out gradients.npz [--imbalance | --wide]
 """
 
 import argparse
 import dataclasses
 import io
 import os
+import re
 from pathlib import Path
 
 import jax
 import numpy as np
 from tiny import tiny_batch, tiny_config
 
+from emo_jax.aot.collectives import KINDS
 from emo_jax.batch import Batch
 from emo_jax.config import Config, MeshConfig
 from emo_jax.model.transformer import ModelFunctions
+from emo_jax.parallel import processes
 from emo_jax.parallel.mesh import make_mesh, windows_sharding
 from emo_jax.parallel.rows import global_batch, own_rows
 from emo_jax.train.step import draw_pools, loss_and_grads
@@ -30,10 +33,16 @@ MESHES = {
 }
 
 
+def wide_config() -> Config:
+    """Gradients of 512 KiB: what devices send each other does not fit into a socket at once."""
+    return tiny_config(vocab_size=2048, embed_dim=64, num_heads=4, init_std=0.05)
+
+
 def one_step(config: Config, *, imbalance: bool = False) -> dict[str, np.ndarray]:
     """Gradients (`grad/…`) and metrics (`metric/…`) of a step with drawn pools, by name.
 
-    Every process calls it; every process reads its own rows only, and gets all numbers.
+    With the names of the program's collectives, `collectives`. Every process calls it; every
+    process reads its own rows only, and gets all numbers.
     """
     mesh = make_mesh(config.mesh)
     model = ModelFunctions(config, mesh)
@@ -50,14 +59,23 @@ def one_step(config: Config, *, imbalance: bool = False) -> dict[str, np.ndarray
         pools = draw_pools(config, 5, jax.numpy.arange(batch.tokens.shape[0]))
         return loss_and_grads(params, batch, pools, config=config, model=model)
 
-    grads, metrics = step(params, global_batch(own, rows, where, size))
+    args = (params, global_batch(own, rows, where, size))
+    compiled = step.lower(*args).compile()
+    processes.gather(None)  # none waits in a collective for one that still compiles
+    grads, metrics = compiled(*args)
     whole = jax.jit(lambda x: x, out_shardings=jax.sharding.NamedSharding(mesh, jax.P()))
     named = {}
     for kind, tree in (("grad", grads), ("metric", metrics)):
         for path, leaf in jax.tree.leaves_with_path(tree):
             name = jax.tree_util.keystr(path, simple=True, separator="/")
             named[f"{kind}/{name}"] = np.asarray(whole(leaf).addressable_data(0))
+    named["collectives"] = np.array(made_of(compiled.as_text()))
     return named
+
+
+def made_of(text: str) -> list[str]:
+    """The kinds of collectives in a compiled program."""
+    return sorted(kind for kind in KINDS if re.search(rf" {kind}(-start)?\(", text))
 
 
 def differences(ours: dict[str, np.ndarray], theirs: dict[str, np.ndarray]) -> dict[str, float]:
@@ -66,19 +84,20 @@ def differences(ours: dict[str, np.ndarray], theirs: dict[str, np.ndarray]) -> d
     return {
         name: float(np.abs(ours[name] - right).max() / (np.abs(right).max() or 1.0))
         for name, right in theirs.items()
+        if name != "collectives"
     }
 
 
 def main() -> None:
-    from emo_jax.parallel import processes
-
     parser = argparse.ArgumentParser()
     parser.add_argument("--mesh", default="")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--imbalance", action="store_true")
+    parser.add_argument("--wide", action="store_true")
     args = parser.parse_args()
     sizes = {k: int(v) for k, v in (x.split("=") for x in args.mesh.split(",") if x)}
-    config = dataclasses.replace(tiny_config(), mesh=MeshConfig(**sizes))
+    config = wide_config() if args.wide else tiny_config()
+    config = dataclasses.replace(config, mesh=MeshConfig(**sizes))
     given = (int(os.environ.get("EMO_PROCESSES", 1)), int(os.environ.get("EMO_PROCESS_INDEX", 0)))
     with (
         processes.joined(*given, os.environ.get("EMO_COORDINATOR"), join_timeout=120),

@@ -19,8 +19,8 @@ import jax.numpy as jnp
 from jax import lax
 from jax.sharding import Mesh
 
+from emo_jax.parallel import collectives
 from emo_jax.parallel import mesh as mesh_lib
-from emo_jax.parallel.stages import stages
 
 LogicalAxes = tuple[str | None, ...]
 
@@ -66,16 +66,16 @@ class Island:
     def gather(self, array: jax.Array, axes: Sequence[str], dim: int) -> jax.Array:
         """The pieces of all devices along some axes, one after the other in dimension `dim`."""
         used = self.used(axes)
-        return lax.all_gather(array, used, axis=dim, tiled=True) if used else array
+        if not used or self.mesh is None:
+            return array
+        return collectives.gather(array, used, dim, self.mesh)
 
     def sum_scatter(self, array: jax.Array, axes: Sequence[str], dim: int) -> jax.Array:
         """The sum over devices, of which each keeps its piece: the transpose of `gather`."""
-        for axis in self.used(axes):
-            for groups in stages(self.mesh, axis) or (None,):
-                array = lax.psum_scatter(
-                    array, axis, scatter_dimension=dim, axis_index_groups=groups, tiled=True
-                )
-        return array
+        used = self.used(axes)
+        if not used or self.mesh is None:
+            return array
+        return collectives.sum_scatter(array, used, dim, self.mesh)
 
     def sum(self, array: jax.Array, axes: Sequence[str] = mesh_lib.AXES) -> jax.Array:
         """The sum over devices, for each of them."""

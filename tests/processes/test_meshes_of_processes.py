@@ -11,7 +11,7 @@ import group
 import numpy as np
 import pytest
 import runs
-from gradients import MESHES, differences, one_step
+from gradients import MESHES, differences, one_step, wide_config
 from tiny import tiny_config
 
 from emo_jax.checkpoint import restore_params
@@ -56,6 +56,34 @@ def test_gradients_are_the_same(env, tmp_path, mesh, count):
     with np.load(out) as arrays:
         found = differences(dict(arrays), here(imbalance))
     assert {name: error for name, error in found.items() if error > 1e-5} == {}
+
+
+# XLA joins CPUs of several processes with gloo, whose reduce-scatter is not always right: in most
+# of eight starts of this mesh some numbers at the end of a device's piece were wrong.
+STARTS = [pytest.param("expert=2", 2, 2, 3, marks=system)]
+STARTS += [
+    pytest.param(mesh, count, devices, 8, marks=slow)
+    for count, devices in ((2, 1), (2, 2), (4, 1))
+    for mesh in ("", "expert=2", "fsdp=1,context=2", "fsdp=1,tensor=2")
+]
+
+
+@pytest.mark.parametrize(("mesh", "count", "devices", "starts"), STARTS)
+def test_every_start_gives_the_same_bits(env, tmp_path, mesh, count, devices, starts):
+    right = one_step(wide_config())
+    found = []
+    for i in range(starts):
+        out = tmp_path / f"{i}.npz"
+        worker = [sys.executable, runs.REPO / "tests/gradients.py", "--wide", "--mesh", mesh]
+        done = group.launch([*worker, "--out", out], env, count, devices)
+        assert done.returncode == 0, done.stderr
+        with np.load(out) as arrays:
+            found.append(dict(arrays))
+        far = differences(found[i], right)
+        assert {name: error for name, error in far.items() if error > 1e-5} == {}, i
+        for name, array in found[0].items():
+            np.testing.assert_array_equal(found[i][name], array, err_msg=f"{name}, start {i}")
+    assert "reduce-scatter" not in found[0]["collectives"]
 
 
 # --- checkpoints ---------------------------------------------------------------------------------

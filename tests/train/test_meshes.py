@@ -15,7 +15,7 @@ from emo_jax.config import MeshConfig, PoolConfig
 from emo_jax.errors import ConfigError
 from emo_jax.model.transformer import ModelFunctions
 from emo_jax.moe import exchange
-from emo_jax.parallel import island
+from emo_jax.parallel import collectives
 from emo_jax.parallel import stages as stages_lib
 from emo_jax.parallel.mesh import make_mesh, windows_sharding
 from emo_jax.train.step import draw_pools, loss_and_grads
@@ -52,7 +52,7 @@ def _config(*, mesh=None, imbalance=False, moe=None, **kwargs):
     return dataclasses.replace(config, moe=dataclasses.replace(config.moe, **(moe or {})))
 
 
-def _step(config, *, sharded, imbalance=False):
+def _step(config, *, sharded, imbalance=False, texts=None):
     """Gradients and metrics of one step with drawn pools, as NumPy."""
     mesh = make_mesh(config.mesh) if sharded else None
     model = ModelFunctions(config, mesh)
@@ -68,7 +68,10 @@ def _step(config, *, sharded, imbalance=False):
         pools = draw_pools(config, 5, jax.numpy.arange(batch.tokens.shape[0]))
         return loss_and_grads(params, batch, pools, config=config, model=model)
 
-    return jax.device_get(step(params, batch))
+    compiled = step.lower(params, batch).compile()
+    if texts is not None:
+        texts.append(compiled.as_text())
+    return jax.device_get(compiled(params, batch))
 
 
 @cache
@@ -168,8 +171,19 @@ def test_what_has_no_room_is_dropped_and_counted(emulated_exchange, way):
 def test_sums_in_stages_leave_every_device_its_piece(monkeypatch):
     """As on a torus of a TPU, where a sum over all of its axes at once is no reduce-scatter."""
     staged = tuple(stages_lib._groups((4, 2)))
-    monkeypatch.setattr(island, "stages", lambda mesh, axis: staged if axis == "fsdp" else ())
+    monkeypatch.setattr(collectives, "stages", lambda mesh, axis: staged if axis == "fsdp" else ())
     _assert_same(_step(_config(mesh=MESHES["fsdp 8"]), sharded=True), _one_device(False))
+
+
+@system
+@pytest.mark.parametrize("name", MESHES)
+def test_sums_over_gloo_are_the_same(monkeypatch, name):
+    """What several processes of CPUs do, here in one; no reduce-scatter is left in the step."""
+    monkeypatch.setattr(collectives, "over_gloo", lambda mesh: True)
+    compiled = []
+    ours = _step(_config(mesh=MESHES[name]), sharded=True, texts=compiled)
+    _assert_same(ours, _one_device(False))
+    assert "all-reduce" in compiled[0] and "reduce-scatter" not in compiled[0]
 
 
 @pytest.mark.parametrize(
