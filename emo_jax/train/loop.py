@@ -43,6 +43,7 @@ from emo_jax.parallel.rows import global_batch, own_rows
 from emo_jax.train import halt
 from emo_jax.train.clock import Clock
 from emo_jax.train.init_from import InitFrom
+from emo_jax.train.labels import LabelWatch
 from emo_jax.train.lock import RunLock
 from emo_jax.train.metrics import summarize
 from emo_jax.train.optimizer import make_optimizer
@@ -182,7 +183,13 @@ class Trainer:
                 log = stack.enter_context(Tracker(run, self._trackers, show=progress.line))
             # First of all the others are told of an error: tidying up may wait for them.
             stack.push(lambda kind, error, trace: processes.leave(error))
-            state = self._train(state, start, window, checkpointer, progress, log, stop)
+            labels = LabelWatch(
+                config,
+                epoch=len(self.windows),
+                window=window,
+                resumes=start > 0 and begin.resumes,
+            )
+            state = self._train(state, start, window, checkpointer, progress, log, stop, labels)
             checkpointer.wait()
             return state
 
@@ -233,6 +240,7 @@ class Trainer:
         progress: TrainProgress,
         log: Tracker | None,
         stop: StopRequest,
+        labels: LabelWatch,
     ) -> TrainState:
         train, save_every = self.config.train, self.config.checkpoint.save_every
         clock = Clock(self.config)
@@ -270,7 +278,7 @@ class Trainer:
         done, alone = start, jax.process_count() == 1
         # Several processes stop together, between steps.
         stopped = (lambda: stop.requested) if alone else (lambda: False)
-        batches = self._batches(window, stopped)
+        batches = self._batches(window, stopped, labels)
         try:
             for step in range(start + 1, train.steps + 1):
                 before, (window, batch) = window, next(batches, (window, None))
@@ -289,6 +297,7 @@ class Trainer:
                 logged = step % train.log_every == 0 or step in (start + 1, train.steps)
                 running = _Running(step, before, batch, metrics, logged)
                 last = step == train.steps
+                labels.check(window, last=last)
                 if last or (train.eval_every and step % train.eval_every == 0):
                     settle(early=True)
                     self._evaluate(state, step, progress, log)
@@ -335,7 +344,7 @@ class Trainer:
             "store": self.source.fingerprint,
         } | origin
 
-    def _batches(self, window: int, stopped: Callable[[], bool]) -> Any:
+    def _batches(self, window: int, stopped: Callable[[], bool], labels: LabelWatch) -> Any:
         size, data, where = self.config.train.batch_size, self.config.data, self._batch_sharding
         rows = own_rows(where, size, data.seq_len)
         loader = Loader(
@@ -345,6 +354,7 @@ class Trainer:
         def generate() -> Iterator[tuple[int, Batch]]:
             with contextlib.closing(loader.iterate(window, stopped=stopped)) as batches:
                 for consumed, batch in batches:
+                    labels.see(batch)
                     yield consumed, global_batch(batch, rows, where, size)
 
         return generate()

@@ -19,12 +19,17 @@ def summarize(config: Config, metrics: dict[str, Any]) -> dict[str, Any]:
     """Host values of a step's metrics as JSON: scalars, and a list over layers where it says so.
 
     Units: losses in nats, entropies in nats a token, pool sizes in routed experts, load imbalance
-    is the busiest routed expert's tokens over their mean.
+    is the busiest routed expert's tokens over their mean, masked labels and windows are shares
+    0..1. Where windows are masked, `ce_loss` is over their tokens too (SPEC 5.5), and
+    `ce_loss_per_label` is not.
     """
     record: dict[str, Any] = {
         name: float(metrics[name])
         for name in ("loss", "ce_loss", "lm_z_loss", "grad_norm", "learning_rate")
     }
+    record |= {n: round(float(metrics[n]), 6) for n in ("masked_labels", "masked_windows")}
+    if record["masked_windows"] and (labels := float(metrics["labels"])):
+        record["ce_loss_per_label"] = record["ce_loss"] * float(metrics["loss_tokens"]) / labels
     record |= {n: int(metrics[n]) for n in ("skipped", "skipped_steps") if n in metrics}
     if "expert_counts" not in metrics:
         return record

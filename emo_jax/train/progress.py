@@ -41,6 +41,10 @@ class TrainProgress:
     def record(self, record: dict[str, Any]) -> None:
         """Shows the losses of a logged step."""
         parts = [f"loss {record['ce_loss']:.4f}", f"grad norm {record['grad_norm']:.3f}"]
+        if "ce_loss_per_label" in record:
+            parts[0] += f" ({record['ce_loss_per_label']:.4f} a label)"
+        if record["masked_labels"]:
+            parts.append(f"{100 * record['masked_labels']:.1f} % of labels masked")
         if record.get("tokens_per_second"):
             parts.append(f"{record['tokens_per_second']:,.0f} tokens/s")
         if record.get("mfu") is not None:

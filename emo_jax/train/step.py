@@ -32,6 +32,23 @@ def loss_tokens(batch: Batch) -> jax.Array:
     return jnp.maximum(batch.loss_mask.sum() + filtered_B1.sum(), 1.0)
 
 
+def label_metrics(batch: Batch) -> Metrics:
+    """Shares of the step, 0..1, that are not in its loss (OLMo-core's "masked labels (%)" and
+    "masked instances (%)"); the last token of a window never has a label.
+    """
+    valid_BS = batch.pool_ids >= 0
+    there_B = valid_BS.any(axis=1)
+    labels_B = batch.loss_mask.sum(axis=1)
+    possible, labels = valid_BS.sum() - there_B.sum(), labels_B.sum()
+    masked_windows = (there_B & (labels_B == 0)).sum() / jnp.maximum(there_B.sum(), 1)
+    return {
+        "masked_labels": (possible - labels) / jnp.maximum(possible, 1),
+        "masked_windows": masked_windows,
+        "labels": labels,
+        "loss_tokens": loss_tokens(batch),
+    }
+
+
 def draw_pools(config: Config, step: jax.Array, rows_B: jax.Array) -> jax.Array | None:
     """Pool sizes (L,B,G) of a training step, G = S; None without pools.
 
@@ -229,6 +246,7 @@ def make_train_step(
         grads, metrics = loss_and_grads(
             state.params, batch, pool_size_LBG, config=config, model=model
         )
+        metrics |= label_metrics(batch)
         with jax.named_scope("optimizer"):
             return update(state, grads, metrics)
 

@@ -22,6 +22,7 @@ from emo_jax.train.stop import StopRequest
 
 SCALARS = {
     *("step", "loss", "ce_loss", "lm_z_loss", "grad_norm", "learning_rate", "router_aux_loss"),
+    *("masked_labels", "masked_windows"),
 }
 BY_LAYER = {
     f"{name}_by_layer"
@@ -53,6 +54,7 @@ def test_every_step_is_logged_once_with_all_fields(steps):
         assert set(record) - SPEED == SCALARS | BY_LAYER
         assert all(math.isfinite(record[name]) for name in SCALARS)
         assert all(len(record[name]) == LAYERS for name in BY_LAYER)
+        assert record["masked_labels"] == record["masked_windows"] == 0
 
 
 def test_the_loss_is_the_sum_of_its_parts(steps):
