@@ -349,7 +349,8 @@ def restore_params(
 ) -> tuple[Any, dict[str, Any], int]:
     """The sub-tree `params` of a checkpoint as (params, extra, step), without the rest.
 
-    Nested dicts of host arrays, or the tree and shardings of `abstract_params` where given.
+    Nested dicts of host arrays, or the tree and shardings of `abstract_params` where given: what a
+    checkpoint of unknown origin says of its own shapes is better not believed.
     """
     wanted = None if abstract_params is None else leaves_of({"params": abstract_params})
 
@@ -366,14 +367,17 @@ def restore_params(
 
 
 def open_params(
-    workdir: str | os.PathLike[str], step: int | None = None
+    workdir: str | os.PathLike[str], step: int | None = None, abstract_params: Any = None
 ) -> tuple[SliceReader, dict[str, Any], int]:
     """Like `restore_params`, to be read block by block: (reader, extra, step).
 
     Paths are below `params`, joined by `/`. Memory holds the blocks that are asked for.
     """
+    wanted = None if abstract_params is None else leaves_of({"params": abstract_params})
 
     def load(folder: epath.Path, manifest: dict[str, Any]) -> SliceReader:
+        if wanted is not None:
+            compare(folder, manifest, wanted, ("params",))
         specs = {"/".join(path[1:]): spec for path, spec in param_specs(manifest).items()}
         return SliceReader(folder / manifest["data"] / "params", specs, ("params",))
 

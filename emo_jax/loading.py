@@ -13,6 +13,7 @@ from emo_jax.hf import import_model, tokenizer_files
 from emo_jax.hf.hf_config import SPECIAL_IDS, ids_for_others, special_ids
 from emo_jax.hf.importing import open_folder
 from emo_jax.hf.tensors import LeafSource
+from emo_jax.hf.tree import abstract_params
 from emo_jax.model.transformer import Params
 from emo_jax.transfer import tokenizer_of
 from emo_jax.workdir import CONFIG_FILE, read_workdir_config
@@ -103,7 +104,7 @@ def load_model(path: str, *, trust: bool = False) -> LoadedModel:
         params, config = import_model(folder)
     else:
         config = read_workdir_config(folder)
-        params, _, step = restore_params(folder.absolute(), step)  # orbax takes no other
+        params, _, step = restore_params(folder, step, abstract_params(config))
     return LoadedModel(params=params, **_about(path, folder, step, config, trust))
 
 
@@ -115,7 +116,7 @@ def open_model(path: str, *, trust: bool = False) -> OpenedModel:
         source, config, _ = open_folder(folder)
     else:
         config = read_workdir_config(folder)
-        source, _, step = open_params(folder.absolute(), step)
+        source, _, step = open_params(folder, step, abstract_params(config))
     return OpenedModel(source=source, **_about(path, folder, step, config, trust))
 
 

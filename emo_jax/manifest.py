@@ -10,6 +10,7 @@ import hashlib
 import importlib.metadata
 import json
 import logging
+import os
 import platform
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -24,6 +25,7 @@ from emo_jax import __version__
 from emo_jax.errors import CheckpointError, one_line
 from emo_jax.files.atomic import sync_folder, write_atomic
 from emo_jax.files.json_files import Fields, NotReadableError, is_integer, parse, read_regular
+from emo_jax.files.names import plain_name
 from emo_jax.files.waiting import AwayError, Patience, SpoiltError
 from emo_jax.parallel import processes
 from emo_jax.slices import SlicedLeaf
@@ -210,29 +212,34 @@ def _check(fields: Fields) -> None:
     """Raises NotReadableError where a field of a manifest is missing or of another kind."""
     fields.integer("step")
     fields.inner("extra")
-    _name(fields.text("data"))
+    plain_name(fields.text("data"))
+    paths = set()
     for i, leaf in enumerate(fields.items("leaves")):
         one = Fields(leaf, f"leaves[{i}].")
-        path = one.items("path")
-        if not path or not all(isinstance(key, str) for key in path):
-            raise NotReadableError(f"leaves[{i}].path must be names, not {path}")
+        path = tuple(map(plain_name, one.items("path")))
+        if not path or any("/" in key for key in path) or path in paths:
+            raise NotReadableError(f"leaves[{i}].path is not the names of one leaf")
+        paths.add(path)
         if not all(is_integer(size) and size >= 0 for size in one.items("shape")):
             raise NotReadableError(f"leaves[{i}].shape must be sizes")
-        try:
-            jnp.dtype(one.text("dtype"))
-        except TypeError:
-            raise NotReadableError(f"leaves[{i}].dtype is {one.text('dtype')!r:.40}") from None
+        if not _is_number_type(one.text("dtype")):
+            raise NotReadableError(f"leaves[{i}].dtype is {one.text('dtype')!r:.40}")
+    if any(path[:n] in paths for path in paths for n in range(1, len(path))):
+        raise NotReadableError("leaves has one inside of another")
     files = fields.inner("files")
     for name in files:
-        for part in name.split("/"):
-            _name(part)
+        plain_name(name)
         files.inner(name).integer("size", high=2**63 - 1)
         files.inner(name).text("sha256")
 
 
-def _name(part: str) -> None:
-    if part in ("", ".", "..") or "/" in part or "\0" in part:
-        raise NotReadableError(f"{part!r:.40} is no name of a file")
+def _is_number_type(name: str) -> bool:
+    """Whether a dtype is one that a state has: the name as `dtype_name` writes it."""
+    try:
+        found = jnp.dtype(name)
+    except (TypeError, ValueError):
+        return False
+    return found.name == name and (found.kind == "b" or jnp.issubdtype(found, jnp.number))
 
 
 def verify(folder: epath.Path, items: set[str]) -> dict[str, Any]:
@@ -255,6 +262,7 @@ def verify(folder: epath.Path, items: set[str]) -> dict[str, Any]:
             return f"{name} cannot be read: {one_line(e)}"
         return None
 
+    _refuse_pipes(folder / manifest["data"])
     names = [n for n in sorted(manifest["files"]) if "/" not in n or n.partition("/")[0] in items]
     with ThreadPoolExecutor(_HASH_THREADS) as pool:
         mine = names[jax.process_index() :: jax.process_count()]
@@ -263,6 +271,21 @@ def verify(folder: epath.Path, items: set[str]) -> dict[str, Any]:
         more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
         raise DamagedError(found[0] + more)
     return manifest
+
+
+def _refuse_pipes(data: epath.Path) -> None:
+    """Raises DamagedError where something local is no regular file: a pipe would be waited for.
+
+    Of all that is there, listed or not: orbax may open it.
+    """
+    if "://" in str(data):
+        return
+    try:
+        for name in _files(data):
+            if not os.path.isfile(data / name):  # epath's takes a pipe for a file
+                raise DamagedError(f"{name} is not a regular file")
+    except OSError as e:
+        raise DamagedError(f"{data.name} cannot be read: {one_line(e)}") from e
 
 
 def newest_good(

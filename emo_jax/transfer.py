@@ -28,7 +28,7 @@ from emo_jax.hf.hf_config import ids_for_others
 from emo_jax.hf.importing import open_folder
 from emo_jax.hf.layouts import layout_for
 from emo_jax.hf.tensors import F32_BYTES, LeafSource
-from emo_jax.hf.tree import count_parameters, unflatten, unit_axes
+from emo_jax.hf.tree import abstract_params, count_parameters, unflatten, unit_axes
 from emo_jax.model.transformer import ModelFunctions
 from emo_jax.modularity.selection import FILE as SELECTION_FILE
 from emo_jax.modularity.selection import check_selection, experts_digest, read_selection
@@ -94,7 +94,7 @@ def export_workdir(
         tokenizer, ids = None, ids_for_others(trained)
     with Progress("export", enabled=not quiet) as progress:
         progress.show(f"verifying the checkpoint in {folder}")
-        params, extra, found = open_params(folder, step)
+        params, extra, found = open_params(folder, step, abstract_params(config))
         total = count_parameters(config)[0] * F32_BYTES
         made = export_leaves(
             params,

@@ -8,6 +8,9 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+import jax
+import numpy as np
+
 from emo_jax.config import Config, MoeConfig
 from emo_jax.errors import UsageError
 
@@ -94,6 +97,16 @@ def unflatten(leaves: Mapping[str, Any]) -> dict[str, Any]:
             node = node.setdefault(name, {})
         node[last] = leaf
     return tree
+
+
+def abstract_params(config: Config) -> dict[str, Any]:
+    """The tree of a model's parameters as shapes and dtypes."""
+    return unflatten(
+        {
+            path: jax.ShapeDtypeStruct(shape, np.dtype(np.float32))
+            for path, shape in leaf_shapes(config).items()
+        }
+    )
 
 
 def check_shapes(shapes: Mapping[str, Shape], config: Config) -> None:
