@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from emo_jax import seeds
 from emo_jax.errors import ConfigError
 from emo_jax.files.json_files import is_text
 
@@ -447,7 +448,7 @@ class Config:
     seed: int = 0  # initialisation and pool draws
 
     def __post_init__(self) -> None:
-        _require(-(2**63) <= self.seed < 2**63, "seed", self.seed, "of 64 bits, -2**63..2**63-1")
+        _require(seeds.is_seed(self.seed), "seed", self.seed, seeds.RANGE)
         if self.moe is None:
             _require(
                 self.model.mlp_dim >= 1,

@@ -29,6 +29,7 @@ ORDER: list[set[str]] = [
     {"workdir", "compile_cache"},
     {"parallel"},
     {"config", "batch"},
+    {"seeds"},
     {"files"},
     {"errors"},
 ]

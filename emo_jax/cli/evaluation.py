@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, TextIO
 
 import click
 
+from emo_jax import seeds
 from emo_jax.cli.app import TRUST, Items, command, refuse_unwritable
 from emo_jax.errors import UsageError
 from emo_jax.files.json_files import is_text
@@ -102,8 +103,8 @@ def generate(
             f"--temperature {temperature}: must be 0, which takes the likeliest token, or at least"
             f" {_LEAST_TEMPERATURE}"
         )
-    if not -(2**63) <= seed < 2**63:
-        raise UsageError(f"--seed {seed}: must be of 64 bits, -2**63 to 2**63 - 1")
+    if not seeds.is_seed(seed):
+        raise UsageError(f"--seed {seed}: must be {seeds.RANGE}")
     if output:
         refuse_unwritable("--output", Path(output))
     from emo_jax.generation import TextGenerator, TextSettings

@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from emo_jax import seeds
 from emo_jax.model.cache import Cache, append, inference_params, prefill
 from emo_jax.model.sampling import Sampling, sample
 from emo_jax.model.transformer import ModelFunctions, Params
@@ -76,7 +77,7 @@ class Generator:
     def __post_init__(self) -> None:
         self.window: int = self.model.config.data.seq_len
         self.params = inference_params(self.model.config, self.params)
-        self._key = jax.random.key(self.seed)
+        self._key = seeds.key(self.seed)
         self._programs: dict[tuple, Any] = {}
 
     def generate(

@@ -17,6 +17,7 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
+from emo_jax import seeds
 from emo_jax.batch import PADDING_ID, Batch
 from emo_jax.config import Config, ModelConfig, MoeConfig
 from emo_jax.model.attention import Attention, KeysValues
@@ -447,7 +448,7 @@ class ModelFunctions:
 
     def init(self, seed: int) -> Params:
         """Fresh float32 parameters (SPEC 1.3), a pure function of the seed."""
-        model = Transformer(self.config, nnx.Rngs(params=seed), self.mesh)
+        model = Transformer(self.config, nnx.Rngs(params=seeds.key(seed)), self.mesh)
         return nnx.to_pure_dict(nnx.state(model))
 
     def bind(self, params: Params) -> Transformer:

@@ -129,7 +129,10 @@ def spherical_kmeans(rows_NP: np.ndarray, count: int, seed: int = 0) -> Clusters
     N = len(rows_NP)
     check_count(count, N)
     drawn = rows_NP[np.random.default_rng(seed).permutation(N)[:FIT_ROWS]]
-    first = MiniBatchKMeans(count, n_init=10, max_iter=500, batch_size=4096, random_state=seed)
+    state: Any = seed  # scikit-learn takes 32 bits
+    if seed >= 2**32:
+        state = np.random.RandomState(np.random.MT19937(np.random.SeedSequence(seed)))
+    first = MiniBatchKMeans(count, n_init=10, max_iter=500, batch_size=4096, random_state=state)
     centres_CP = _unit(first.fit(drawn).cluster_centers_.astype(np.float32))
     rounds = 0
     ids_N, close_N, sums_CP = _assigned(rows_NP, centres_CP)

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from emo_jax import seeds
 from emo_jax.batch import Batch
 from emo_jax.config import Config
 from emo_jax.model.transformer import ModelFunctions, Params
@@ -58,7 +59,7 @@ def draw_pools(config: Config, step: jax.Array, rows_B: jax.Array) -> jax.Array 
     """
     if config.moe is None or config.moe.pool.kind == "none":
         return None
-    key = jax.random.fold_in(jax.random.key(config.seed), POOL_STREAM)
+    key = jax.random.fold_in(seeds.key(config.seed), POOL_STREAM)
     return pools.draw_pool_sizes(
         jax.random.fold_in(key, step),
         config.moe.pool,

@@ -1,0 +1,29 @@
+"""Seeds and the random keys that are made of them."""
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import jax
+
+RANGE = "of 64 bits, -2**63..2**63-1"
+
+
+def is_seed(number: int) -> bool:
+    """Whether it has 64 bits at most, one of them the sign."""
+    return -(2**63) <= number < 2**63
+
+
+def key(seed: int) -> "jax.Array":
+    """The key of a seed, all of whose 64 bits count.
+
+    It is JAX's own with 64-bit numbers turned on; without, JAX takes the low 32 bits. Seeds of
+    0..2**32-1 have the same key either way.
+    """
+    import jax  # the checks above do without
+
+    # Here and now, under `jit` too: what is traced may have no 64-bit numbers.
+    with jax.ensure_compile_time_eval(), jax.enable_x64(True):
+        words = np.asarray(jax.random.key_data(jax.random.key(np.int64(seed))))
+    return jax.random.wrap_key_data(words)  # type: ignore[arg-type]
