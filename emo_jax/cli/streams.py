@@ -40,14 +40,19 @@ class _Stream(io.FileIO):
 
 
 def protect() -> None:
-    """Takes over standard output and error of this process, also where they were closed."""
+    """Takes over standard output and error of this process, also where they were closed.
+
+    Those that a caller in Python has put in their place stay as they are.
+    """
     for fd in (0, 1, 2):  # a file must not be opened under the number of a stream
         try:
             os.fstat(fd)
         except OSError:
             os.open(os.devnull, os.O_RDWR)  # the lowest number that is free
-    sys.stdout = _text(sys.stdout, 1, needed=True)
-    sys.stderr = _text(sys.stderr, 2, needed=False)
+    if sys.stdout is sys.__stdout__:
+        sys.stdout = _text(sys.stdout, 1, needed=True)
+    if sys.stderr is sys.__stderr__:
+        sys.stderr = _text(sys.stderr, 2, needed=False)
 
 
 def _text(before: TextIO | None, fd: int, *, needed: bool) -> io.TextIOWrapper:
