@@ -195,8 +195,10 @@ class ModelConfig:
     remat: Remat = "none"
 
     def __post_init__(self) -> None:
-        for name in ("vocab_size", "num_layers", "embed_dim", "num_heads", "vocab_multiple"):
+        for name in ("vocab_size", "num_layers", "embed_dim", "num_heads"):
             _require(getattr(self, name) >= 1, f"model.{name}", getattr(self, name), "at least 1")
+        multiple = self.vocab_multiple  # a large one is that many rows of nothing
+        _require(1 <= multiple <= 65_536, "model.vocab_multiple", multiple, "in 1..65536")
         _require(
             self.head_dim >= 2 and self.head_dim % 2 == 0,
             "model.head_dim",
@@ -204,8 +206,9 @@ class ModelConfig:
             "even and at least 2 (rotary embedding turns pairs)",
         )
         _require(self.mlp_dim >= 0, "model.mlp_dim", self.mlp_dim, "at least 0")
-        for name in ("rope_theta", "norm_eps", "init_std"):
-            _require(getattr(self, name) > 0, f"model.{name}", getattr(self, name), "above 0")
+        _require(self.rope_theta >= 1, "model.rope_theta", self.rope_theta, "at least 1")
+        _require(0 < self.norm_eps < 1, "model.norm_eps", self.norm_eps, "above 0 and below 1")
+        _require(self.init_std > 0, "model.init_std", self.init_std, "above 0")
 
     @property
     def padded_vocab_size(self) -> int:

@@ -7,9 +7,9 @@ from typing import Any
 from emo_jax.checkpoint import open_params, restore_params
 from emo_jax.config import Config
 from emo_jax.data.tokenizers import Tokenizer, load_tokenizer
-from emo_jax.errors import UsageError, one_line
-from emo_jax.files.json_files import parse, read_regular
-from emo_jax.hf import import_model, tokenizer_files
+from emo_jax.errors import UsageError
+from emo_jax.files.json_files import read_object
+from emo_jax.hf import fields, import_model, tokenizer_files
 from emo_jax.hf.hf_config import SPECIAL_IDS, ids_for_others, special_ids
 from emo_jax.hf.importing import open_folder
 from emo_jax.hf.tensors import LeafSource
@@ -170,11 +170,10 @@ def _split_step(path: str) -> tuple[Path, int | None]:
 
 def is_hugging_face(folder: Path) -> bool:
     """Whether the config.json of a folder is one of transformers rather than of a run."""
-    file = folder / CONFIG_FILE
+    advice = "copy it again, or give another folder"
     try:
-        content = parse(read_regular(file))
-    except (OSError, ValueError) as error:
-        raise UsageError(
-            f"{file}: cannot be read as a model's config ({one_line(error)}); copy it again"
-        ) from error
-    return isinstance(content, dict) and "architectures" in content
+        return fields.is_hugging_face(
+            read_object(folder / CONFIG_FILE, error=UsageError, advice=advice)
+        )
+    except FileNotFoundError:
+        raise UsageError(f"{folder}: no {CONFIG_FILE}; {advice}") from None

@@ -10,8 +10,9 @@ from typing import Any
 
 from emo_jax.config import Config
 from emo_jax.data.partial import partial_folder, remove_left_over
-from emo_jax.errors import EmoError, HfFormatError, one_line
+from emo_jax.errors import EmoError, HfFormatError, UsageError, one_line
 from emo_jax.files.atomic import refuse_existing
+from emo_jax.files.inside import check_own_files
 from emo_jax.hf import tokenizer_files
 from emo_jax.hf.card import Card, model_card
 from emo_jax.hf.hf_config import SPECIAL_IDS, ids_for_others, to_hf
@@ -96,6 +97,7 @@ def export_leaves(
     ids = dict(zip(SPECIAL_IDS, (bos_token_id, eos_token_id, pad_token_id), strict=True))
     tokenizer = None
     if tokenizer_dir is not None:
+        check_own_files(tokenizer_dir, tokenizer_files.FILES, error=UsageError)
         tokenizer = tokenizer_files.load(Path(tokenizer_dir), eos_id=eos_token_id)
         tokenizer_files.check(tokenizer, Path(tokenizer_dir), config.model.vocab_size)
         if adds_bos is not None:

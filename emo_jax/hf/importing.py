@@ -1,24 +1,36 @@
 """A Hugging Face folder → parameters and config. Nothing is guessed: every name is asserted."""
 
+import math
+import re
 from pathlib import Path
 from typing import Any
 
 from emo_jax.config import Config
 from emo_jax.errors import HfFormatError
-from emo_jax.hf.hf_config import from_hf, has_biases, layout_of, load_json, vocab_rows, vocab_size
+from emo_jax.files.inside import check_own_files
+from emo_jax.hf import tokenizer_files
+from emo_jax.hf.fields import read_fields
+from emo_jax.hf.fused import DOWN, GATE_UP, apart
+from emo_jax.hf.hf_config import from_hf, load_json, vocab_rows, vocab_size
 from emo_jax.hf.layouts import Layout, layout_named
 from emo_jax.hf.sources import FolderSource
 from emo_jax.hf.tensors import HfTensor
 from emo_jax.hf.tree import unflatten
 from emo_jax.hf.weights import (
-    READABLE_DTYPES,
+    MAX_TENSORS,
     StoredTensor,
+    check_dtype,
     check_names,
     read_file_headers,
     read_headers,
 )
 
 EMBEDDING = "model.embed_tokens.weight"  # the same name in every layout
+# What is copied out of a folder, or pushed, beside its config.json and its weights.
+OTHER_FILES = (
+    *tokenizer_files.FILES,
+    *("generation_config.json", "selection.json", "README.md"),
+)
 
 
 def open_folder(folder: str | Path) -> tuple[FolderSource, Config, Layout]:
@@ -38,16 +50,29 @@ def open_folder(folder: str | Path) -> tuple[FolderSource, Config, Layout]:
     """
     folder = Path(folder)
     where = folder / "config.json"
-    hf = load_json(where)
-    layout = layout_of(hf, where)
+    check_own_files(folder, OTHER_FILES, error=HfFormatError)
+    layout, hf = read_fields(_load_config(folder), where)
     headers = read_headers(folder)
     table = headers[EMBEDDING].shape if EMBEDDING in headers else ()
-    if table and isinstance(hf.get("vocab_size"), int):
+    if table:
         hf["vocab_size"] = vocab_size(hf, table[0])
     config = from_hf(hf, layout, where, name=folder.resolve().name)
-    tensors = layout.tensors(config, biases=has_biases(hf, layout))
+    _check_counts(headers, hf, where)
+    if layout.fused_experts:
+        headers = apart(headers, config)
+    biases = bool(layout.bias_field and hf[layout.bias_field])
+    tensors = layout.tensors(config, biases=biases)
     source = _open(headers, config, tensors, layout.name, folder)
     return source, config, layout
+
+
+def _load_config(folder: Path) -> dict[str, Any]:
+    if not (folder / "config.json").exists() and (folder / "adapter_config.json").exists():
+        raise HfFormatError(
+            f"{folder}: a PEFT adapter alone, not a model; merge it into its model and save that:"
+            " merge_and_unload().save_pretrained(FOLDER)"
+        )
+    return load_json(folder / "config.json")
 
 
 def import_model(folder: str | Path) -> tuple[dict[str, Any], Config]:
@@ -72,6 +97,34 @@ def import_tensors(path: str | Path, config: Config, *, layout: str = "emo") -> 
 
 def _read_tree(source: FolderSource) -> dict[str, Any]:
     return unflatten({leaf: source.read_whole(leaf) for leaf in source.shapes})
+
+
+_NAME = re.compile(r"model\.layers\.(\d{1,9})\.(?:mlp\.experts\.(\d{1,9})\.)?")
+
+
+def _check_counts(headers: dict[str, StoredTensor], hf: dict[str, Any], where: Path) -> None:
+    """Refuses numbers of config.json that the files do not have, before anything grows by them."""
+    layers, experts, fused = set(), set(), 0
+    for name, stored in headers.items():
+        if found := _NAME.match(name):
+            layers.add(found[1])
+            experts.add(found[2] or "0")
+            if name.endswith((GATE_UP, DOWN)):
+                fused = max([fused, *stored.shape[:1]])
+    there = {"num_hidden_layers": len(layers), "num_experts": max(len(experts), fused)}
+    wanted = {name: hf.get(name, 0) for name in there}
+    wanted["num_experts"] = max([wanted["num_experts"], *(hf.get("num_experts_per_layer") or [])])
+    for name, count in wanted.items():
+        if count > there[name]:
+            raise HfFormatError(
+                f"{where}: {name} = {count}, but the tensors are of {there[name]}; copy the folder"
+                " again, or mend its config.json"
+            )
+    if math.prod(wanted.values()) > MAX_TENSORS:
+        raise HfFormatError(
+            f"{where}: {' × '.join(f'{name} = {n}' for name, n in wanted.items())} are more experts"
+            f" than any model of ours has ({MAX_TENSORS}); mend the file"
+        )
 
 
 def _open(
@@ -100,8 +153,4 @@ def _check(
                 f"{stored.file}: {tensor.name} has shape {stored.shape}, but the config says "
                 f"{tensor.shape}; copy the folder again, or mend its config.json"
             )
-        if stored.dtype not in READABLE_DTYPES:
-            raise HfFormatError(
-                f"{stored.file}: {tensor.name} is {stored.dtype}, must be one of "
-                f"{', '.join(READABLE_DTYPES)}; convert the folder to one of them"
-            )
+        check_dtype(tensor.name, stored)

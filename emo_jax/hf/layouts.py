@@ -31,6 +31,8 @@ class Layout:
     # out, they do). Ours are zeros, which engines ask for that never look at the field.
     bias_field: str | None = None
     # Fields of the feed-forward, from a config; and back, to fields of the sections of a config.
+    fused_experts: bool = False  # others also write one tensor for all experts of a layer
+    mlp_counts: tuple[str, ...]  # those of them that are whole numbers
     mlp_fields: Callable[[Config], dict[str, Any]]
     mlp_sections: Callable[[Mapping[str, Any]], dict[str, dict[str, Any]]]
     mlp_tensors: Callable[["LeafBlocks", Config, int], Iterator[HfTensor]]
@@ -293,6 +295,11 @@ LAYOUTS = {
             "use_sliding_window": False,
         },
         bias_field="qkv_bias",
+        fused_experts=True,
+        mlp_counts=(
+            *("moe_intermediate_size", "shared_expert_intermediate_size"),
+            *("num_experts", "num_experts_per_tok"),
+        ),
         mlp_fields=_qwen2_moe_fields,
         mlp_sections=_qwen2_moe_sections,
         mlp_tensors=_qwen2_moe_tensors,
@@ -311,6 +318,10 @@ LAYOUTS = {
             "always_active_experts_per_layer": None,
             "dense_intermediate_size": None,
         },
+        mlp_counts=(
+            *("intermediate_size", "num_shared_experts"),
+            *("num_experts", "num_experts_per_tok"),
+        ),
         mlp_fields=_emo_fields,
         mlp_sections=_emo_sections,
         mlp_tensors=_emo_tensors,
@@ -323,6 +334,7 @@ LAYOUTS = {
         attention_norm="input_layernorm",
         mlp_norm="post_attention_layernorm",
         fixed=_FIXED_DENSE | {"attention_bias": False, "mlp_bias": False, "pretraining_tp": 1},
+        mlp_counts=("intermediate_size",),
         mlp_fields=_llama_fields,
         mlp_sections=_llama_sections,
         mlp_tensors=_llama_tensors,

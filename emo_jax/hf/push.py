@@ -54,7 +54,7 @@ def push_folder(folder: str | Path, repo: str, *, private: bool = True) -> str:
     """
     folder = Path(folder)
     check_repo(repo)
-    open_folder(folder)
+    open_folder(folder)  # which refuses links out of the folder: what they lead to would go up too
     import huggingface_hub
 
     files = [path.name for path in weight_files(folder)]

@@ -12,14 +12,18 @@ import math
 import os
 import struct
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import ml_dtypes
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from emo_jax.errors import HfFormatError, one_line
+from emo_jax.files.inside import check_own_files
+from emo_jax.files.json_files import Fields, NotReadableError
+from emo_jax.files.names import plain_name
 from emo_jax.files.steady import SteadyFile
 from emo_jax.files.waiting import Patience
 from emo_jax.hf.hf_config import load_json
@@ -29,6 +33,9 @@ from emo_jax.slices import WRITE_BYTES
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+# DeepSeek-V3 has 91 991 tensors; as one file, they would have a header of 12 MB.
+MAX_TENSORS = 500_000
+MAX_HEADER_BYTES = 1 << 25
 READABLE_DTYPES = {  # upcast to float32 without loss
     "F32": np.dtype("<f4"),
     "F16": np.dtype("<f2"),
@@ -147,12 +154,25 @@ class StoredTensor:
         rows = self.content.read(self.start + start * row_bytes, self.start + stop * row_bytes)
         return np.frombuffer(rows, dtype).reshape((stop - start, *self.shape[1:]))
 
+    def parts(self, count: int, shape: Shape) -> list["StoredTensor"]:
+        """As `count` tensors of a shape, which lie one after the other; their sizes must agree."""
+        nbytes = math.prod(shape) * READABLE_DTYPES[self.dtype].itemsize
+        return [replace(self, shape=shape, start=self.start + i * nbytes) for i in range(count)]
+
 
 def _check_file(path: Path) -> None:
     """Raises unless the safetensors package takes the file for a whole one."""
+    check_own_files(path.parent, [path.name], error=HfFormatError)
     try:
         # Opened here first: the package calls every file missing that it cannot open.
-        with open(path, "rb"), safe_open(path, framework="numpy"):
+        with open(path, "rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+        if path.stat().st_size > length > MAX_HEADER_BYTES:
+            raise HfFormatError(
+                f"{path}: its header has {length} bytes, no model has one above"
+                f" {MAX_HEADER_BYTES}; copy it again"
+            )
+        with safe_open(path, framework="numpy"):
             pass
     except FileNotFoundError:
         raise HfFormatError(f"{path}: this file is missing; copy the folder again") from None
@@ -168,20 +188,27 @@ def _check_file(path: Path) -> None:
 
 def weight_files(folder: Path) -> list[Path]:
     """The files that the index names, or the single one."""
-    if not (folder / INDEX).exists():
+    if not os.path.lexists(folder / INDEX):
         return [folder / SINGLE]
-    names = load_json(folder / INDEX).get("weight_map")
-    if not isinstance(names, dict) or not all(
-        isinstance(n, str) and n == Path(n).name for n in names.values()
-    ):
-        raise HfFormatError(f"{folder / INDEX}: weight_map must map tensors to files beside it")
-    files = sorted(set(names.values()))
+    try:
+        names = Fields(load_json(folder / INDEX)).inner("weight_map")
+        files = sorted({_beside(names.value(tensor)) for tensor in names})
+    except NotReadableError as error:
+        raise HfFormatError(f"{folder / INDEX}: {one_line(error)}; copy it again") from None
+    if not files:
+        raise HfFormatError(f"{folder / INDEX}: its weight_map names no files; copy it again")
     if SINGLE not in files and (folder / SINGLE).exists():
         raise HfFormatError(
             f"{folder}: has {SINGLE} and {INDEX}, which does not name it: two models, of which"
             " transformers takes the first; remove the one that is not meant"
         )
     return [folder / name for name in files]
+
+
+def _beside(name: Any) -> str:
+    if "/" in plain_name(name):
+        raise NotReadableError(f"weight_map must name files beside it, not {name[:60]!r}")
+    return name
 
 
 def read_file_headers(path: Path) -> dict[str, StoredTensor]:
@@ -213,7 +240,21 @@ def read_headers(folder: Path) -> dict[str, StoredTensor]:
                 f"{path}: tensor {name} is in {found[name].file.name} too; remove one"
             )
         found |= held
+        if len(found) > MAX_TENSORS:
+            raise HfFormatError(
+                f"{folder}: its files have more than {MAX_TENSORS} tensors, no model of ours has;"
+                " copy the folder again"
+            )
     return found
+
+
+def check_dtype(name: str, stored: StoredTensor) -> None:
+    """Refuses a tensor that float32 may not hold."""
+    if stored.dtype not in READABLE_DTYPES:
+        raise HfFormatError(
+            f"{stored.file}: {name} is {stored.dtype}, must be one of "
+            f"{', '.join(READABLE_DTYPES)}; convert the folder to one of them"
+        )
 
 
 def describe(names: Iterable[str], count: int = 3) -> str:

@@ -14,8 +14,15 @@ from emo_jax.checkpoint import Checkpointer, checkpoints_of
 from emo_jax.config import Config
 from emo_jax.data.store import TokenStore
 from emo_jax.data.stream import TokenSource
-from emo_jax.errors import CheckpointError, DataError, UsageError, one_line
-from emo_jax.files.json_files import Fields, NotReadableError, parse, read_regular
+from emo_jax.errors import CheckpointError, DataError, EmoError, UsageError, one_line
+from emo_jax.files.json_files import (
+    Fields,
+    NotReadableError,
+    parse,
+    read_object,
+    read_regular,
+)
+from emo_jax.hf.fields import is_hugging_face
 from emo_jax.manifest import LeafPath, compare, read_manifest
 from emo_jax.workdir import CONFIG_FILE, INIT_FILE, TOKENIZER_FOLDER, is_free, read_workdir_config
 
@@ -150,8 +157,8 @@ def _config_of(asked: InitFrom) -> Config:
 
 def _is_hugging_face(file: Path) -> bool:
     try:
-        return "architectures" in parse(read_regular(file))
-    except (OSError, ValueError, TypeError):
+        return is_hugging_face(read_object(file, advice="copy it again"))
+    except (OSError, EmoError):
         return False
 
 

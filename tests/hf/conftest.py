@@ -1,6 +1,8 @@
 """Small random models, and golden folders of the PyTorch reference."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -92,3 +94,18 @@ def make_older():
         return folder
 
     return make
+
+
+# What 4.57 needs beside what the newest version, and torch, have installed.
+OLD = ("transformers==4.57.6", "tokenizers==0.22.2", "huggingface-hub==0.36.2")
+
+
+@pytest.fixture(scope="session", params=["newest", "4.57"])
+def transformers_at(request, tmp_path_factory) -> tuple[str, dict[str, str]]:
+    """A version, and the environment in which `import transformers` gives it."""
+    if request.param == "newest":
+        return request.param, {}
+    folder = tmp_path_factory.mktemp("transformers")
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(folder)]
+    subprocess.run([*pip, *OLD], check=True)
+    return request.param, {"PYTHONPATH": str(folder)}

@@ -144,7 +144,7 @@ def test_fields_that_contradict_our_section_are_refused(folder, fields):
     "fields,named",
     [
         ({"num_key_value_heads": 2}, "num_key_value_heads"),
-        ({"num_hidden_layers": 3}, "missing tensors: 3"),
+        ({"num_hidden_layers": 3}, "num_hidden_layers = 3, but the tensors are of 2"),
         ({"num_experts_per_tok": 40}, "moe.top_k"),
     ],
 )
@@ -158,7 +158,13 @@ def test_impossible_fields_are_refused(folder, fields, named):
     "fields,named",
     [
         ({"rope_theta": 10_000.0}, "(found [10000.0, 30000.0])"),
-        ({"rope_theta": None, "rope_parameters": None}, "(found [])"),
+        ({"rope_theta": 0.0, "rope_parameters": None}, "rope_theta"),
+        ({"rope_theta": -1e4, "rope_parameters": None}, "rope_theta"),
+        ({"rope_theta": "1e4", "rope_parameters": None}, "rope_theta must be a finite number"),
+        ({"rope_theta": float("nan"), "rope_parameters": None}, "rope_theta must be a finite"),
+        ({"rope_parameters": {"full_attention": {"rope_theta": 30_000.0}}}, "full_attention"),
+        ({"rope_parameters": [30_000.0]}, "rope_parameters must be an object, not a list"),
+        ({"partial_rotary_factor": 0.5}, "partial_rotary_factor"),
         ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 30_000.0}}, "yarn"),
         ({"rope_parameters": None, "rope_scaling": {"type": "linear", "factor": 2.0}}, "linear"),
     ],
@@ -196,9 +202,27 @@ def test_what_was_moved_by_training_elsewhere_is_refused(qwen, name, value):
 
 def test_missing_field_is_named(step_emo, tmp_path):
     params, config = import_model(step_emo)
-    out = export_model(params, config, tmp_path / "out")
+    out = export_model(params, config, tmp_path / "out", layout="emo")
     drop(out, "emo_jax", "hidden_size")
-    refused(out, "config.json", "hidden_size")
+    refused(out, "config.json", "no field hidden_size")
+
+
+def test_a_missing_field_means_what_transformers_takes_it_for(qwen):
+    drop(qwen, "emo_jax", "hidden_size")
+    refused(qwen, "model.embed_tokens.weight has shape (96, 32)", "says (96, 2048)")
+
+
+@pytest.mark.parametrize("value", [3, 1.0, 0, -1e-5, "1e-5", float("nan"), True, [1e-5], 10**400])
+@pytest.mark.parametrize("ours", [True, False])
+def test_an_epsilon_that_is_none_is_refused(folder, value, ours):
+    change_config(folder, rms_norm_eps=value)
+    if ours:
+        said = json.loads((folder / "config.json").read_text())
+        said["emo_jax"]["model"]["norm_eps"] = value
+        change_config(folder, emo_jax=said["emo_jax"])
+    else:
+        drop(folder, "emo_jax")
+    refused(folder, "config.json", "eps")
 
 
 def test_broken_config_is_one_line(folder):
@@ -239,7 +263,11 @@ def test_missing_shard_is_named(make_model, tmp_path):
     ("file", "words"),
     [
         ("model-00009-of-00009.safetensors", ("model-00009-of-00009.safetensors", "missing")),
-        ("../elsewhere.safetensors", ("weight_map",)),
+        ("../elsewhere.safetensors", ("index.json", "no name of a file")),
+        ("..", ("index.json", "no name of a file")),
+        ("below/model.safetensors", ("index.json", "files beside it")),
+        ("model\0.safetensors", ("index.json", "no name of a file")),
+        (["model.safetensors"], ("index.json", "no name of a file")),
     ],
 )
 def test_an_index_that_names_what_is_no_file_of_the_folder(make_model, tmp_path, file, words):
@@ -250,6 +278,13 @@ def test_an_index_that_names_what_is_no_file_of_the_folder(make_model, tmp_path,
     said["weight_map"]["lm_head.weight"] = file
     index.write_text(json.dumps(said))
     refused(out, *words)
+
+
+@pytest.mark.parametrize("weight_map", [None, [], {}, "model.safetensors"])
+def test_an_index_without_a_map(qwen, weight_map):
+    index = qwen / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": weight_map}))
+    refused(qwen, "index.json", "weight_map")
 
 
 def test_a_tensor_in_two_files_is_refused(make_model, tmp_path):
@@ -286,5 +321,6 @@ def test_a_file_that_cannot_be_read_is_called_neither_damaged_nor_missing(folder
         file.mkdir()
     else:
         file.symlink_to(file.name)
-    line = refused(folder, "model.safetensors", "cannot be read")
+    said = "not a regular file" if kind == "a folder" else "cannot be read"
+    line = refused(folder, "model.safetensors", said)
     assert "whole" not in line and "missing" not in line

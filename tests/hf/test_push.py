@@ -111,6 +111,15 @@ def test_a_folder_that_is_not_whole_is_not_pushed(hub, folder):
     assert hub.repos == {}
 
 
+@pytest.mark.parametrize("name", ["README.md", "merges.txt"])
+def test_what_a_link_brings_in_from_outside_is_not_pushed(hub, folder, name):
+    (folder / name).unlink(missing_ok=True)
+    (folder.parent / "secret").write_text("mine")
+    (folder / name).symlink_to("../secret")
+    failed(push(hub, folder), folder / name, "a link to", "outside of its folder")
+    assert hub.repos == {}
+
+
 @pytest.mark.parametrize("repo", ["tiny", "a/b/c", "some one/tiny", "someone/tiny.git"])
 def test_a_name_that_is_none_is_refused_before_any_work(hub, folder, repo):
     failed(push(hub, folder, repo=repo), repo, "--push", code=2)

@@ -1,0 +1,60 @@
+"""Files of a folder that somebody else made: what a link brings in from outside is none of them.
+
+Such a folder may hold a link to any file of this machine, whose content would be copied, exported
+and pushed. The one link that people need is the hub cache's, `snapshots/REVISION/FILE` to
+`blobs/…` beside `snapshots`.
+"""
+
+import os
+import stat
+from collections.abc import Iterable
+from pathlib import Path
+
+from emo_jax.errors import EmoError, one_line
+from emo_jax.files.json_files import NotReadableError
+
+
+def check_own_file(path: str | os.PathLike[str]) -> None:
+    """Refuses what is no regular file, or is a link that leaves the folder it lies in.
+
+    A folder that is a link itself is the one that it names. Nothing is opened.
+
+    Raises:
+      NotReadableError: saying which of both.
+      OSError: there is no such file, or it cannot be looked at.
+    """
+    folder = os.path.realpath(os.path.dirname(path) or ".", strict=True)
+    real = os.path.realpath(os.path.join(folder, os.path.basename(path)), strict=True)
+    allowed = [folder]
+    if os.path.basename(os.path.dirname(folder)) == "snapshots":
+        allowed.append(os.path.join(os.path.dirname(os.path.dirname(folder)), "blobs"))
+    if not any(real.startswith(place.rstrip(os.sep) + os.sep) for place in allowed):
+        raise NotReadableError(f"a link to {real}, outside of its folder")
+    if not stat.S_ISREG(os.stat(real).st_mode):
+        raise NotReadableError("not a regular file")
+
+
+def check_own_files(
+    folder: str | os.PathLike[str], names: Iterable[str], *, error: type[EmoError]
+) -> None:
+    """`check_own_file` for those of some names that are in a folder.
+
+    Raises:
+      EmoError: of the kind `error`, in one line that names the file and says what to do.
+    """
+    for name in names:
+        path = Path(folder) / name
+        try:
+            check_own_file(path)
+        except FileNotFoundError:
+            if path.is_symlink():
+                raise error(f"{path}: a link to nothing; copy the file again") from None
+        except NotReadableError as reason:
+            raise error(
+                f"{path}: {one_line(reason)}; put the file itself there if it is meant, or take it"
+                " away"
+            ) from None
+        except OSError as reason:
+            raise error(
+                f"{path}: cannot be read ({one_line(reason)}); give access to it, or copy it again"
+            ) from None

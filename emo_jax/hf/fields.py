@@ -1,0 +1,212 @@
+"""config.json of a Hugging Face folder as transformers takes it: kinds checked, gaps filled in."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from emo_jax.errors import HfFormatError, UsageError
+from emo_jax.files.json_files import Fields, NotReadableError
+from emo_jax.hf.layouts import LAYOUTS, Layout
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Architecture:
+    """A class that computes what a layout of ours does, and what its config.json may leave out.
+
+    Attributes:
+      absent: the values of transformers' configuration class, in 4.57 and 5.24 alike, by field.
+      rope_theta: likewise; None: must be given.
+      windowed: a token sees as many as `sliding_window` says.
+    """
+
+    name: str
+    layout: str
+    absent: Mapping[str, Any]
+    rope_theta: float | None = 10_000.0
+    windowed: bool = False
+
+
+_ABSENT = {"initializer_range": 0.02, "rms_norm_eps": 1e-6}
+_BY_MODEL_TYPE = {
+    "qwen2_moe": _Architecture(
+        name="Qwen2MoeForCausalLM",
+        layout="qwen2_moe",
+        absent=_ABSENT
+        | {
+            "vocab_size": 151_936,
+            "hidden_size": 2048,
+            "num_hidden_layers": 24,
+            "num_attention_heads": 16,
+            "num_key_value_heads": 16,
+            "max_position_embeddings": 32_768,
+            "moe_intermediate_size": 1408,
+            "shared_expert_intermediate_size": 5632,
+            "num_experts": 60,
+            "num_experts_per_tok": 4,
+            "qkv_bias": True,
+        },
+    ),
+    "llama": _Architecture(
+        name="LlamaForCausalLM",
+        layout="llama",
+        absent=_ABSENT
+        | {
+            "vocab_size": 32_000,
+            "hidden_size": 4096,
+            "intermediate_size": 11_008,
+            "num_hidden_layers": 32,
+            "num_attention_heads": 32,
+            "max_position_embeddings": 2048,
+        },
+    ),
+    "mistral": _Architecture(
+        name="MistralForCausalLM",
+        layout="llama",
+        absent=_ABSENT
+        | {
+            "vocab_size": 32_000,
+            "hidden_size": 4096,
+            "intermediate_size": 14_336,
+            "num_hidden_layers": 32,
+            "num_attention_heads": 32,
+            "num_key_value_heads": 8,
+            "max_position_embeddings": 131_072,
+            "sliding_window": 4096,
+        },
+        windowed=True,
+    ),
+    # The released models: transformers has no such class.
+    "emo": _Architecture(
+        name="EmoForCausalLM", layout="emo", absent={"initializer_range": 0.02}, rope_theta=None
+    ),
+}
+_ALIASES = {"hidden_act": ("swish",), "mlp_only_layers": (None,)}  # of a fixed value's own name
+
+
+def is_hugging_face(hf: Mapping[str, Any]) -> bool:
+    """Whether a config.json is one of transformers rather than of a run."""
+    return "architectures" in hf or "model_type" in hf
+
+
+def read_fields(hf: Mapping[str, Any], where: Path) -> tuple[Layout, dict[str, Any]]:
+    """The layout of a folder, and the fields that say which model of that layout it holds.
+
+    Args:
+      hf: what config.json holds.
+      where: the file, for messages.
+
+    Returns:
+      All that `hf` holds; in it every field of the model, as what it must be. `rope_theta`,
+      `num_key_value_heads` and `head_dim` are there whichever way the file says them.
+
+    Raises:
+      HfFormatError: another architecture, a field that is missing or is of another kind, or one
+        that makes the model another function than any of ours.
+      UsageError: the config of a run.
+    """
+    architecture = _architecture(hf, where)
+    layout = LAYOUTS[architecture.layout]
+    fields = Fields({**architecture.absent, **hf})
+    try:
+        found = _found(fields, layout)
+        found["rope_theta"] = _rope_theta(fields, architecture)
+        _check_attention(fields, found, architecture)
+    except NotReadableError as error:
+        raise HfFormatError(
+            f"{where}: {error}; copy the file again, or set what the model was trained with"
+        ) from None
+    for name, value in layout.fixed.items():
+        said = hf.get(name, value)
+        same = type(said) is type(value) and said == value
+        if not same and said not in _ALIASES.get(name, ()):
+            raise HfFormatError(
+                f"{where}: {name} = {_short(said)}, but only {value!r} can be imported: this model"
+                " computes another function"
+            )
+    return layout, {**hf, **found}
+
+
+def _architecture(hf: Mapping[str, Any], where: Path) -> _Architecture:
+    if not is_hugging_face(hf) and {"model", "train"} <= hf.keys():
+        raise UsageError(
+            f"{where.parent}: a run's workdir, not a Hugging Face folder; make one with emo export"
+            f" {where.parent} --output FOLDER"
+        )
+    kind, names = hf.get("model_type"), hf.get("architectures")
+    found = _BY_MODEL_TYPE.get(kind) if isinstance(kind, str) else None
+    # transformers goes by model_type. The other says whether it is a model of another head.
+    if found is None or (names is not None and names != [found.name]):
+        known = ", ".join(f"{kind} ({one.name})" for kind, one in _BY_MODEL_TYPE.items())
+        raise HfFormatError(
+            f"{where}: model_type {_short(kind)} with architectures {_short(names)} cannot be"
+            f" imported; supported: {known}"
+        )
+    return found
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else text[:79] + "…"
+
+
+def _found(fields: Fields, layout: Layout) -> dict[str, Any]:
+    """The fields of the model but for its rotary embedding."""
+    counts = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads")
+    out: dict[str, Any] = {
+        name: fields.integer(name, low=1) for name in (*counts, "max_position_embeddings")
+    }
+    out |= {name: fields.integer(name) for name in layout.mlp_counts}
+    out |= {name: fields.number(name) for name in ("rms_norm_eps", "initializer_range")}
+    if layout.bias_field:
+        out[layout.bias_field] = fields.flag(layout.bias_field)
+    heads = out["num_attention_heads"]
+    for name, value in (
+        ("num_key_value_heads", heads),
+        ("head_dim", out["hidden_size"] // heads),
+    ):
+        given = fields.integer(name, None, low=1)
+        out[name] = value if given is None else given
+    return out
+
+
+def _rope_theta(fields: Fields, architecture: _Architecture) -> float:
+    """Base of the rotary embedding: top level (transformers 4) or rope_parameters (5)."""
+    places = [fields]
+    for name in ("rope_parameters", "rope_scaling"):
+        if fields.value(name, None) is None:
+            continue
+        rope = fields.inner(name)
+        kind = rope.value("rope_type", rope.value("type", "default"))
+        if kind != "default" or any(isinstance(rope.value(key), dict) for key in rope):
+            raise NotReadableError(
+                f"{name} = {_short(fields.value(name))}: a scaled rotary embedding cannot be"
+                " imported"
+            )
+        places.append(rope)
+    for place in places:
+        if place.number("partial_rotary_factor", None) not in (None, 1):
+            raise NotReadableError("partial_rotary_factor: only whole heads can be rotated")
+    thetas = [place.number("rope_theta", None) for place in places]
+    thetas = [float(theta) for theta in thetas if theta is not None]
+    if not thetas and architecture.rope_theta is not None:
+        return architecture.rope_theta
+    if len(set(thetas)) != 1:
+        raise NotReadableError(f"rope_theta must be given once, or twice alike (found {thetas})")
+    return thetas[0]
+
+
+def _check_attention(fields: Fields, found: Mapping[str, Any], architecture: _Architecture) -> None:
+    """Refuses a model whose tokens do not see all before them."""
+    longest = found["max_position_embeddings"]
+    if architecture.windowed:
+        window = fields.integer("sliding_window", None)
+        if window is None or window >= longest:
+            return
+        raise NotReadableError(
+            f"sliding_window = {window} is below max_position_embeddings = {longest}: a model in"
+            " which a token does not see all before it cannot be imported"
+        )
+    types = fields.items("layer_types", None)
+    if any(kind != "full_attention" for kind in types or ()):
+        raise NotReadableError(f"layer_types = {_short(types)}: all must be full_attention")
