@@ -18,6 +18,8 @@ _ZSTD = b"\x28\xb5\x2f\xfd"
 _SKIPPABLE = b"\x2a\x4d\x18"  # of zstd too, behind a byte 0x50..0x5f
 # A zstd block of 4 bytes may stand for 128 KiB: at most 64 MiB come of a step.
 _STEP = 1 << 11
+# Of text ten times is usual. A packed file of some KB that goes on for hours is no text.
+GROWTH, ALWAYS = 1000, 1 << 26  # times its size, as gzip at most; what any file may grow to
 
 
 def packing(path: Path) -> str:
@@ -50,16 +52,41 @@ def open_packed(path: Path) -> IO[bytes]:
     start = file.read(4)
     file.seek(0)
     if kind == ".gz" and start.startswith(_GZIP):
-        file.close()  # which a GzipFile of it would leave open
-        return gzip.open(path, "rb")  # type: ignore[return-value]
+        unpacked = gzip.GzipFile(fileobj=file, mode="rb")
+        return io.BufferedReader(_Bounded(unpacked, file), 1 << 20)
     if kind == ".zst" and (start == _ZSTD or start[1:] == _SKIPPABLE):
-        return io.BufferedReader(_ZstdReader(file), 1 << 20)
+        return io.BufferedReader(_Bounded(_ZstdReader(file), file), 1 << 20)
     file.close()
     raise NotReadableError(f"not packed as its name says ({kind})")
 
 
 def _zstd_frame() -> Any:
     return zstandard.ZstdDecompressor(max_window_size=2**31).decompressobj()
+
+
+class _Bounded(io.RawIOBase):
+    """What is unpacked of a file, as long as it is no more than the file can hold of text."""
+
+    def __init__(self, unpacked: Any, file: IO[bytes]):
+        self._unpacked, self._file, self._given = unpacked, file, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        size = self._unpacked.readinto(buffer)
+        self._given += size
+        if self._given > max(ALWAYS, GROWTH * self._file.tell()):
+            raise NotReadableError(
+                f"grows to more than {GROWTH} times its size, as no text does; unpack it, if it is"
+                " what it should be"
+            )
+        return size
+
+    def close(self) -> None:
+        self._unpacked.close()
+        self._file.close()  # which a GzipFile leaves open
+        super().close()
 
 
 class _ZstdReader(io.RawIOBase):

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -202,6 +203,18 @@ print(peak() - before)
 """
 
 
+def test_a_file_that_goes_on_and_on(tmp_path):
+    """2 GB of empty lines in 100 KB: as gzip can be at most, and then it ends."""
+    path = tmp_path / "a.jsonl.zst"
+    block = zstandard.ZstdCompressor().compress(b"\n" * (1 << 24))
+    path.write_bytes(block * 128)
+    with pytest.raises(DataError, match=r"a\.jsonl\.zst.*grows to more than 1000 times its size"):
+        list(read_documents([path]))
+    path.write_bytes(block)  # 16 MB: any file may
+    with pytest.raises(DataError, match="no usable document"):
+        list(read_documents([path]))
+
+
 @pytest.mark.parametrize("kind", ["jsonl.zst", "jsonl.gz", "txt.zst", "lines.jsonl.zst"])
 def test_memory_does_not_grow_with_what_a_file_unpacks_to(tmp_path, kind):
     """250 MB out of some kilobytes: one line, one text, or lines."""
@@ -210,8 +223,9 @@ def test_memory_does_not_grow_with_what_a_file_unpacks_to(tmp_path, kind):
     with pack as file:
         end = b"\n" if "lines" in kind else b" "
         for _ in range(250):
-            file.write(b'{"a": "' + b" " * 1_000_000 + b'"}' + end)
-    assert path.stat().st_size < 2_000_000
+            some = os.urandom(4000).hex().encode()
+            file.write(b'{"a": "' + some + b" " * 1_000_000 + b'"}' + end)
+    assert path.stat().st_size < 4_000_000
     argv = [sys.executable, "-c", READ, str(path)]
     done = subprocess.run(argv, capture_output=True, text=True, check=True, cwd=ROOT)
     said, grown = done.stdout.splitlines()
