@@ -561,3 +561,64 @@ def test_a_damaged_page_says_so(browser, page_of_two, tmp_path):
         assert "cannot be read" in page.text_content("#panel-documents")
         page.click("#tab-experts")
         assert page.is_visible("#panel-experts canvas")
+
+
+# --- axes -----------------------------------------------------------------------------------------
+
+RISES = (
+    *([0, size / 3, size] for size in (1e-9, 1e-6, 1e-3, 0.004, 0.0101, 0.3, 1e3, 1e6)),
+    *([0, 0, 0], [0, -1e-4, 0.004], [0, -0.02, 0.01], [0, -0.3, -0.4], [0, -5e6, 2e6]),
+)
+
+
+def marks(chart):
+    """Numbers of an axis, from its texts: all different, and where they say."""
+    found = chart.eval_on_selector_all(
+        "text[text-anchor=end]",
+        "all => all.map(t => [t.textContent, +t.getAttribute('y'), t.getBBox().x])",
+    )
+    values = [float(text.replace("−", "-")) for text, _, _ in found]
+    assert len({text for text, _, _ in found}) == len(found) >= 3, found
+    assert all(x >= 0 for _, _, x in found), found  # not cut off
+    steps = np.diff(values)
+    assert steps[0] > 0 and np.allclose(steps, steps[0], rtol=0.05), found
+    ys = [y for _, y, _ in found]
+    assert np.allclose(np.diff(ys), ys[1] - ys[0], atol=0.2)
+    return values
+
+
+def test_two_marks_of_an_axis_have_two_labels(browser, page_of_two, tmp_path):
+    for number, rises in enumerate(RISES):
+        file = tmp_path / f"{number}.html"
+
+        def change(header, rises=rises):
+            keep = header["models"][0]["keep"]
+            header["models"] = header["models"][:1]
+            count = len(keep["keeps"])
+            rises = np.interp(np.linspace(0, 1, count), [0, 0.5, 1], rises)
+            keep["loss"] = [[2.5 + float(r) for r in rises] for _ in header["domains"]]
+
+        edited(page_of_two, file, change)
+        with tab(browser, file) as page:
+            values = marks(page.query_selector("#panel-overview .line-chart"))
+            assert 0 in values and max(values) >= max(rises) * 0.95
+            assert min(values) - max(np.abs(values)) / 15 <= min(rises)
+            for curve in ("rise", "loss"):
+                follow(page, f"view=keep&curve={curve}")
+                marks(page.query_selector("#panel-keep .line-chart"))
+
+
+def test_a_scale_of_small_shares_has_different_ends(browser, page_of_two, tmp_path):
+    for size in (1.0, 1e-4, 0.0):
+
+        def change(header, size=size):
+            model = header["models"][0]
+            model["use"] = (np.array(model["use"]) * size).tolist()
+            header["models"] = [model]
+
+        edited(page_of_two, tmp_path / f"{size}.html", change)
+        with tab(browser, tmp_path / f"{size}.html", "view=experts") as page:
+            ends = page.query_selector_all("#panel-experts .scale-ends span")
+            texts = [end.text_content() for end in ends]
+            assert len(set(texts)) == len(texts) == (3 if size else 1), texts
+            assert texts[0] == "0 %" if size in (0, 1) else texts[0].startswith("0.00")

@@ -122,6 +122,18 @@ function roundUp(value) {
   return unit * [1, 1.5, 2, 3, 4, 5, 6, 8, 10].find((step) => step * unit >= value * 0.999);
 }
 
+// The ends of an axis for changes, 0 one of its three marks: [low, high], so wide that noise looks
+// flat. A little on the other side of 0 needs no room of its own.
+function changeEnds(values) {
+  const known = values.filter(isKnown);
+  const above = Math.max(0.01, ...known);
+  const below = Math.max(0.01, ...known.map((v) => -v));
+  if (-Math.min(0, ...known) <= above / 20) return [0, roundUp(above)];
+  if (Math.max(0, ...known) <= below / 20) return [-roundUp(below), 0];
+  const step = roundUp(Math.max(above, below));
+  return [-step, step];
+}
+
 // Lines over the same x values (drawn at even steps). `lines`: [{m, values}]; each model has its
 // own mark (A circle, B square) and dash, so that the lines differ without colour.
 function lineChart({
@@ -133,11 +145,13 @@ function lineChart({
   rule = null,
   width = 210,
   height = 104,
-  digits = 2,
   axis = true,
 }) {
-  const [left, right, top, bottom] = axis ? [36, 8, 8, 20] : [2, 4, 3, 3];
   const span = high - low || 1;
+  const marks = axis ? [low, low + span / 2, low + span] : [];
+  const texts = tickTexts(marks);
+  const room = Math.max(36, 6.5 * Math.max(0, ...texts.map((text) => text.length)) + 6);
+  const [left, right, top, bottom] = axis ? [room, 8, 8, 20] : [2, 4, 3, 3];
   const x = (j) => left + ((width - left - right) * j) / Math.max(1, xs.length - 1);
   const y = (v) => height - bottom - ((height - top - bottom) * (v - low)) / span;
   const root = svg('svg', {
@@ -147,12 +161,12 @@ function lineChart({
     'aria-label': label,
   });
   if (axis) {
-    for (const v of [low, low + span / 2, high]) {
+    marks.forEach((v, j) => {
       root.append(
         svg('line', { class: 'grid', x1: left, x2: width - right, y1: y(v), y2: y(v) }),
-        svg('text', { x: left - 4, y: y(v) + 3.5, 'text-anchor': 'end' }, fixed(v, digits)),
+        svg('text', { x: left - 4, y: y(v) + 3.5, 'text-anchor': 'end' }, texts[j]),
       );
-    }
+    });
     let last = -99;
     xs.forEach((name, j) => {
       if (x(j) - last < 17 && j !== 0) return;
@@ -348,7 +362,7 @@ class HeatMap {
 
   scaleLegend({ max, format, root, unit }) {
     const stops = Array.from({ length: 9 }, (_, j) => css(ramp()[rampIndex(j / 8)])).join(', ');
-    const middle = root ? max / 4 : max / 2;
+    const ends = max > 0 ? [0, root ? max / 4 : max / 2, max] : [0];
     return [
       h(
         'span',
@@ -360,9 +374,7 @@ class HeatMap {
         h(
           'span',
           { class: 'scale-ends' },
-          h('span', {}, format(0)),
-          h('span', {}, format(middle)),
-          h('span', {}, format(max)),
+          ...scaleTexts(ends, format).map((text) => h('span', {}, text)),
         ),
       ),
       unit ? h('span', { class: 'muted' }, unit) : null,

@@ -113,4 +113,30 @@ function percent(x, digits) {
   const value = 100 * x;
   return `${value.toFixed(digits ?? (value !== 0 && value < 9.95 ? 1 : 0))} %`;
 }
+// Texts of the marks of an axis, at even steps: as many digits as show each to a fiftieth of a
+// step, so that no two are alike; as powers of ten where that is shorter.
+function tickTexts(values) {
+  const steps = values.slice(1).map((v, j) => Math.abs(v - values[j]));
+  const least = Math.min(...steps.filter((step) => step > 0));
+  const close = Number.isFinite(least) ? least / 50 : Math.abs(values[0]) / 50;
+  const written = (write) => {
+    for (let digits = 0; digits <= 20; digits++) {
+      const texts = values.map((v) => write(v, digits));
+      if (texts.every((text, j) => Math.abs(Number(text) - values[j]) <= close)) return texts;
+    }
+    return values.map(String);
+  };
+  const length = (texts) => Math.max(...texts.map((text) => text.length));
+  const plainly = written((v, digits) => v.toFixed(digits));
+  const powers = written((v, digits) => v.toExponential(digits).replace('e+', 'e'));
+  const texts = length(plainly) <= Math.max(6, length(powers)) ? plainly : powers;
+  return texts.map((text) => (Number(text) === 0 ? '0' : text.replaceAll('-', '−')));
+}
+// The same for the ends of a scale: `format(v, digits)` with more digits where two are alike.
+function scaleTexts(values, format) {
+  let texts = values.map((v) => format(v));
+  for (let digits = 1; digits <= 9 && new Set(texts).size < values.length; digits++)
+    texts = values.map((v) => format(v, digits));
+  return texts;
+}
 const many = (n, one, more = one + 's') => `${count(n)} ${n === 1 ? one : more}`;

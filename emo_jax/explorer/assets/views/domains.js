@@ -71,7 +71,7 @@ function drawSimilarity(m, layer, map, says) {
     rowHeight: 25,
     values: Float64Array.from(matrix.flat(), known),
     max: 1,
-    format: (v) => fixed(v),
+    format: fixed,
     unit: 'cosine',
     colWord: 'Domain',
     markedRow: state.domain ?? -1,

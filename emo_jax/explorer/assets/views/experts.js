@@ -203,7 +203,7 @@ function drawExperts({ map, note, says }, { m, layer, source, max, measure }) {
     bars: order.map((e) => model.load[layer][e]),
     barsLabel: 'load',
     colWord: 'Expert',
-    format: (v) => percent(v),
+    format: percent,
     unit: measure === 'use' ? 'mean probability' : 'share of tokens',
     describe: (r, c) =>
       `Expert ${order[c]}, ${plain(rows[r], 40)}: ${measure === 'use' ? 'mean probability ' : 'picked by '}` +

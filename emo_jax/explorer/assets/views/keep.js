@@ -96,10 +96,10 @@ const keepView = {
       shown.map((m) => ({ m, values: onKeeps(m, this.keeps, keepLine(m, rise, d)) })),
     );
     const all = lines.flat().flatMap((l) => l.values.filter(isKnown));
-    if (!all.length) all.push(0); // axes need a number
-    const least = Math.min(...all);
-    const low = rise ? (least < -0.005 ? -roundUp(-least) : 0) : Math.floor(least);
-    const high = low + roundUp(Math.max(0.01, Math.max(...all) - low));
+    const least = Math.floor(Math.min(...(all.length ? all : [0])));
+    const [low, high] = rise
+      ? changeEnds(all)
+      : [least, least + roundUp(Math.max(0.01, ...all.map((v) => v - least)))];
     const at = this.keeps.indexOf(near);
     fill(
       this.charts,

@@ -187,7 +187,7 @@ const overviewView = {
       domains.length < DOMAINS.length
         ? `mean over the ${domains.length} of ${DOMAINS.length} domains measured at every number of experts`
         : 'mean over domains';
-    const high = roundUp(Math.max(0.01, ...lines.flatMap((l) => l.values.filter(isKnown))));
+    const [low, high] = changeEnds(lines.flatMap((l) => l.values));
     fill(
       this.side,
       HEADER.notes.length
@@ -213,7 +213,7 @@ const overviewView = {
                   .join('. ')}`,
                 xs: keeps,
                 lines,
-                low: 0,
+                low,
                 high,
                 width: 360,
                 height: 150,
