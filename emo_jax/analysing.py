@@ -17,6 +17,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from emo_jax.batch import Batch
+from emo_jax.data.domain_groups import MOST_DOMAINS
 from emo_jax.data.partial import partial_folder
 from emo_jax.data.progress import Progress
 from emo_jax.data.store import TokenStore
@@ -52,6 +53,7 @@ class SampleSettings:
     Attributes:
       tokens: of all documents, evenly over the domains.
       max_length, min_length: tokens of a document.
+      max_domains: by name, the largest; all others are one.
     """
 
     split: str = "test"
@@ -59,6 +61,7 @@ class SampleSettings:
     max_length: int = 512
     min_length: int = 32
     seed: int = 0
+    max_domains: int = MOST_DOMAINS
 
 
 class Opened:
@@ -85,6 +88,14 @@ class Opened:
         return list(Pass(windows, most, self.model.mesh).batches(lambda _: None, split))
 
 
+def grouped(store: TokenStore, most: int) -> TokenStore:
+    """The store with few domains; says so where it has more."""
+    few = store.grouped(most)
+    if few.groups is not None:
+        print(f"emo: {store.path}: {few.groups.note} (--max-domains)", file=sys.stderr, flush=True)
+    return few
+
+
 def check_model(model: ModelOnDisk, store: TokenStore) -> None:
     """Raises UsageError for a model without experts, or of another tokenizer than the store's."""
     check_source(store.path, store, model.config, model.tokenizer)
@@ -101,7 +112,7 @@ def write_activations(
       UsageError: nothing is written.
     """
     refuse_existing(output)
-    store = TokenStore.open(data)
+    store = grouped(TokenStore.open(data), settings.max_domains)
     with Progress("activations", enabled=not quiet) as shown:
         shown.show(f"reading {model}")
         opened = Opened(model, store)

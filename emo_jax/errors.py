@@ -6,6 +6,7 @@ A message is one line: what is wrong, where, and what to do about it.
 """
 
 import re
+from collections.abc import Iterable
 
 EXIT_OK = 0
 EXIT_FAILED = 1
@@ -52,6 +53,13 @@ class OutputClosedError(EmoError):
     """Whoever read standard output is gone; there is nobody to tell."""
 
     exit_code = EXIT_CLOSED
+
+
+def listed(names: Iterable[str], most: int = 5) -> str:
+    """The first of some names, and how many more there are."""
+    every = list(names)
+    more = f" and {len(every) - most:,} more" if len(every) > most else ""
+    return ", ".join(every[:most]) + more
 
 
 def one_line(error: BaseException, limit: int = 300) -> str:

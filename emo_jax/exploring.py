@@ -12,11 +12,18 @@ from typing import Any
 import numpy as np
 
 from emo_jax import __version__, charts
-from emo_jax.analysing import Opened, SampleSettings, check_model, recording, sample_of
+from emo_jax.analysing import (
+    Opened,
+    SampleSettings,
+    check_model,
+    grouped,
+    recording,
+    sample_of,
+)
 from emo_jax.data.partial import partial_folder, remove_left_over
 from emo_jax.data.progress import Progress
 from emo_jax.data.store import TokenStore
-from emo_jax.errors import UsageError
+from emo_jax.errors import UsageError, listed
 from emo_jax.evals.by_domain import SELECT
 from emo_jax.explorer import measure
 from emo_jax.explorer.figures import figures
@@ -78,7 +85,7 @@ def explore(
             raise UsageError(f"--figures {pictures}: the page is to be there; give another folder")
     if not 1 <= len(models) <= 2:
         raise UsageError(f"{len(models)} models: give one, or two to see them side by side")
-    store = TokenStore.open(data, trust=trust)
+    store = grouped(TokenStore.open(data, trust=trust), sample.max_domains)
     tokenizer = store.tokenizer()
     tokenizer.ready()
     for path in models:  # before minutes are spent on the first
@@ -188,10 +195,12 @@ def _notes(
             "The store names no domains: all documents are one here, and what compares domains"
             " (purity, mutual information, similarity) is missing."
         )
+    if store.groups is not None:
+        notes.append(f"The store has {store.groups.note}.")
     if missing := documents.about["missing"]:
         notes.append(
             f"Left out, since no document of {documents.about['min_length']} tokens was found of"
-            f" them: {', '.join(missing)}."
+            f" them: {listed(missing, 20)}."
         )
     longest = max(map(len, documents.documents))
     notes += [

@@ -90,6 +90,9 @@ def run_quickstart(documents: list[str], output: Path, *, steps: int | None = No
     stages = _Stages(console, 8)
     store = _store(documents, output, stages, console)
     console.print(f"      {store.count('train'):,} training tokens, {len(store.domains)} domains")
+    store = store.grouped()
+    if store.groups is not None:
+        console.print(f"      {store.groups.note}", markup=False)
 
     workdirs, tables = {}, {}
     for preset in (presets.emo_tiny, presets.stdmoe_tiny):
@@ -322,7 +325,7 @@ def _print_files(
     rows = {
         **pages,
         output / "tokenizer": "tokenizer",
-        output / "store": f"token store, {len(store.domains)} domains",
+        output / "store": f"token store, {len(store.manifest['domains'])} domains",
         **{path: "checkpoints, config.json, metrics.jsonl" for path in workdirs.values()},
         output / "keep_k.json": "the tables above",
         folder: "Hugging Face folder (qwen2_moe): AutoModelForCausalLM.from_pretrained loads it",

@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from emo_jax.cli.app import TRUST, command, refuse_unwritable
-from emo_jax.errors import UsageError
+from emo_jax.errors import UsageError, listed
 
 _SAMPLE = [
     click.option("--split", default="test", show_default=True, help="Of the store."),
@@ -34,6 +34,13 @@ _SAMPLE = [
     ),
     click.option(
         "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of the documents."
+    ),
+    click.option(
+        "--max-domains",
+        type=click.IntRange(min=1),
+        default=100,
+        show_default=True,
+        help="By name, the largest of the store; all others are one.",
     ),
 ]
 
@@ -66,7 +73,7 @@ def activations(model: str, data: str, output: str, **sample: Any) -> None:
 
     found = write_activations(model, data, output, _settings(**sample), quiet=False)
     if missing := found.sample["missing"]:
-        short = f"no document of {sample['min_length']} tokens was found of {', '.join(missing)}"
+        short = f"no document of {sample['min_length']} tokens was found of {listed(missing, 20)}"
         click.echo(f"emo: {short}", err=True)
     click.echo(
         f"{output}: {found.num_tokens:,} tokens of {len(found.doc_ends_D):,} documents,"

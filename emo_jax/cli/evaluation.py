@@ -236,6 +236,13 @@ def _whole_file(path: Path) -> Iterator[TextIO]:
     help="Of choosing them, see emo select.",
 )
 @click.option("--allow-fewer", is_flag=True, help="--keep also fewer experts than a token uses.")
+@click.option(
+    "--max-domains",
+    type=click.IntRange(min=1),
+    default=1000,
+    show_default=True,
+    help="By name, the largest of the store; all others are one.",
+)
 @click.option("--json", "json_file", default=None, help="Write all figures to this new file.")
 @TRUST
 def eval_(
@@ -247,6 +254,7 @@ def eval_(
     keeps: tuple[tuple[str, ...], ...],
     method: str,
     allow_fewer: bool,
+    max_domains: int,
     json_file: str | None,
     trust: bool,
 ) -> None:
@@ -280,7 +288,11 @@ def eval_(
         allow_fewer=allow_fewer,
     )
     by_domain.check_ways(config, settings)
-    chosen = by_domain.open_split(data, config, split, loaded.tokenizer, trust=trust)
+    chosen = by_domain.open_split(
+        data, config, split, loaded.tokenizer, max_domains=max_domains, trust=trust
+    )
+    if chosen.note:
+        click.echo(f"emo: {data}: {chosen.note} (--max-domains)", err=True)
     mesh = by_domain.eval_mesh(config)
     with Progress("eval") as shown:
         losses = by_domain.domain_losses(

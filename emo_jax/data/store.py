@@ -14,6 +14,7 @@ A local file that goes away is waited for, and one that is replaced while it is 
 again (`files.arrays`); of object stores tensorstore asks several times by itself.
 """
 
+import copy
 import hashlib
 import os
 import stat
@@ -25,6 +26,7 @@ import numpy as np
 import tensorstore as ts
 
 from emo_jax.data import foreign, vocabularies
+from emo_jax.data.domain_groups import MOST_DOMAINS, DomainGroups, group_domains
 from emo_jax.data.json_tokenizer import JsonTokenizer
 from emo_jax.data.records import UNKNOWN_DOMAIN
 from emo_jax.data.store_manifest import MANIFEST, parse_manifest
@@ -57,6 +59,7 @@ class TokenStore:
     Attributes:
       path: as given.
       domains: names, indexed by domain id.
+      groups: what the domains were put together from, by `grouped`; None: they are the store's.
       tokenizer_fingerprint: of the tokenizer that made the ids.
       fingerprint: of everything in the store; equal stores have equal fingerprints.
     """
@@ -81,6 +84,7 @@ class TokenStore:
         self.eos_id: int = manifest["eos_id"]
         self.pad_id: int = manifest["pad_id"]
         self.domains: tuple[str, ...] = tuple(manifest["domains"])
+        self.groups: DomainGroups | None = None
         self.tokenizer_fingerprint: str = manifest["tokenizer"]
         self.fingerprint: str = manifest["checksum"]
         self._context = ts.Context({"cache_pool": {"total_bytes_limit": _CACHE_BYTES}})
@@ -117,6 +121,19 @@ class TokenStore:
             files.check_digests(manifest["files"])
         return cls(location, manifest, steady, trust=trust)
 
+    def grouped(self, most: int = MOST_DOMAINS) -> "TokenStore":
+        """The same store with the `most` largest domains, by tokens of all splits, by name.
+
+        All others are one. A store with few domains is given back as it is.
+        """
+        tokens_M = [sum(self.count(s, "tokens", name) for s in SPLITS) for name in self.domains]
+        groups = group_domains(self.domains, tokens_M, most)
+        if groups is None:
+            return self
+        made = copy.copy(self)
+        made.groups, made.domains, made._open_streams = groups, groups.names, {}
+        return made
+
     @property
     def named_domains(self) -> tuple[str, ...]:
         """The domains, unless no document had one: `emo prepare` calls theirs "unknown"."""
@@ -130,9 +147,13 @@ class TokenStore:
     def count(self, split: str, what: str = "tokens", domain: str | None = None) -> int:
         """Number of "tokens" or "documents" in a split, of all domains or of one."""
         counts = self.manifest["splits"].get(split, {})
-        if domain is not None:
-            counts = counts.get("domains", {}).get(domain, {})
-        return counts.get(what, 0)
+        if domain is None:
+            return counts.get(what, 0)
+        of_domain = counts.get("domains", {})
+        if self.groups is not None and domain == self.groups.names[-1]:
+            named = sum(self.count(split, what, name) for name in self.groups.names[:-1])
+            return counts.get(what, 0) - named
+        return of_domain.get(domain, {}).get(what, 0)
 
     def streams(self, split: str) -> list["StoreStream"]:
         """The one stream of a split; none where it is empty."""
@@ -271,7 +292,7 @@ class StoreStream:
         return Span(
             tokens=tokens_N,
             segment_ids=(document - document[0]).astype(np.int32),
-            domain_ids=domains_D[document].astype(np.int32),
+            domain_ids=domains_D[document],
         )
 
     def _checked_ends(self, ends_D: np.ndarray, last: int | None = None) -> np.ndarray:
@@ -283,10 +304,12 @@ class StoreStream:
         return ends_D
 
     def _checked_domains(self, domains_D: np.ndarray) -> np.ndarray:
-        last = len(self._store.domains) - 1
+        """Ids of the store's domains, or of its groups; int32."""
+        groups = self._store.groups
+        last = len(self._store.domains if groups is None else groups.of_M) - 1
         if not 0 <= domains_D.min() <= domains_D.max() <= last:
             raise self._store.damaged(f"{self.name}: doc_domains has numbers beyond 0..{last}")
-        return domains_D
+        return (domains_D if groups is None else groups.of_M[domains_D]).astype(np.int32)
 
     def documents(self, start: int, stop: int) -> list[TokenDocument]:
         """Documents [start, stop)."""

@@ -14,6 +14,7 @@ from jax.sharding import Mesh
 
 from emo_jax.batch import Batch
 from emo_jax.config import Config, MeshConfig
+from emo_jax.data.domain_groups import MOST_DOMAINS
 from emo_jax.data.loader import heldout_batches
 from emo_jax.data.store import TokenStore
 from emo_jax.data.stream import TRAIN, TokenSource
@@ -140,15 +141,23 @@ class Split(NamedTuple):
     windows: Windows  # none of them filtered
     tokenizer: Tokenizer | None  # of its ids, where it is known
     fingerprint: str  # of the store
+    note: str = ""  # of domains that are put together
 
 
 def open_split(
-    location: str, config: Config, split: str, tokenizer: Tokenizer | None, *, trust: bool = False
+    location: str,
+    config: Config,
+    split: str,
+    tokenizer: Tokenizer | None,
+    *,
+    max_domains: int = MOST_DOMAINS,
+    trust: bool = False,
 ) -> Split:
     """A split of a store for a model.
 
     Args:
       tokenizer: the model's.
+      max_domains: of a store by name, the largest; all others are one.
       trust: the store's tokenizer, which says how many bytes a token is, may be code that a file
         names.
 
@@ -160,8 +169,11 @@ def open_split(
         there = source.splits if isinstance(source, TokenStore) else (TRAIN,)
         raise UsageError(f"{location}: no split {split!r}; it has {', '.join(there)}")
     check_source(location, source, config, tokenizer)
+    note = ""
     if isinstance(source, TokenStore):
         tokenizer = source.tokenizer()
+        source = source.grouped(max_domains)
+        note = "" if source.groups is None else source.groups.note
     if tokenizer is not None:
         tokenizer.ready()
     windows = Windows(
@@ -170,7 +182,7 @@ def open_split(
         split=split,
         eos_starts_next_pool=config.data.eos_starts_next_pool,
     )
-    return Split(windows, tokenizer, source.fingerprint)
+    return Split(windows, tokenizer, source.fingerprint, note)
 
 
 def check_source(

@@ -3,6 +3,7 @@
 Legend: B windows, S tokens, N tokens of a document.
 """
 
+import difflib
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
@@ -11,9 +12,10 @@ import numpy as np
 
 from emo_jax.batch import PADDING_ID, Batch, from_documents
 from emo_jax.data.store import TokenDocument, TokenStore
-from emo_jax.errors import UsageError
+from emo_jax.errors import UsageError, listed
 
 _READ_AT_ONCE = 256  # documents
+_NEAR_AMONG = 10_000  # names that a misspelt one is compared with
 
 
 class Examples(NamedTuple):
@@ -63,8 +65,10 @@ def domain_number(store: TokenStore, domain: str) -> int:
       UsageError: there is none of that name; those there are listed.
     """
     if domain not in store.domains:
+        close = difflib.get_close_matches(domain, store.domains[:_NEAR_AMONG], n=1, cutoff=0.6)
+        near = f" (did you mean {close[0]!r}?)" if close else ""
         raise UsageError(
-            f"{store.path}: no domain {domain!r}; it has {', '.join(sorted(store.domains))}"
+            f"{store.path}: no domain {domain!r}{near}; it has {listed(sorted(store.domains), 20)}"
         )
     return store.domains.index(domain)
 

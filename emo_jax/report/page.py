@@ -17,9 +17,11 @@ from emo_jax import __version__, charts
 from emo_jax.errors import UsageError
 from emo_jax.files.atomic import write_atomic
 from emo_jax.report.run import Points, Run
+from emo_jax.train.metrics import METRICS_FILE
 
 MARK = "<!-- emo_jax report -->"  # a file that has it is ours to replace
-MOST_LINES = 16  # of domains in a chart; a table has all
+MOST_LINES = 16  # of domains in a chart
+MOST_ROWS = 200  # of domains in a table
 LOSS_FIELDS = {
     "ce_loss": "training, cross-entropy",
     "loss": "training, with all auxiliary losses",
@@ -133,8 +135,9 @@ def _domains(run: Run) -> Section | None:
         last = values[-1] if steps[-1] == last_step else None
         change = None if last is None else last - values[0]
         rows.append([name, _nats(values[0]), _nats(last), _signed(change)])
+    rows, left_out = _ends(rows)
     table = _table(["domain", "first", "last", "change"], rows)
-    text = f"At step {last_step:,}, nats a token. {note}"
+    text = f"At step {last_step:,}, nats a token. {note} {left_out}".rstrip()
     chart = _line_chart(shown, "held-out loss, nats a token")
     return Section("domains", "Domains", f"{chart}{_paragraph(text)}{table}")
 
@@ -159,11 +162,13 @@ def _keep(run: Run) -> Section | None:
         columns.append({name: ys[-1] for name, (xs, ys) in domains.items() if xs[-1] == last})
     names = dict.fromkeys(name for column in columns for name in column)
     rows = [[name, *(_signed(column.get(name)) for column in columns)] for name in names]
+    rows, left_out = _ends(rows)
     rows.append(["mean", *(_signed(values[-1]) for _, values in means.values())])
     text = (
         "Rise of the held-out loss over that of all experts, nats a token, when each domain keeps"
         " only so many experts of each layer, shared ones counted; chosen on the select split."
-    )
+        f" {left_out}"
+    ).rstrip()
     chart = _line_chart({f"keep {n}": of for n, of in means.items()}, "rise, nats a token")
     body = f"{_paragraph(text)}{chart}{_table(titles, rows)}"
     return Section("keep", "Fewer experts", body)
@@ -260,6 +265,15 @@ def _most(series: Mapping[str, Points]) -> tuple[dict[str, Points], str]:
     half = MOST_LINES // 2
     shown = {name: series[name] for name in [*order[:half], *order[-half:]]}
     return shown, f"The chart shows the lowest and the highest {half} of {len(series)}."
+
+
+def _ends(rows: list[list[str]]) -> tuple[list[list[str]], str]:
+    """The first and the last rows of a long table, and what is said of the others."""
+    if len(rows) <= MOST_ROWS:
+        return rows, ""
+    half = MOST_ROWS // 2
+    left_out = f"The table has the first and the last {half} of {len(rows):,}: {METRICS_FILE} all."
+    return [*rows[:half], *rows[-half:]], left_out
 
 
 def _table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -10,6 +10,7 @@ from emo_jax.train.metrics import METRICS_FILE, read_metrics
 from emo_jax.train.run_info import read_run_info
 from emo_jax.workdir import CONFIG_FILE
 
+_WAY = re.compile(r" \((pool|keep)=\d+\)$")
 Points = tuple[list[int], list[float]]  # steps, values
 
 
@@ -72,14 +73,17 @@ class Run(NamedTuple):
         None is empty.
         """
         start, end = f"{name}/", f" {way}" if way else ""
-        found = {}
-        for key in dict.fromkeys(key for record in self.records for key in record):
-            if not key.startswith(start) or not key.endswith(end):
-                continue
-            domain = key[len(start) : len(key) - len(end)]
-            if way or not re.search(r" \((pool|keep)=\d+\)$", domain):
-                found[domain] = self.points(key)
-        return {domain: points for domain, points in found.items() if points[0]}
+        found: dict[str, Points] = {}
+        for record in self.records:  # one pass: there may be thousands of domains
+            for key, value in record.items():
+                if value is None or not key.startswith(start) or not key.endswith(end):
+                    continue
+                domain = key[len(start) : len(key) - len(end)]
+                if way or not _WAY.search(domain):
+                    steps, values = found.setdefault(domain, ([], []))
+                    steps.append(record["step"])
+                    values.append(value)
+        return found
 
     def ways(self, kind: str) -> list[int]:
         """Sizes of the `(pool=N)` or `(keep=N)` losses, largest first."""

@@ -111,9 +111,15 @@ class Trainer:
         check_vocab(config, source)
         processes.compare({"tokens of config.data.store": source.fingerprint})
         self.heldout: Windows | None = None
-        has_split = isinstance(source, TokenStore) and source.count(HELD_OUT_SPLIT)
-        if config.train.eval_windows and has_split:
-            self.heldout = open_windows(config.data, split=HELD_OUT_SPLIT, source=source)
+        self._grouped = ""
+        if (
+            config.train.eval_windows
+            and isinstance(source, TokenStore)
+            and source.count(HELD_OUT_SPLIT)
+        ):
+            held = source.grouped()
+            self._grouped = "" if held.groups is None else held.groups.note
+            self.heldout = open_windows(config.data, split=HELD_OUT_SPLIT, source=held)
         self.model = ModelFunctions(config, self.mesh)
         self.optimizer = make_optimizer(config)
         self._batch_sharding = mesh_lib.windows_sharding(self.mesh)
@@ -165,6 +171,8 @@ class Trainer:
             progress = TrainProgress(config.name, total=steps, done=start, enabled=shown)
             stack.callback(progress.close)
             progress.line(", ".join(f"{k}: {v}" for k, v in self.model.choices().items()))
+            if self._grouped:
+                progress.line(f"held-out losses: {self._grouped}")
             if start and begin.resumes:
                 progress.line(f"resumed at step {start}")
             if start >= steps:

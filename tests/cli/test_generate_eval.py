@@ -284,6 +284,26 @@ def test_the_loss_is_the_one_that_training_logged(run, finished_run, store, caps
     assert loss == pytest.approx(float(logged["heldout_loss"]), rel=1e-5)
 
 
+def test_eval_of_more_domains_than_asked_for(run, capsys, finished_run, store, tmp_path):
+    """The smaller ones are one; nothing is lost of the sums."""
+    written = []
+    for most in (2, 1000):
+        file = tmp_path / f"{most}.json"
+        _evaluated(
+            *(run, capsys, finished_run, store, "--windows", 4, "--max-domains", most),
+            *("--json", file),
+        )
+        written.append(json.loads(file.read_text()))
+    few, all_ = (each["domains"] for each in written)
+    assert list(few)[2] == f"other ({len(all_) - 2} domains)" and len(few) == 3 < len(all_)
+    for name in list(few)[:2]:
+        assert few[name] == all_[name]
+    assert few[list(few)[2]]["tokens"] == sum(
+        each["tokens"] for name, each in all_.items() if name not in few
+    )
+    assert written[0]["overall"] == written[1]["overall"]
+
+
 def test_bad_usage_of_eval(refused, finished_run, store, tmp_path):
     argv = ["eval", finished_run, "--data"]
     assert "no such token store" in refused(USAGE, *argv, tmp_path / "none")

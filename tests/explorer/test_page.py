@@ -47,6 +47,20 @@ def test_documents_are_those_of_the_sample(written, store):
         start = end
 
 
+def test_domains_beyond_those_asked_for_are_one(finished_run, store, tmp_path, capsys):
+    file = tmp_path / "page.html"
+    argv = ("explore", finished_run, "--data", store, "--output", file, "--max-domains", 1)
+    assert emo_here(*argv, *SAMPLE, *LOSSES) == 0
+    header, arrays = read_page(file)
+    count = len(TokenStore.open(store).domains)
+    assert header["domains"][1] == f"other ({count - 1} domains)" and len(header["domains"]) == 2
+    note = f"{count} domains: the 1 largest by name, {header['domains'][1]!r} as one"
+    assert f"The store has {note}." in header["notes"]
+    assert f"emo: {store}: {note} (--max-domains)\n" in capsys.readouterr().err
+    assert set(arrays["doc_domain"]) == {0, 1}
+    assert len(header["models"][0]["keep"]["loss"]) == 2
+
+
 def test_models_say_the_same_as_their_activations(written, finished_run, store, tmp_path):
     header, arrays = read_page(written)
     first, second = header["models"]
