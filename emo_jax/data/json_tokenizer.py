@@ -54,6 +54,7 @@ class JsonTokenizer(Tokenizer):
     ):
         self._where, self._json = where, _load(content, where)
         self._fields: dict[str, Any] = json.loads(content)
+        self._content = content
         self.eos_token, self.pad_token, self.bos_token = eos, pad or eos, bos
         self.eos_id, self.pad_id = (
             self._id(token, where) for token in (self.eos_token, self.pad_token)
@@ -71,6 +72,12 @@ class JsonTokenizer(Tokenizer):
                 f"{where}: the text {eos!r} becomes the end-of-document id; mark that token as"
                 ' "special": true under added_tokens'
             )
+
+    @property
+    def earlier_fingerprint(self) -> str:
+        """By which stores of earlier versions name it: of all of the content as it was saved."""
+        canonical = json.dumps(json.loads(self._content), sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(canonical.encode()).hexdigest()
 
     def _id(self, token: str, where: str) -> int:
         found = self._json.token_to_id(token)

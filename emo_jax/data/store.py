@@ -173,7 +173,10 @@ class TokenStore:
     def tokenizer(self) -> Tokenizer:
         """The tokenizer that made the ids."""
         found = self._read_tokenizer()
-        if found.fingerprint != self.tokenizer_fingerprint:
+        earlier = found.fingerprint
+        if earlier != self.tokenizer_fingerprint and isinstance(found, JsonTokenizer):
+            earlier = found.earlier_fingerprint
+        if earlier != self.tokenizer_fingerprint:
             raise DataError(
                 f"{self.path}/tokenizer: is not the tokenizer that made the ids"
                 f" ({found.fingerprint[:12]} is not {self.tokenizer_fingerprint[:12]}); copy the"

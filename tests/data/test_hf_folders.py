@@ -1,5 +1,6 @@
 """Folders as Hugging Face's libraries write them: their settings must not reach the documents."""
 
+import hashlib
 import json
 
 import numpy as np
@@ -161,7 +162,11 @@ def test_a_store_of_an_earlier_version_knows_its_tokenizer(llama, corpus, tmp_pa
     tokenizer = load_tokenizer(save(tmp_path / "tok", Tokenizer.from_str(llama), CONFIG))
     prepare([corpus], tmp_path / "s", tokenizer, progress=False)
     store = TokenStore.open(tmp_path / "s")
-    store.tokenizer_fingerprint = "0" * 64
+    saved = json.loads((tmp_path / "s/tokenizer/tokenizer.json").read_text())
+    canonical = json.dumps(saved, sort_keys=True, separators=(",", ":"))
+    store.tokenizer_fingerprint = hashlib.sha256(canonical.encode()).hexdigest()
+    assert store.tokenizer_fingerprint != tokenizer.fingerprint
+    assert store.tokenizer().fingerprint == tokenizer.fingerprint
     store.check_tokenizer(tokenizer.fingerprint)
     with pytest.raises(DataError, match="the tokenizer is not the store's"):
         store.check_tokenizer(byte_tokenizer().fingerprint)
