@@ -23,7 +23,8 @@ def key(seed: int) -> "jax.Array":
     """
     import jax  # the checks above do without
 
-    # Here and now, under `jit` too: what is traced may have no 64-bit numbers.
-    with jax.ensure_compile_time_eval(), jax.enable_x64(True):
+    # Here and now, under `jit` too: what is traced may have no 64-bit numbers. The training loop
+    # allows no transfer to the device but those that are meant, as this one is.
+    with jax.ensure_compile_time_eval(), jax.enable_x64(True), jax.transfer_guard("allow"):
         words = np.asarray(jax.random.key_data(jax.random.key(np.int64(seed))))
     return jax.random.wrap_key_data(words)  # type: ignore[arg-type]

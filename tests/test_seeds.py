@@ -53,6 +53,15 @@ def test_seeds_of_32_bits_have_the_keys_of_jax(seed):
     np.testing.assert_array_equal(words(seeds.key(seed)), words(jax.random.key(np.uint32(seed))))
 
 
+def test_a_step_that_is_traced_in_the_training_loop_draws():
+    """It allows no transfer that is not asked for."""
+    config = dataclasses.replace(tiny_config(), seed=2**40)
+    step = jax.jit(lambda rows_B: draw_pools(config, 3, rows_B))
+    rows_B = jax.device_put(np.arange(2))
+    with jax.transfer_guard("disallow"):
+        step(rows_B)
+
+
 def test_keys_are_those_of_jax_with_64_bits():
     with jax.enable_x64(True):
         found = [(seed, words(jax.random.key(seed))) for seed in SEEDS]
