@@ -15,6 +15,7 @@ PREPARE = ["seqio>=0.0.18", "pyarrow>=18.1.0", "sentencepiece>=0.2.0"]
 TENSORBOARD = ["tensorboard>=2.21.0"]
 WANDB = ["wandb>=0.31.0"]
 MLFLOW = ["mlflow-skinny>=3.17.2", "sqlalchemy>=2.1", "alembic>=1.20"]  # the last two: sqlite:///
+GGUF = ["gguf>=0.17.0"]  # emo export --gguf
 HUB = ["huggingface_hub>=0.36.2"]  # emo export --push
 # Kernels of TPUs and GPUs, and the compiler for TPUs, which needs none of them (emo compile).
 KERNELS = ["tokamax>=0.0.12"]
@@ -67,6 +68,7 @@ setup(
             *MLFLOW,
             *DOCS,
             *HUB,
+            *GGUF,
             *TPU_AOT,
         ],
         "prepare": PREPARE,
@@ -75,6 +77,7 @@ setup(
         "mlflow": MLFLOW,
         "docs": DOCS,
         "hub": HUB,
+        "gguf": GGUF,
         "browser": BROWSER,
         "tpu": TPU_AOT,
         "gpu": ["jax[cuda12]>=0.10.2", *KERNELS],

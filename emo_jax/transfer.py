@@ -49,7 +49,7 @@ def tokenizer_of(workdir: Path, config: Config) -> Path | None:
     return next((folder for folder in folders if has_tokenizer(folder)), None)
 
 
-def _check_tokenizer(given: Path, trained: Tokenizer | None, of_run: Path | None) -> None:
+def check_tokenizer(given: Path, trained: Tokenizer | None, of_run: object) -> None:
     """Raises UsageError where a tokenizer is known not to be the one the model was trained with."""
     fingerprint = load_tokenizer(given).fingerprint
     if trained is not None and fingerprint != trained.fingerprint:
@@ -88,7 +88,7 @@ def export_workdir(
     ids: dict[str, Any] = {}
     if tokenizer_dir:
         tokenizer = Path(tokenizer_dir)
-        _check_tokenizer(tokenizer, trained, of_run)
+        check_tokenizer(tokenizer, trained, of_run)
     elif trained and tokenizer and not (tokenizer / "tokenizer.json").exists():
         # A vocabulary that is kept as it is: no file that transformers reads, but its ids.
         tokenizer, ids = None, ids_for_others(trained)
@@ -106,7 +106,7 @@ def export_workdir(
             **ids,
             card=_card(folder, config, extra, found),
             files=_selection_of(folder, params, config),
-            on_bytes=_counter(progress, total),
+            on_bytes=counter(progress, total),
         )
     return made, chosen.name
 
@@ -149,7 +149,7 @@ def export_config(config: Config) -> Config:
     )
 
 
-def _counter(progress: Progress, total: int) -> Callable[[int], None]:
+def counter(progress: Progress, total: int) -> Callable[[int], None]:
     """Shows how much of `total` bytes is written, told of one piece after the other."""
     done = 0
 
@@ -241,7 +241,7 @@ def import_leaves(
             claim_workdir(unfinished, config)
             fill(unfinished)
             with Progress("import", enabled=not quiet) as progress:
-                _save_sliced(unfinished, source, config, _counter(progress, total))
+                _save_sliced(unfinished, source, config, counter(progress, total))
             os.rename(unfinished, folder)
     except OSError as e:
         raise UsageError(f"{folder}: cannot be made a workdir: {one_line(e)}") from e

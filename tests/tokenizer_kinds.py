@@ -1,5 +1,6 @@
 """Tokenizers of many kinds with settings that a model was not trained on, and texts to try."""
 
+import functools
 import json
 import random
 from collections.abc import Callable
@@ -44,10 +45,10 @@ def texts(count: int = 200) -> list[str]:
     return found[:count]
 
 
-def _trained(model, trainer: Callable, before, decoder, *, size: int = 400, **settings):
+def _trained(model, trainer, before, decoder, *, size: int = 400, texts=None, **settings):
     made = Tokenizer(model)
     made.pre_tokenizer, made.decoder = before, decoder
-    corpus = [WORDS, *SCRIPTS, *SPECIAL] * 3
+    corpus = texts or [WORDS, *SCRIPTS, *SPECIAL] * 3
     made.train_from_iterator(corpus, trainer(vocab_size=size, show_progress=False, **settings))
     return made
 
@@ -214,3 +215,78 @@ def make(kind: str, folder: Path) -> Path:
 def has_begin(kind: str) -> bool:
     """Whether a kind names a token that documents can begin with."""
     return kind not in ("ours", "bytes")
+
+
+# --- ways of splitting text that llama.cpp has a name for -----------------------------------------
+
+# As the files on the hub have them: of Llama 3, cl100k and dolma2, and of Qwen 2.
+_CL100K = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+_QWEN2 = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+
+
+def split_by(pattern: str, behavior: str = "isolated", *, invert: bool = False):
+    """What tokenizers with a pattern of their own have."""
+    cut = pre.Split(Regex(pattern), behavior, invert)
+    return pre.Sequence([cut, pre.ByteLevel(add_prefix_space=False, use_regex=False)])
+
+
+_WORDS = pre.ByteLevel(add_prefix_space=False)
+# name → (what splits, whether a word that is a token is taken whole, llama.cpp's name)
+SPLITS = {
+    "gpt2": (_WORDS, False, "trillion"),
+    "cl100k": (split_by(_CL100K), False, "dbrx"),
+    "tiktoken": (split_by(_CL100K, "removed", invert=True), False, "dbrx"),
+    "llama3": (split_by(_CL100K), True, "llama-bpe"),
+    "qwen2": (split_by(_QWEN2), False, "qwen2"),
+    "digits": (pre.Sequence([pre.Digits(individual_digits=True), _WORDS]), False, "smollm"),
+}
+
+
+def mixed_texts(count: int, *, seed: int = 5) -> list[str]:
+    """Letters, digits, marks and white space in any order: wherever a text may be split."""
+    draw, found = random.Random(seed), []
+    rare = "éßñЖжαΩعא日本가กि́²½Ⅷ٣€“”’…—\u200d\u200b\xad"
+    spaces = " \n\t\r\x0b\x0c\x1c\x85\xa0\u2003\u3000 '"
+    for _ in range(count):
+        made = ""
+        for _ in range(draw.randint(1, 60)):
+            kind = draw.random()
+            ascii_ = chr(draw.randint(32, 126))
+            made += (
+                draw.choice(spaces) if kind < 0.3 else ascii_ if kind < 0.55 else draw.choice(rare)
+            )
+        found.append(made)
+    return found
+
+
+@functools.cache
+def _merged_anywhere() -> Tokenizer:
+    """BPE whose tokens go over the ends of words: its ids show where a text was split."""
+    return _trained(
+        models.BPE(),
+        trainers.BpeTrainer,
+        pre.ByteLevel(add_prefix_space=False, use_regex=False),
+        decoders.ByteLevel(),
+        size=2000,
+        texts=[*mixed_texts(1000, seed=4), *texts()],
+        special_tokens=SPECIAL,
+        initial_alphabet=ALPHABET,
+    )
+
+
+def make_split(name: str, folder: Path) -> Path:
+    """A folder with byte-level BPE that splits text in one of the ways of `SPLITS`."""
+    folder.mkdir(parents=True)
+    made = Tokenizer.from_str(_merged_anywhere().to_str())
+    made.pre_tokenizer, ignore_merges, _ = SPLITS[name]
+    content = json.loads(made.to_str())
+    content["model"]["ignore_merges"] = ignore_merges
+    (folder / "tokenizer.json").write_text(json.dumps(content))
+    (folder / "tokenizer_config.json").write_text(json.dumps(NAMED))
+    return folder

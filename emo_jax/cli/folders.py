@@ -26,6 +26,22 @@ from emo_jax.cli.app import command
 )
 @click.option("--tokenizer", default=None, help="Folder of the tokenizer; the run's if not given.")
 @click.option(
+    "--gguf",
+    default=None,
+    metavar="FILE",
+    help="Write a GGUF file, for llama.cpp, also out of a Hugging Face folder (extra gguf).",
+)
+@click.option(
+    "--gguf-type",
+    type=click.Choice(["float32", "float16", "bfloat16", "q8_0"]),
+    default="float32",
+    show_default=True,
+    help="Of the matrices of --gguf.",
+)
+@click.option(
+    "--gguf-ids", is_flag=True, help="Leave the tokenizer out of --gguf: it takes token ids."
+)
+@click.option(
     "--push",
     default=None,
     metavar="ORG/NAME",
@@ -44,10 +60,13 @@ def export(
     layout: str | None,
     step: int | None,
     tokenizer: str | None,
+    gguf: str | None,
+    gguf_type: str,
+    gguf_ids: bool,
     push: str | None,
     private: bool,
 ) -> None:
-    """Write a Hugging Face folder, and push it to the hub where asked."""
+    """Write a Hugging Face folder, a file for llama.cpp, or both, and push where asked."""
     from emo_jax.errors import UsageError
     from emo_jax.files.atomic import refuse_existing
     from emo_jax.hf.push import check_repo, push_folder
@@ -57,6 +76,10 @@ def export(
 
     if push:
         check_repo(push)
+    if gguf is not None:
+        from emo_jax.hf.gguf_export import check_gguf
+
+        check_gguf(gguf)
     if output is not None:
         refuse_existing(output)  # before a large checkpoint is read
         if (Path(workdir) / CONFIG_FILE).is_file() and is_hugging_face(Path(workdir)):
@@ -74,13 +97,28 @@ def export(
                 " give --tokenizer FOLDER",
                 err=True,
             )
-    elif push is None:
-        raise UsageError("--output: missing; give the folder to make")
-    elif layout or tokenizer or step is not None:
+    elif push is None and gguf is None:
+        raise UsageError("--output: missing; give the folder to make, or --gguf FILE")
+    elif layout and push is None:
+        raise UsageError("--layout: is of --output; leave it out, or give --output FOLDER")
+    elif push is not None and (layout or tokenizer or step is not None):
         raise UsageError(
             f"--push without --output uploads {workdir} as it is; leave out --layout, --step and"
             " --tokenizer, or give --output FOLDER to export anew"
         )
+    if gguf is not None:
+        from emo_jax.converting import convert_to_gguf
+
+        made_file = convert_to_gguf(
+            workdir if step is None else f"{workdir}@{step}",
+            gguf,
+            type_name=gguf_type,
+            ids_alone=gguf_ids,
+            tokenizer_dir=tokenizer,
+            quiet=False,
+        )
+        size = made_file.stat().st_size / 1e9
+        click.echo(f"{made_file}: {gguf_type}, {size:.2f} GB")
     if push:
         click.echo(push_folder(output or workdir, push, private=private))
 

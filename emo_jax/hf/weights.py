@@ -105,11 +105,12 @@ def write_shards(
             for tensor, fd, start in held:
                 row_bytes = tensor.nbytes // tensor.shape[0]
                 for row, piece in tensor.pieces(WRITE_BYTES):
-                    _write_at(fd, piece.read(source), start + row * row_bytes)
+                    write_at(fd, piece.read(source), start + row * row_bytes)
                     on_bytes(piece.nbytes)
 
 
-def _write_at(fd: int, value: np.ndarray, start: int) -> None:
+def write_at(fd: int, value: np.ndarray, start: int) -> None:
+    """Writes the bytes of an array at a place of a file."""
     data = value.reshape(-1).view(np.uint8).data
     while data:
         done = os.pwrite(fd, data, start)

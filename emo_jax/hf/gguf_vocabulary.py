@@ -1,0 +1,152 @@
+"""A tokenizer in the words of llama.cpp, or why it has none for it.
+
+llama.cpp does not read a tokenizer.json: it has a tokenizer of its own for each kind, and knows the
+way that byte-level BPE splits text by a name. What it does not do is refused here, so that a file
+never gives other ids than the training had.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from tokenizers.pre_tokenizers import ByteLevel
+
+from emo_jax.data.json_tokenizer import JsonTokenizer
+from emo_jax.data.tokenizer_base import Tokenizer
+from emo_jax.errors import UsageError
+
+NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5  # gguf.TokenType
+_CL100K = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+_QWEN2 = _CL100K.replace(r"\p{N}{1,3}", r"\p{N}")
+_GPT2 = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+_GPT2_LONG = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+# (what a text is split by, whether a word that is a token is taken whole) → llama.cpp's name.
+_NAMES: dict[tuple[str, bool], str] = {
+    (_GPT2, False): "trillion",
+    (_CL100K, False): "dbrx",
+    (_CL100K, True): "llama-bpe",
+    (_QWEN2, False): "qwen2",
+    ("digits", False): "smollm",
+}
+_NO_MERGE = ("<no", "merges>")  # a list may not be empty; no symbol of a text is as long as these
+_INSTEAD = "export with --output for transformers, or give --gguf-ids: a file for token ids alone"
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """Keys below `tokenizer.ggml.`, and the kinds of tokens, one for each."""
+
+    keys: Mapping[str, Any]
+    tokens: tuple[str, ...] = ()
+    token_types: tuple[int, ...] = ()
+
+
+def ids_alone() -> Vocabulary:
+    """Of a file that is given token ids."""
+    return Vocabulary({"model": "none"})
+
+
+def of_tokenizer(tokenizer: Tokenizer, vocab_size: int) -> Vocabulary:
+    """The tokenizer of a model with `vocab_size` rows in its tables.
+
+    Raises:
+      UsageError: llama.cpp would give other ids.
+    """
+    if not isinstance(tokenizer, JsonTokenizer):
+        raise _refused("a vocabulary that is kept as it is")
+    fields = tokenizer.fields
+    model = fields["model"]
+    if model.get("type", "BPE") != "BPE":
+        raise _refused(f"a {model['type']} model")
+    pre = _split_name(fields)
+    _check_model(fields)
+    tokens, types = _tokens(fields, vocab_size)
+    merges = [m if isinstance(m, str) else " ".join(m) for m in model["merges"]]
+    return Vocabulary(
+        {
+            "model": "gpt2",
+            "pre": pre,
+            "merges": merges or [" ".join(_NO_MERGE)],
+            # What nobody names is 11 there; behind the end of a document another begins.
+            "bos_token_id": tokenizer.eos_id if tokenizer.first_id is None else tokenizer.first_id,
+            "eos_token_id": tokenizer.eos_id,
+            "padding_token_id": tokenizer.pad_id,
+            "add_bos_token": tokenizer.first_id is not None,
+            "add_eos_token": False,
+            "add_space_prefix": False,
+        },
+        tokens,
+        types,
+    )
+
+
+def _refused(what: str) -> UsageError:
+    return UsageError(f"--gguf: llama.cpp has no tokenizer for {what}; {_INSTEAD}")
+
+
+def _split_name(fields: Mapping[str, Any]) -> str:
+    """llama.cpp's name for the way that a text is split."""
+    before = fields.get("pre_tokenizer") or {}
+    steps = before.get("pretokenizers", [before] if before else [])
+    *cuts, last = steps or [{}]
+    if last.get("type") != "ByteLevel" or last.get("add_prefix_space", True):
+        raise _refused("BPE that is not byte-level, or puts a space in front")
+    uses_regex = last.get("use_regex", True)
+    if not cuts and not uses_regex and not fields["model"]["merges"]:
+        return _NAMES[_GPT2, False]  # single bytes, however a text is split
+    kinds = [cut.get("type") for cut in cuts]
+    found = ""
+    if not cuts and uses_regex:
+        found = _GPT2
+    elif kinds == ["Digits"] and cuts[0].get("individual_digits") and uses_regex:
+        found = "digits"
+    elif kinds == ["Split"] and not uses_regex and _covers(cuts[0]):
+        found = cuts[0]["pattern"].get("Regex", "")
+        found = _GPT2 if found == _GPT2_LONG else found
+    name = _NAMES.get((found, bool(fields["model"].get("ignore_merges"))))
+    if name is None:
+        shown = found or ", ".join(map(str, [*kinds, "ByteLevel"]))
+        raise _refused(f"text split by {shown!r}")
+    return name
+
+
+def _covers(cut: Mapping[str, Any]) -> bool:
+    """Whether a `Split` keeps what its pattern finds, which is all of a text."""
+    behavior, invert = cut.get("behavior"), bool(cut.get("invert"))
+    return (behavior, invert) in (("Isolated", False), ("Removed", True))
+
+
+def _check_model(fields: Mapping[str, Any]) -> None:
+    model = fields["model"]
+    if not set(ByteLevel.alphabet()) <= model["vocab"].keys():
+        raise _refused("byte-level BPE without a token for each byte")
+    if fields.get("normalizer"):
+        raise _refused(f"the normalizer {fields['normalizer'].get('type')}")
+    for name in ("dropout", "continuing_subword_prefix", "end_of_word_suffix", "byte_fallback"):
+        if model.get(name):
+            raise _refused(f"BPE with {name}")
+    for token in fields["added_tokens"]:
+        if not token["special"] and any(token[k] for k in ("lstrip", "rstrip", "single_word")):
+            raise _refused(f"the added token {token['content']!r}, which takes in what is around")
+
+
+def _tokens(fields: Mapping[str, Any], size: int) -> tuple[tuple[str, ...], tuple[int, ...]]:
+    """Every id's token and kind; ids that the tokenizer does not have are unused."""
+    tokens: list[str] = [""] * size
+    types = [UNUSED] * size
+    for token, i in fields["model"]["vocab"].items():
+        tokens[i], types[i] = token, NORMAL
+    for token in fields["added_tokens"]:
+        i = token["id"]
+        tokens[i] = token["content"]
+        types[i] = CONTROL if token["special"] else USER_DEFINED
+    taken = set(tokens)
+    for i, kind in enumerate(types):
+        if kind == UNUSED:
+            tokens[i] = f"[unused {i}]"
+            if tokens[i] in taken:
+                raise _refused(f"the token {tokens[i]!r}")
+    return tuple(tokens), tuple(types)
