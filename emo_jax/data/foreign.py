@@ -19,7 +19,12 @@ class Foreign(NamedTuple):
     advice: str
 
     def __str__(self) -> str:
-        return f"{self.what} ({self.advice})"
+        return f"{self.what} ({self.advice})" if self.may_hold_text else self.what
+
+    @property
+    def may_hold_text(self) -> bool:
+        """Whether something can be done about it."""
+        return self.advice != _NO_TEXT
 
 
 _LINES = "write its texts as lines of JSON or Parquet"

@@ -142,7 +142,10 @@ def look_at(
     for file, relative, _ in _walk(path, functools.partial(leave_out, report)):
         kind_here = kind_of(file)
         if (other := foreign.of_name(file)) is not None:
-            leave_out(report, file, str(other))
+            if other.may_hold_text:
+                leave_out(report, file, str(other))
+            else:
+                report.leave_out(str(file), str(other))
             continue
         if _is_about(file):
             about.append(file)

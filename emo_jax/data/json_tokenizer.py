@@ -82,7 +82,7 @@ class JsonTokenizer(Tokenizer):
     def _id(self, token: str, where: str) -> int:
         found = self._json.token_to_id(token)
         if found is None:
-            raise DataError(f"{where}: no token {token!r}; name one that the vocabulary has")
+            raise DataError(f"{where}: no token {token[:60]!r}; name one that the vocabulary has")
         return found
 
     def _spells(self, text: str, i: int) -> bool:

@@ -51,7 +51,7 @@ class Packed:
       loss_mask_NS: float32, 1 where the next token is of an answer or ends it.
       pairs: that are in the windows.
       too_long: of those that are longer than a window, where they are.
-      unusable: likewise of lines without a prompt or an answer, and why.
+      unusable: likewise of lines that are no pair, and why.
     """
 
     tokens_NS: np.ndarray
@@ -80,7 +80,7 @@ class Packed:
         bad = [*self.unusable, *self.too_long]
         if bad:
             raise DataError(
-                f"{file}: {len(self.unusable)} lines without a prompt or an answer,"
+                f"{file}: {len(self.unusable)} lines that are no pair,"
                 f" {len(self.too_long)} pairs longer than a window"
                 f" ({_first(bad)}); mend them, or give --skip-unusable"
             )

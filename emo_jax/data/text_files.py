@@ -12,7 +12,8 @@ from emo_jax.data.archives import open_packed
 from emo_jax.files import json_files
 from emo_jax.files.json_files import UTF8_MARK, NotReadableError
 
-MAX_DOCUMENT_BYTES = 128_000_000  # of a line or a text file; what is longer is not held in memory
+# Of a line or a text file. A tokenizer holds a hundred bytes or more for each token meanwhile.
+MAX_DOCUMENT_BYTES = 16_000_000
 _ENDLESS = 1 << 30  # bytes; a file with such a line is none of lines
 _CHUNK = 1 << 20
 _START = 1 << 16

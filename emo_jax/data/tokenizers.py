@@ -298,7 +298,7 @@ def _sentencepiece(
             return own if own >= 0 else None
         found = ids.get(token, processor.PieceToId(token))
         if found == unknown and processor.IdToPiece(unknown) != token:
-            raise DataError(f"{where}: no token {token!r}; name one that the vocabulary has")
+            raise DataError(f"{where}: no token {token[:60]!r}; name one that the vocabulary has")
         return found
 
     eos = eos_id if eos_id is not None else id_of("eos_token", processor.eos_id())

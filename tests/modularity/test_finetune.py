@@ -152,7 +152,7 @@ def test_refusals(finished_run, pairs, tmp_path, capsys):
         (
             half,
             1,
-            "half.jsonl: 1 lines without a prompt or an answer, 1 pairs longer than a window",
+            "half.jsonl: 1 lines that are no pair, 1 pairs longer than a window",
         ),
         (bad, 1, "no pair can be used of 1; the first: bad.jsonl:1: no 'answer'"),
         (tmp_path / "none.jsonl", 2, "cannot be read"),
