@@ -26,15 +26,18 @@ class Foreign(NamedTuple):
         """Whether something can be done about it."""
         return self.advice != _NO_TEXT
 
+    @property
+    def is_data(self) -> bool:
+        """Whether it is what a data set is made of, so that a README beside it is none of it."""
+        return self.may_hold_text and self not in (PAPER, PRETTY)
+
 
 _LINES = "write its texts as lines of JSON or Parquet"
 _UNPACK = "unpack it"
 _REPACK = "unpack it, or pack it as .gz or .zst"
 _PANDAS = "make Parquet of it, with pandas: read_csv(FILE).to_parquet(FILE)"
 _DATASETS = "make Parquet of it, with datasets: {}.to_parquet(FILE)"
-_IN_PLACE = (
-    "tokens are not prepared again; name the files as data.store, see docs/data.md, headerless .npy"
-)
+_IN_PLACE = "tokens are not prepared again; train on them in place: data.store=FILES, docs/data.md"
 _NO_TEXT = "no text is in it"
 
 TAR = Foreign("a tar archive", "unpack it into a folder of its own")
@@ -80,7 +83,6 @@ _BY_SUFFIX: dict[Foreign, str] = {
     ARRAY_RECORD: "array_record arrayrecord riegeli",
     BAGZ: "bagz",
     MDS: "mds",
-    DATATROVE: "ds",
     NUMPY: "npy",
     NUMPY_ZIP: "npz",
     ORC: "orc avro",
@@ -98,6 +100,7 @@ _BY_SUFFIX: dict[Foreign, str] = {
 _SUFFIXES = {
     f".{suffix}": kind for kind, suffixes in _BY_SUFFIX.items() for suffix in suffixes.split()
 }
+_DATATROVE = re.compile(r"\.ds(\.(index|metadata|loss))?$", re.IGNORECASE)
 _TFRECORD_SHARD = re.compile(r"\.(tfrecords?|array_record)-\d+-of-\d+$", re.IGNORECASE)
 
 # (where, bytes): what stands at the beginning of a file.
@@ -139,6 +142,8 @@ _LOOK_AT = 8192  # bytes that are searched for NULs, as git does
 
 def of_name(path: Path) -> Foreign | None:
     """What a file is by its ending, packed or not."""
+    if _DATATROVE.search(path.name):
+        return DATATROVE
     if _TFRECORD_SHARD.search(path.name):
         return ARRAY_RECORD if "array_record" in path.name.lower() else TFRECORD
     inner = Path(path.stem) if packing(path) else path
@@ -201,6 +206,8 @@ def of_folder(path: Path) -> Foreign | None:
         return LANCE
     if path.suffix == ".lance" or (path / "_versions").is_dir():
         return LANCE
+    if next(path.glob("*.ds"), None) is not None:
+        return DATATROVE
     if _is_store(path / "store.json"):
         return STORE
     return None

@@ -68,11 +68,13 @@ class Input:
 
     Attributes:
       has_records: it has lines of JSON or rows of Parquet.
+      has_data: it has these or a data set of another kind.
       left_out: files that are of another kind than their names say.
     """
 
     path: Path
     has_records: bool = False
+    has_data: bool = False
     left_out: set[Path] = field(default_factory=set)
 
     def files(self) -> Iterator[File]:
@@ -82,7 +84,9 @@ class Input:
             return
         for path, name, domain in _walk(self.path, _say_nothing):
             kind = kind_of(path)
-            read = not self.has_records or (kind is not None and not _is_about(path))
+            read = not (self.has_records and kind is None) and not (
+                self.has_data and _is_about(path)
+            )
             if read and path not in self.left_out and foreign.of_name(path) is None:
                 yield File(path, name, domain, kind or TEXT)
 
@@ -142,6 +146,7 @@ def look_at(
     for file, relative, _ in _walk(path, functools.partial(leave_out, report)):
         kind_here = kind_of(file)
         if (other := foreign.of_name(file)) is not None:
+            found.has_data |= other.is_data
             if other.may_hold_text:
                 leave_out(report, file, str(other))
             else:
@@ -160,10 +165,11 @@ def look_at(
             continue
         records = kind_here == ROWS or (kind_here == LINES and _has_records(file, text_field))
         found.has_records |= records
+        found.has_data |= records
         if (split := _split_of(relative, records=records)) is not None:
             splits.setdefault(split, []).append(relative)
     for file in about:
-        if found.has_records:
+        if found.has_data:
             report.leave_out(str(file), "what describes the data")
         elif kind_of(file) == LINES:
             _is_of_lines(file, found, report)
@@ -230,6 +236,7 @@ def _is_of_lines(file: Path, found: Input, report: ReadReport) -> bool:
     if other is not None:
         leave_out(report, file, str(other))
         found.left_out.add(file)
+        found.has_data |= other.is_data
     return other is None
 
 

@@ -1,4 +1,5 @@
-"""Headerless token files read in place: the `.npy` files of Dolma and OLMo (SPEC 5.1).
+"""Headerless token files read in place: the `.npy` files of Dolma and OLMo (SPEC 5.1), and `.ds`
+files of datatrove.
 
 The ending says NumPy, yet there is no header: little-endian uint16 or uint32, documents end to end,
 each followed by the end-of-document id.
@@ -19,6 +20,7 @@ from emo_jax.errors import DataError, UsageError
 from emo_jax.files.steady import SteadyFile
 from emo_jax.files.waiting import Patience
 
+SUFFIXES = (".npy", ".ds")  # of Dolma and OLMo; of datatrove
 DOLMA2_VOCAB_SIZE = 100_278
 _START = 1 << 18  # bytes of each file that are looked at when it is opened
 _FEWEST_WORDS = 16

@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import tensorstore as ts
 
-from emo_jax.data import foreign, vocabularies
+from emo_jax.data import foreign, raw, vocabularies
 from emo_jax.data.domain_groups import MOST_DOMAINS, DomainGroups, group_domains
 from emo_jax.data.json_tokenizer import JsonTokenizer
 from emo_jax.data.records import UNKNOWN_DOMAIN
@@ -332,8 +332,12 @@ class StoreStream:
 def _instead(folder: Path | None) -> str:
     """What a folder or file without a manifest is, and what to do."""
     if folder is not None and folder.is_dir():
-        if next(folder.glob("*.npy"), None) is not None:
-            return f"a folder of .npy files, not a token store; name them as '{folder}/*.npy'"
+        for suffix in raw.SUFFIXES:
+            if next(folder.glob(f"*{suffix}"), None) is not None:
+                return (
+                    f"a folder of {suffix} files, not a token store; name them as"
+                    f" '{folder}/*{suffix}'"
+                )
         other = foreign.of_folder(folder)
         if other is not None:
             return f"{other.what}, not a token store; {other.advice}, and prepare that"

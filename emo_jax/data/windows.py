@@ -8,7 +8,7 @@ import numpy as np
 from emo_jax.batch import PADDING_ID, Batch
 from emo_jax.config import DataConfig
 from emo_jax.data import filter as repetition
-from emo_jax.data import pairs
+from emo_jax.data import pairs, raw
 from emo_jax.data.pairs import PairStore
 from emo_jax.data.raw import RawTokens
 from emo_jax.data.store import TokenStore
@@ -138,7 +138,7 @@ def open_source(
     text = os.fspath(location)
     if text.endswith(pairs.SUFFIX):
         return PairStore.open(text)
-    if not text.endswith(".npy"):
+    if not text.lower().endswith(raw.SUFFIXES):
         return TokenStore.open(text, trust=trust)
     return RawTokens(
         text.split(","),

@@ -327,7 +327,7 @@ def _(path):
 # --- folders --------------------------------------------------------------------------------------
 
 
-@row("README, LICENSE, `dataset_infos.json` and the like beside lines or rows")
+@row("README, LICENSE, `dataset_infos.json` and the like beside lines, rows or other data")
 def _(path):
     """Of a folder as the hub has them."""
     table_folder = path / "hub/data"
@@ -341,6 +341,11 @@ def _(path):
     (said,) = report.files_left_out()
     assert said.startswith("4 x what describes the data left out, the first: ")
     assert read(path / "hub", strict=True)[0] == texts
+    for name in ("a.csv", "0.tar", "train.tfrecord", "a.arrow", "a.json"):
+        write(path / name / name, '[{"text": "a"}]')
+        write(path / name / "README.md", "about")
+        with pytest.raises(DataError, match=r"no usable document .*1 x what describes the data"):
+            read(path / name)
     # Of texts they are a part.
     write(path / "texts/README.md", "read me")
     write(path / "texts/notice-of-appeal.txt", "appeal")
@@ -486,10 +491,10 @@ FOREIGN = {
         ("a.jsonl", b"SQLite format 3\0", "a database"),
         ("a.npz", b"PK\x03\x04", "NumPy arrays"),
     ],
-    "token files: Megatron, datatrove's `.ds`, `.npy`": [
+    "token files: Megatron, datatrove's `.ds` and what is beside it, `.npy`": [
         ("a.idx", b"MMIDIDX\0\0", "weights or objects"),
         ("a.txt", b"MMIDIDX\0\0", "a Megatron dataset"),
-        ("a.ds", b"\1\0", "tokens of datatrove .*data.store"),
+        ("a.ds.metadata", "gpt2|2\n12\n", "tokens of datatrove .*data.store"),
         ("a.npy", b"\x93NUMPY", "NumPy arrays or token ids .*data.store"),
     ],
     "archives: tar (WebDataset), zip, 7z, rar, bzip2, xz, lz4": [
@@ -521,10 +526,16 @@ FOREIGN = {
 }
 
 
+def _refused_alone(path):
+    """Of which a folder is refused as a whole."""
+    refused(write(path / "a.ds", b"\1\0"), "tokens of datatrove .*data.store", UsageError)
+
+
 def _foreign(files):
     def test(path):
         for name, content, message in files:
             foreign(path / "f", name, content, message)
+        _refused_alone(path)
 
     return test
 
@@ -532,12 +543,13 @@ def _foreign(files):
 ROWS |= {found: _foreign(files) for found, files in FOREIGN.items()}
 
 
-@row("a folder of `save_to_disk`, MDS, litdata or Delta, a token store")
+@row("a folder of `save_to_disk`, MDS, litdata, `.ds` or Delta, a token store")
 def _(path):
     layouts = {
         "save_to_disk.*load_from_disk": ["state.json", "dataset_info.json", "data-00000.arrow"],
         "save_to_disk.*load_from_disk.*": ["dataset_dict.json", "train/data-00000.arrow"],
         "MosaicML dataset": ["index.json", "shard.00000.mds.zstd"],
+        "tokens of datatrove": ["0.ds", "0.ds.index", "0.ds.metadata"],
         "litdata dataset": ["index.json", "chunk-0-0.bin"],
         "Lance, Delta or Iceberg": ["_delta_log/0.json", "part-0.parquet"],
     }

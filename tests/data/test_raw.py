@@ -133,6 +133,16 @@ def test_an_id_of_the_end_alone_also_fills_windows(tmp_path):
         DataConfig(raw_vocab_size=320, raw_pad_id=1)
 
 
+def test_files_of_datatrove(files):
+    """Headerless too; the index and the metadata beside them are not needed."""
+    (files / "a.npy").rename(files / "a.ds")
+    source = open_source(files / "a.ds", DataConfig())
+    assert source.streams("train")[0].num_tokens == 21
+    (files / "b.npy").unlink()
+    with pytest.raises(DataError, match=r"a folder of \.ds files.* name them as '.*/\*\.ds'"):
+        open_source(files, DataConfig())
+
+
 def test_a_folder_of_npy_files(files):
     with pytest.raises(DataError, match=r"a folder of \.npy files.* name them as '.*/\*\.npy'"):
         open_source(files, DataConfig())
