@@ -260,6 +260,19 @@ def _(path):
     )
 
 
+@row("one that grows to more than 1000 times its size and 64 MB, as gzip cannot")
+def _(path):
+    packed = zstandard.compress(GOOD.encode() * 4000)
+    assert len(GOOD) * 4000 > 100 * len(packed)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("emo_jax.data.archives.GROWTH", 100)
+        assert len(read(write(path / "a.jsonl.zst", packed))[0]) == 4000  # less than any may be
+        patch.setattr("emo_jax.data.archives.ALWAYS", 0)
+        for name in ("a.jsonl.zst", "a.txt.zst"):
+            with pytest.raises(DataError, match=rf"{name}: cannot be read .*grows to more than"):
+                read(write(path / name, packed))
+
+
 # --- Parquet --------------------------------------------------------------------------------------
 
 
