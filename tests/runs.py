@@ -223,3 +223,17 @@ def shared_run(base: Path) -> Path:
         assert done.returncode == 0, done.stderr
         log.write_text(done.stderr)
     return workdir
+
+
+def store_of_domains(folder: Path, workdir: Path, count: int) -> Path:
+    """A token store of `count` domains, of the tokenizer of a run."""
+    folder.mkdir(parents=True, exist_ok=True)
+    lines = [
+        json.dumps({"text": f"court {n} river {n * n}", "id": f"d{n}", "domain": f"d{n % count}"})
+        for n in range(400)
+    ]
+    (folder / "domains.jsonl").write_text("\n".join(lines))
+    store = folder / "store_of_domains"
+    argv = ("--output", store, "--tokenizer", Path(workdir) / "tokenizer")
+    assert emo_here("prepare", folder / "domains.jsonl", *argv) == 0
+    return store

@@ -51,7 +51,7 @@ def test_what_is_no_model(refused, finished_run, folder, store, tmp_path, comman
     assert "leave out @3" in refused(USAGE, command, f"{folder}@3", *more)
     assert "7" in refused(FAILED, command, f"{finished_run}@7", *more)
     (tmp_path / "config.json").write_text("{")
-    assert "cannot be read" in refused(USAGE, command, tmp_path, *more)
+    assert "config.json: broken JSON" in refused(USAGE, command, tmp_path, *more)
 
 
 @pytest.mark.parametrize("at", ["", "@20"])
@@ -284,9 +284,9 @@ def test_the_loss_is_the_one_that_training_logged(run, finished_run, store, caps
     assert loss == pytest.approx(float(logged["heldout_loss"]), rel=1e-5)
 
 
-def test_eval_of_more_domains_than_asked_for(run, capsys, finished_run, store, tmp_path):
+def test_eval_of_more_domains_than_asked_for(run, capsys, finished_run, tmp_path):
     """The smaller ones are one; nothing is lost of the sums."""
-    written = []
+    written, store = [], runs.store_of_domains(tmp_path, finished_run, 5)
     for most in (2, 1000):
         file = tmp_path / f"{most}.json"
         _evaluated(
@@ -297,11 +297,11 @@ def test_eval_of_more_domains_than_asked_for(run, capsys, finished_run, store, t
     few, all_ = (each["domains"] for each in written)
     assert list(few)[2] == f"other ({len(all_) - 2} domains)" and len(few) == 3 < len(all_)
     for name in list(few)[:2]:
-        assert few[name] == all_[name]
+        assert few[name] == pytest.approx(all_[name], rel=1e-6)  # float32 sums of other shapes
     assert few[list(few)[2]]["tokens"] == sum(
         each["tokens"] for name, each in all_.items() if name not in few
     )
-    assert written[0]["overall"] == written[1]["overall"]
+    assert written[0]["overall"] == pytest.approx(written[1]["overall"], rel=1e-6)
 
 
 def test_bad_usage_of_eval(refused, finished_run, store, tmp_path):

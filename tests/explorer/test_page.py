@@ -47,8 +47,8 @@ def test_documents_are_those_of_the_sample(written, store):
         start = end
 
 
-def test_domains_beyond_those_asked_for_are_one(finished_run, store, tmp_path, capsys):
-    file = tmp_path / "page.html"
+def test_domains_beyond_those_asked_for_are_one(finished_run, tmp_path, capsys):
+    file, store = tmp_path / "page.html", runs.store_of_domains(tmp_path, finished_run, 5)
     argv = ("explore", finished_run, "--data", store, "--output", file, "--max-domains", 1)
     assert emo_here(*argv, *SAMPLE, *LOSSES) == 0
     header, arrays = read_page(file)

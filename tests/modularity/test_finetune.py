@@ -155,7 +155,7 @@ def test_refusals(finished_run, pairs, tmp_path, capsys):
             "half.jsonl: 1 lines that are no pair, 1 pairs longer than a window",
         ),
         (bad, 1, "no pair can be used of 1; the first: bad.jsonl:1: no 'answer'"),
-        (tmp_path / "none.jsonl", 2, "cannot be read"),
+        (tmp_path / "none.jsonl", 2, "no such file"),
     ):
         assert _finetune(finished_run, data, tmp_path / "run") == code
         assert said in capsys.readouterr().err
