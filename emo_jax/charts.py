@@ -8,6 +8,7 @@ import html
 import io
 import re
 import warnings
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -114,6 +115,24 @@ def short(name: str, most: int = 24) -> str:
     """A name that fits beside a chart, without characters that XML cannot hold."""
     shown = "".join(char if char.isprintable() else "·" for char in name)
     return shown if len(shown) <= most else shown[: most - 1] + "…"
+
+
+def short_names(names: Sequence[str], most: int = 24) -> list[str]:
+    """The same of several names, no two alike: those that begin alike show their ends too."""
+    shown = [short(name, most) for name in names]
+    twice = {text for text, count in Counter(shown).items() if count > 1}
+    ends = [short(name, len(name)) for name in names]
+    keep = most // 3
+    shown = [
+        f"{end[: most - keep - 1]}…{end[-keep:]}" if text in twice and len(end) > most else text
+        for text, end in zip(shown, ends, strict=True)
+    ]
+    seen: Counter[str] = Counter()
+    for n, text in enumerate(shown):
+        seen[text] += 1
+        if seen[text] > 1:
+            shown[n] = f"{text} ({seen[text]})"
+    return shown
 
 
 def inline_svg(figure: Figure, says: str) -> str:

@@ -451,6 +451,8 @@ class Config:
     seed: int = 0  # initialisation and pool draws
 
     def __post_init__(self) -> None:
+        named = self.name.isprintable() and bool(self.name.strip())
+        _require(named, "name", self.name, "one line of text")
         _require(seeds.is_seed(self.seed), "seed", self.seed, seeds.RANGE)
         if self.moe is None:
             _require(
@@ -581,7 +583,10 @@ def _leaf(value: Any, kind: Any, path: str) -> Any:
         found = value
         # `16,8` or `(16,8)` on the command line comes as one text.
         if isinstance(value, list | tuple) and value and all(isinstance(x, str) for x in value):
-            texts = [x.strip() for x in ",".join(value).strip("()[] ").split(",") if x.strip()]
+            text = ",".join(value).strip()
+            brackets = len(text) > 1 and text[0] + text[-1] in ("()", "[]")
+            text = text[1:-1] if brackets else text
+            texts = [x.strip() for x in text.split(",") if x.strip()]
             found = [int(x) if x.isdecimal() and len(x) < 10 else x for x in texts]
         if isinstance(found, list | tuple):
             found = tuple(_whole(x) for x in found)
@@ -596,6 +601,8 @@ def _leaf(value: Any, kind: Any, path: str) -> Any:
             raise wrong("finite") from None
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
         raise wrong(f"{kind.__name__}, not {type(value).__name__}")
+    if kind is int and not path.endswith("seed") and abs(value) >= 2**31:
+        raise wrong("below 2**31")
     if kind is str and not _is_text(value):
         raise wrong("text without NULs and halves of surrogate pairs")
     if kind is float and not math.isfinite(value):

@@ -4,6 +4,7 @@ import contextlib
 import copy
 import difflib
 import io
+import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -33,12 +34,23 @@ def load_config(file: str, overrides: Sequence[str] = ()) -> Config:
     defaults = experiment.load(file)
     leaves = _leaves(defaults)
     path, _ = experiment.find(file)
+    overrides = [_at_home(override) for override in overrides]
     for override in overrides:
         name = _name(override)
         if name not in leaves:
             raise ConfigError(f"{override}: {_unknown(name, defaults, path.name)}")
+        text = override.partition("=")[2].strip()
+        if isinstance(leaves[name], list | tuple) and text.startswith("{"):
+            raise ConfigError(f"{override}: must be values with commas between, or ()")
         _override(defaults, [override], leaves)  # one by one: the message names the wrong one
     return config_lib.from_config_dict(_override(defaults, overrides, leaves))
+
+
+def _at_home(override: str) -> str:
+    """With the home folder for a leading `~`, which shells leave alone within a word."""
+    name, equals, value = override.partition("=")
+    home = value == "~" or value.startswith("~/")
+    return f"{name}={os.path.expanduser(value)}" if equals and home else override
 
 
 def _unknown(name: str, defaults: ConfigDict, file: str) -> str:

@@ -30,7 +30,7 @@ def figures(domains: Sequence[str], models: Sequence[dict[str, Any]]) -> dict[st
     """
     if not domains:
         return {}
-    names = [charts.short(name) for name in domains[:MOST_DOMAINS]]
+    names = charts.short_names(domains[:MOST_DOMAINS])
     cut = f"first {len(names)} of {len(domains)} domains" if len(names) < len(domains) else ""
     made: dict[str, Figure] = {}
     for n, model in enumerate(models):

@@ -248,7 +248,8 @@ def _line_chart(series: Mapping[str, Points], y: str) -> str:
     if not series:
         return _paragraph("Not logged.")
     figure, (ax,) = charts.new()
-    charts.lines(ax, {charts.short(name, 36): of for name, of in series.items()}, x="step", y=y)
+    named = dict(zip(charts.short_names(list(series), 36), series.values(), strict=True))
+    charts.lines(ax, named, x="step", y=y)
     ends = "; ".join(
         f"{name} {_plain(ys[0])} to {_plain(ys[-1])}" for name, (_, ys) in series.items()
     )

@@ -98,6 +98,38 @@ def test_refused_with_the_field(refused, file, tmp_path, change, said):
     assert said in line
 
 
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("train.eval_keep={}", "must be values with commas between"),
+        ("moe.experts_per_layer=[", "must be whole numbers"),
+        ("train.steps=[1]", "must be int, like"),
+        ("optimizer.frozen=[1]", "must be names"),
+        ("train.steps=99999999999", "must be below 2**31"),
+        ("name=", "must be one line of text"),
+        ("name=a\nb", "must be one line of text"),
+        ("data.store=a\0b", "must be text without NULs"),
+        ("data.store=a\udcff", "must be text without NULs and halves"),
+    ],
+)
+def test_values_of_another_kind_on_the_command_line(file, override, said):
+    path = file(f"{TINY}def get_config():\n    return presets.emo_tiny()\n")
+    with pytest.raises(ConfigError) as error:
+        load_config(path, [f"--config.{override}"])
+    assert said in str(error.value) and "\n" not in str(error.value)
+
+
+def test_values_with_brackets_or_without(file, monkeypatch):
+    path = file(f"{TINY}def get_config():\n    return presets.emo_tiny()\n")
+    for text in ("32,16", "(32,16)", "[32, 16]"):
+        assert load_config(path, [f"--config.train.eval_keep={text}"]).train.eval_keep == (32, 16)
+    for text in ("", "()", "[]"):
+        assert load_config(path, [f"--config.train.eval_keep={text}"]).train.eval_keep == ()
+    monkeypatch.setenv("HOME", "/home/of/user")  # shells leave a ~ within a word as it is
+    config = load_config(path, ["--config.data.store=~/store"])
+    assert config.data.store == "/home/of/user/store"
+
+
 @pytest.mark.parametrize("kind", ["ConfigDict", "FrozenConfigDict", "dict", "Config"])
 def test_a_config_of_any_kind(file, kind):
     made = "from_config_dict" if kind == "Config" else kind
@@ -165,12 +197,12 @@ def test_a_dataclass_in_the_file(file):
 def test_the_argument_comes_after_the_file_whatever_its_folder_is_called(refused, file, tmp_path):
     text = (
         f"{TINY}def get_config(arg='none'):\n    config = presets.emo_tiny()\n"
-        "    config.name = arg\n    return config\n"
+        "    config.name = f'<{arg}>'\n    return config\n"
     )
     path = file(text, "a:b/c:d.py")
-    assert load_config(path).name == "none"
-    assert load_config(f"{path}:x:y").name == "x:y"
-    assert load_config(f"{path}:").name == ""
+    assert load_config(path).name == "<none>"
+    assert load_config(f"{path}:x:y").name == "<x:y>"
+    assert load_config(f"{path}:").name == "<>"
     for wrong in (tmp_path, tmp_path / "a:b"):
         line = refused(USAGE, "train", "--config", wrong, "--workdir", tmp_path / "run")
         assert f"--config {wrong}: is a folder" in line

@@ -9,6 +9,7 @@ import pytest
 
 from emo_jax import charts
 from emo_jax.explorer.figures import MOST_DOMAINS, figures
+from emo_jax.report import page
 
 FORMULAS = ["$x_{ · ^$", "$b$", "#d55e00"]  # broken, whole, and what our own colours look like
 
@@ -174,3 +175,18 @@ def test_domains_that_are_cut_are_counted():
         "keep"
     ].axes
     assert ax.get_legend().get_texts()[0].get_text() == f"mean of {count - 1} domains"
+
+
+def test_names_that_begin_alike_do_not_look_alike():
+    names = [f"www.a-very-long-name-of-a-site.example/{n}" for n in range(3)]
+    shown = charts.short_names([*names, "law", "law", names[0]], 24)
+    assert len(set(shown)) == 6 and all(len(text) <= 28 for text in shown)
+    assert shown[0].startswith("www.a-very") and shown[0].endswith("ample/0")
+    assert shown[3:5] == ["law", "law (2)"]
+    assert charts.short_names(["law", names[0]], 24) == ["law", charts.short(names[0])]
+
+
+def test_a_line_of_a_report_is_not_lost_to_one_of_a_name_that_begins_alike():
+    names = [f"www.a-very-long-name-of-a-site.example.org/{n}" for n in range(3)]
+    svg = page._line_chart({name: ([1, 2], [3.0, n]) for n, name in enumerate(names)}, "loss")
+    assert len({name for _, name in _shown(svg) if "www.a" in name}) == 3

@@ -464,11 +464,11 @@ class HeatMap {
     pen.fillStyle = muted;
     if (colNames) {
       pen.textAlign = 'left';
-      cols.forEach((name, c) => {
+      plainNames(cols, 15).forEach((name, c) => {
         pen.save();
         pen.translate((c + 0.5) * this.cellWidth + 3, this.headHeight - 6);
         pen.rotate(-Math.PI / 4);
-        pen.fillText(plain(name, 15), 0, 0);
+        pen.fillText(name, 0, 0);
         pen.restore();
       });
       return;

@@ -96,6 +96,19 @@ function mostlyRightToLeft(text) {
   return letters !== null && right.length * 2 > letters.length;
 }
 
+// Names as `plain` cuts them, of which no two look alike: those that begin alike by their ends too.
+function plainNames(names, most) {
+  const cut = names.map((name) => plain(name, most));
+  return cut.map((text, j) => {
+    if (cut.indexOf(text) === cut.lastIndexOf(text)) return text;
+    const whole = Array.from(plain(names[j]));
+    const end = Math.floor(most / 2);
+    return whole.length > most
+      ? `${whole.slice(0, most - end - 1).join('')}…${whole.slice(-end).join('')}`
+      : text;
+  });
+}
+
 const NUMBER = new Intl.NumberFormat('en');
 const count = (n) => (Number.isFinite(n) ? NUMBER.format(n) : '–');
 // A number with a real minus sign; what rounds to zero has no sign.
