@@ -212,6 +212,12 @@ def make(kind: str, folder: Path) -> Path:
     return folder
 
 
+def differing(texts: list[str], found: list, expected: list) -> list:
+    """The first texts whose ids differ, with both; a diff of all ids would take pytest minutes."""
+    rows = zip(texts, found, expected, strict=True)
+    return [(text, a, b) for text, a, b in rows if a != b][:2]
+
+
 def has_begin(kind: str) -> bool:
     """Whether a kind names a token that documents can begin with."""
     return kind not in ("ours", "bytes")

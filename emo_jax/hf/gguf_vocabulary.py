@@ -1,8 +1,9 @@
 """A tokenizer in the words of llama.cpp, or why it has none for it.
 
 llama.cpp does not read a tokenizer.json: it has a tokenizer of its own for each kind, and knows the
-way that byte-level BPE splits text by a name. What it does not do is refused here, so that a file
-never gives other ids than the training had.
+way that byte-level BPE splits text by a name. Byte-level BPE is written here, and nothing else: not
+SentencePiece's models, which llama.cpp reads too. What would give other ids than the training had
+is refused.
 """
 
 from collections.abc import Mapping
@@ -84,7 +85,7 @@ def of_tokenizer(tokenizer: Tokenizer, vocab_size: int) -> Vocabulary:
 
 
 def _refused(what: str) -> UsageError:
-    return UsageError(f"--gguf: llama.cpp has no tokenizer for {what}; {_INSTEAD}")
+    return UsageError(f"--gguf: no file for llama.cpp is made of {what}; {_INSTEAD}")
 
 
 def _split_name(fields: Mapping[str, Any]) -> str:

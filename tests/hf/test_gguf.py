@@ -250,7 +250,9 @@ def test_tokenizers_that_llama_cpp_does_not_have(tmp_path, why):
     kind, edit = REFUSED[why]
     folder = tokenizer_kinds.make(kind, tmp_path / "tok")
     tokenizer = load_tokenizer(edited(folder, edit) if edit else folder)
-    with pytest.raises(UsageError, match=f"--gguf: llama.cpp has no tokenizer for {why}") as error:
+    with pytest.raises(
+        UsageError, match=f"--gguf: no file for llama.cpp is made of {why}"
+    ) as error:
         of_tokenizer(tokenizer, tokenizer.vocab_size)
     assert "--gguf-ids" in str(error.value) and "\n" not in str(error.value)
 

@@ -129,9 +129,10 @@ def test_ids_of_texts_are_those_of_the_training(make_model, tmp_path, run):
     for name, tokenizer in tokenizers.items():
         first = [] if tokenizer.first_id is None else [tokenizer.first_id]
         expected = [[*first, *ids.tolist()] for ids in tokenizer.encode_batch(TEXTS)]
-        assert answer[name]["ids"] == expected, name
+        assert not tokenizer_kinds.differing(TEXTS, answer[name]["ids"], expected), name
         begin = tokenizer.bos_token if first else ""
         if name not in CLEANED:
-            assert answer[name]["again"] == [begin + text for text in TEXTS], name
+            again = [begin + text for text in TEXTS]
+            assert not tokenizer_kinds.differing(TEXTS, answer[name]["again"], again), name
     by_split = [answer[name]["ids"] for name in ("gpt2", "cl100k", "qwen2", "digits")]
     assert all(a != b for a, b in itertools.pairwise(by_split))  # the texts tell

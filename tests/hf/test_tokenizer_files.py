@@ -64,7 +64,7 @@ def test_ids_are_those_of_the_training(sources, export, kind, begins):
     settings = read(folder, "tokenizer_config.json")
     theirs.encode_special_tokens = settings["split_special_tokens"]
     found = [encoded.ids for encoded in theirs.encode_batch(TEXTS)]
-    assert found == trained_on(source, begins)
+    assert not tokenizer_kinds.differing(TEXTS, found, trained_on(source, begins))
     assert settings["tokenizer_class"] == "PreTrainedTokenizerFast"
     assert settings["model_input_names"] == ["input_ids", "attention_mask"]
     assert settings["model_max_length"] == 48

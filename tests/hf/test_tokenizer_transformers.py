@@ -76,7 +76,7 @@ def test_ids_are_those_of_the_training(answer, kind, begins):
     found, sources, folders, _ = answer
     said, expected = found[f"{kind} {begins}"], trained_on(sources[kind], begins)
     for how in ("one", "encode", "batch"):
-        assert said[how] == expected, how
+        assert not tokenizer_kinds.differing(TEXTS, said[how], expected), how
     assert said["keys"] == ["attention_mask", "input_ids"]
     config = read(folders[f"{kind} {begins}"], "config.json")
     assert said["ids"] == [config[f"{name}_token_id"] for name in ("bos", "eos", "pad")]
