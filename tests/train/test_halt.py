@@ -67,9 +67,9 @@ from emo_jax.train.loop import Trainer
 bad = int(sys.argv.pop(1))
 batches = Trainer._batches
 
-def poisoned(self, window):
+def poisoned(self, window, *watched):
     size = self.config.train.batch_size
-    for consumed, batch in batches(self, window):
+    for consumed, batch in batches(self, window, *watched):
         if consumed == bad * size:
             batch = batch._replace(loss_mask=batch.loss_mask.at[1, 2].set(float("nan")))
         yield consumed, batch

@@ -77,9 +77,9 @@ from emo_jax.train.loop import Trainer
 file = sys.argv.pop(1)
 batches = Trainer._batches
 
-def recorded(self, window):
+def recorded(self, window, *watched):
     seen = []
-    for consumed, batch in batches(self, window):
+    for consumed, batch in batches(self, window, *watched):
         seen.append(np.asarray(batch.tokens))
         np.save(file, np.concatenate(seen))
         yield consumed, batch
