@@ -189,7 +189,7 @@ def refuse_foreign(path: Path, kind: str | None) -> None:
       DataError: it cannot be read, or is of another kind.
     """
     if not path.exists():
-        raise UsageError(f"{path}: no such file")
+        raise UsageError(f"{path}: no such file; give one that is there")
     other = _other(path, kind)
     if other is not None:
         raise DataError(f"{path}: {other.what}; {other.advice}")
