@@ -106,6 +106,11 @@ def verify_case(case: Path) -> dict[str, Quantity]:
             return _one_step(case)
         if (case / "run.npz").exists():
             return _twenty_steps(case)
+    if (case / "config.json").exists():
+        raise UsageError(
+            f"{case}: not a case (neither case.npz nor run.npz); to hold a Hugging Face folder"
+            f" against its run, say which: emo verify {case} --against WORKDIR"
+        )
     raise UsageError(f"{case}: not a case; it has neither case.npz nor run.npz")
 
 

@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[1] / "emo_jax"
 ORDER: list[set[str]] = [
     {"cli"},
     {"quickstart"},
-    {"bench", "selecting", "composing", "converting", "finetuning", "exploring"},
+    {"bench", "comparing", "selecting", "composing", "converting", "finetuning", "exploring"},
     {"analysing"},
     {"aot"},
     {"loading", "generation"},

@@ -1,7 +1,9 @@
 """emo verify, emo bench."""
 
+import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -9,23 +11,46 @@ from emo_jax.cli.app import Command, cli, command, refuse_unwritable
 from emo_jax.errors import EmoError, UsageError
 
 
-@command("emo verify --json verify.json")
-@click.argument("case_dir", required=False)
+@command("emo verify --json verify.json\nemo verify hf/tiny --against runs/tiny")
+@click.argument("folder", required=False, metavar="[CASE_DIR|HF_DIR]")
 @click.option(
-    "--json", "json_file", default=None, help="Write the errors and limits to this new file."
+    "--against",
+    default=None,
+    metavar="WORKDIR",
+    help="The run, or WORKDIR@STEP, that the Hugging Face folder HF_DIR was exported from: every"
+    " tensor, the config and the tokenizer are compared, with a line for each difference.",
 )
-def verify(case_dir: str | None, json_file: str | None) -> None:
-    """Hold this machine's numerics against golden numbers of the PyTorch reference."""
+@click.option("--json", "json_file", default=None, help="Write what was found to this new file.")
+def verify(folder: str | None, against: str | None, json_file: str | None) -> None:
+    """Hold this machine's numerics against golden numbers of the PyTorch reference, or a Hugging
+    Face folder against the run it came from."""
     if json_file:
         refuse_unwritable("--json", Path(json_file))  # before minutes of work
-    from emo_jax.files.atomic import write_atomic
-    from emo_jax.verify import verify_cases
+    if against is not None and folder is None:
+        raise UsageError(f"--against {against}: give the folder too, before it: emo verify HF_DIR")
+    results: dict[str, Any]
+    if folder is not None and against is not None:
+        from emo_jax.comparing import compare_folder
 
-    results, failed = verify_cases(Path(case_dir) if case_dir else None, show=click.echo)
+        found = compare_folder(folder, against)
+        at = "" if found.step is None else f" at step {found.step}"
+        for line in found.differences:
+            click.echo(f"{folder}: {line}")
+        if not found.count:
+            click.echo(f"{folder}: as {against}{at}: {found.tensors} tensors, config, tokenizer")
+        results, failed = dataclasses.asdict(found), found.count
+        wrong = f"{folder}: {failed} differences from {against}{at}"
+    else:
+        from emo_jax.verify import verify_cases
+
+        results, failed = verify_cases(Path(folder) if folder else None, show=click.echo)
+        wrong = f"{failed} quantities are beyond their limits"
     if json_file:
+        from emo_jax.files.atomic import write_atomic
+
         write_atomic(Path(json_file), json.dumps(results, indent=2) + "\n")
     if failed:
-        raise EmoError(f"{failed} quantities are beyond their limits")
+        raise EmoError(wrong)
 
 
 @cli.group(no_args_is_help=False)

@@ -2,6 +2,7 @@
 
 import math
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -49,21 +50,35 @@ def open_folder(folder: str | Path) -> tuple[FolderSource, Config, Layout]:
         are not the layout's.
     """
     folder = Path(folder)
+    layout, hf, headers = read_folder(folder)
     where = folder / "config.json"
-    check_own_files(folder, OTHER_FILES, error=HfFormatError)
-    layout, hf = read_fields(_load_config(folder), where)
-    headers = read_headers(folder)
-    table = headers[EMBEDDING].shape if EMBEDDING in headers else ()
-    if table:
-        hf["vocab_size"] = vocab_size(hf, table[0])
     config = from_hf(hf, layout, where, name=folder.resolve().name)
     _check_counts(headers, hf, where)
     if layout.fused_experts:
         headers = apart(headers, config)
-    biases = bool(layout.bias_field and hf[layout.bias_field])
-    tensors = layout.tensors(config, biases=biases)
+    tensors = layout.tensors(config, biases=has_biases(layout, hf))
     source = _open(headers, config, tensors, layout.name, folder)
     return source, config, layout
+
+
+def read_folder(folder: Path) -> tuple[Layout, dict[str, Any], dict[str, StoredTensor]]:
+    """What a folder says of itself: its layout, the fields of `read_fields`, its tensors.
+
+    Raises:
+      HfFormatError: see `open_folder`; names and shapes of tensors are not held against anything.
+    """
+    check_own_files(folder, OTHER_FILES, error=HfFormatError)
+    layout, hf = read_fields(_load_config(folder), folder / "config.json")
+    headers = read_headers(folder)
+    table = headers[EMBEDDING].shape if EMBEDDING in headers else ()
+    if table:
+        hf["vocab_size"] = vocab_size(hf, table[0])
+    return layout, hf, headers
+
+
+def has_biases(layout: Layout, hf: Mapping[str, Any]) -> bool:
+    """Whether query, key and value of a folder have biases, given what `read_fields` gives."""
+    return bool(layout.bias_field and hf[layout.bias_field])
 
 
 def _load_config(folder: Path) -> dict[str, Any]:

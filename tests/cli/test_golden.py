@@ -53,9 +53,10 @@ def test_help_says_what_every_option_is_and_shows_an_example(path, run, capsys):
 @pytest.mark.parametrize("path", [p for p, c in ALL.items() if not isinstance(c, click.Group)])
 def test_the_example_in_help_is_a_possible_command(path):
     """Parsed, not run: every option that it names exists."""
-    words = shlex.split(ALL[path].epilog)
-    assert tuple(words[1 : 1 + len(path)]) == path
-    ALL[path].make_context(" ".join(path), words[1 + len(path) :])
+    for example in ALL[path].epilog.splitlines():
+        words = shlex.split(example)
+        assert tuple(words[1 : 1 + len(path)]) == path
+        ALL[path].make_context(" ".join(path), words[1 + len(path) :])
 
 
 def test_help_of_import_does_not_promise_training(run, capsys):
