@@ -2,7 +2,6 @@
 
 import dataclasses
 import itertools
-import json
 import os
 import sys
 from collections.abc import Sequence
@@ -25,6 +24,7 @@ from emo_jax.data.windows import Windows
 from emo_jax.errors import UsageError
 from emo_jax.evals.by_domain import Pass, check_source, eval_mesh
 from emo_jax.files.atomic import refuse_existing, refuse_unmakeable
+from emo_jax.files.json_files import dumps
 from emo_jax.loading import ModelOnDisk, load_model
 from emo_jax.model.transformer import ModelFunctions, Params
 from emo_jax.modularity.activations import (
@@ -183,7 +183,7 @@ def cluster_table(
             for file, ids_N in groups.items():
                 np.save(unfinished / file, ids_N)
             samples = [found.sample for found in opened]
-            text = json.dumps({"samples": samples, "same_documents": alike, "rows": figures})
+            text = dumps({"samples": samples, "same_documents": alike, "rows": figures})
             (unfinished / "clusters.json").write_text(text + "\n", encoding="utf-8")
             os.rename(unfinished, target)
     return rows

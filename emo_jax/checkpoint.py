@@ -12,10 +12,10 @@ run share the file system and call the same methods in the same order.
 """
 
 import contextlib
-import json
 import logging
 import math
 import os
+import re
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -30,6 +30,7 @@ from etils import epath
 
 from emo_jax.config import CheckpointConfig
 from emo_jax.errors import CheckpointError, one_line
+from emo_jax.files.json_files import dumps
 from emo_jax.manifest import (
     FORMAT,
     MANIFEST,
@@ -101,7 +102,7 @@ class Checkpointer:
                 "data": _DATA,
                 "extra": {"versions": versions(), **extra, "step": step},
             }
-            json.dumps(head)
+            dumps(head)
         except (TypeError, ValueError) as e:
             raise CheckpointError(f"step {step}: extra is not JSON: {one_line(e)}") from e
         leaves = {path: savable(path, leaf) for path, leaf in leaves_of(state).items()}
@@ -282,10 +283,34 @@ class Checkpointer:
             good = None
         remains = "there is no earlier one" if good is None else f"step {good} is the last good one"
         reason = one_line(error).rpartition('": ')[2]  # tensorstore names file in file first
+        if _is_of_others(error):
+            return CheckpointError(
+                f"checkpoint of step {step} was not saved in {self._folder}: {_others_in(error)}"
+                f" was lost, or did not write its part in time ({reason.rstrip('.')}); that save"
+                f" is not used, {remains}: see the log of that process, and run again"
+            )
         return CheckpointError(
             f"checkpoint of step {step} was not saved in {self._folder}: {reason};"
             f" {remains}: mend space or access there and run again"
         )
+
+
+def _is_of_others(error: BaseException) -> bool:
+    """Whether a save failed since another process did not do its part: not of a disk."""
+    if jax.process_count() == 1:
+        return False
+    # Of orbax's barrier, and of JAX's coordination service.
+    return isinstance(error, TimeoutError | jax.errors.JaxRuntimeError) or "barrier" in str(error)
+
+
+def _others_in(error: BaseException) -> str:
+    """The processes that an error names; of two processes it is the other one."""
+    ours, count = jax.process_index(), jax.process_count()
+    named = {int(found) for found in re.findall(r"task:(\d+)", str(error))} - {ours}
+    if count == 2:
+        named = {1 - ours}
+    listed = ", ".join(map(str, sorted(named)[:8])) + (", …" if len(named) > 8 else "")
+    return f"process {listed}" if named else "another process"
 
 
 def _start(folder: epath.Path, barrier: str, leaves: dict[LeafPath, Any]) -> Any:

@@ -209,6 +209,11 @@ def _notes(
         for part in parts
         if part["window"] < longest
     ]
+    notes += [
+        f"{part['name']}: the loss is not finite, the model breaks there: {', '.join(broken)}."
+        for part in parts
+        if (broken := (part.get("keep") or {}).get("not_finite"))
+    ]
     if not settings.eval_windows:
         notes.append("No losses were measured (--eval-windows 0): no keep-k curves, no ablations.")
     return notes

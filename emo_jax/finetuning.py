@@ -2,7 +2,6 @@
 
 import dataclasses
 import hashlib
-import json
 import math
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,7 @@ from emo_jax.data.progress import Progress
 from emo_jax.errors import UsageError
 from emo_jax.evals.by_domain import mesh_that_fits
 from emo_jax.files.atomic import write_atomic
-from emo_jax.files.json_files import read_object
+from emo_jax.files.json_files import dumps, read_object
 from emo_jax.hf.layouts import layout_for
 from emo_jax.hf.sources import TreeSource
 from emo_jax.hf.tree import flatten
@@ -242,7 +241,7 @@ def _make_workdir(
     def fill(unfinished: Path) -> None:
         tokenizer.save(unfinished / TOKENIZER_FOLDER)
         write_pairs(unfinished / PAIRS_FILE, packed, tokenizer)
-        write_atomic(unfinished / FINETUNE_FILE, json.dumps(made_of, indent=1) + "\n")
+        write_atomic(unfinished / FINETUNE_FILE, dumps(made_of, indent=1) + "\n")
         for name, text in files.items():
             write_atomic(unfinished / name, text)
 

@@ -24,7 +24,14 @@ from etils import epath
 from emo_jax import __version__
 from emo_jax.errors import CheckpointError, one_line
 from emo_jax.files.atomic import sync_folder, write_atomic
-from emo_jax.files.json_files import Fields, NotReadableError, is_integer, parse, read_regular
+from emo_jax.files.json_files import (
+    Fields,
+    NotReadableError,
+    dumps,
+    is_integer,
+    parse,
+    read_regular,
+)
 from emo_jax.files.names import plain_name
 from emo_jax.files.waiting import AwayError, Patience, SpoiltError
 from emo_jax.parallel import processes
@@ -182,9 +189,9 @@ def publish(folder: epath.Path, head: dict[str, Any]) -> None:
         found = pool.map(lambda name: _digest(data / name), names)
         files = {n: {"size": s, "sha256": h} for n, (s, h) in zip(names, found, strict=True)}
     # Through JSON once, so that the checksum is of what a reader will see.
-    content = json.loads(json.dumps({**head, "files": files}))
+    content = json.loads(dumps({**head, "files": files}))
     sync_folder(folder)
-    write_atomic(folder / MANIFEST, json.dumps({**content, "sha256": _checksum(content)}))
+    write_atomic(folder / MANIFEST, dumps({**content, "sha256": _checksum(content)}))
     sync_folder(folder.parent)
 
 

@@ -6,7 +6,6 @@ that was stopped goes on where it was.
 """
 
 import importlib.util
-import json
 import math
 import random
 import time
@@ -38,7 +37,7 @@ from emo_jax.evals.heldout import make_eval_step
 from emo_jax.evals.keep_k import KeepTable, keep_table
 from emo_jax.exploring import ExploreSettings, explore
 from emo_jax.files.atomic import write_atomic
-from emo_jax.files.json_files import read_object
+from emo_jax.files.json_files import dumps, read_object
 from emo_jax.model.generate import continue_tokens
 from emo_jax.model.transformer import ModelFunctions, Params
 from emo_jax.modularity.pruning import within_documents
@@ -111,7 +110,7 @@ def run_quickstart(documents: list[str], output: Path, *, steps: int | None = No
         table = _keep_table(config, params, store)
         results[name] = table.to_json()
         console.print(_render(config, table))
-    write_atomic(output / "keep_k.json", json.dumps(results, indent=1) + "\n")
+    write_atomic(output / "keep_k.json", dumps(results, indent=1) + "\n")
 
     stages.start("export to a Hugging Face folder and generate")
     folder = output / "hf" / "emo_tiny"
@@ -145,7 +144,7 @@ def _claim(output: Path, settings: dict[str, Any]) -> None:
     ):
         raise UsageError(f"{output}: is there already; give another --output")
     output.mkdir(parents=True, exist_ok=True)
-    write_atomic(path, json.dumps(settings) + "\n")
+    write_atomic(path, dumps(settings) + "\n")
 
 
 def _store(documents: list[str], output: Path, stages: _Stages, console: Console) -> TokenStore:
@@ -237,12 +236,19 @@ def _render(config: Config, table: KeepTable) -> Table:
     for keep, percent in zip(table.kept, KEEP_PERCENT, strict=True):
         out.add_column(f"{percent:g} % ({keep})", justify="right")
     rows = table.rows()
+    any_complete = bool(table.complete_M.any())
+    tested = [*table.tested_M.tolist(), any_complete]
+    complete = [*table.complete_M.tolist(), any_complete]
     for i, (name, values) in enumerate(rows):
         last = i == len(rows) - 1
-        cells = [_cell(value, value - values[0]) for value in values[1:]]
+        pools = 0 if table.pool_loss_M is None else 1
+        cells = [
+            _cell(value, value - values[0], measured=tested[i] if n < pools else complete[i])
+            for n, value in enumerate(values[1:])
+        ]
         out.add_row(
             escape(name),
-            _cell(values[0]),
+            _cell(values[0], measured=tested[i]),
             *cells,
             end_section=i == len(rows) - 2,
             style="bold" if last else "",
@@ -250,11 +256,11 @@ def _render(config: Config, table: KeepTable) -> Table:
     return out
 
 
-def _cell(loss: float, rise: float | None = None) -> str:
+def _cell(loss: float, rise: float | None = None, *, measured: bool) -> str:
     """A loss and its rise over that of all experts; a dash where it was not measured."""
-    if math.isnan(loss):
+    if math.isnan(loss) and not measured:
         return "–"
-    if rise is None:
+    if rise is None or not math.isfinite(rise):
         return f"{loss:.3f}"
     colour = "red" if rise > 0.15 else "yellow" if rise > 0.05 else "green"
     return f"{loss:.3f} [{colour}]({rise:+.2f})[/{colour}]"

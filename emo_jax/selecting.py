@@ -16,7 +16,7 @@ from emo_jax.config import Config
 from emo_jax.data.documents import ReadReport, read_documents
 from emo_jax.data.progress import Progress
 from emo_jax.data.store import TokenStore
-from emo_jax.errors import UsageError
+from emo_jax.errors import DataError, UsageError
 from emo_jax.evals.by_domain import SELECT, check_source, eval_mesh
 from emo_jax.files.atomic import refuse_existing
 from emo_jax.hf.layouts import layout_for
@@ -299,6 +299,11 @@ class _Chooser:
                 progress=lambda line: self._say(f"keep {label}: {what}, {line}"),
             ).scores_LMR
         scores_LMR = self._scores[key]
+        if not np.isfinite(scores_LMR).all():
+            raise DataError(
+                f"{examples.source}: the scores of its examples are not finite, so no experts can"
+                " be chosen: the model breaks on them"
+            )
         kept_LMR = choose_best(scores_LMR, experts_there(self._config), routed_L)
         return Choice(kept_LMR, scores_LMR)
 

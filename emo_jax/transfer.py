@@ -33,7 +33,7 @@ from emo_jax.model.transformer import ModelFunctions
 from emo_jax.modularity.selection import FILE as SELECTION_FILE
 from emo_jax.modularity.selection import check_selection, experts_digest, read_selection
 from emo_jax.slices import Block, SlicedLeaf
-from emo_jax.train.metrics import METRICS_FILE, read_metrics
+from emo_jax.train.metrics import METRICS_FILE, number_in, read_metrics
 from emo_jax.workdir import CONFIG_FILE, TOKENIZER_FOLDER, claim_workdir, read_workdir_config
 
 _PARTIAL = "partial"
@@ -181,8 +181,9 @@ def _last_losses(workdir: Path, step: int) -> dict[str, float]:
         if record["step"] == step:
             losses |= {
                 name: value
-                for name, value in record.items()
-                if name == "ce_loss" or name.startswith("heldout_loss")
+                for name in record
+                if (name == "ce_loss" or name.startswith("heldout_loss"))
+                and (value := number_in(record, name)) is not None
             }
     return losses
 

@@ -1,7 +1,6 @@
 """emo verify, emo bench."""
 
 import dataclasses
-import json
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +8,7 @@ import click
 
 from emo_jax.cli.app import Command, cli, command, refuse_unwritable
 from emo_jax.errors import EmoError, UsageError
+from emo_jax.files.json_files import dumps
 
 
 @command("emo verify --json verify.json\nemo verify hf/tiny --against runs/tiny")
@@ -48,7 +48,7 @@ def verify(folder: str | None, against: str | None, json_file: str | None) -> No
     if json_file:
         from emo_jax.files.atomic import write_atomic
 
-        write_atomic(Path(json_file), json.dumps(results, indent=2) + "\n")
+        write_atomic(Path(json_file), dumps(results, indent=2) + "\n")
     if failed:
         raise EmoError(wrong)
 
@@ -160,4 +160,4 @@ def bench_train(
             memory_bytes=memory_bytes,
         )
     if json_file:
-        write_atomic(Path(json_file), json.dumps(results, indent=2) + "\n")
+        write_atomic(Path(json_file), dumps(results, indent=2) + "\n")

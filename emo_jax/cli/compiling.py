@@ -1,6 +1,5 @@
 """emo compile."""
 
-import json
 import sys
 from functools import partial
 from pathlib import Path
@@ -9,6 +8,7 @@ import click
 
 from emo_jax.cli.app import command, refuse_unwritable
 from emo_jax.errors import EmoError, UsageError
+from emo_jax.files.json_files import dumps
 
 _WIDTH = 200  # of a log: no line is broken
 
@@ -103,7 +103,7 @@ def compile_(
         if hlo_file:
             write_atomic(Path(hlo_file), found.step.text)
     if json_file:
-        write_atomic(Path(json_file), json.dumps(figures, indent=1) + "\n")
+        write_atomic(Path(json_file), dumps(figures, indent=1) + "\n")
 
 
 def _show(*parts: object) -> None:

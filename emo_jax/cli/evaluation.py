@@ -1,7 +1,6 @@
 """emo generate, emo eval."""
 
 import contextlib
-import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +11,7 @@ import click
 from emo_jax import seeds
 from emo_jax.cli.app import TRUST, Items, command, refuse_unwritable
 from emo_jax.errors import UsageError
-from emo_jax.files.json_files import is_text
+from emo_jax.files.json_files import dumps, is_text
 
 if TYPE_CHECKING:
     from emo_jax.generation import Text, TextGenerator
@@ -151,7 +150,7 @@ def _write_lines(
                 "prompt_tokens": text.prompt_tokens,
                 "new_tokens": text.new_tokens,
             }
-            stream.write(json.dumps(fields, ensure_ascii=False) + "\n")
+            stream.write(dumps(fields, ensure_ascii=False) + "\n")
             if text.ended == "window":
                 cut.append(text)
             shown.show(f"{done:,} of {len(prompts):,} texts")
@@ -324,4 +323,4 @@ def eval_(
         "platform": mesh.devices.flat[0].platform,
         "versions": versions(),
     }
-    write_atomic(Path(json_file), json.dumps(about | report.to_json(losses), indent=1) + "\n")
+    write_atomic(Path(json_file), dumps(about | report.to_json(losses), indent=1) + "\n")

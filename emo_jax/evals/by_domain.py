@@ -63,10 +63,12 @@ class DomainLosses:
 
     Attributes:
       ce_sum_CM: nats, by way of running the model: FULL, "pool=16", WITHIN, "keep=32".
-        NaN where it was not measured: `keep` of a domain without select tokens.
+        Not finite where the model breaks.
       bytes_M: None where no tokenizer is at hand.
       windows, windows_there: measured, and in the split.
       select_windows: that experts were chosen on; 0: none.
+      unseen_M: domains without select tokens to choose experts by, where they were chosen: their
+        `keep` was not measured, and is NaN.
     """
 
     domains: tuple[str, ...]
@@ -76,15 +78,26 @@ class DomainLosses:
     windows: int
     windows_there: int
     select_windows: int
+    unseen_M: np.ndarray
 
     @property
     def complete_M(self) -> np.ndarray:
-        """Domains with every loss: sums and means over domains are over these."""
-        measured_M = np.isfinite(np.stack(list(self.ce_sum_CM.values()))).all(axis=0)
-        return measured_M & (self.labels_M > 0)
+        """Domains of which every loss was measured: sums and means are over these.
+
+        A loss that is not finite was measured: it is to be seen in them.
+        """
+        return (self.labels_M > 0) & ~self.unseen_M
+
+    @property
+    def broken_M(self) -> np.ndarray:
+        """Domains with a loss that was measured and is not finite."""
+        ways = [way for way in self.ce_sum_CM if not way.startswith("keep=")]
+        finite_M = np.isfinite(np.stack([self.ce_sum_CM[way] for way in ways])).all(axis=0)
+        every_M = np.isfinite(np.stack(list(self.ce_sum_CM.values()))).all(axis=0)
+        return (self.labels_M > 0) & ~np.where(self.unseen_M, finite_M, every_M)
 
     def loss_M(self, way: str) -> np.ndarray:
-        """Nats a token of each domain; NaN where there is none."""
+        """Nats a token of each domain; NaN where it has no label, too."""
         with np.errstate(invalid="ignore", divide="ignore"):
             return self.ce_sum_CM[way] / self.labels_M
 
@@ -260,7 +273,7 @@ def domain_losses(
     for size in dict.fromkeys(settings.pools):
         batches = data.batches(progress, f"{data.split} loss, pools of {size}")
         sums[f"pool={size}"] = evaluate(own_step, params, batches, pool_size=size).ce_sum_M
-    select_windows = 0
+    select_windows, unseen_M = 0, np.zeros(len(domains), bool)
     if settings.keeps:
         within, keep_step = within_documents(config), own_step
         if within is not config:
@@ -283,6 +296,7 @@ def domain_losses(
         windows=data.count,
         windows_there=len(chosen.windows),
         select_windows=select_windows,
+        unseen_M=unseen_M,
     )
 
 

@@ -7,6 +7,7 @@ at the whole document, its future too (DESIGN 6).
 Legend: B windows, S tokens, L layers, M domains, R routed experts, G documents.
 """
 
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -37,8 +38,14 @@ class HeldOut:
 
     @property
     def loss(self) -> float:
-        """Mean over all tokens."""
-        return float(self.ce_sum_M.sum() / max(self.labels_M.sum(), 1.0))
+        """Mean over all tokens; NaN where there is none."""
+        labels = self.labels_M.sum()
+        return float(self.ce_sum_M.sum() / labels) if labels else math.nan
+
+    @property
+    def broken_M(self) -> np.ndarray:
+        """Domains whose loss is not finite."""
+        return (self.labels_M > 0) & ~np.isfinite(self.ce_sum_M)
 
 
 def make_eval_step(

@@ -17,11 +17,12 @@ from emo_jax.model.transformer import Params
 from emo_jax.modularity.select import keep_experts
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class KeepTable:
     """Test losses, nats a token, no pool but in `pool_loss_M`.
 
-    NaN for a domain without test tokens, and in `kept` for one without select tokens.
+    NaN where nothing was measured: of a domain without test tokens, and in `kept` of one without
+    select tokens. Any other NaN is what the model gives.
     """
 
     domains: list[str]
@@ -29,19 +30,26 @@ class KeepTable:
     kept: dict[int, np.ndarray]  # experts kept, shared included -> loss (M,)
     pool_size: int  # 0: not measured
     pool_loss_M: np.ndarray | None
+    tested_M: np.ndarray  # domains with test tokens
+    unseen_M: np.ndarray  # without select tokens
     scores_LMR: np.ndarray | None = None  # that experts were chosen by
+
+    @property
+    def complete_M(self) -> np.ndarray:
+        """Domains of which every loss was measured."""
+        return self.tested_M & ~self.unseen_M if self.kept else self.tested_M
 
     def rows(self) -> list[tuple[str, list[float]]]:
         """(domain, [full, (pool,) loss at each keep …]); the last row is the mean.
 
-        The mean is over the domains that have every loss, so that its columns compare.
+        The mean is over the domains of which every loss was measured, so that its columns compare.
         """
         columns = [self.full_M]
         if self.pool_loss_M is not None:
             columns.append(self.pool_loss_M)
         columns += list(self.kept.values())
         table_MC = np.stack(columns, axis=1)
-        complete = table_MC[~np.isnan(table_MC).any(axis=1)]
+        complete = table_MC[self.complete_M]
         mean_C = complete.mean(axis=0) if len(complete) else np.full(len(columns), np.nan)
         rows = [(name, table_MC[i].tolist()) for i, name in enumerate(self.domains)]
         return [*rows, ("mean", mean_C.tolist())]
@@ -56,14 +64,16 @@ class KeepTable:
             "pool_size": self.pool_size,
             "pool": None if self.pool_loss_M is None else _numbers(self.pool_loss_M),
             "mean_rise": {
-                str(keep): float(np.nanmean(rise_M)) if np.isfinite(rise_M).any() else None
+                str(keep): _numbers([np.mean(rise_M[self.complete_M])])[0]
+                if self.complete_M.any()
+                else None
                 for keep, rise_M in rises_M.items()
             },
         }
 
 
-def _numbers(values: np.ndarray) -> list[float | None]:
-    return [None if np.isnan(value) else float(value) for value in values]
+def _numbers(values: Iterable[float]) -> list[float | None]:
+    return [float(value) if np.isfinite(value) else None for value in values]
 
 
 def select_scores(
@@ -104,7 +114,8 @@ def keep_table(
     progress("router probabilities on the select split")
     scores_LMR, unseen_M = select_scores(eval_step, params, select_batches)
     progress("test loss with all experts")
-    full_M = evaluate(eval_step, params, test_batches).loss_M
+    full = evaluate(eval_step, params, test_batches)
+    full_M = full.loss_M
     pool_size, pool_loss_M = config.moe.pool.eval_size, None
     if pool_size:
         progress(f"test loss with pools of {pool_size}")
@@ -115,4 +126,13 @@ def keep_table(
         keep_LMR = keep_experts(scores_LMR, config, keep)
         loss_M = evaluate(eval_step, params, test_batches, keep_LMR=keep_LMR).loss_M
         kept[keep] = np.where(unseen_M, np.nan, loss_M)
-    return KeepTable(list(domains), full_M, kept, pool_size, pool_loss_M, scores_LMR)
+    return KeepTable(
+        domains=list(domains),
+        full_M=full_M,
+        kept=kept,
+        pool_size=pool_size,
+        pool_loss_M=pool_loss_M,
+        tested_M=full.labels_M > 0,
+        unseen_M=unseen_M,
+        scores_LMR=scores_LMR,
+    )

@@ -16,7 +16,7 @@ _RED, _YELLOW = 0.15, 0.05  # rises of the loss, nats a token
 
 
 def to_json(losses: DomainLosses) -> dict[str, Any]:
-    """Everything that was measured; null where nothing was, since JSON has no NaN."""
+    """Everything that was measured; null where nothing was, and for a loss that is not finite."""
     complete_M = losses.complete_M
     total_bytes = None if losses.bytes_M is None else int(losses.bytes_M[complete_M].sum())
     domains = {}
@@ -36,15 +36,17 @@ def to_json(losses: DomainLosses) -> dict[str, Any]:
             **_by_way({way: losses.overall(way) for way in losses.ce_sum_CM}),
         },
         "mean_of_domains": _by_way({way: losses.mean(way) for way in losses.ce_sum_CM}),
-        "domains_left_out_of_overall_and_mean": _left_out(losses),
+        "domains_left_out_of_overall_and_mean": _names(losses, losses.unseen_M),
+        "domains_not_finite": _names(losses, losses.broken_M),
         "windows": losses.windows,
         "windows_in_split": losses.windows_there,
         "select_windows": losses.select_windows,
     }
 
 
-def _left_out(losses: DomainLosses) -> list[str]:
-    there_M = (losses.labels_M > 0) & ~losses.complete_M
+def _names(losses: DomainLosses, which_M: np.ndarray) -> list[str]:
+    """Of some domains, those that have labels."""
+    there_M = which_M & (losses.labels_M > 0)
     return [name for name, there in zip(losses.domains, there_M, strict=True) if there]
 
 
@@ -79,16 +81,17 @@ def to_table(losses: DomainLosses, config: Config, title: str) -> Table:
     shown = np.sort(np.argsort(-losses.labels_M, kind="stable")[:MOST_ROWS])
     ways = list(losses.ce_sum_CM)
     for m in shown:
-        cells = _cells({way: losses.loss_M(way)[m] for way in ways})
+        cells = _cells({way: _shown(losses, way, int(m)) for way in ways})
         tokens, name = rows[m]
         last = m == shown[-1]
-        bits = _plain(losses.bits_M(FULL)[m])
+        bits = _plain(None if losses.bytes_M is None or not tokens else losses.bits_M(FULL)[m])
         out.add_row(escape(name), f"{tokens:,}", bits, *cells, end_section=bool(last))
     for name, summary in (("mean of domains", losses.mean), ("all tokens", losses.overall)):
+        measured = bool(losses.complete_M.any())
         numbers = {way: summary(way) for way in ways}
         tokens = f"{int(losses.labels_M[losses.complete_M].sum()):,}"
-        bits = _plain(numbers[FULL][1])
-        cells = _cells({way: loss for way, (loss, _) in numbers.items()})
+        bits = _plain(numbers[FULL][1] if measured and losses.bytes_M is not None else None)
+        cells = _cells({way: loss if measured else None for way, (loss, _) in numbers.items()})
         shown_tokens = tokens if summary == losses.overall else ""
         out.add_row(name, shown_tokens, bits, *cells, style="bold")
     out.caption = _caption(losses)
@@ -99,10 +102,22 @@ def _caption(losses: DomainLosses) -> str | None:
     notes = []
     if len(losses.domains) > MOST_ROWS:
         notes.append(f"the {MOST_ROWS} largest of {len(losses.domains):,} domains; --json has all")
-    if left_out := _left_out(losses):
-        names = ", ".join(left_out[:3]) + (", …" if len(left_out) > 3 else "")
-        notes.append(f"no tokens to choose experts by, so not in the last two rows: {names}")
+    if left_out := _names(losses, losses.unseen_M):
+        few = _first(left_out)
+        notes.append(f"no tokens to choose experts by, so not in the last two rows: {few}")
+    if broken := _names(losses, losses.broken_M):
+        notes.append(f"the loss is not finite, the model breaks there: {_first(broken)}")
     return escape("; ".join(notes)) or None
+
+
+def _first(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
+
+
+def _shown(losses: DomainLosses, way: str, m: int) -> float | None:
+    """A loss; None where it was not measured."""
+    unmeasured = not losses.labels_M[m] or (way.startswith("keep=") and losses.unseen_M[m])
+    return None if unmeasured else float(losses.loss_M(way)[m])
 
 
 def _heading(way: str, config: Config) -> str:
@@ -116,20 +131,25 @@ def _heading(way: str, config: Config) -> str:
     return way
 
 
-def _cells(loss_of: dict[str, float]) -> list[str]:
+def _cells(loss_of: dict[str, float | None]) -> list[str]:
     """Losses, with the rise over that of all experts in the same attention."""
     cells = []
     for way, loss in loss_of.items():
         base = loss_of.get(WITHIN, loss_of[FULL]) if way.startswith("keep=") else loss_of[FULL]
-        rise = None if way in (FULL, WITHIN) else loss - base
-        cells.append(_plain(loss) if rise is None or math.isnan(loss) else _risen(loss, rise))
+        if loss is None or base is None or way in (FULL, WITHIN):
+            cells.append(_plain(loss))
+        else:
+            cells.append(_risen(loss, loss - base))
     return cells
 
 
-def _plain(value: float) -> str:
-    return "–" if math.isnan(value) else f"{value:.3f}"
+def _plain(value: float | None) -> str:
+    """A dash where nothing was measured; `nan` and `inf` are measurements."""
+    return "–" if value is None else f"{value:.3f}"
 
 
 def _risen(loss: float, rise: float) -> str:
+    if not math.isfinite(rise):
+        return _plain(loss)
     colour = "red" if rise > _RED else "yellow" if rise > _YELLOW else "green"
     return f"{loss:.3f} [{colour}]({rise:+.2f})[/{colour}]"

@@ -38,7 +38,8 @@ def keep_curves(
 ) -> dict[str, Any]:
     """Loss of every domain with fewer and fewer experts, and the order in which they go.
 
-    None stands for a loss of no tokens, and for the order of a domain without select windows.
+    None stands for a loss of no tokens or one that is not finite (`not_finite` names its domains),
+    and for the order of a domain without select windows.
     """
     config = model.config
     keeps = keeps_of(config)
@@ -61,7 +62,12 @@ def keep_curves(
     return {
         "method": "global",
         "keeps": keeps,
-        "loss": [[None if np.isnan(x) else round(float(x), 4) for x in row] for row in losses],
+        "loss": [[round(float(x), 4) if np.isfinite(x) else None for x in row] for row in losses],
+        "not_finite": [
+            name
+            for name, row, complete in zip(domains, losses, table.complete_M, strict=True)
+            if complete and not np.isfinite(row).all()
+        ],
         "rank": [
             [
                 rank_R.tolist() if seen else None
@@ -109,6 +115,6 @@ def rises_without(
             keep_LMR[layer, np.arange(M), out_M] = False
             rise_M = evaluate(step, params, test, keep_LMR=keep_LMR).loss_M - full_M
             for m, (expert, rise) in enumerate(zip(out_M.tolist(), rise_M.tolist(), strict=True)):
-                if picked_LMR[layer, m, expert] >= MIN_SHARE and not np.isnan(rise):
+                if picked_LMR[layer, m, expert] >= MIN_SHARE and np.isfinite(rise):
                     found[layer][expert][domains[m]] = round(rise, 4)
     return [[card or None for card in of_layer] for of_layer in found]

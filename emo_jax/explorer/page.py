@@ -17,6 +17,7 @@ import numpy as np
 from emo_jax.errors import UsageError
 from emo_jax.explorer.view import View
 from emo_jax.files.atomic import write_bytes_atomic
+from emo_jax.files.json_files import plain
 from emo_jax.modularity.texts import TokenTexts
 
 FORMAT, VERSION = "emo_jax explorer", 1
@@ -111,7 +112,7 @@ def write_page(
 
 def _json(value: Any) -> str:
     """JSON that no HTML parser takes for anything else."""
-    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    text = json.dumps(plain(value), ensure_ascii=False, separators=(",", ":"))
     for char in "<>&\u2028\u2029":
         text = text.replace(char, f"\\u{ord(char):04x}")
     # Lone surrogates cannot be written as UTF-8.

@@ -15,7 +15,6 @@ experts, K routed picks.
 """
 
 import dataclasses
-import json
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -34,7 +33,14 @@ from emo_jax.data.store import TokenStore
 from emo_jax.errors import DataError, UsageError, one_line
 from emo_jax.files.arrays import StoredArray
 from emo_jax.files.atomic import refuse_existing
-from emo_jax.files.json_files import Fields, NotReadableError, is_integer, parse, read_regular
+from emo_jax.files.json_files import (
+    Fields,
+    NotReadableError,
+    dumps,
+    is_integer,
+    parse,
+    read_regular,
+)
 from emo_jax.files.steady import SteadyFiles
 from emo_jax.files.waiting import Patience
 from emo_jax.model.transformer import ModelFunctions, Params
@@ -244,6 +250,7 @@ def record(
 
     Raises:
       UsageError: the output is there, or the model is dense.
+      DataError: the model gives no numbers for a token.
     """
     folder = Path(output)
     refuse_existing(folder)
@@ -285,6 +292,7 @@ def record_into(
         # Rows hold the documents one after the other, so do their tokens.
         valid_BS = batch.segment_ids >= 0
         found = [np.asarray(a)[valid_BS] for a in step(params, placed)]
+        _check_finite(found[0], sample, done, about)
         for write in writing:
             write.result()
         here = slice(done, done + len(found[0]))
@@ -311,8 +319,20 @@ def record_into(
         "num_picks": K,
         "experts_L": experts_there(config).sum(axis=1).tolist(),
     }
-    (folder / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
+    (folder / MANIFEST).write_text(dumps(manifest, indent=1) + "\n", encoding="utf-8")
     return Activations.open(folder)
+
+
+def _check_finite(probs: np.ndarray, sample: Sample, first: int, about: dict[str, Any]) -> None:
+    """Raises DataError where tokens [first, …) of a sample have probabilities that are none."""
+    bad = np.flatnonzero(~np.isfinite(probs).all(axis=(1, 2)))
+    if len(bad):
+        ends_D = np.cumsum([len(ids) for ids in sample.documents])
+        document = int(np.searchsorted(ends_D, first + bad[0], side="right"))
+        raise DataError(
+            f"{about.get('name', 'the model')}: router probabilities that are not finite, for a"
+            f" token of domain {sample.domains[sample.domain_ids[document]]!r}: the model breaks"
+        )
 
 
 def window_of(config: Config, sample: Sample) -> int:

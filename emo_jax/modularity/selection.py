@@ -6,7 +6,6 @@ shape would put experts in wrong places without a word. So it holds a digest of 
 
 import dataclasses
 import hashlib
-import json
 import logging
 import math
 from collections.abc import Mapping
@@ -18,7 +17,7 @@ import numpy as np
 from emo_jax.config import Config
 from emo_jax.errors import UsageError, one_line
 from emo_jax.files import json_files
-from emo_jax.files.json_files import Fields, NotReadableError
+from emo_jax.files.json_files import Fields, NotReadableError, dumps
 from emo_jax.hf.tensors import LeafSource
 from emo_jax.hf.tree import moe_of
 from emo_jax.modularity.assemble import EXPERTS, ROUTER
@@ -60,7 +59,7 @@ class Selection:
     def text(self) -> str:
         """Contents of the file."""
         fields = {"format": FORMAT, **dataclasses.asdict(self)}
-        return json.dumps(fields, indent=1) + "\n"
+        return dumps(fields, indent=1) + "\n"
 
 
 def read_selection(folder: str | Path) -> Selection:

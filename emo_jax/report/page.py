@@ -8,6 +8,7 @@ import datetime
 import html
 import importlib.resources
 import json
+import math
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -130,7 +131,8 @@ def _domains(run: Run) -> Section | None:
     shown, note = _most(losses)
     last_step = max(steps[-1] for steps, _ in losses.values())
     rows = []
-    for name, (steps, values) in sorted(losses.items(), key=lambda item: item[1][1][-1]):
+    for name in sorted(losses, key=lambda name: _order(losses[name])):
+        steps, values = losses[name]
         # Other windows may have other domains: no value of an earlier step is shown for a last one.
         last = values[-1] if steps[-1] == last_step else None
         change = None if last is None else last - values[0]
@@ -262,7 +264,7 @@ def _most(series: Mapping[str, Points]) -> tuple[dict[str, Points], str]:
     """Those with the highest and the lowest last values, where there are too many for a chart."""
     if len(series) <= MOST_LINES:
         return dict(series), ""
-    order = sorted(series, key=lambda name: series[name][1][-1])
+    order = sorted(series, key=lambda name: _order(series[name]))
     half = MOST_LINES // 2
     shown = {name: series[name] for name in [*order[:half], *order[-half:]]}
     return shown, f"The chart shows the lowest and the highest {half} of {len(series)}."
@@ -275,6 +277,12 @@ def _ends(rows: list[list[str]]) -> tuple[list[list[str]], str]:
     half = MOST_ROWS // 2
     left_out = f"The table has the first and the last {half} of {len(rows):,}: {METRICS_FILE} all."
     return [*rows[:half], *rows[-half:]], left_out
+
+
+def _order(points: Points) -> tuple[bool, float]:
+    """By the last value; one that is not finite is behind all."""
+    last = points[1][-1]
+    return (True, 0.0) if math.isnan(last) else (False, last)
 
 
 def _table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -322,7 +330,9 @@ def _nats(value: float | None) -> str:
 
 
 def _signed(value: float | None) -> str:
-    return "–" if value is None else f"{value:+.4f}".replace("-", "−")
+    if value is None:
+        return "–"
+    return "nan" if math.isnan(value) else f"{value:+.4f}".replace("-", "−")
 
 
 def _plain(value: float) -> str:

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from emo_jax.errors import UsageError, one_line
 from emo_jax.files.json_files import Fields, read_object
-from emo_jax.train.metrics import METRICS_FILE, read_metrics
+from emo_jax.train.metrics import METRICS_FILE, number_in, numbers_in, read_metrics
 from emo_jax.train.run_info import read_run_info
 from emo_jax.workdir import CONFIG_FILE
 
@@ -51,8 +51,8 @@ class Run(NamedTuple):
         return tokens
 
     def points(self, name: str) -> Points:
-        """Where `name` was logged, and was a number."""
-        found = [(r["step"], r[name]) for r in self.records if r.get(name) is not None]
+        """Where `name` was measured; NaN where it was not finite."""
+        found = [(r["step"], x) for r in self.records if (x := number_in(r, name)) is not None]
         return [step for step, _ in found], [value for _, value in found]
 
     def last(self, name: str) -> float | None:
@@ -62,9 +62,10 @@ class Run(NamedTuple):
 
     def layers(self, name: str) -> dict[str, Points]:
         """A series for each layer of what is logged by layer."""
-        found = [(r["step"], r[key]) for r in self.records if (key := f"{name}_by_layer") in r]
+        key = f"{name}_by_layer"
+        found = [(r["step"], x) for r in self.records if (x := numbers_in(r, key))]
+        count = min((len(x) for _, x in found), default=0)
         steps, values = [step for step, _ in found], [value for _, value in found]
-        count = len(values[0]) if values else 0
         return {f"layer {n}": (steps, [value[n] for value in values]) for n in range(count)}
 
     def domains(self, name: str = "heldout_loss", way: str = "") -> dict[str, Points]:

@@ -7,7 +7,6 @@ step k runs, so the device never waits for the log.
 
 import contextlib
 import itertools
-import json
 import shutil
 import sys
 from collections.abc import Callable, Iterator
@@ -35,6 +34,7 @@ from emo_jax.errors import (
 )
 from emo_jax.evals.heldout import HeldOut, evaluate, make_eval_step
 from emo_jax.evals.keep_curve import in_halves, keep_curve
+from emo_jax.files.json_files import dumps
 from emo_jax.files.waiting import wait_unless
 from emo_jax.model.transformer import ModelFunctions
 from emo_jax.parallel import mesh as mesh_lib
@@ -154,7 +154,7 @@ class Trainer:
                 optimizer=self.optimizer,
             )
             self._origin = begin.record
-            files = {} if begin.record is None else {INIT_FILE: json.dumps(begin.record) + "\n"}
+            files = {} if begin.record is None else {INIT_FILE: dumps(begin.record) + "\n"}
             claim_workdir(
                 self.workdir,
                 config,
@@ -374,10 +374,12 @@ class Trainer:
             return
         moe = self.config.moe
         record: dict[str, Any] = {"step": step}
+        bad_M = np.zeros(len(self.heldout.domains), bool)
         for pool_size in sorted({0, moe.pool.eval_size if moe else 0}):
             batches = self._heldout_batches()
             result = _measure(self._eval_step, state.params, batches, pool_size=pool_size)
             record |= held_out_record(result, self.heldout.domains, pool_size)
+            bad_M |= result.broken_M
         if self._keep_step is not None:
             domains, step_of_keep = self.heldout.domains, self._keep_step
 
@@ -386,7 +388,9 @@ class Trainer:
                 return _measure(step_of_keep, state.params, halves, keep_LMR=keep_LMR)
 
             record |= keep_curve(self.config, run, domains, self.config.train.eval_keep)
-        progress.line(f"step {step}: held-out loss {record['heldout_loss']:.4f}")
+        broken = [d for d, bad in zip(self.heldout.domains, bad_M, strict=True) if bad]
+        more = f", not finite: {', '.join(broken[:5])}" if broken else ""
+        progress.line(f"step {step}: held-out loss {record['heldout_loss']:.4f}{more}")
         if log:
             log.write(record)
 
@@ -417,11 +421,14 @@ def _measure(
 
 
 def held_out_record(result: HeldOut, domains: tuple[str, ...], pool_size: int) -> dict[str, Any]:
-    """Names for the log: `heldout_loss`, `heldout_loss/law`, and with a pool `… (pool=16)`."""
+    """Names for the log: `heldout_loss`, `heldout_loss/law`, and with a pool `… (pool=16)`.
+
+    Of every domain that has labels; one whose loss is not finite has it as it is.
+    """
     suffix = f" (pool={pool_size})" if pool_size else ""
     record = {f"heldout_loss{suffix}": result.loss}
-    for name, loss in zip(domains, result.loss_M, strict=True):
-        if np.isfinite(loss):
+    for name, loss, labels in zip(domains, result.loss_M, result.labels_M, strict=True):
+        if labels:
             record[f"heldout_loss/{name}{suffix}"] = float(loss)
     return record
 

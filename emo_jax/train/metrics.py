@@ -3,16 +3,19 @@
 Legend: L layers, E experts, R routed experts.
 """
 
-import json
-import os
+import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from emo_jax.config import Config
+from emo_jax.files.json_files import Fields
+from emo_jax.files.json_lines import json_line, mend_lines, read_lines, warn_of_bad
 
 METRICS_FILE = "metrics.jsonl"
+_UNKNOWN = ("mfu",)  # null where the peak of the device is not known
 
 
 def summarize(config: Config, metrics: dict[str, Any]) -> dict[str, Any]:
@@ -63,15 +66,13 @@ class MetricsFile:
         """Opens for appending; records of steps that the resumed run will do again are dropped."""
         self.path = workdir / METRICS_FILE
         if self.path.exists():
-            kept = [r for r in read_metrics(workdir) if r["step"] <= resume_step]
-            temporary = self.path.with_suffix(".tmp")
-            temporary.write_text("".join(json.dumps(r) + "\n" for r in kept))
-            os.replace(temporary, self.path)
+            lines = read_lines(self.path, _check)
+            mend_lines(self.path, lines, [r for r in lines.records if r["step"] <= resume_step])
         self._file = self.path.open("a", buffering=1)
 
     def write(self, record: dict[str, Any]) -> None:
-        """Appends a record."""
-        self._file.write(json.dumps(record) + "\n")
+        """Appends a record; null stands for a number that is not finite."""
+        self._file.write(json_line(record))
 
     def close(self) -> None:
         """Flushes and closes the file."""
@@ -79,14 +80,34 @@ class MetricsFile:
 
 
 def read_metrics(workdir: Path) -> list[dict[str, Any]]:
-    """All whole records of a run; what a kill or a full disk cut short is left out."""
-    records = []
-    for line in (workdir / METRICS_FILE).read_text().splitlines():
-        try:
-            record = json.loads(line)
-        except json.JSONDecodeError:
-            continue
-        # A cut line may be JSON still.
-        if isinstance(record, dict) and type(record.get("step")) is int:
-            records.append(record)
-    return records
+    """All records of a run; what is none is left out, and named in the log."""
+    lines = read_lines(workdir / METRICS_FILE, _check)
+    warn_of_bad(workdir / METRICS_FILE, lines)
+    return lines.records
+
+
+def number_in(record: Mapping[str, Any], name: str) -> float | None:
+    """A number of a record; NaN where it was not finite, None where nothing was measured."""
+    if name not in record or (record[name] is None and name in _UNKNOWN):
+        return None
+    return _number(record[name])
+
+
+def numbers_in(record: Mapping[str, Any], name: str) -> list[float] | None:
+    """The same of a list over layers."""
+    values = record.get(name)
+    if not isinstance(values, list):
+        return None
+    found = [number for value in values if (number := _number(value)) is not None]
+    return found if found and len(found) == len(values) else None
+
+
+def _number(value: Any) -> float | None:
+    if value is None:
+        return math.nan
+    is_one = isinstance(value, int | float) and not isinstance(value, bool)
+    return float(value) if is_one else None
+
+
+def _check(record: dict[str, Any]) -> None:
+    Fields(record).integer("step")

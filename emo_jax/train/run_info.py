@@ -6,7 +6,6 @@ environment, host name, user or command line is in it.
 
 import datetime
 import importlib.metadata
-import json
 import os
 import platform
 import subprocess
@@ -21,6 +20,8 @@ import emo_jax
 from emo_jax import config as config_lib
 from emo_jax.config import Config
 from emo_jax.files.atomic import write_atomic
+from emo_jax.files.json_files import Fields
+from emo_jax.files.json_lines import json_line, mend_lines, read_lines, warn_of_bad
 
 RUN_INFO_FILE = "run_info.jsonl"
 _LIBRARIES = (
@@ -112,11 +113,39 @@ def append_run_info(run: RunInfo) -> None:
     """Adds this start to those before it."""
     path = run.workdir / RUN_INFO_FILE
     record = {"step": run.start, **run.facts, "config": config_lib.to_dict(run.config)}
-    lines = [json.dumps(r) for r in [*read_run_info(run.workdir), record]]
-    write_atomic(epath.Path(path), "\n".join(lines) + "\n")
+    if not path.exists():
+        write_atomic(epath.Path(path), json_line(record))
+        return
+    lines = read_lines(path, _check)
+    mend_lines(path, lines, [*lines.records, record])
 
 
 def read_run_info(workdir: Path) -> list[dict[str, Any]]:
-    """Every start of a run, oldest first."""
+    """Every start of a run, oldest first; what is no record is left out, and named in the log."""
     path = workdir / RUN_INFO_FILE
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    if not path.exists():
+        return []
+    lines = read_lines(path, _check)
+    warn_of_bad(path, lines)
+    return lines.records
+
+
+def _check(record: dict[str, Any]) -> None:
+    """Of what is read of a start later."""
+    fields = Fields(record)
+    fields.integer("step")
+    fields.text("time")
+    fields.inner("config").inner("data").integer("seq_len")
+    fields.inner("config").inner("train").integer("batch_size")
+    fields.inner("config").inner("tracking")
+    machine = fields.inner("environment")
+    for name in ("devices", "processes"):
+        machine.integer(name)
+    for name in ("device_kind", "emo_jax", "python"):
+        machine.text(name)
+    machine.inner("libraries")
+    if record.get("git") is not None:
+        fields.inner("git").text("commit")
+    data = fields.inner("data")
+    for name in ("store", "fingerprint"):
+        data.text(name)

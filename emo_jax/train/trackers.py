@@ -8,7 +8,6 @@ WORKDIR/tracking.json.
 
 import importlib.util
 import itertools
-import json
 import logging
 import os
 import re
@@ -26,7 +25,7 @@ from emo_jax import config as config_lib
 from emo_jax.config import TrackingConfig
 from emo_jax.errors import UsageError, one_line
 from emo_jax.files.atomic import write_atomic
-from emo_jax.files.json_files import read_object
+from emo_jax.files.json_files import dumps, read_object
 from emo_jax.train.run_info import RunInfo, read_run_info
 from emo_jax.train.tracking import MetricWriter, Outcome, Record, scalars
 from emo_jax.workdir import all_succeed
@@ -112,10 +111,10 @@ def _remember(run: RunInfo, tracker: str, place: str, run_id: str) -> None:
     with _FILE_LOCK:  # trackers start at the same time
         known = _known(path)
         known[tracker] = {"place": place, "run_id": run_id}
-        write_atomic(epath.Path(path), json.dumps(known, indent=2) + "\n")
+        write_atomic(epath.Path(path), dumps(known, indent=2) + "\n")
 
 
-def _on_until(run: RunInfo, is_on: Callable[[dict[str, Any]], bool]) -> int:
+def _on_until(run: RunInfo, is_on: Callable[[dict[str, Any]], Any]) -> int:
     """The step until which a place that cannot be asked has every record of a run.
 
     That is where the run went on without it after the last start with it; this start at the latest.
@@ -151,7 +150,7 @@ class TensorBoard:
         folder.mkdir(exist_ok=True)
         last = 0
         if any(folder.iterdir()):  # what was put is on disk at once
-            last = _on_until(run, lambda tracking: tracking["tensorboard"])
+            last = _on_until(run, lambda tracking: tracking.get("tensorboard"))
         # TensorBoard reads a folder's files by name.
         name = f"events.out.tfevents.{time.time_ns() // 1000:017d}.{run.start}"
         self._file = RecordWriter((folder / name).open("xb"))
@@ -161,7 +160,7 @@ class TensorBoard:
         values = []
         for tag, facts in (("config", config_lib.to_dict(run.config)), ("run", run.facts)):
             # Four spaces make it code in Markdown.
-            text = "\n".join(f"    {line}" for line in json.dumps(facts, indent=2).splitlines())
+            text = "\n".join(f"    {line}" for line in dumps(facts, indent=2).splitlines())
             plugin = summary_pb2.SummaryMetadata.PluginData(plugin_name="text")
             tensor = tensor_pb2.TensorProto(
                 dtype=DT_STRING,
@@ -247,8 +246,8 @@ class Wandb:
     def _is_on(self, tracking: dict[str, Any]) -> bool:
         """Whether a start of the run was logged to the same project."""
         ours, names = self._config, ("wandb_entity", "wandb_project")
-        same = all(tracking[name] == getattr(ours, name) for name in names)
-        return same and tracking["wandb_mode"] != "disabled"
+        same = all(tracking.get(name) == getattr(ours, name) for name in names)
+        return same and tracking.get("wandb_mode") != "disabled"
 
     def write(self, record: Record) -> None:
         """Logs at the step."""

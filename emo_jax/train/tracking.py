@@ -15,7 +15,13 @@ from types import TracebackType
 from typing import Any, Literal, Protocol
 
 from emo_jax.errors import PreemptedError, one_line
-from emo_jax.train.metrics import METRICS_FILE, MetricsFile, read_metrics
+from emo_jax.train.metrics import (
+    METRICS_FILE,
+    MetricsFile,
+    number_in,
+    numbers_in,
+    read_metrics,
+)
 from emo_jax.train.run_info import RunInfo, append_run_info
 
 _LOG = logging.getLogger(__name__)
@@ -196,16 +202,16 @@ def scalars(record: Record) -> dict[str, float]:
 
     A list over layers `x_by_layer` becomes `x/layer_00`, …; `heldout_loss/law (pool=16)` becomes
     `heldout_loss_pool16/law`, likewise `keep=16`, since not every tracker takes brackets; `step`
-    and values that are not there are left out.
+    and values that were not measured are left out, those that are not finite are NaN.
     """
     found: dict[str, float] = {}
     for name, value in record.items():
         if isinstance(value, list):
-            base = _BY_LAYER.sub("", name)
-            found |= {f"{base}/layer_{i:02d}": float(v) for i, v in enumerate(value)}
-        elif isinstance(value, int | float) and name != "step":
+            base, values = _BY_LAYER.sub("", name), numbers_in(record, name) or []
+            found |= {f"{base}/layer_{i:02d}": v for i, v in enumerate(values)}
+        elif name != "step" and (number := number_in(record, name)) is not None:
             match = _POOL.match(name)
             if match:
                 name = f"{match[1]}_{match[3]}{match[4]}{match[2] or ''}"
-            found[name] = float(value)
+            found[name] = number
     return found

@@ -147,7 +147,15 @@ def test_a_store_killed_halfway_is_not_in_the_way(tmp_path):
 def test_a_loss_that_was_not_measured_is_a_dash():
     nan = np.nan
     full, kept = np.array([1.0, 2.0, nan]), np.array([1.2, nan, nan])
-    table = KeepTable(["a", "unselected", "untested"], full, {32: kept, 16: kept, 8: kept}, 0, None)
+    table = KeepTable(
+        domains=["a", "unselected", "untested"],
+        full_M=full,
+        kept={32: kept, 16: kept, 8: kept},
+        pool_size=0,
+        pool_loss_M=None,
+        tested_M=np.array([True, True, False]),
+        unseen_M=np.array([False, True, False]),
+    )
     console = Console(width=120, force_terminal=True, color_system="standard", file=io.StringIO())
     console.print(quickstart._render(from_config_dict(presets.stdmoe_tiny()), table))
     coloured = console.file.getvalue()
@@ -159,3 +167,22 @@ def test_a_loss_that_was_not_measured_is_a_dash():
     assert rows["mean"] == rows["a"]
     (line,) = (line for line in coloured.splitlines() if "unselected" in line)
     assert "\x1b[3" not in line  # no colour
+
+
+def test_a_loss_that_is_not_finite_is_no_dash():
+    nan = np.nan
+    table = KeepTable(
+        domains=["a", "broken"],
+        full_M=np.array([1.0, nan]),
+        kept={32: np.array([1.2, nan]), 16: np.array([nan, nan]), 8: np.array([1.3, nan])},
+        pool_size=0,
+        pool_loss_M=None,
+        tested_M=np.ones(2, bool),
+        unseen_M=np.zeros(2, bool),
+    )
+    console = Console(width=120, file=io.StringIO())
+    console.print(quickstart._render(from_config_dict(presets.stdmoe_tiny()), table))
+    lines = [line.split() for line in console.file.getvalue().splitlines()]
+    rows = {words[0]: words[1:] for words in lines if words}
+    assert rows["a"] == ["1.000", "1.200", "(+0.20)", "nan", "1.300", "(+0.30)"]
+    assert rows["broken"] == rows["mean"] == ["nan"] * 4

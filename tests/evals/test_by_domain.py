@@ -164,6 +164,62 @@ def test_a_domain_without_select_tokens_is_left_out_and_named(tmp_path):
     assert "rare" in str(table.caption)
 
 
+@pytest.fixture(scope="module")
+def broken(tmp_path_factory):
+    """A store of which only `zed` has the byte Z; every document fills a window of 32 tokens."""
+    folder = tmp_path_factory.mktemp("broken")
+    lines = [
+        {"text": f"{i:03d} {'Z' if i % 2 else 'z'} court and law in words".ljust(31), "id": f"z{i}"}
+        | {"domain": "zed" if i % 2 else "law"}
+        for i in range(160)
+    ]
+    (folder / "z.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return prepare([str(folder / "z.jsonl")], folder / "store", load_tokenizer("bytes")).store
+
+
+def _without_a_row(config):
+    """Parameters of which the embedding of Z is no number."""
+    params = ModelFunctions(config).init(0)
+    table = params["embed"]["embedding"]
+    return {**params, "embed": {"embedding": table.at[3 + ord("Z")].set(np.nan)}}
+
+
+@pytest.mark.parametrize("keeps", [(), (4,)])
+def test_a_loss_that_is_not_finite_is_seen_in_the_means(broken, keeps):
+    """And is not called one that was not measured."""
+    config = _config(pool=NO_POOL, attention="document")
+    chosen = open_split(broken.path, config, "test", load_tokenizer("bytes"))
+    found = domain_losses(
+        config, _without_a_row(config), chosen, EvalSettings(keeps=keeps), mesh=eval_mesh(config)
+    )
+    law, zed = (found.domains.index(name) for name in ("law", "zed"))
+    assert found.labels_M.min() > 0
+    for way in found.ce_sum_CM:
+        assert np.isnan(found.loss_M(way)[zed]) and np.isfinite(found.loss_M(way)[law])
+        assert math.isnan(found.overall(way)[0]) and math.isnan(found.mean(way)[0])
+    written = json.loads(json.dumps(report.to_json(found), allow_nan=False))
+    assert written["domains_not_finite"] == ["zed"]
+    assert written["domains_left_out_of_overall_and_mean"] == []
+    assert written["overall"]["loss_nats_per_token"] is None
+    assert written["overall"]["tokens"] == int(found.labels_M.sum())
+    assert written["mean_of_domains"]["loss_nats_per_token"] is None
+    table = report.to_table(found, config, "title")
+    assert str(table.caption) == "the loss is not finite, the model breaks there: zed"
+    cells = list(table.columns[3].cells)
+    assert cells[zed] == cells[-1] == cells[-2] == "nan" and cells[law] != "nan"
+
+
+def test_all_losses_not_finite(broken):
+    config = _config(pool=NO_POOL)
+    params = jax.tree.map(lambda a: a * np.nan, ModelFunctions(config).init(0))
+    chosen = open_split(broken.path, config, "test", load_tokenizer("bytes"))
+    found = domain_losses(config, params, chosen, EvalSettings(), mesh=eval_mesh(config))
+    table = report.to_table(found, config, "title")
+    tokens, losses = (list(table.columns[n].cells) for n in (1, 3))
+    assert losses == ["nan"] * 4
+    assert tokens[-1] == f"{int(found.labels_M.sum()):,}"
+
+
 def test_training_windows_are_measured_without_the_filter(store):
     config = _config()
     found, chosen, _ = _measure(config, store, EvalSettings(split="train", windows=5))
@@ -223,6 +279,7 @@ def test_a_table_of_many_domains_shows_the_largest(store):
         labels_M=np.arange(100.0),
         bytes_M=np.arange(100),
         ce_sum_CM={way: np.arange(100.0) for way in found.ce_sum_CM},
+        unseen_M=np.zeros(100, bool),
     )
     table = report.to_table(many, _config(), "title")
     assert table.row_count == report.MOST_ROWS + 2

@@ -158,6 +158,30 @@ def test_a_domain_that_a_split_lacks_has_no_losses():
 
 def test_a_table_without_any_loss():
     nothing = np.full(2, np.nan)
-    table = KeepTable(["a", "b"], np.ones(2), {4: nothing}, 0, None)
+    table = KeepTable(
+        domains=["a", "b"],
+        full_M=np.ones(2),
+        kept={4: nothing},
+        pool_size=0,
+        pool_loss_M=None,
+        tested_M=np.ones(2, bool),
+        unseen_M=np.ones(2, bool),
+    )
     assert np.isnan(table.rows()[-1][1]).all()
     assert table.to_json()["mean_rise"] == {"4": None}
+
+
+def test_a_loss_that_is_not_finite_is_seen_in_the_means():
+    nan = np.nan
+    table = KeepTable(
+        domains=["a", "broken", "unseen"],
+        full_M=np.array([1.0, nan, 2.0]),
+        kept={4: np.array([1.5, nan, nan])},
+        pool_size=0,
+        pool_loss_M=None,
+        tested_M=np.ones(3, bool),
+        unseen_M=np.array([False, False, True]),
+    )
+    assert np.isnan(table.rows()[-1][1]).all()
+    written = json.loads(json.dumps(table.to_json(), allow_nan=False))
+    assert written["mean_rise"] == {"4": None} and written["full"] == [1.0, None, 2.0]

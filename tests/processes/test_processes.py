@@ -202,8 +202,8 @@ from emo_jax.data.loader import Loader
 bad = int(sys.argv.pop(1))
 make = Loader.batch
 
-def poisoned(self, start_window):
-    batch = make(self, start_window)
+def poisoned(self, start_window, **settings):
+    batch = make(self, start_window, **settings)
     if start_window == bad * self.batch_size and 5 in self.rows:
         batch.loss_mask[self.rows.index(5), 2] = float("nan")
     return batch

@@ -241,3 +241,31 @@ def test_a_tracker_that_was_off_for_a_while_gets_what_it_missed(tmp_path):
         }.items()
     }
     assert until == {"same": 3, "another": 0}
+
+
+def test_a_number_that_is_not_finite_reaches_all(tmp_path):
+    """Live, and out of the file, where it is null."""
+    from mlflow.tracking import MlflowClient
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    on = TrackingConfig(tensorboard=True, wandb_project="p", wandb_mode="offline", mlflow_uri=uri)
+    for start, tracking in ((0, TrackingConfig()), (1, on)):
+        config = dataclasses.replace(tiny.tiny_config(), tracking=tracking)
+        info = run_info.describe_run(tmp_path, config, start, fingerprint="f00d")
+        with Tracker(info, trackers.make_trackers(tracking), show=print) as tracker:
+            record = {"step": start + 1, "loss": 1.0, "heldout_loss": float("nan"), "mfu": None}
+            tracker.write(record | {"token_entropy_by_layer": [0.5, float("nan")]})
+    expected = {"heldout_loss", "token_entropy/layer_01"}
+    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    (segment,) = tmp_path.glob("wandb/offline-run-*/run-*.wandb")
+    rows = wandb_file.history(segment)
+    run_id = json.loads((tmp_path / "tracking.json").read_text())["mlflow"]["run_id"]
+    client = MlflowClient(tracking_uri=uri)
+    assert [row["_step"] for row in rows] == [1, 2]
+    for name in expected:
+        assert [np.isnan(event.value) for event in events.Scalars(name)] == [True, True]
+        assert [str(row[name]) for row in rows] == ["NaN", "NaN"]
+        history = client.get_metric_history(run_id, name)
+        assert sorted((m.step, np.isnan(m.value)) for m in history) == [(1, True), (2, True)]
+    assert "mfu" not in events.Tags()["scalars"] and "mfu" not in rows[0]

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import json
 import logging
+import math
 import subprocess
 import sys
 import threading
@@ -16,9 +17,9 @@ import tiny
 
 from emo_jax import config as config_lib
 from emo_jax.config import TrackingConfig
-from emo_jax.errors import ConfigError, PreemptedError
+from emo_jax.errors import ConfigError, PreemptedError, UsageError
 from emo_jax.train import run_info, trackers, tracking
-from emo_jax.train.metrics import METRICS_FILE
+from emo_jax.train.metrics import METRICS_FILE, number_in, read_metrics
 from emo_jax.train.tracking import Tracker, scalars
 
 # --- names ---------------------------------------------------------------------------------------
@@ -36,6 +37,9 @@ def test_names_that_trackers_get():
         "heldout_loss (pool=16)": 1.0,
         "heldout_loss/law (pool=16)": 0.5,
     }
+    found = scalars({"step": 7, "loss": None, "ce_loss": math.nan, "entropy_by_layer": [1, None]})
+    assert set(found) == {"loss", "ce_loss", "entropy/layer_00", "entropy/layer_01"}
+    assert [name for name, value in found.items() if not math.isnan(value)] == ["entropy/layer_00"]
     assert scalars(record) == {
         "loss": 2.0,
         "experts_used/layer_00": 5.0,
@@ -113,6 +117,18 @@ def test_a_tracker_starts_once_gets_all_in_order_and_is_closed(tmp_path, error, 
     assert [value for kind, value in fake.calls if kind == "write"] == written
 
 
+def test_every_line_is_json_whatever_the_loss(tmp_path):
+    fake = Recorder()
+    with Tracker(_info(tmp_path), [fake], show=lambda line: None) as tracker:
+        tracker.write({"step": 1, "heldout_loss": math.nan, "heldout_loss/law": -math.inf})
+    (line,) = (tmp_path / METRICS_FILE).read_text().splitlines()
+    assert line == '{"step": 1, "heldout_loss": null, "heldout_loss/law": null}'
+    _tracked(tmp_path, fake, start=1, steps=range(2, 4))  # what was null is read as it was
+    assert [record["step"] for record in read_metrics(tmp_path)] == [1, 2, 3]
+    assert fake.written == [1, 1, 2, 3]
+    assert math.isnan(number_in(read_metrics(tmp_path)[0], "heldout_loss"))
+
+
 def test_a_resumed_tracker_gets_what_it_lacks_and_nothing_twice(tmp_path):
     _tracked(tmp_path, steps=range(1, 9))  # killed at 8, and restored at 5
     behind, ahead, new = Recorder(has=3), Recorder(has=7), Recorder()
@@ -178,7 +194,8 @@ def test_a_slow_tracker_holds_neither_a_step_nor_the_end(tmp_path, caplog, monke
 
 def test_the_file_failing_is_an_error(tmp_path):
     (tmp_path / METRICS_FILE).mkdir()
-    with pytest.raises(OSError, match=METRICS_FILE), Tracker(_info(tmp_path), [], show=print):
+    wrong = rf"{METRICS_FILE}: cannot be read \(not a regular file\); mend or remove it"
+    with pytest.raises(UsageError, match=wrong), Tracker(_info(tmp_path), [], show=print):
         pass
 
 

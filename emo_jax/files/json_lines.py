@@ -1,0 +1,122 @@
+"""Our own small files of JSON lines, such as metrics.jsonl: read whatever became of them.
+
+A kill or a full disk may have cut the last line, and a person or another program may have changed
+the file. What is no record is left out where it is read, and named; where the file is written to
+again, a copy of it as it was stays beside it, unless all that is lost is half of a last line.
+"""
+
+import logging
+import os
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from etils import epath
+
+from emo_jax.errors import UsageError, one_line
+from emo_jax.files.atomic import write_bytes_atomic
+from emo_jax.files.json_files import NotReadableError, dumps, name_of, open_regular, parse
+
+MAX_LINE = 1 << 24  # bytes; what is longer is no record of ours
+_LOG = logging.getLogger(__name__)
+
+Record = dict[str, Any]
+
+
+class Lines(NamedTuple):
+    """What is in a file.
+
+    Attributes:
+      records: the objects, in order.
+      bad: of each line that is none, where it is and why.
+      cut: the last line is half a one: it has no end, and is among `bad`.
+    """
+
+    records: list[Record]
+    bad: list[str]
+    cut: bool
+
+    def said(self, path: str | os.PathLike[str]) -> str:
+        """One line about what is left out."""
+        more = f" and {len(self.bad) - 3} more" if len(self.bad) > 3 else ""
+        return f"{os.fspath(path)}: left out: {'; '.join(self.bad[:3])}{more}"
+
+
+def read_lines(
+    path: str | os.PathLike[str], check: Callable[[Record], None] = lambda record: None
+) -> Lines:
+    """The objects of a file, one a line.
+
+    Args:
+      check: raises NotReadableError for an object that is no record.
+
+    Raises:
+      FileNotFoundError: no such file.
+      UsageError: it cannot be read.
+    """
+    records: list[Record] = []
+    bad: list[str] = []
+    number, line = 0, b"\n"
+    try:
+        with open_regular(path) as file:
+            while content := file.readline(MAX_LINE):
+                # What is behind the bound belongs to the line.
+                number, line = number + line.endswith(b"\n"), content
+                is_bad = bool(bad) and bad[-1].startswith(f"line {number} ")
+                if is_bad or not line.strip():
+                    continue
+                try:
+                    records.append(_record(line, check))
+                except NotReadableError as error:
+                    bad.append(f"line {number} ({one_line(error, 80)})")
+    except FileNotFoundError:
+        raise
+    except (OSError, NotReadableError) as error:
+        raise UsageError(f"{path}: cannot be read ({one_line(error)}); mend or remove it") from None
+    cut = not line.endswith(b"\n") and bool(bad) and bad[-1].startswith(f"line {number} ")
+    return Lines(records, bad, cut)
+
+
+def _record(line: bytes, check: Callable[[Record], None]) -> Record:
+    if len(line) >= MAX_LINE:
+        raise NotReadableError(f"longer than {MAX_LINE} bytes")
+    value = parse(line)
+    if not isinstance(value, dict):
+        raise NotReadableError(f"must be a JSON object, not {name_of(value)}")
+    check(value)
+    return value
+
+
+def warn_of_bad(path: str | os.PathLike[str], lines: Lines) -> None:
+    """Says what is left out; not of half a last line, which may just be written."""
+    if len(lines.bad) > lines.cut:
+        _LOG.warning("%s", lines.said(path))
+
+
+def mend_lines(path: Path, lines: Lines, keep: Sequence[Record]) -> None:
+    """Writes a file anew with some of its records, before more are added to it.
+
+    What was in it and is no record stays in a copy, which is named; of half a last line, which a
+    kill leaves, only a line of the log tells.
+    """
+    if lines.bad:
+        said = lines.said(path)
+        if len(lines.bad) > lines.cut:
+            copy = _free_name(path)
+            shutil.copy2(path, copy)
+            said += f"; as it was it is {copy.name} now"
+        _LOG.warning("%s", said)
+    write_bytes_atomic(epath.Path(path), "".join(json_line(record) for record in keep).encode())
+
+
+def json_line(record: Record) -> str:
+    """A record as a line of JSON, whatever its numbers are."""
+    return dumps(record) + "\n"
+
+
+def _free_name(path: Path) -> Path:
+    number = 1
+    while (free := path.with_name(f"{path.name}.damaged{number}")).exists():
+        number += 1
+    return free
