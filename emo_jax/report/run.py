@@ -76,11 +76,11 @@ class Run(NamedTuple):
         start, end = f"{name}/", f" {way}" if way else ""
         found: dict[str, Points] = {}
         for record in self.records:  # one pass: there may be thousands of domains
-            for key, value in record.items():
-                if value is None or not key.startswith(start) or not key.endswith(end):
+            for key in record:
+                if not key.startswith(start) or not key.endswith(end):
                     continue
-                domain = key[len(start) : len(key) - len(end)]
-                if way or not _WAY.search(domain):
+                domain, value = key[len(start) : len(key) - len(end)], number_in(record, key)
+                if value is not None and (way or not _WAY.search(domain)):
                     steps, values = found.setdefault(domain, ([], []))
                     steps.append(record["step"])
                     values.append(value)

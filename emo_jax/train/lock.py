@@ -1,22 +1,32 @@
 """One run in a workdir at a time, as far as one machine can know."""
 
-import json
+import logging
 import os
 import secrets
 import socket
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 from emo_jax.errors import UsageError, one_line
+from emo_jax.files.json_files import Fields, NotReadableError, dumps, read_object
 
 LOCK_FILE = ".lock"
+_LOG = logging.getLogger(__name__)
+
+
+class _Owner(NamedTuple):
+    """A process; `begun` tells it from a later one of the same number, see `_begun`."""
+
+    host: str
+    pid: int
+    begun: int | None
 
 
 class RunLock:
     """WORKDIR/.lock: host and process of the run that is live there.
 
     One of a process that is gone, or of another host, is taken over: a scheduler may start a run
-    elsewhere before the old process could tidy up.
+    elsewhere before the old process could tidy up. So is a file that is none, which is said.
     """
 
     def __init__(self, workdir: Path):
@@ -25,13 +35,16 @@ class RunLock:
 
     def check(self) -> None:
         """Raises UsageError where another process on this host trains there."""
-        owner = self._owner()
-        if owner is None or owner["host"] != socket.gethostname() or owner["pid"] == os.getpid():
+        try:
+            owner = self._owner()
+        except UsageError:
+            return  # of nobody
+        if owner is None or owner.host != socket.gethostname() or owner.pid == os.getpid():
             return
-        begun = _begun(owner["pid"])
-        if begun is not None and begun == owner["begun"]:
+        begun = _begun(owner.pid)
+        if begun is not None and begun == owner.begun:
             raise UsageError(
-                f"{self._path.parent} is in use by process {owner['pid']} on this machine; wait"
+                f"{self._path.parent} is in use by process {owner.pid} on this machine; wait"
                 " for it or stop it, or give another workdir"
             )
 
@@ -40,34 +53,56 @@ class RunLock:
         mine = self._path.with_name(f"{LOCK_FILE}.{secrets.token_hex(4)}.tmp")
         pid = os.getpid()
         try:
-            mine.write_text(
-                json.dumps({"host": socket.gethostname(), "pid": pid, "begun": _begun(pid)})
-            )
+            mine.write_text(dumps(_Owner(socket.gethostname(), pid, _begun(pid))._asdict()))
             try:
                 os.link(mine, self._path)  # whole at once, and fails where there is one
             except OSError:  # there is one, or the file system has no links
                 self.check()
+                fault = self._fault()
                 os.replace(mine, self._path)
+                if fault:
+                    _LOG.warning("%s", fault)
             self._held = True
         except OSError as e:
-            raise UsageError(f"{self._path}: cannot be written: {one_line(e)}") from e
+            raise UsageError(
+                f"{self._path}: cannot be written: {one_line(e)}; mend it, or give another workdir"
+            ) from e
         finally:
             mine.unlink(missing_ok=True)
 
     def release(self) -> None:
         """Gives the workdir back, unless another run took it over."""
-        owner = self._owner()
-        if self._held and owner is not None and owner["pid"] == os.getpid():
+        try:
+            owner = self._owner()
+        except UsageError:  # the next run says so
+            owner = None
+        if self._held and owner is not None and owner.pid == os.getpid():
             self._path.unlink(missing_ok=True)
         self._held = False
 
-    def _owner(self) -> dict[str, Any] | None:
-        """Who is in the file; None where there is none, or it cannot be read."""
+    def _fault(self) -> str:
+        """Why the file is none; empty where it is one."""
         try:
-            owner = json.loads(self._path.read_text())
-            return {"host": owner["host"], "pid": int(owner["pid"]), "begun": owner["begun"]}
-        except (OSError, ValueError, KeyError, TypeError):
+            self._owner()
+        except UsageError as error:
+            return str(error)
+        return ""
+
+    def _owner(self) -> _Owner | None:
+        """Who is in the file; None where there is none.
+
+        Raises:
+          UsageError: it names no process.
+        """
+        advice = "it names no run, and is taken over"
+        try:
+            fields = Fields(read_object(self._path, error=UsageError, advice=advice))
+            begun = None if fields.value("begun") is None else fields.integer("begun", high=2**63)
+            return _Owner(fields.line("host"), fields.integer("pid", low=1), begun)
+        except FileNotFoundError:
             return None
+        except NotReadableError as reason:
+            raise UsageError(f"{self._path}: {reason}; {advice}") from None
 
 
 def _begun(pid: int) -> int | None:

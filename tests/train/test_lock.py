@@ -1,10 +1,12 @@
 """One live run in a workdir."""
 
 import json
+import logging
 import os
 import signal
 import socket
 import subprocess
+from pathlib import Path
 
 import pytest
 import runs
@@ -37,7 +39,6 @@ def test_stale_ones_are_taken_over(tmp_path):
         {"pid": gone.pid},
         {"begun": 1},  # a later process of the same number
         {"host": "elsewhere"},
-        {"pid": "none"},
         {"pid": os.getpid(), "begun": 1},
     ):
         owner(tmp_path, **changes)
@@ -46,11 +47,82 @@ def test_stale_ones_are_taken_over(tmp_path):
         assert json.loads((tmp_path / LOCK_FILE).read_text())["pid"] == os.getpid()
         lock.release()
         assert os.listdir(tmp_path) == []
-    (tmp_path / LOCK_FILE).write_text('{"host"')
     RunLock(tmp_path).acquire()
     owner(tmp_path, host="elsewhere")  # which took over
     RunLock(tmp_path).release()
     assert os.listdir(tmp_path) == [LOCK_FILE]
+
+
+_LIVE = {"host": socket.gethostname(), "pid": os.getppid(), "begun": 0}
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("", "broken JSON"),
+        ('{"host"', "broken JSON"),
+        ("me, do not touch", "broken JSON"),
+        ("[" * 100_000, "nested too deep"),
+        ("[1, 2]", "must hold a JSON object, not a list"),
+        (b"\xff\xfe{\x00}\x00", "UTF-16 text"),
+        ({"host": None}, "host must be a string of one line"),
+        ({"host": ["a"]}, "host must be a string of one line"),
+        ({"pid": str(os.getppid())}, "pid must be a whole number"),
+        ({"pid": -1}, "pid must be a whole number"),
+        ({"pid": 0}, "pid must be a whole number"),
+        ({"pid": True}, "pid must be a whole number"),
+        ({"pid": 10**30}, "pid must be a whole number"),
+        ({"pid": 1.5}, "pid must be a whole number"),
+        ({"begun": "today"}, "begun must be a whole number"),
+        (Path("/dev/zero"), "not a regular file"),
+        (os.mkfifo, "not a regular file"),
+    ],
+)
+def test_what_is_no_lock_is_named_once_and_taken_over(tmp_path, caplog, content, said):
+    path = tmp_path / LOCK_FILE
+    if isinstance(content, dict):
+        path.write_text(json.dumps(_LIVE | content))
+    elif isinstance(content, Path):
+        path.symlink_to(content)
+    elif callable(content):
+        content(path)
+    else:
+        path.write_bytes(content.encode() if isinstance(content, str) else content)
+    lock = RunLock(tmp_path)
+    with caplog.at_level(logging.WARNING):
+        lock.check()
+        lock.acquire()
+    assert len(caplog.messages) == 1 and "\n" not in caplog.messages[0]
+    assert caplog.messages[0].startswith(f"{path}: ") and said in caplog.messages[0]
+    assert caplog.messages[0].endswith("; it names no run, and is taken over")
+    assert json.loads(path.read_text())["pid"] == os.getpid()
+    lock.release()
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_field_that_is_missing(tmp_path, caplog):
+    for name in _LIVE:
+        (tmp_path / LOCK_FILE).write_text(json.dumps({k: v for k, v in _LIVE.items() if k != name}))
+        lock = RunLock(tmp_path)
+        lock.acquire()
+        lock.release()
+    assert [f"no field {name};" in m for name, m in zip(_LIVE, caplog.messages, strict=True)]
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_folder_in_its_place(tmp_path):
+    (tmp_path / LOCK_FILE).mkdir()
+    with pytest.raises(UsageError, match=r"\.lock: cannot be written: .*; mend it"):
+        RunLock(tmp_path).acquire()
+    assert os.listdir(tmp_path) == [LOCK_FILE]
+
+
+def test_what_is_written_into_our_own_lock_ends_nothing(tmp_path):
+    lock = RunLock(tmp_path)
+    lock.acquire()
+    (tmp_path / LOCK_FILE).write_text("mine now")
+    lock.release()
+    assert (tmp_path / LOCK_FILE).read_text() == "mine now"
 
 
 def test_a_zombie_is_gone():
