@@ -10,8 +10,6 @@ Legend: S tokens of a window, N windows.
 import hashlib
 import json
 import os
-import zipfile
-import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,12 +23,15 @@ from emo_jax.data.archives import READ_ERRORS, unreadable
 from emo_jax.data.records import NUM_EXAMPLES
 from emo_jax.data.stream import TRAIN, Span
 from emo_jax.data.text_files import json_lines
-from emo_jax.data.tokenizer_base import Tokenizer
-from emo_jax.errors import DataError, UsageError
-from emo_jax.files.json_files import is_text
+from emo_jax.data.tokenizer_base import MAX_IDS, Tokenizer
+from emo_jax.errors import DataError, UsageError, one_line
+from emo_jax.files import json_files
+from emo_jax.files.json_files import Fields, NotReadableError, is_text
+from emo_jax.files.npz import read_npz
 
 SUFFIX = ".pairs.npz"
 _FORMAT = 1
+_ARRAYS = {"tokens": "int32", "segment_ids": "int32", "loss_mask": "uint8"}
 
 
 class Pair(NamedTuple):
@@ -204,16 +205,16 @@ class PairStore:
         """
         location = os.fspath(path)
         try:
-            with np.load(location, allow_pickle=False) as held:
-                about = json.loads(str(held["about"]))
-                arrays = {name: held[name] for name in ("tokens", "segment_ids", "loss_mask")}
-            if about["format"] != _FORMAT or about["digest"] != _digest(arrays):
-                raise ValueError("its checksum does not fit")
+            arrays = read_npz(Path(location), {"about": "U", **_ARRAYS})
+            about = json_files.parse(str(arrays.pop("about")))
+            _check(Fields(about), arrays)
             return cls(location, arrays, about)
         except FileNotFoundError:
             raise UsageError(f"{location}: no such file; run emo finetune again") from None
-        except (OSError, ValueError, KeyError, zlib.error, zipfile.BadZipFile) as error:
-            raise DataError(f"{location}: damaged ({error}); run emo finetune again") from error
+        except (OSError, NotReadableError) as error:
+            raise DataError(
+                f"{location}: damaged ({one_line(error)}); run emo finetune again"
+            ) from error
 
     @property
     def splits(self) -> tuple[str, ...]:
@@ -223,6 +224,27 @@ class PairStore:
     def streams(self, split: str) -> list["PairStream"]:
         """The one stream of training."""
         return [self._stream] if split == TRAIN else []
+
+
+def _check(about: Fields, arrays: dict[str, np.ndarray]) -> None:
+    """Raises NotReadableError where a file of pairs is none."""
+    if about.integer("format") != _FORMAT or about.text("digest") != _digest(arrays):
+        raise NotReadableError("its checksum does not fit")
+    last = about.integer("vocab_size", low=1, high=MAX_IDS) - 1
+    for name in ("eos_id", "pad_id"):
+        about.integer(name, high=last)
+    about.line("tokenizer")
+    tokens = arrays["tokens"]
+    if tokens.ndim != 2 or not tokens.size or tokens.shape[1] != about.integer("seq_len"):
+        raise NotReadableError("tokens are no windows of seq_len")
+    for name, low, high in (
+        ("tokens", 0, last),
+        ("segment_ids", PADDING_ID, tokens.shape[1]),
+        ("loss_mask", 0, 1),
+    ):
+        found = arrays[name]
+        if found.shape != tokens.shape or not low <= found.min() <= found.max() <= high:
+            raise NotReadableError(f"{name} must be {low}..{high}, one for each token")
 
 
 class PairStream:

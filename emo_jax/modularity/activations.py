@@ -184,6 +184,7 @@ class Activations:
                 found[name] = tuple(found[name])
             opened = cls(path, **found, **arrays, files=files)
             N, L = opened.num_tokens, opened.num_layers
+            opened.check()
             for name, last in (("probs", opened.num_routed), ("picks", opened.num_picks)):
                 if _open(path, name, files, wait=False).shape != (N, L, last):
                     raise ValueError(f"{name} has another shape")
@@ -196,6 +197,18 @@ class Activations:
             ) from error
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise DataError(f"{path}: damaged ({one_line(error)}); make it again") from error
+
+    def check(self) -> None:
+        """Raises NotReadableError where numbers point outside of what they are of."""
+        ends_D, domains_D = self.doc_ends_D, self.doc_domains_D
+        if not len(ends_D) or len(ends_D) != len(domains_D) or ends_D[-1] != self.num_tokens:
+            raise NotReadableError("documents that are not those of the tokens")
+        if (np.diff(ends_D, prepend=0) <= 0).any():
+            raise NotReadableError("documents that end before they begin")
+        if domains_D.min() < 0 or domains_D.max() >= len(self.domains):
+            raise NotReadableError("documents of a domain that it does not have")
+        if len(self.experts_L) != self.num_layers or max(self.experts_L) > self.num_routed:
+            raise NotReadableError("numbers of experts that are not those of the layers")
 
     @property
     def num_tokens(self) -> int:
@@ -214,12 +227,22 @@ class Activations:
         return self.doc_domains_D[self.documents_N]
 
     def probs(self, where: slice) -> np.ndarray:
-        """Router probabilities (n,L,R) of some tokens, float32."""
-        return self._read("probs", where).astype(np.float32)
+        """Router probabilities (n,L,R) of some tokens, float32; DataError where they are none."""
+        found = self._read("probs", where).astype(np.float32)
+        if not ((found >= 0) & (found <= 1)).all():  # of NaN neither holds
+            raise self._damaged("probs", where, "numbers that are no probabilities")
+        return found
 
     def picks(self, where: slice) -> np.ndarray:
-        """Routed experts (n,L,K) that some tokens pick, the likeliest first; int32."""
-        return self._read("picks", where).astype(np.int32)
+        """Routed experts (n,L,K) that some tokens pick, the likeliest first; int32.
+
+        Raises:
+          DataError: they are no experts.
+        """
+        found = self._read("picks", where).astype(np.int32)
+        if not ((found >= 0) & (found < self.num_routed)).all():
+            raise self._damaged("picks", where, f"experts outside of 0..{self.num_routed - 1}")
+        return found
 
     def pieces(self) -> Iterator[tuple[slice, np.ndarray]]:
         """Probabilities of all tokens, some megabytes at a time, with where they are."""
@@ -227,6 +250,11 @@ class Activations:
         for start in range(0, self.num_tokens, size):
             where = slice(start, min(start + size, self.num_tokens))
             yield where, self.probs(where)
+
+    def _damaged(self, name: str, where: slice, what: str) -> DataError:
+        return DataError(
+            f"{self.folder}/{name}: {what}, in tokens {where.start}..{where.stop}; make it again"
+        )
 
     def _read(self, name: str, where: slice) -> np.ndarray:
         return _open(self.folder, name, self.files).read(where)

@@ -1,0 +1,350 @@
+"""Every reader of files: what it reads, how that is made malformed, and reading it to the end."""
+
+import hashlib
+import json
+import os
+import random
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import mutate
+import numpy as np
+
+Mutator = Callable[[random.Random, bytes], bytes]
+TEXTS = ["the court, 12 é 🎉 </s>", "", "a\0b\n\n  c"]
+
+
+class Reader(NamedTuple):
+    """A reader.
+
+    Attributes:
+      folder: of the seeds, copied for every input.
+      files: patterns of the files in it that are changed, and how.
+      use: reads the copy, and uses all of what it gives; the second folder is for what it writes.
+      seal: writes the checksums anew after a file was changed, so that what lies behind is reached.
+    """
+
+    folder: str
+    files: dict[str, Mutator]
+    use: Callable[[Path, Path], Any]
+    seal: Callable[[Path, Path], None] | None = None
+
+
+# --- data -----------------------------------------------------------------------------------------
+
+
+def _documents(folder: Path, out: Path) -> None:
+    from emo_jax.data.prepare import prepare
+    from emo_jax.data.tokenizers import byte_tokenizer
+
+    prepare([folder], out / "store", byte_tokenizer(), progress=False)
+
+
+def _pairs(folder: Path, out: Path) -> None:
+    from emo_jax.data.pairs import pack_pairs, read_pairs, write_pairs
+    from emo_jax.data.tokenizers import byte_tokenizer
+
+    packed = pack_pairs(list(read_pairs(folder / "pairs.jsonl")), byte_tokenizer(), 16)
+    write_pairs(out / "data.pairs.npz", packed, byte_tokenizer())
+    packed.refuse_unusable("pairs.jsonl")
+
+
+def _prompts(folder: Path, out: Path) -> None:
+    from emo_jax.data.prompts import read_prompts
+    from emo_jax.data.tokenizers import byte_tokenizer
+
+    for file in sorted(folder.iterdir()):
+        byte_tokenizer().encode_batch(read_prompts(file))
+
+
+def _use_tokenizer(tokenizer: Any, out: Path) -> None:
+    from emo_jax.data.tokenizers import load_tokenizer
+    from emo_jax.evals.text_bytes import token_bytes
+
+    tokenizer.ready()
+    for ids in tokenizer.encode_batch(TEXTS):
+        tokenizer.decode(ids)
+    tokenizer.decode([0, 1, 5, tokenizer.eos_id, tokenizer.pad_id], skip_special=False)
+    token_bytes(tokenizer)
+    tokenizer.save(out / "saved")
+    assert load_tokenizer(out / "saved").fingerprint == tokenizer.fingerprint
+
+
+def _tokenizer(folder: Path, out: Path) -> None:
+    from emo_jax.data.tokenizers import load_tokenizer
+
+    _use_tokenizer(load_tokenizer(folder), out)
+
+
+def _windows(source: Any) -> None:
+    from emo_jax.data.windows import Windows
+
+    windows = Windows(source, 16)
+    for n in (0, len(windows) // 2, len(windows) - 1):
+        batch = windows[n]
+        assert batch.tokens.shape == (16,) and batch.tokens.min() >= 0
+        # What is an index into something must be inside of it.
+        assert batch.tokens.max() < source.vocab_size
+        assert -1 <= batch.domain_ids.min() <= batch.domain_ids.max() < max(1, len(source.domains))
+
+
+def _store(folder: Path, out: Path) -> None:
+    from emo_jax.data.store import TokenStore
+
+    store = TokenStore.open(folder)
+    _use_tokenizer(store.tokenizer(), out)
+    for split in store.splits:
+        for name in store.named_domains:
+            store.count(split, "tokens", name)
+        for document in store.documents(split, 0, 50):
+            assert 0 <= document.domain_id < len(store.domains)
+    _windows(store)
+
+
+def _open_source(folder: Path, out: Path) -> None:
+    from emo_jax.config import DataConfig
+    from emo_jax.data.windows import open_source
+
+    config = DataConfig(raw_vocab_size=300, raw_eos_id=7, raw_pad_id=7)
+    for file in sorted(folder.iterdir()):
+        source = open_source(file, config)
+        source.streams("train")
+        _windows(source)
+
+
+# --- models and runs ------------------------------------------------------------------------------
+
+
+def _leaves(tree: Any) -> None:
+    import jax
+
+    for leaf in jax.tree.leaves(tree):
+        assert np.asarray(leaf).size >= 0
+
+
+def _run(folder: Path, out: Path) -> None:
+    from emo_jax.checkpoint import Checkpointer
+    from emo_jax.loading import load_model, open_model
+    from emo_jax.transfer import export_workdir
+
+    found = load_model(str(folder))
+    _leaves(found.params)
+    opened = open_model(str(folder))
+    opened.source.read("embed/embedding", (slice(0, 4), slice(0, 4)))
+    with Checkpointer(folder, found.config.checkpoint) as checkpointer:
+        for step in checkpointer.steps():
+            checkpointer.read_extra(step)
+            checkpointer.items(step)
+    export_workdir(folder, out / "hf")
+
+
+def _log(folder: Path, out: Path) -> None:
+    from emo_jax.report.page import write_report
+    from emo_jax.report.run import read_run
+    from emo_jax.train.metrics import MetricsFile
+    from emo_jax.train.run_info import read_run_info
+
+    read_run_info(folder)
+    write_report(read_run(folder), out / "report.html")
+    MetricsFile(folder, resume_step=3).close()
+
+
+def _lock(folder: Path, out: Path) -> None:
+    from emo_jax.train.lock import RunLock
+
+    lock = RunLock(folder)
+    lock.check()
+    lock.acquire()
+    lock.release()
+
+
+def _records(folder: Path, out: Path) -> None:
+    from emo_jax.errors import EmoError
+    from emo_jax.finetuning import _check_same
+    from emo_jax.train import init_from, trackers
+    from emo_jax.train.run_info import RunInfo
+
+    problems = []
+    asked = init_from.InitFrom.parse("/runs/a@3", "weights")
+    run = RunInfo(workdir=folder, config=None, start=0, facts={})  # type: ignore[arg-type]
+    for look in (
+        lambda: init_from.check_same_source(asked, init_from.read_record(folder), folder),
+        lambda: _check_same(folder, {"model": "0" * 64, "data": "1" * 64, "seed": 0}),
+        lambda: trackers._remembered(run, "wandb", "project"),
+        lambda: trackers._remember(run, "mlflow", "place", "id"),
+    ):
+        try:
+            look()
+        except EmoError as error:
+            problems.append(error)
+    if problems:
+        raise problems[0]
+
+
+def _module(folder: Path, out: Path) -> None:
+    from emo_jax.modularity.compose import compose, open_module
+    from emo_jax.transfer import import_folder
+
+    module = open_module(folder)
+    made = compose([module, module])
+    made.source.read("layers/mlp/experts/gate", tuple(slice(0, 1) for _ in range(4)))
+    import_folder(folder, out / "run")
+
+
+def _hf(folder: Path, out: Path) -> None:
+    from emo_jax.loading import load_model
+    from emo_jax.transfer import import_folder
+
+    found = load_model(str(folder))
+    _leaves(found.params)
+    if found.tokenizer is not None:
+        found.tokenizer.encode_batch(TEXTS)
+    import_folder(folder, out / "run")
+
+
+def _activations(folder: Path, out: Path) -> None:
+    from emo_jax.modularity import cluster
+    from emo_jax.modularity.activations import Activations
+
+    found = Activations.open(folder)
+    for _, probs in found.pieces():
+        assert probs.ndim == 3
+    found.picks(slice(0, 10))
+    means_DLR = cluster.document_means(found)
+    made, _ = cluster.group_documents(found, means_DLR, 2)
+    cluster.groups_of(found, made, True)
+
+
+def _overrides(folder: Path, out: Path) -> None:
+    from runs import EXPERIMENT
+
+    from emo_jax.configfile import load_config
+
+    file = folder / "overrides.txt"  # stands for the command line: something else under it is none
+    text = file.read_bytes().decode("utf-8", "surrogateescape") if file.is_file() else ""
+    load_config(str(EXPERIMENT), text.split("\n")[:-1])
+
+
+# --- checksums written anew -----------------------------------------------------------------------
+
+
+def _sum(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def _seal(folder: Path, changed: Path, manifest: Path, data: str, own: str, size: str) -> None:
+    """The manifest with the changed file's size and digest, and its own checksum."""
+    try:
+        held = json.loads(manifest.read_bytes())
+        if changed != manifest:
+            name = changed.relative_to(folder / data).as_posix()
+            content = changed.read_bytes()
+            held["files"][name] = {size: len(content)}
+            held["files"][name]["sha256"] = hashlib.sha256(content).hexdigest()
+        held[own] = _sum({k: v for k, v in held.items() if k != own})
+        manifest.write_text(json.dumps(held))
+    except (ValueError, OSError, KeyError, TypeError, RecursionError):
+        return  # it is broken in another way
+
+
+def _seal_store(folder: Path, changed: Path) -> None:
+    _seal(folder, changed, folder / "store.json", "", "checksum", "bytes")
+
+
+def _seal_checkpoint(folder: Path, changed: Path) -> None:
+    step = folder / "checkpoints/0"
+    _seal(step, changed, step / "manifest.json", "data", "sha256", "size")
+
+
+def _seal_vocabulary(folder: Path, changed: Path) -> None:
+    if changed.name != "tokenizer.model":
+        return
+    file = folder / "vocabulary.json"
+    digest = hashlib.sha256(changed.read_bytes()).hexdigest()
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"fingerprint": digest}))
+
+
+JSON, LINES, BYTES = mutate.json_of, mutate.lines_of, mutate.bytes_of
+READERS = {
+    "documents": Reader("jsonl", {"*.jsonl": LINES}, _documents),
+    "packed": Reader("packed", {"*": mutate.packed_of(LINES)}, _documents),
+    "parquet": Reader("parquet", {"*": BYTES}, _documents),
+    "texts": Reader("texts", {"*/*": mutate.text_of}, _documents),
+    "pairs": Reader("pairs", {"*": LINES}, _pairs),
+    "prompts": Reader("prompts", {"*": LINES}, _prompts),
+    "tokenizer.json": Reader("tokenizer", {"tokenizer.json": JSON}, _tokenizer),
+    "tokenizer settings": Reader(
+        "tokenizer", {"tokenizer_config.json": JSON, "special_tokens_map.json": JSON}, _tokenizer
+    ),
+    "sentencepiece": Reader("spm", {"*.model": BYTES, "*.json": JSON}, _tokenizer),
+    "vocabulary": Reader(
+        "vocabulary", {"vocabulary.json": JSON, "*.model": BYTES}, _tokenizer, _seal_vocabulary
+    ),
+    "store manifest": Reader("store", {"store.json": JSON}, _store, _seal_store),
+    "store arrays": Reader(
+        "store", {"*/*/zarr.json": JSON, "*/*/c/*": BYTES, "tokenizer/*": JSON}, _store, _seal_store
+    ),
+    "raw tokens": Reader("raw", {"*": mutate.npy_of}, _open_source),
+    "pair windows": Reader("npz", {"*": mutate.zip_of}, _open_source),
+    "run config": Reader("run", {"config.json": JSON}, _run),
+    "checkpoint manifest": Reader(
+        "run", {"checkpoints/0/manifest.json": JSON}, _run, _seal_checkpoint
+    ),
+    "checkpoint arrays": Reader("run", {"checkpoints/0/data/**/*": JSON}, _run, _seal_checkpoint),
+    "run log": Reader("run", {"metrics.jsonl": LINES, "run_info.jsonl": LINES}, _log),
+    "lock": Reader("run", {".lock": JSON}, _lock),
+    "run records": Reader(
+        "run", {"init.json": JSON, "finetune.json": JSON, "tracking.json": JSON}, _records
+    ),
+    "selection": Reader("module", {"selection.json": JSON}, _module),
+    "hf config": Reader("hf", {"config.json": JSON, "generation_config.json": JSON}, _hf),
+    "hf weights": Reader("hf", {"*.safetensors": mutate.safetensors_of, "*index*": JSON}, _hf),
+    "activations": Reader(
+        "activations", {"*.json": JSON, "*/zarr.json": JSON, "*/c/**/*": BYTES}, _activations
+    ),
+    "overrides": Reader("overrides", {"overrides.txt": mutate.text_of}, _overrides),
+}
+
+
+def make_input(reader: Reader, name: str, seed: int, seeds: Path, work: Path) -> Path:
+    """A malformed copy of a reader's files in `work`; returns the file that was changed.
+
+    Seed 0 changes nothing.
+    """
+    rng = random.Random(f"{name} {seed}")
+    folder = work / "in"
+    shutil.copytree(seeds / reader.folder, folder, symlinks=True)
+    (work / "out").mkdir()
+    there = {
+        pattern: sorted(p for p in folder.glob(pattern) if p.is_file()) for pattern in reader.files
+    }
+    assert all(there.values()), f"no seed for {there}"
+    pattern = rng.choice(sorted(there))
+    file = rng.choice(there[pattern])
+    if not seed:
+        return file
+    if rng.random() < 0.06:
+        _no_file(rng, file, work)
+        return file
+    file.write_bytes(reader.files[pattern](rng, file.read_bytes()))
+    if reader.seal is not None and rng.random() < 0.75:
+        reader.seal(folder, file)
+    return file
+
+
+def _no_file(rng: random.Random, file: Path, work: Path) -> None:
+    """Something else under the name of a file."""
+    file.unlink()
+    way = rng.randrange(6)
+    if way == 0:
+        file.mkdir()
+    elif way == 1:
+        os.mkfifo(file)
+    elif way == 2:
+        file.symlink_to(file.name)
+    elif way == 3:
+        file.symlink_to("/dev/zero")
+    elif way == 4:
+        file.symlink_to(work / "nothing")

@@ -1,0 +1,180 @@
+"""Small valid files of every kind that emo_jax reads, made by emo_jax itself."""
+
+import dataclasses
+import gzip
+import json
+import socket
+from pathlib import Path
+
+import jax
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import zstandard
+
+from emo_jax.config import Config
+from emo_jax.data.pairs import pack_pairs, read_pairs, write_pairs
+from emo_jax.data.prepare import prepare
+from emo_jax.data.tokenizers import byte_tokenizer, load_tokenizer, train_bpe
+from emo_jax.hf import export_model
+from emo_jax.hf.sources import TreeSource
+from emo_jax.hf.tree import flatten
+from emo_jax.model.transformer import ModelFunctions
+from emo_jax.modularity.activations import model_facts, record, sample_documents
+from emo_jax.modularity.pruning import write_selected
+from emo_jax.modularity.selection import Selection, fingerprint
+from emo_jax.train.run_info import append_run_info, describe_run
+from emo_jax.transfer import import_folder
+
+WORDS = {"cooking": "flour butter salt oven", "law": "court judge statute appeal"}
+
+
+def records(number: int = 24) -> list[dict]:
+    """Documents with every field that is read."""
+    made = []
+    for n in range(number):
+        domain = list(WORDS)[n % 2]
+        text = " ".join((WORDS[domain].split() * 5)[: 4 + n])
+        made.append({"text": text, "id": f"doc-{n}", "domain": domain, "language": "en"})
+    return made
+
+
+def _lines(values: list) -> bytes:
+    return "".join(json.dumps(v, ensure_ascii=False) + "\n" for v in values).encode()
+
+
+def make_documents(folder: Path) -> None:
+    """JSONL plain and packed, Parquet, texts, pairs, prompts, headerless tokens."""
+    lines = _lines(records())
+    for name, content in {
+        "jsonl/a.jsonl": lines,
+        "packed/a.jsonl.gz": gzip.compress(lines),
+        "packed/b.jsonl.zst": zstandard.ZstdCompressor().compress(lines),
+        "texts/law/a.txt": b"court judge\nstatute",
+        "texts/cooking/b.md": "# flour\n\nbutter é".encode(),
+        "pairs/pairs.jsonl": _lines([{"prompt": f"q{n} ", "answer": "a é"} for n in range(9)]),
+        "prompts/a.jsonl": _lines([{"prompt": f"the court {n}"} for n in range(4)]),
+        "prompts/b.txt": "the court\nflour é\n".encode(),
+    }.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(content)
+    (folder / "parquet").mkdir()
+    pq.write_table(pa.Table.from_pylist(records()), folder / "parquet/a.parquet")
+    (folder / "raw").mkdir()
+    np.arange(300, dtype="<u2").tofile(folder / "raw/a.npy")
+    (folder / "npz").mkdir()
+    tokenizer = byte_tokenizer()
+    packed = pack_pairs(list(read_pairs(folder / "pairs/pairs.jsonl")), tokenizer, 16)
+    write_pairs(folder / "npz/data.pairs.npz", packed, tokenizer)
+
+
+def make_tokenizers(folder: Path) -> None:
+    """A tokenizer.json with its settings, a SentencePiece model, kept vocabularies."""
+    from real_text import train_sentencepiece
+
+    texts = [r["text"] for r in records()]
+    train_bpe(texts, 300).save(folder / "tokenizer")
+    (folder / "spm").mkdir()
+    file = train_sentencepiece(folder / "spm/tokenizer.model", vocab_size=400)
+    added = {"<extra>": 400}
+    (folder / "spm/added_tokens.json").write_text(json.dumps(added))
+    settings = {"eos_token": {"content": "</s>"}, "added_tokens_decoder": {}}
+    (folder / "spm/tokenizer_config.json").write_text(json.dumps(settings))
+    load_tokenizer(f"sentencepiece:{file}").save(folder / "vocabulary")
+
+
+def make_store(folder: Path) -> None:
+    """A token store of bytes."""
+    source = folder / "jsonl/a.jsonl"
+    prepare([source], folder / "store", byte_tokenizer(), progress=False, fractions=(0.6, 0.2, 0.2))
+
+
+def config_of_seeds() -> Config:
+    """A model for the bytes of the store."""
+    from tiny import NO_POOL, tiny_config
+
+    config = tiny_config(pool=NO_POOL, vocab_size=259)
+    return dataclasses.replace(config, data=dataclasses.replace(config.data, seq_len=16))
+
+
+def make_models(folder: Path) -> None:
+    """A Hugging Face folder, a module of it, a run that began from it, activations."""
+    from emo_jax.data.store import TokenStore
+
+    config, store = config_of_seeds(), TokenStore.open(folder / "store")
+    params = jax.tree.map(np.asarray, jax.jit(ModelFunctions(config).init, static_argnums=0)(3))
+    source, tokenizer = TreeSource(flatten(params)), folder / "store/tokenizer"
+    shards = {"max_shard_bytes": 50_000}
+    export_model(params, config, folder / "hf", tokenizer_dir=tokenizer, **shards)
+    kept_LR = np.zeros((2, 7), bool)
+    kept_LR[0, [0, 2, 4]] = kept_LR[1, [1, 5, 6]] = True
+    selection = Selection(
+        parent={"name": "tiny", "path": "hf", "step": None},
+        parent_fingerprint=fingerprint(source, config),
+        num_routed=7,
+        top_k=config.moe.top_k,
+        kept=((0, 2, 4), (1, 5, 6)),
+        about={"method": "global"},
+        scores=((0.5, 0.25, 0.125, 0.1, 0.1, 0.1, 0.1),) * 2,
+    )
+    write_selected(source, config, kept_LR, folder / "module", selection, tokenizer_dir=tokenizer)
+    import_folder(folder / "hf", folder / "run")
+    _log(folder / "run", config)
+    model = ModelFunctions(config, _mesh())
+    sample = sample_documents(store, "train", tokens=200, min_length=8, max_length=64)
+    record(
+        model,
+        jax.device_put(params, model.param_shardings()),
+        sample,
+        folder / "activations",
+        model_facts(config, "tiny", "hf", None),
+    )
+
+
+def _mesh():
+    from emo_jax.config import MeshConfig
+    from emo_jax.parallel.mesh import make_mesh
+
+    return make_mesh(MeshConfig(), jax.devices()[:1])
+
+
+def _log(run: Path, config: Config) -> None:
+    """What training leaves in a workdir, beside checkpoints."""
+    values = {
+        "loss": 5.5,
+        "ce_loss": 5.25,
+        "lm_z_loss": 0.01,
+        "grad_norm": 1.5,
+        "learning_rate": 1e-3,
+        "router_aux_loss": 1.0,
+        "load_balance_loss_by_layer": [1.0, 1.1],
+        "tokens_per_second": 100.0,
+    }
+    losses = {"heldout_loss": 5.0, "heldout_loss/law": 5.1, "heldout_loss/cooking (keep=4)": 6.0}
+    logged = [{"step": n, **values, **(losses if n % 2 else {})} for n in range(1, 7)]
+    (run / "metrics.jsonl").write_bytes(_lines(logged))
+    for step in (0, 3):
+        append_run_info(describe_run(run, config, step, fingerprint="0" * 64))
+    lock = {"host": socket.gethostname(), "pid": 1, "begun": 1}
+    (run / ".lock").write_text(json.dumps(lock))
+    began = {"workdir": "/runs/a", "name": "a", "step": 3, "mode": "weights"}
+    began["config_sha256"] = "0" * 64
+    (run / "init.json").write_text(json.dumps(began))
+    (run / "finetune.json").write_text(json.dumps({"model": "0" * 64, "data": "1" * 64, "seed": 0}))
+    place = {"wandb": {"place": "project", "run_id": "abc"}}
+    (run / "tracking.json").write_text(json.dumps(place))
+
+
+def make_seeds(folder: Path) -> Path:
+    """All of them."""
+    folder.mkdir(parents=True, exist_ok=True)
+    make_documents(folder)
+    make_tokenizers(folder)
+    make_store(folder)
+    make_models(folder)
+    (folder / "overrides").mkdir()
+    overrides = ["model.num_layers=3", "optimizer.peak_lr=0.001", "train.eval_keep=(16,8)"]
+    overrides += ["moe.pool.kind=uniform", "data.store=store", "init.expected_changes=data"]
+    text = "".join(f"--config.{line}\n" for line in overrides)
+    (folder / "overrides/overrides.txt").write_text(text)
+    return folder
