@@ -89,6 +89,8 @@ def read_lines(
 ) -> Iterator[tuple[int, bytes | None]]:
     """The lines of a text file, numbered from 1; None for one that is longer than the bound.
 
+    Empty lines are counted and left out.
+
     Lines end in LF or CR LF, in a file without any LF in CR; in nothing else, so that U+2028 may be
     in one.
 
@@ -100,6 +102,9 @@ def read_lines(
     for chunk in read_chunks(path):
         if not end:
             end = b"\n" if b"\n" in chunk else b"\r" if b"\r" in chunk[:-1] else b""
+        if end and not size and not chunk.strip(end):  # nothing but empty lines
+            number += len(chunk)
+            continue
         first, *others = chunk.split(end) if end else (chunk,)
         size += len(first)
         if size <= max_bytes:
@@ -112,11 +117,13 @@ def read_lines(
             held.clear()
         if not others:
             continue
-        yield number, b"".join(held) if size <= max_bytes else None
+        if size:
+            yield number, b"".join(held) if size <= max_bytes else None
         *whole, last = others
         for line in whole:
             number += 1
-            yield number, line if len(line) <= max_bytes else None
+            if line:
+                yield number, line if len(line) <= max_bytes else None
         number += 1
         held, size = [last], len(last)
     if size:

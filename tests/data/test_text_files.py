@@ -232,3 +232,12 @@ def test_memory_does_not_grow_with_what_a_file_unpacks_to(tmp_path, kind):
     assert ("longer than 10 MB" in said) == ("lines" not in kind), said
     assert "no usable document" in said
     assert int(grown) < 200, f"{grown} MB"
+
+
+def test_empty_lines_are_counted_and_left_out(tmp_path):
+    """Also where a whole chunk has nothing else."""
+    blank = 5 << 20
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(b"\n" * blank + b"a\n\n\nb\n\nc")
+    found = [(blank + 1, b"a"), (blank + 4, b"b"), (blank + 6, b"c")]
+    assert list(read_lines(path)) == found
