@@ -23,8 +23,10 @@ def key(seed: int) -> "jax.Array":
     """
     import jax  # the checks above do without
 
-    # Here and now, under `jit` too: what is traced may have no 64-bit numbers. The training loop
-    # allows no transfer to the device but those that are meant, as this one is.
-    with jax.ensure_compile_time_eval(), jax.enable_x64(True), jax.transfer_guard("allow"):
-        words = np.asarray(jax.random.key_data(jax.random.key(np.int64(seed))))
-    return jax.random.wrap_key_data(words)  # type: ignore[arg-type]
+    # Written here, and not by `jax.random.key`: that needs 64-bit numbers turned on, and an array
+    # on a device, which a step that is compiled for chips of another machine has none of.
+    shape = jax.eval_shape(lambda: jax.random.key_data(jax.random.key(0))).shape
+    words = np.resize(np.array([seed >> 32 & 0xFFFFFFFF, seed & 0xFFFFFFFF], np.uint32), shape)
+    # The training loop allows no transfer to the device but those that are meant, as this one is.
+    with jax.transfer_guard("allow"):
+        return jax.random.wrap_key_data(words)  # type: ignore[arg-type]

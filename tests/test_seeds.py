@@ -62,11 +62,13 @@ def test_a_step_that_is_traced_in_the_training_loop_draws():
         step(rows_B)
 
 
-def test_keys_are_those_of_jax_with_64_bits():
-    with jax.enable_x64(True):
-        found = [(seed, words(jax.random.key(seed))) for seed in SEEDS]
-    for seed, right in found:
-        np.testing.assert_array_equal(words(seeds.key(seed)), right)
+@pytest.mark.parametrize("kind", ["threefry2x32", "rbg", "unsafe_rbg"])
+def test_keys_are_those_of_jax_with_64_bits(kind):
+    with jax.default_prng_impl(kind):
+        with jax.enable_x64(True):
+            found = [(seed, words(jax.random.key(seed))) for seed in SEEDS]
+        for seed, right in found:
+            np.testing.assert_array_equal(words(seeds.key(seed)), right)
 
 
 def test_groups_of_large_seeds_are_made():

@@ -62,8 +62,16 @@ def test_a_run_goes_on_when_nobody_reads_its_messages(env, store, tmp_path):
     assert runs.steps_logged(workdir) == 6 and runs.checkpoints(workdir)[-1] == 6
 
 
+@pytest.fixture
+def attached():
+    """These tests may be run under nohup, and a signal that is ignored is so in what they start."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
 @pytest.mark.system
-def test_a_terminal_that_is_gone_is_a_request_to_stop(env, store, tmp_path):
+def test_a_terminal_that_is_gone_is_a_request_to_stop(env, store, tmp_path, attached):
     workdir, log = tmp_path / "run", tmp_path / "log"
     process = runs.start(runs.train_argv(store, workdir, train__steps=100_000), env, log)
     runs.wait_until(lambda: runs.steps_logged(workdir) >= 2, process, log)

@@ -111,7 +111,7 @@ def test_a_folder_that_is_not_whole_is_not_pushed(hub, folder):
     assert hub.repos == {}
 
 
-@pytest.mark.parametrize("name", ["README.md", "merges.txt"])
+@pytest.mark.parametrize("name", ["README.md", "chat_template.jinja"])
 def test_what_a_link_brings_in_from_outside_is_not_pushed(hub, folder, name):
     (folder / name).unlink(missing_ok=True)
     (folder.parent / "secret").write_text("mine")
