@@ -86,6 +86,28 @@ def test_every_start_gives_the_same_bits(env, tmp_path, mesh, count, devices, st
     assert "reduce-scatter" not in found[0]["collectives"]
 
 
+# The collectives by themselves, each many times in a row; the step has no others.
+REPEATS = [pytest.param("expert=2", 2, 1, 20, marks=system)]
+REPEATS += [
+    pytest.param(mesh, count, devices, 200, marks=slow)
+    for mesh, count, devices in (
+        ("expert=2", 2, 1),
+        ("expert=2", 2, 2),
+        ("expert=4,fsdp=1", 4, 1),
+        ("context=2", 2, 2),
+        ("tensor=2", 4, 1),
+    )
+]
+
+
+@pytest.mark.parametrize(("mesh", "count", "devices", "rounds"), REPEATS)
+def test_collectives_are_right_every_time(env, mesh, count, devices, rounds):
+    worker = [sys.executable, runs.REPO / "tests/processes/collectives.py", "--mesh", mesh]
+    done = group.launch([*worker, "--rounds", rounds], env, count, devices, seconds=1200)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count("0 kinds wrong") == count
+
+
 # --- checkpoints ---------------------------------------------------------------------------------
 
 STEPS = 3  # a checkpoint after each
