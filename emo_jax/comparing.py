@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from emo_jax import config as config_lib
-from emo_jax.config import Config
+from emo_jax.config import Config, portable
 from emo_jax.data.json_tokenizer import JsonTokenizer
 from emo_jax.data.tokenizer_base import Tokenizer
 from emo_jax.errors import EmoError, HfFormatError, UsageError, one_line
@@ -23,7 +23,6 @@ from emo_jax.hf.tensors import HfTensor, LeafSource
 from emo_jax.hf.weights import READABLE_DTYPES, StoredTensor
 from emo_jax.loading import OpenedModel, open_model
 from emo_jax.slices import WRITE_BYTES
-from emo_jax.transfer import export_config
 
 NAMED = 20  # differences of one kind that are named; of more their number is said
 _TEXTS = (
@@ -71,7 +70,7 @@ def compare_folder(
     """
     folder, run = Path(hf_dir), open_model(against)
     layout, hf, headers = read_folder(folder)
-    config = export_config(run.config)
+    config = portable(run.config)
     try:
         layout_for(config, layout.name)
     except UsageError as error:  # a dense model and one of experts, say

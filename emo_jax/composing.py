@@ -17,7 +17,6 @@ from emo_jax.loading import OpenedModel, open_model
 from emo_jax.modularity.compose import Module, compose, merge_into, open_module
 from emo_jax.modularity.extend import extended
 from emo_jax.modularity.pruning import write_module
-from emo_jax.transfer import export_config
 
 
 def compose_folders(
@@ -53,7 +52,7 @@ def compose_folders(
         shown.show(f"writing {output}")
         folder = write_module(
             made.source,
-            export_config(made.config),
+            made.config,
             output,
             made.selection,
             layout=layout,
@@ -86,7 +85,7 @@ def merge_folder(
         facts = {"experts put back from": Path(module).name, "their share": share}
         return export_leaves(
             merged,
-            export_config(full.config),
+            full.config,
             output,
             layout=layout,
             **full.for_export,
@@ -144,7 +143,7 @@ def extend_folder(
         shown.show(f"writing {output}")
         folder = export_leaves(
             source,
-            export_config(larger),
+            larger,
             output,
             layout=layout,
             **opened.for_export,

@@ -658,6 +658,16 @@ def to_dict(config: Config) -> dict[str, Any]:
     return dataclasses.asdict(config)
 
 
+def portable(config: Config) -> Config:
+    """The same run without what is of one machine or user: where its data lie, and its trackers.
+
+    A config that comes with data is taken so: the metrics of a run go nowhere that somebody else's
+    file names.
+    """
+    data = dataclasses.replace(config.data, store="")
+    return dataclasses.replace(config, data=data, tracking=TrackingConfig())
+
+
 def flatten(config: Config) -> dict[str, Any]:
     """`{"model.num_layers": 16, …}`: every leaf by its dotted name."""
 

@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from emo_jax import config as config_lib
 from emo_jax.config import (
     CheckpointConfig,
     Config,
@@ -31,7 +32,7 @@ from emo_jax.loading import LoadedModel, load_model
 from emo_jax.modularity.pruning import within_documents
 from emo_jax.train.loop import Trainer
 from emo_jax.train.stop import StopRequest
-from emo_jax.transfer import export_config, import_leaves, selection_for_run
+from emo_jax.transfer import import_leaves, selection_for_run
 from emo_jax.workdir import CONFIG_FILE, TOKENIZER_FOLDER, read_workdir_config
 
 FINETUNE_FILE = "finetune.json"  # what a run was made of
@@ -116,7 +117,7 @@ def finetune(
         if (folder / CONFIG_FILE).exists():
             _check_same(folder, made_of)
             # As it was made, on however many devices; but the folder may have moved.
-            config = read_workdir_config(folder)
+            config = config_lib.portable(read_workdir_config(folder))
             moved = dataclasses.replace(config.data, store=str(folder / PAIRS_FILE))
             config = dataclasses.replace(config, data=moved)
         else:
@@ -164,7 +165,7 @@ def recipe(config: Config, packed: Packed, pairs: Path, settings: FinetuneSettin
     if moe is not None and not moe.num_shared_experts:
         frozen = tuple(part for part in frozen if part != "shared")
     made = dataclasses.replace(
-        export_config(within_documents(config)),
+        config_lib.portable(within_documents(config)),
         moe=moe,
         data=DataConfig(store=str(pairs), seq_len=S, seed=settings.seed, repetition_filter=False),
         optimizer=OptimizerConfig(

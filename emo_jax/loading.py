@@ -25,7 +25,7 @@ class ModelOnDisk:
 
     Attributes:
       path: as given.
-      tokenizer: None where neither the folder nor the run's store has one.
+      tokenizer: None where the folder has none.
       step: of the checkpoint; None for a Hugging Face folder.
       folder: `path` without a step.
       tokenizer_dir: where a tokenizer.json is that can be copied; None: nowhere.
@@ -145,8 +145,10 @@ def _about(
         ids = special_ids(folder)
         loaded = None if tokenizer is None else tokenizer_files.load(tokenizer)
     else:
-        tokenizer = tokenizer_of(folder, config)
-        loaded = None if tokenizer is None else load_tokenizer(tokenizer, trust=trust)
+        tokenizer = tokenizer_of(folder)
+        loaded = (
+            None if tokenizer is None else load_tokenizer(tokenizer, trust=trust, within=folder)
+        )
     has_json = tokenizer is not None and (tokenizer / "tokenizer.json").is_file()
     if loaded is not None:
         ids = ids_for_others(loaded)

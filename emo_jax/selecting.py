@@ -47,7 +47,6 @@ from emo_jax.modularity.select import (
     parse_keep,
 )
 from emo_jax.modularity.selection import Selection, fingerprint, overlap
-from emo_jax.transfer import export_config
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -161,7 +160,7 @@ def select(
             shown.show(f"writing {folders[label]}")
             folder, smaller = write_selected(
                 opened.source,
-                export_config(config),
+                config,
                 kept_LR,
                 folders[label],
                 selection,

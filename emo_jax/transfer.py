@@ -12,21 +12,24 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from etils import epath
 
 from emo_jax import config as config_lib
 from emo_jax.checkpoint import CHECKPOINTS, Checkpointer, open_params
-from emo_jax.config import Config, TrackingConfig
+from emo_jax.config import Config
 from emo_jax.data.partial import partial_folder, remove_left_over
 from emo_jax.data.progress import Progress
 from emo_jax.data.tokenizers import Tokenizer, has_tokenizer, load_tokenizer
 from emo_jax.errors import CheckpointError, DataError, UsageError, one_line
-from emo_jax.files.atomic import refuse_existing, write_atomic
+from emo_jax.files.atomic import refuse_existing, write_atomic, write_bytes_atomic
+from emo_jax.files.json_files import dumps, read_object, read_regular
 from emo_jax.hf import tokenizer_files
 from emo_jax.hf.card import Card
 from emo_jax.hf.export import export_leaves
 from emo_jax.hf.hf_config import ids_for_others
 from emo_jax.hf.importing import open_folder
 from emo_jax.hf.layouts import layout_for
+from emo_jax.hf.named_code import code_in, without_code
 from emo_jax.hf.tensors import F32_BYTES, LeafSource
 from emo_jax.hf.tree import abstract_params, count_parameters, unflatten, unit_axes
 from emo_jax.model.transformer import ModelFunctions
@@ -41,12 +44,14 @@ _IMPORTED = (CONFIG_FILE, CHECKPOINTS, TOKENIZER_FOLDER, SELECTION_FILE)
 _LOG = logging.getLogger(__name__)
 
 
-def tokenizer_of(workdir: Path, config: Config) -> Path | None:
-    """The folder of the run's tokenizer: its own, or its store's; None where neither is there."""
-    folders = [workdir / TOKENIZER_FOLDER]
-    if config.data.store:
-        folders.append(Path(config.data.store) / TOKENIZER_FOLDER)
-    return next((folder for folder in folders if has_tokenizer(folder)), None)
+def tokenizer_of(workdir: Path) -> Path | None:
+    """The folder of the run's tokenizer, which training put there; None where it is not.
+
+    Where the store was (`data.store` of the run's config) is not followed: a workdir may be
+    somebody else's, and that a path of any place on this machine.
+    """
+    folder = workdir / TOKENIZER_FOLDER
+    return folder if has_tokenizer(folder) else None
 
 
 def check_tokenizer(given: Path, trained: Tokenizer | None, of_run: object) -> None:
@@ -83,8 +88,8 @@ def export_workdir(
     folder = Path(workdir).absolute()
     config = read_workdir_config(folder)
     chosen = layout_for(config, layout)
-    tokenizer = of_run = tokenizer_of(folder, config)
-    trained = None if of_run is None else load_tokenizer(of_run)
+    tokenizer = of_run = tokenizer_of(folder)
+    trained = None if of_run is None else load_tokenizer(of_run, within=folder)
     ids: dict[str, Any] = {}
     if tokenizer_dir:
         tokenizer = Path(tokenizer_dir)
@@ -98,7 +103,7 @@ def export_workdir(
         total = count_parameters(config)[0] * F32_BYTES
         made = export_leaves(
             params,
-            export_config(config),
+            config,
             Path(output),
             layout=chosen.name,
             tokenizer_dir=tokenizer,
@@ -138,15 +143,6 @@ def selection_for_run(
     check_selection(folder, selection, config, source)
     # A run changes the experts: an export says what they have become.
     return {SELECTION_FILE: dataclasses.replace(selection, experts="").text()}
-
-
-def export_config(config: Config) -> Config:
-    """A config for others: without where things lie on this machine, and where its metrics go."""
-    return dataclasses.replace(
-        config,
-        data=dataclasses.replace(config.data, store=""),
-        tracking=TrackingConfig(),
-    )
 
 
 def counter(progress: Progress, total: int) -> Callable[[int], None]:
@@ -204,6 +200,8 @@ def import_folder(
     source, config, _ = open_folder(Path(hf_dir))
     ModelFunctions(config)  # refuses what the model cannot be
     files = selection_for_run(Path(hf_dir), config, source)
+    for name, fields in code_in(Path(hf_dir), readable=False).items():
+        _LOG.warning("%s: names code, which is left out: %s", Path(hf_dir, name), ", ".join(fields))
 
     def fill(unfinished: Path) -> None:
         _keep_tokenizer(Path(hf_dir), unfinished / TOKENIZER_FOLDER)
@@ -322,8 +320,12 @@ def _keep_tokenizer(source: Path, target: Path) -> None:
         return
     try:
         tokenizer_files.write(tokenizer_files.load(source), source, target)
-    except DataError:  # to be mended later: its parameters can be used
+    except DataError as reason:  # to be mended later: its parameters can be used
+        _LOG.warning("%s; the tokenizer is kept as it is, to be mended", reason)
         target.mkdir()
-        for name in tokenizer_files.WRITTEN:
-            if (source / name).is_file():
-                (target / name).write_bytes((source / name).read_bytes())
+        content, *settings = tokenizer_files.WRITTEN
+        write_bytes_atomic(epath.Path(target / content), read_regular(source / content))
+        for name in settings:
+            with contextlib.suppress(FileNotFoundError, DataError):  # nobody knows what it names
+                values = without_code(read_object(source / name, advice=""))
+                write_atomic(epath.Path(target / name), dumps(values, indent=2) + "\n")

@@ -93,8 +93,8 @@ def export(
         click.echo(f"{made}: layout {layout}")
         if not (made / "tokenizer.json").exists():
             click.echo(
-                f"emo: no tokenizer.json found in {workdir} or its store, so {made} has none;"
-                " give --tokenizer FOLDER",
+                f"emo: no tokenizer.json found in {workdir}, so {made} has none; give --tokenizer"
+                " FOLDER, as the folder tokenizer/ of the store that it was trained on",
                 err=True,
             )
     elif push is None and gguf is None:

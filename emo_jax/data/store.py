@@ -188,7 +188,8 @@ class TokenStore:
     def _read_tokenizer(self) -> Tokenizer:
         files = _Files(self.path)
         if files.folder is not None:
-            return load_tokenizer(files.folder / "tokenizer", trust=self._trust)
+            folder = files.folder / "tokenizer"
+            return load_tokenizer(folder, trust=self._trust, within=files.folder)
         kept = files.read(f"tokenizer/{vocabularies.FILE}")
         if kept is not None:
             model = files.read(f"tokenizer/{vocabularies.MODEL_FILE}")
@@ -217,9 +218,9 @@ class TokenStore:
             )
 
     def check_tokenizer_in(self, folder: Path) -> None:
-        """Raises DataError where a folder holds another tokenizer than the store's."""
+        """Raises DataError where a folder of a run holds another tokenizer than the store's."""
         if has_tokenizer(folder):
-            self.check_tokenizer(load_tokenizer(folder).fingerprint)
+            self.check_tokenizer(load_tokenizer(folder, within=folder.parent).fingerprint)
 
     def array(self, name: str, dtypes: Sequence[str], size: int) -> StoredArray:
         """One of its arrays, of one axis.

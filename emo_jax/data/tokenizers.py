@@ -7,6 +7,7 @@ as a `tokenizer.json` is kept as it is, see `vocabularies`.
 
 import contextlib
 import json
+import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -20,12 +21,15 @@ from emo_jax.data.tokenizer_base import Tokenizer
 from emo_jax.data.vocabularies import BYTE_OFFSET
 from emo_jax.errors import DataError, UsageError, one_line
 from emo_jax.files import json_files
+from emo_jax.files.inside import check_own_files
 
 EOS_TEXT = "<|endoftext|>"
 PAD_TEXT = "<|padding|>"
 _EOS_NAMES = (EOS_TEXT, "<|end_of_text|>", "</s>", "<eos>", "[EOS]")
 _PAD_NAMES = (PAD_TEXT, "<|pad|>", "<pad>", "[PAD]")
 _SENTENCEPIECE = "sentencepiece:"
+_MODELS = ("tokenizer.model", "spiece.model")
+_BESIDE = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 _BYTE_SPECIAL = {"<pad>": 0, "</s>": 1, "<unk>": 2}
 
 
@@ -111,6 +115,7 @@ def load_tokenizer(
     eos_id: int | None = None,
     sample: Callable[[], Iterable[str]] | None = None,
     trust: bool = False,
+    within: Path | None = None,
 ) -> Tokenizer:
     """The tokenizer that `spec` names.
 
@@ -129,10 +134,13 @@ def load_tokenizer(
       sample: texts on which a `.model` and its conversion to a tokenizer.json must agree.
       trust: code that a file names may be imported and called, see `vocabularies`; a `seqio:` spec
         is the caller's own word.
+      within: a folder of data that `spec` is part of. No link may lead out of it, nor out of a
+        folder that is `spec`.
 
     Raises:
       UsageError: no such file or folder, or `eos_id` is no id.
-      DataError: not a tokenizer, or none of its tokens can end a document.
+      DataError: not a tokenizer, one of its files is none of its folder, or none of its tokens can
+        end a document.
     """
     text = str(spec)
     if text == "bytes":
@@ -143,6 +151,7 @@ def load_tokenizer(
         return _of_seqio(text, eos_id, sample)
     keep = text.startswith(_SENTENCEPIECE)
     path = Path(text.removeprefix(_SENTENCEPIECE))
+    _check_files(path, within)
     file = _file_of(path, models_only=keep)
     if file is None:
         raise UsageError(
@@ -171,16 +180,29 @@ def load_tokenizer(
 
 
 def has_tokenizer(folder: Path) -> bool:
-    """Whether a folder holds what `Tokenizer.save` writes, of either kind."""
-    return any((folder / name).is_file() for name in (vocabularies.FILE, "tokenizer.json"))
+    """Whether a folder holds what `Tokenizer.save` writes, of either kind, or a link of its name.
+
+    `load_tokenizer` says whether that can be used.
+    """
+    names = (vocabularies.FILE, "tokenizer.json")
+    return any(os.path.lexists(folder / name) for name in names)
+
+
+def _check_files(path: Path, within: Path | None) -> None:
+    """Raises DataError where what is read of a tokenizer is no file of its folder."""
+    names: tuple[str, ...] = _BESIDE
+    folder = path.parent
+    if path.is_dir():
+        names = (vocabularies.FILE, "tokenizer.json", *_MODELS, *_BESIDE)
+        folder = path
+    if folder.is_dir():
+        check_own_files(folder, names, error=DataError, within=within or folder)
 
 
 def _file_of(path: Path, *, models_only: bool) -> Path | None:
     if path.is_file():
         return path
-    names: tuple[str, ...] = ("tokenizer.model", "spiece.model")
-    if not models_only:
-        names = (vocabularies.FILE, "tokenizer.json", *names)
+    names = _MODELS if models_only else (vocabularies.FILE, "tokenizer.json", *_MODELS)
     return next((path / n for n in names if (path / n).is_file()), None)
 
 

@@ -1,7 +1,7 @@
 """Files of a folder that somebody else made: what a link brings in from outside is none of them.
 
 Such a folder may hold a link to any file of this machine, whose content would be copied, exported
-and pushed. The one link that people need is the hub cache's, `snapshots/REVISION/FILE` to
+and pushed. The one link that people need is the hub cache's, `snapshots/REVISION/…/FILE` to
 `blobs/…` beside `snapshots`.
 """
 
@@ -14,20 +14,27 @@ from emo_jax.errors import EmoError, one_line
 from emo_jax.files.json_files import NotReadableError
 
 
-def check_own_file(path: str | os.PathLike[str]) -> None:
-    """Refuses what is no regular file, or is a link that leaves the folder it lies in.
+def check_own_file(
+    path: str | os.PathLike[str], *, within: str | os.PathLike[str] | None = None
+) -> None:
+    """Refuses what is no regular file, or what links bring in from outside of its folder.
 
-    A folder that is a link itself is the one that it names. Nothing is opened.
+    Nothing is opened.
+
+    Args:
+      within: the folder of somebody else; None: the one that the file lies in. Where that is a
+        link itself, it is the one that the link names.
 
     Raises:
       NotReadableError: saying which of both.
       OSError: there is no such file, or it cannot be looked at.
     """
-    folder = os.path.realpath(os.path.dirname(path) or ".", strict=True)
-    real = os.path.realpath(os.path.join(folder, os.path.basename(path)), strict=True)
+    within = os.path.dirname(path) or "." if within is None else within
+    folder, real = (os.path.realpath(name, strict=True) for name in (within, path))
     allowed = [folder]
-    if os.path.basename(os.path.dirname(folder)) == "snapshots":
-        allowed.append(os.path.join(os.path.dirname(os.path.dirname(folder)), "blobs"))
+    for place in (Path(folder), *Path(folder).parents):
+        if place.parent.name == "snapshots":
+            allowed.append(str(place.parent.with_name("blobs")))
     if not any(real.startswith(place.rstrip(os.sep) + os.sep) for place in allowed):
         raise NotReadableError(f"a link to {real}, outside of its folder")
     if not stat.S_ISREG(os.stat(real).st_mode):
@@ -35,7 +42,11 @@ def check_own_file(path: str | os.PathLike[str]) -> None:
 
 
 def check_own_files(
-    folder: str | os.PathLike[str], names: Iterable[str], *, error: type[EmoError]
+    folder: str | os.PathLike[str],
+    names: Iterable[str],
+    *,
+    error: type[EmoError],
+    within: str | os.PathLike[str] | None = None,
 ) -> None:
     """`check_own_file` for those of some names that are in a folder.
 
@@ -45,8 +56,8 @@ def check_own_files(
     for name in names:
         path = Path(folder) / name
         try:
-            check_own_file(path)
-        except FileNotFoundError:
+            check_own_file(path, within=within)
+        except (FileNotFoundError, NotADirectoryError):
             if path.is_symlink():
                 raise error(f"{path}: a link to nothing; copy the file again") from None
         except NotReadableError as reason:

@@ -8,7 +8,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from emo_jax.config import Config
+from emo_jax.config import Config, portable
 from emo_jax.data.partial import partial_folder, remove_left_over
 from emo_jax.errors import EmoError, HfFormatError, UsageError, one_line
 from emo_jax.files.atomic import refuse_existing
@@ -67,7 +67,8 @@ def export_leaves(
 
     Args:
       source: the parameters, shaped as `config` says.
-      config: of the run; stored in config.json, so that an import restores it.
+      config: of the run; stored in config.json, so that an import restores it, but for what
+        `portable` leaves out.
       output: a new or empty folder.
       layout: `qwen2_moe` or `llama` (read by transformers without remote code), or `emo` (the
         names of the released checkpoints); None: the one of the first two that the model takes.
@@ -91,6 +92,7 @@ def export_leaves(
       DataError: `tokenizer_dir` holds no tokenizer, or one that cannot end a document.
       EmoError: the folder cannot be written.
     """
+    config = portable(config)
     output, chosen = Path(output), layout_for(config, layout)
     check_shapes(source.shapes, config)
     refuse_existing(output)

@@ -90,6 +90,8 @@ def vocab_rows(size: int) -> tuple[int, int]:
 def from_hf(hf: Mapping[str, Any], layout: Layout, where: Path, *, name: str) -> Config:
     """The run's own config if the folder has it, else one made of the folder's fields.
 
+    Of the run's own, what `config.portable` leaves out is left out.
+
     Args:
       hf: what `read_fields` gives with `layout`, its vocab_size settled by `vocab_size`.
       where: the file, for messages.
@@ -100,7 +102,7 @@ def from_hf(hf: Mapping[str, Any], layout: Layout, where: Path, *, name: str) ->
     """
     try:
         if OUR_SECTION in hf:
-            config = config_lib.from_config_dict(hf[OUR_SECTION])
+            config = config_lib.portable(config_lib.from_config_dict(hf[OUR_SECTION]))
         else:
             config = config_lib.from_config_dict(_defaults(hf, layout) | {"name": name})
         if (config.moe is None) != layout.dense:

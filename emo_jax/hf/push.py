@@ -3,10 +3,11 @@
 from pathlib import Path
 from typing import Any
 
-from emo_jax.errors import EmoError, UsageError, one_line
+from emo_jax.errors import EmoError, HfFormatError, UsageError, one_line
 from emo_jax.hf import tokenizer_files
 from emo_jax.hf.export import FILES
 from emo_jax.hf.importing import open_folder
+from emo_jax.hf.named_code import code_in
 from emo_jax.hf.weights import INDEX, SINGLE, weight_files
 
 # Of the repository's own folder: what lies below it (adapters, other formats) is nobody's model.
@@ -49,12 +50,18 @@ def push_folder(folder: str | Path, repo: str, *, private: bool = True) -> str:
       The address of the repository.
 
     Raises:
-      HfFormatError: the folder is not a whole model.
+      HfFormatError: the folder is not a whole model, or names code.
       EmoError: the hub refuses or cannot be reached; the folder is as it was.
     """
     folder = Path(folder)
     check_repo(repo)
     open_folder(folder)  # which refuses links out of the folder: what they lead to would go up too
+    for name, fields in code_in(folder).items():
+        raise HfFormatError(
+            f"{folder / name}: names code ({', '.join(fields)}), which whoever loads the repository"
+            f" would be asked to run, and which no model of ours needs; take {fields[0]} out of the"
+            " file, or export the model anew"
+        )
     import huggingface_hub
 
     files = [path.name for path in weight_files(folder)]

@@ -12,7 +12,8 @@ from typing import Any
 from emo_jax.data.json_tokenizer import FILES as WRITTEN
 from emo_jax.data.json_tokenizer import JsonTokenizer, write_files
 from emo_jax.data.tokenizers import load_tokenizer
-from emo_jax.errors import UsageError
+from emo_jax.errors import DataError, UsageError
+from emo_jax.files.inside import check_own_files
 from emo_jax.files.json_files import read_object
 from emo_jax.hf.hf_config import OUR_SECTION
 
@@ -43,6 +44,7 @@ def load(folder: Path, *, eos_id: int | None = None) -> JsonTokenizer:
       UsageError: there is none, or `eos_id` is no id.
       DataError: not a tokenizer, or none of its tokens can end a document.
     """
+    check_own_files(folder, FILES, error=DataError)
     if not (folder / "tokenizer.json").is_file():
         raise UsageError(f"{folder}: has no tokenizer.json; give the folder of a tokenizer")
     found = load_tokenizer(folder / "tokenizer.json", eos_id=eos_id)

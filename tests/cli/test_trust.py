@@ -1,12 +1,17 @@
 """Data of somebody else: no command runs code, or goes to places, that a file names."""
 
+import os
 import shutil
 import sys
 
 import pytest
 import runs
 
-USAGE = 2
+from emo_jax.data.store import TokenStore
+from emo_jax.data.tokenizers import load_tokenizer
+from emo_jax.errors import DataError
+
+FAILED, USAGE = 1, 2
 MODULE = """
 import pathlib
 import seqio
@@ -93,3 +98,77 @@ def test_what_needs_no_text_needs_no_trust(run, unseen, tmp_path):
     argv = ["--data", store, "--keep", 4, "--method", "random", "--output", tmp_path / "law"]
     assert run("select", unseen / "run", *argv) == 0
     assert not (unseen / "emo_named_by_a_file.ran").exists()
+
+
+def test_the_store_that_a_config_names_is_not_looked_into(run, refused, finished_run, tmp_path):
+    """A workdir of somebody else may name any folder of this machine as its store."""
+    workdir = shutil.copytree(finished_run, tmp_path / "run")
+    shutil.rmtree(workdir / "tokenizer")
+    assert run("export", workdir, "--output", tmp_path / "hf") == 0
+    assert not (tmp_path / "hf/tokenizer.json").exists()
+    line = refused(USAGE, "generate", workdir, "--prompt", "the")
+    assert f"{workdir}: no tokenizer.json with the model" in line
+
+
+def _pipe(path):
+    path.unlink()
+    os.mkfifo(path)
+
+
+def _link(path):
+    """To the same content elsewhere."""
+    path.rename(path.parents[2] / f"mine {path.name}")
+    path.symlink_to(path.parents[2] / f"mine {path.name}")
+
+
+def _linked_folder(path):
+    _link(path.parent)
+
+
+FOREIGN_FILES = [
+    ("tokenizer.json", _pipe, "not a regular file"),
+    ("tokenizer.json", _link, "outside of its folder"),
+    ("tokenizer.json", _linked_folder, "outside of its folder"),
+    ("tokenizer_config.json", _link, "outside of its folder"),
+    ("special_tokens_map.json", _pipe, "not a regular file"),
+]
+
+
+@pytest.mark.parametrize(("name", "change", "said"), FOREIGN_FILES)
+def test_a_tokenizer_of_a_run_is_its_own_files(
+    refused, store, finished_run, tmp_path, name, change, said
+):
+    workdir = shutil.copytree(finished_run, tmp_path / "given/run")
+    change(workdir / "tokenizer" / name)
+    for command, *options in (
+        ("export", "--output", tmp_path / "hf"),
+        ("generate", "--prompt", "the"),
+        ("eval", "--data", store),
+    ):
+        line = refused(FAILED, command, workdir, *options)
+        assert f"{workdir}/tokenizer/{name}: " in line and said in line
+    assert not (tmp_path / "hf").exists()
+    with pytest.raises(DataError, match=said):  # as a run that goes on asks
+        TokenStore.open(store).check_tokenizer_in(workdir / "tokenizer")
+
+
+@pytest.mark.parametrize(("name", "change", "said"), FOREIGN_FILES)
+def test_a_tokenizer_of_a_store_is_its_own_files(store, tmp_path, name, change, said):
+    theirs = shutil.copytree(store, tmp_path / "given/store")
+    change(theirs / "tokenizer" / name)
+    with pytest.raises(DataError, match=f"{name}: .*{said}"):
+        TokenStore.open(theirs, verify=False).tokenizer()
+
+
+def test_a_tokenizer_of_the_hub_cache(store, tmp_path):
+    """Whose files are links to its blobs, also those of a folder in a repository."""
+    snapshot = tmp_path / "datasets--a--b/snapshots/0123"
+    shutil.copytree(store, snapshot)
+    blobs = tmp_path / "datasets--a--b/blobs"
+    blobs.mkdir()
+    for number, file in enumerate((snapshot / "tokenizer").iterdir()):
+        file.rename(blobs / str(number))
+        file.symlink_to(f"../../../blobs/{number}")
+    found = TokenStore.open(snapshot).tokenizer().fingerprint
+    assert found == load_tokenizer(snapshot / "tokenizer").fingerprint
+    assert found == TokenStore.open(store).tokenizer_fingerprint

@@ -71,6 +71,28 @@ def test_the_hub_cache_may_link_to_its_blobs_alone(folder, tmp_path):
     refused(folder / "blob", "outside of its folder")
 
 
+def test_files_below_the_folder_of_somebody_else(folder, tmp_path):
+    """A folder inside of it may be a link to one that is inside too, and to no other."""
+    snapshot = tmp_path / "datasets--a--b" / "snapshots" / "0123" / "tokenizer"
+    blobs = tmp_path / "datasets--a--b" / "blobs"
+    for made in (snapshot, blobs, folder / "sub", tmp_path / "other"):
+        made.mkdir(parents=True)
+    for made in (folder / "sub", tmp_path / "other", blobs):
+        (made / "file").write_text("")
+    (snapshot / "file").symlink_to("../../../blobs/file")
+    check_own_file(snapshot / "file")
+    check_own_file(snapshot / "file", within=snapshot.parent)
+    (folder / "up").symlink_to("sub")
+    (folder / "out").symlink_to("../other")
+    (folder / "sub" / "link").symlink_to("../real")
+    for name in ("sub/file", "up/file", "sub/link"):
+        check_own_file(folder / name, within=folder)
+    refused(folder / "sub/link", "outside of its folder")
+    check_own_file(folder / "out/file")
+    with pytest.raises(NotReadableError, match=r"a link to .*other/file, outside of its folder"):
+        check_own_file(folder / "out/file", within=folder)
+
+
 def test_what_is_no_file(folder, monkeypatch):
     os.mkfifo(folder / "pipe")
     (folder / "sub").mkdir()

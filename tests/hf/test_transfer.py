@@ -26,7 +26,7 @@ from emo_jax.hf.tree import flatten
 from emo_jax.model.transformer import ModelFunctions
 from emo_jax.slices import SliceReader
 from emo_jax.transfer import export_workdir, import_folder
-from emo_jax.workdir import claim_workdir
+from emo_jax.workdir import claim_workdir, read_workdir_config
 
 TOKENIZER_SIZE, PADDED = 100_278, 100_352  # SPEC 1.1
 
@@ -170,6 +170,25 @@ def test_the_files_of_a_folder_tell_the_run_and_not_the_machine(run, tmp_path):
         assert fact in card, fact
     assert "8.25" not in card and "grad_norm" not in card
     assert "chat_template" not in texts["config.json"]
+
+
+def test_an_import_takes_no_place_for_data_and_metrics_over(make_model, tmp_path):
+    """A folder of somebody else names where its run's metrics went, to which ours do not go."""
+    params, config = make_model()
+    hf = export_model(params, config, tmp_path / "hf")
+    said = json.loads((hf / "config.json").read_text())
+    section = said["emo_jax"]
+    section["data"]["store"] = "/somewhere"
+    section["tracking"] |= {"wandb_project": "theirs", "mlflow_uri": "https://203.0.113.1"}
+    (hf / "config.json").write_text(json.dumps(said))
+    assert import_folder(hf, tmp_path / "run") == config
+    assert read_workdir_config(tmp_path / "run") == config
+    assert import_model(hf)[1] == config
+    named = config_lib.from_config_dict(section)
+    assert named != config
+    again = export_model(params, named, tmp_path / "again")
+    for name in ("config.json", "README.md"):
+        assert "203.0.113.1" not in (again / name).read_text()
 
 
 def test_names_of_the_shards_are_those_of_the_libraries(make_model, tmp_path):

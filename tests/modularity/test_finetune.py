@@ -72,7 +72,12 @@ def test_a_module_learns_and_goes_back(finished_run, module, pairs, tmp_path, ca
     # A folder that was moved goes on.
     moved = workdir.rename(tmp_path / "moved")
     pairs.write_text(pairs.read_text().replace("word 9", "word 1"))
+    # To no place for its metrics that a file there names: it may be somebody else's.
+    said = json.loads((moved / "config.json").read_text())
+    said["tracking"] |= {"tensorboard": True, "mlflow_uri": "https://203.0.113.1"}
+    (moved / "config.json").write_text(json.dumps(said))
     assert _finetune(module, pairs, moved, "--epochs", "4") == 0
+    assert json.loads((moved / "config.json").read_text())["tracking"] == config["tracking"]
 
 
 def test_one_step_trains(module, pairs, tmp_path):
