@@ -31,7 +31,7 @@ from ml_collections import ConfigDict
 
 from emo_jax import presets
 from emo_jax.batch import Batch
-from emo_jax.config import Config, from_config_dict, to_dict
+from emo_jax.config import Config, from_config_dict, portable, to_dict
 from emo_jax.data.documents import read_documents
 from emo_jax.data.loader import heldout_batches
 from emo_jax.data.prepare import prepare
@@ -49,7 +49,6 @@ from emo_jax.modularity.pruning import within_documents
 from emo_jax.modularity.scores import METHODS, choose_experts
 from emo_jax.modularity.select import budgets
 from emo_jax.train.loop import Trainer
-from emo_jax.transfer import export_config
 
 # All of this was fixed before a test loss was seen.
 HELD_OUT = ("biology", "religion")  # near to a trained domain (medicine), and near to none
@@ -271,7 +270,7 @@ def config_of(arm: str, seed: int, stores: Stores, steps: int | None = None) -> 
 
 def config_digest(config: Config) -> str:
     """Of all that makes a model what it is: not where its data lies."""
-    text = json.dumps(to_dict(export_config(config)), sort_keys=True)
+    text = json.dumps(to_dict(portable(config)), sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
 

@@ -90,7 +90,6 @@ def make_untrained(folder: Path) -> None:
     from emo_jax.hf.sources import TreeSource
     from emo_jax.hf.tree import flatten
     from emo_jax.model.transformer import ModelFunctions
-    from emo_jax.transfer import export_config
 
     fields = get_config("emo")
     fields.name = "untrained"
@@ -98,7 +97,7 @@ def make_untrained(folder: Path) -> None:
     fields.moe.expert_dim = 512
     config = from_config_dict(fields)
     params = ModelFunctions(config).init(0)
-    export_leaves(TreeSource(flatten(params)), export_config(config), folder)
+    export_leaves(TreeSource(flatten(params)), config, folder)
 
 
 @click.command()
