@@ -155,7 +155,7 @@ def main(folder: Path, only: str, docs: Path) -> None:
         }
         for engine in ENGINES
     }
-    write_atomic(docs / RESULTS_FILE, dumps(everything))
+    write_atomic(docs / RESULTS_FILE, dumps(everything, indent=1) + "\n")
     write_page(docs)
 
 

@@ -101,7 +101,9 @@ def imports_table(results: dict[str, Any]) -> str:
         for what, values in made.items():
             refused = sorted({value["refused"] for value in values if "refused" in value})
             fine = [value["difference"] for value in values if "difference" in value]
-            says = [f"{len(fine)} models, {figure(max(fine))}"] if fine else []
+            says = (
+                [f"{len(fine)} model{'s' * (len(fine) > 1)}, {figure(max(fine))}"] if fine else []
+            )
             rows.append([engine.name, what, *["; ".join([*says, *(f"`{r}`" for r in refused)])]])
     return markdown(["made by", "what", "`emo import`"], rows)
 
