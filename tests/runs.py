@@ -9,9 +9,12 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import jax
 import numpy as np
 
+from emo_jax.checkpoint import _read, checkpoints_of
 from emo_jax.cli.app import _run
+from emo_jax.manifest import read_manifest
 from emo_jax.train.metrics import METRICS_FILE
 
 REPO = Path(__file__).parent.parent
@@ -154,6 +157,17 @@ def checkpoints(workdir: Path) -> list[int]:
     """Steps that have a folder."""
     folder = workdir / "checkpoints"
     return sorted(int(p.name) for p in folder.iterdir()) if folder.exists() else []
+
+
+def state_of(workdir: Path, step: int) -> dict[str, np.ndarray]:
+    """All of the state in a checkpoint, by name: `params/embed/embedding`, `opt_state/…`."""
+    folder = checkpoints_of(workdir) / str(step)
+    manifest = read_manifest(folder)
+    wanted = {
+        tuple(leaf["path"]): jax.ShapeDtypeStruct(leaf["shape"], leaf["dtype"])
+        for leaf in manifest["leaves"]
+    }
+    return {"/".join(path): np.asarray(x) for path, x in _read(folder, manifest, wanted)}
 
 
 def flip_byte(file: Path) -> None:

@@ -101,6 +101,9 @@ def main(argv: list[str] | None = None) -> None:
     if not debug:
         _drop_afterwords()
     compile_cache.enable()
+    # Before jax is imported. Every dtype is ours or the config's: 64 bits change only how sums are
+    # rounded, and a run would not go on with the same bits.
+    os.environ["JAX_ENABLE_X64"] = "0"
     code = _run(argv, debug)
     with contextlib.suppress(EmoError):  # it was said, or nobody reads it
         sys.stdout.flush()

@@ -84,7 +84,7 @@ def make_eval_step(
             model.mesh,
         )
         ids_BS = jnp.where(batch.domain_ids >= 0, batch.domain_ids, num_domains)
-        by_domain = lambda a_BS: jnp.zeros(num_domains + 1).at[ids_BS].add(a_BS)[:-1]  # noqa: E731
+        by_domain = lambda a_BS: jnp.zeros(num_domains + 1, jnp.float32).at[ids_BS].add(a_BS)[:-1]  # noqa: E731
         sums = {"ce_sum_M": by_domain(vocab.ce_BS), "labels_M": by_domain(mask_BS)}
         if stats is not None and router_probs:
             sums["router_probs_LMR"] = stats.domain_probs_MR

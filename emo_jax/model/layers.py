@@ -24,7 +24,9 @@ def weight(
     rngs: nnx.Rngs, config: ModelConfig, shape: Sequence[int], axes: Sequence[str | None]
 ) -> nnx.Param:
     """A float32 matrix with its logical axes: normal of `init_std`, cut at three of them."""
-    draw = jax.random.truncated_normal(rngs.params(), -INIT_CUT, INIT_CUT, tuple(shape))
+    draw = jax.random.truncated_normal(
+        rngs.params(), -INIT_CUT, INIT_CUT, tuple(shape), jnp.float32
+    )
     return nnx.Param(config.init_std * draw, logical_axes=tuple(axes))
 
 
@@ -33,7 +35,8 @@ class RMSNorm(nnx.Module):
 
     def __init__(self, config: ModelConfig, stack: tuple[int, ...] = ()):
         axes = ("layers",) * len(stack) + (None,)
-        self.scale = nnx.Param(jnp.ones((*stack, config.embed_dim)), logical_axes=axes)
+        ones = jnp.ones((*stack, config.embed_dim), jnp.float32)
+        self.scale = nnx.Param(ones, logical_axes=axes)
         self.eps = config.norm_eps
 
     def __call__(self, x_BSD: jax.Array) -> jax.Array:

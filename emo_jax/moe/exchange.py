@@ -93,7 +93,7 @@ def send(rows_MD: jax.Array, p: Plan) -> jax.Array:
 
 def give_back(rows_CD: jax.Array, p: Plan, num_rows: int) -> jax.Array:
     """(M,D): every row where it came from, zeros for those that were not sent."""
-    return _give_back(rows_CD, p, jnp.zeros((num_rows, 0)))
+    return _give_back(rows_CD, p, jnp.zeros((num_rows, 0), jnp.float32))
 
 
 @jax.custom_vjp
@@ -112,7 +112,7 @@ def _give_back(rows_CD, p, of_M):
 
 # Each is the other's transpose.
 send.defvjp(
-    lambda rows_MD, p: (send(rows_MD, p), (p, jnp.zeros((rows_MD.shape[0], 0)))),
+    lambda rows_MD, p: (send(rows_MD, p), (p, jnp.zeros((rows_MD.shape[0], 0), jnp.float32))),
     lambda kept, grad_CD: (_give_back(grad_CD, *kept), None),
 )
 _give_back.defvjp(

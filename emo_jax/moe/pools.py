@@ -37,7 +37,7 @@ def draw_pool_sizes(
     def draw(layer: jax.Array, row: jax.Array) -> jax.Array:
         document_key = jax.random.fold_in(jax.random.fold_in(key, layer), row)
         return jax.random.randint(
-            document_key, (num_documents,), config.min_size, config.max_size + 1
+            document_key, (num_documents,), config.min_size, config.max_size + 1, jnp.int32
         )
 
     by_row = jax.vmap(draw, in_axes=(None, 0))

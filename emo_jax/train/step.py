@@ -41,7 +41,8 @@ def label_metrics(batch: Batch) -> Metrics:
     there_B = valid_BS.any(axis=1)
     labels_B = batch.loss_mask.sum(axis=1)
     possible, labels = valid_BS.sum() - there_B.sum(), labels_B.sum()
-    masked_windows = (there_B & (labels_B == 0)).sum() / jnp.maximum(there_B.sum(), 1)
+    masked = (there_B & (labels_B == 0)).sum(dtype=jnp.float32)
+    masked_windows = masked / jnp.maximum(there_B.sum(), 1)
     return {
         "masked_labels": (possible - labels) / jnp.maximum(possible, 1),
         "masked_windows": masked_windows,
