@@ -4,10 +4,15 @@ import os
 import signal
 from pathlib import Path
 
-# Before jax is imported anywhere. Programs are compiled fast rather than well.
-os.environ["XLA_FLAGS"] = (
-    os.environ.get("XLA_FLAGS", "")
-    + " --xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
+import compiling
+
+# Before jax is imported anywhere.
+os.environ["XLA_FLAGS"] = " ".join(
+    [
+        os.environ.get("XLA_FLAGS", ""),
+        "--xla_force_host_platform_device_count=8",
+        compiling.FLAGS,
+    ]
 ).strip()
 
 # Tests send Ctrl-C, which a shell makes its background commands ignore, and these their children.

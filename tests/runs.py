@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import compiling
 import jax
 import numpy as np
 
@@ -65,7 +66,7 @@ def environment(cache: Path | None = None, **changes: str) -> dict[str, str]:
     env = {name: value for name, value in os.environ.items() if not name.startswith("JAX_")}
     env |= {
         "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": "--xla_backend_optimization_level=0",
+        "XLA_FLAGS": compiling.FLAGS,
         "PYTHONPATH": str(REPO),
         "EMO_COMPILE_CACHE": "off",  # the user's own is not for tests
     }

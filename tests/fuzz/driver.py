@@ -30,8 +30,10 @@ def fuzz(name: str, first: int, last: int, seeds: Path) -> list[dict[str, Any]]:
 
 def _one_worker(name: str, first: int, last: int, seeds: Path) -> list[dict[str, Any]]:
     """What one worker says until it is done, or must be ended."""
+    import compiling  # of the folder above
+
     env = os.environ | {"JAX_PLATFORMS": "cpu", "EMO_COMPILE_CACHE": "off"}
-    env["XLA_FLAGS"] = "--xla_backend_optimization_level=0"
+    env["XLA_FLAGS"] = compiling.FLAGS
     argv = [sys.executable, str(HERE / "worker.py"), name, str(first), str(last), str(seeds)]
     found: list[dict[str, Any]] = []
     with (
