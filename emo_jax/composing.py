@@ -1,5 +1,6 @@
 """`emo compose`, `emo merge`, `emo extend`: folders of models in, a folder of a model out."""
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,9 @@ from emo_jax.loading import OpenedModel, open_model
 from emo_jax.modularity.compose import Module, compose, merge_into, open_module
 from emo_jax.modularity.extend import extended
 from emo_jax.modularity.pruning import write_module
+from emo_jax.modularity.selection import FILE, Selection, selection_beside, selection_files
+
+_LOG = logging.getLogger(__name__)
 
 
 def compose_folders(
@@ -74,14 +78,17 @@ def merge_folder(
 ) -> Path:
     """Writes a whole model with a module's experts back in their places.
 
+    Where the model is a module itself, so is what becomes of it.
+
     Raises:
-      UsageError: the module is not of this model.
+      UsageError: the module is not of this model, or the model's `selection.json` is not of it.
     """
     refuse_existing(output)
     with Progress("merge", enabled=not quiet) as shown:
         opened, full = open_module(module), _with_experts(into)
         merged = merge_into(full.source, full.config, opened, share=share, router=router, rest=rest)
         shown.show(f"writing {output}")
+        files = selection_files(_selection_of(full), merged, full.config)
         facts = {"experts put back from": Path(module).name, "their share": share}
         return export_leaves(
             merged,
@@ -90,6 +97,7 @@ def merge_folder(
             layout=layout,
             **full.for_export,
             card=Card(facts=facts),
+            files=files,
         )
 
 
@@ -98,6 +106,12 @@ def _with_experts(path: str) -> OpenedModel:
     if opened.config.moe is None:
         raise UsageError(f"{path}: {opened.config.name} is dense, it has no experts")
     return opened
+
+
+def _selection_of(model: OpenedModel) -> Selection | None:
+    """What a model that is a module says of its parent. That of a run has no digest."""
+    of_folder = model.source if model.step is None else None
+    return selection_beside(model.folder, model.config, of_folder)
 
 
 def _tokenizer_of_all(modules: Sequence[Module]) -> dict[str, Any]:
@@ -133,12 +147,20 @@ def extend_folder(
 ) -> tuple[Path, Config]:
     """Writes a model with more routed experts.
 
+    Of a module it makes a model of its own: the new experts are none of the parent's.
+
     Raises:
-      UsageError: a dense model, or nothing to add.
+      UsageError: a dense model, nothing to add, or a `selection.json` that is not of the model.
     """
     refuse_existing(output)
     with Progress("extend", enabled=not quiet) as shown:
         opened = _with_experts(model)
+        if _selection_of(opened) is not None:
+            _LOG.warning(
+                "%s: is a module, and with experts that its parent does not have it is none any"
+                " more: %s gets no %s",
+                *(model, output, FILE),
+            )
         source, larger = extended(opened.source, opened.config, add, init=init, seed=seed)
         shown.show(f"writing {output}")
         folder = export_leaves(

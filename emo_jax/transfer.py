@@ -34,7 +34,7 @@ from emo_jax.hf.tensors import F32_BYTES, LeafSource
 from emo_jax.hf.tree import abstract_params, count_parameters, unflatten, unit_axes
 from emo_jax.model.transformer import ModelFunctions
 from emo_jax.modularity.selection import FILE as SELECTION_FILE
-from emo_jax.modularity.selection import check_selection, experts_digest, read_selection
+from emo_jax.modularity.selection import selection_beside, selection_files
 from emo_jax.slices import Block, SlicedLeaf
 from emo_jax.train.metrics import METRICS_FILE, number_in, read_metrics
 from emo_jax.workdir import CONFIG_FILE, TOKENIZER_FOLDER, claim_workdir, read_workdir_config
@@ -100,6 +100,7 @@ def export_workdir(
     with Progress("export", enabled=not quiet) as progress:
         progress.show(f"verifying the checkpoint in {folder}")
         params, extra, found = open_params(folder, step, abstract_params(config))
+        selection = selection_beside(folder, config)  # whose digest a run has none of
         total = count_parameters(config)[0] * F32_BYTES
         made = export_leaves(
             params,
@@ -110,20 +111,10 @@ def export_workdir(
             adds_bos=None if trained is None else trained.adds_bos,
             **ids,
             card=_card(folder, config, extra, found),
-            files=_selection_of(folder, params, config),
+            files=selection_files(selection, params, config),
             on_bytes=counter(progress, total),
         )
     return made, chosen.name
-
-
-def _selection_of(workdir: Path, params: LeafSource, config: Config) -> dict[str, str]:
-    """What a module says of its parent, with the digest of what its experts are now."""
-    if not (workdir / SELECTION_FILE).is_file():
-        return {}
-    selection = read_selection(workdir)
-    check_selection(workdir, selection, config)
-    selection = dataclasses.replace(selection, experts=experts_digest(params, config))
-    return {SELECTION_FILE: selection.text()}
 
 
 def selection_for_run(
@@ -137,10 +128,9 @@ def selection_for_run(
     Raises:
       UsageError: it is damaged, or is not of this model.
     """
-    if not (folder / SELECTION_FILE).is_file():
+    selection = selection_beside(folder, config, source)
+    if selection is None:
         return {}
-    selection = read_selection(folder)
-    check_selection(folder, selection, config, source)
     # A run changes the experts: an export says what they have become.
     return {SELECTION_FILE: dataclasses.replace(selection, experts="").text()}
 

@@ -17,6 +17,7 @@ from emo_jax import config as config_lib
 from emo_jax.config import Config
 from emo_jax.errors import EmoError, UsageError, one_line
 from emo_jax.files.atomic import write_atomic
+from emo_jax.files.inside import check_own_files
 from emo_jax.files.json_files import parse, read_regular
 from emo_jax.parallel import processes
 
@@ -176,6 +177,8 @@ def read_workdir_config(workdir: str | os.PathLike[str]) -> Config:
     try:
         if not folder.exists():
             raise UsageError(f"{folder}: no such workdir; a run makes it with emo train --workdir")
+        if "://" not in str(folder):
+            check_own_files(folder, [CONFIG_FILE], error=UsageError)
         if not path.exists():
             raise UsageError(f"{folder}: not a workdir (no {CONFIG_FILE}); give a run's --workdir")
         return config_lib.from_config_dict(parse(read_regular(path)))

@@ -1,5 +1,6 @@
 """Files that are never half written, and folders that are not there before their content is."""
 
+import contextlib
 import os
 from pathlib import Path
 
@@ -19,7 +20,10 @@ def write_bytes_atomic(path: epath.Path, content: bytes) -> None:
         path.write_bytes(content)
         return
     temporary = path.parent / f".{path.name}.tmp"
-    with open(temporary, "wb") as f:
+    # Of a killed run; or a link that somebody else left in their folder, to a file that is ours.
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(temporary)
+    with open(temporary, "xb") as f:
         f.write(content)
         f.flush()
         os.fsync(f.fileno())

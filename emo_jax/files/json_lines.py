@@ -16,6 +16,7 @@ from etils import epath
 
 from emo_jax.errors import UsageError, one_line
 from emo_jax.files.atomic import write_bytes_atomic
+from emo_jax.files.inside import check_own_file
 from emo_jax.files.json_files import NotReadableError, dumps, name_of, open_regular, parse
 
 MAX_LINE = 1 << 24  # bytes; what is longer is no record of ours
@@ -53,12 +54,13 @@ def read_lines(
 
     Raises:
       FileNotFoundError: no such file.
-      UsageError: it cannot be read.
+      UsageError: it cannot be read, or is a link to a file that is not of its folder.
     """
     records: list[Record] = []
     bad: list[str] = []
     number, line = 0, b"\n"
     try:
+        check_own_file(path)
         with open_regular(path) as file:
             while content := file.readline(MAX_LINE):
                 # What is behind the bound belongs to the line.
@@ -71,6 +73,8 @@ def read_lines(
                 except NotReadableError as error:
                     bad.append(f"line {number} ({one_line(error, 80)})")
     except FileNotFoundError:
+        if os.path.islink(path):
+            raise UsageError(f"{path}: a link to nothing; remove it") from None
         raise
     except (OSError, NotReadableError) as error:
         raise UsageError(f"{path}: cannot be read ({one_line(error)}); mend or remove it") from None
@@ -117,6 +121,6 @@ def json_line(record: Record) -> str:
 
 def _free_name(path: Path) -> Path:
     number = 1
-    while (free := path.with_name(f"{path.name}.damaged{number}")).exists():
+    while os.path.lexists(free := path.with_name(f"{path.name}.damaged{number}")):
         number += 1
     return free

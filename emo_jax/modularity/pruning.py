@@ -19,7 +19,7 @@ from emo_jax.model.transformer import ModelFunctions, Params
 from emo_jax.modularity.assemble import Assembled, Part, smaller_config
 from emo_jax.modularity.calibration import Examples, pack
 from emo_jax.modularity.scores import Choice, choose_experts
-from emo_jax.modularity.selection import FILE, Selection, experts_digest
+from emo_jax.modularity.selection import Selection, selection_files
 from emo_jax.parallel import mesh as mesh_lib
 
 BATCH_TOKENS = 8192  # of a batch on one device, about
@@ -105,7 +105,6 @@ def write_module(
     source: LeafSource, config: Config, output: str | Path, selection: Selection, **options: Any
 ) -> Path:
     """`export_leaves` with `selection.json`, which gets the digest of the experts."""
-    selection = dataclasses.replace(selection, experts=experts_digest(source, config))
     facts = {
         "selected from": selection.parent.get("name", ""),
         "method": selection.about.get("method", ""),
@@ -116,6 +115,6 @@ def write_module(
         config,
         output,
         card=Card(facts=facts),
-        files={FILE: selection.text()},
+        files=selection_files(selection, source, config),
         **options,
     )

@@ -8,6 +8,7 @@ import dataclasses
 import hashlib
 import logging
 import math
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ import numpy as np
 from emo_jax.config import Config
 from emo_jax.errors import UsageError, one_line
 from emo_jax.files import json_files
+from emo_jax.files.inside import check_own_files
 from emo_jax.files.json_files import Fields, NotReadableError, dumps
 from emo_jax.hf.tensors import LeafSource
 from emo_jax.hf.tree import moe_of
@@ -69,6 +71,7 @@ def read_selection(folder: str | Path) -> Selection:
       UsageError: the folder has none, or one that is damaged.
     """
     file = Path(folder) / FILE
+    check_own_files(folder, [FILE], error=UsageError)
     try:
         found = _parse(json_files.read_object(file, error=UsageError, advice=_ADVICE))
     except FileNotFoundError:
@@ -157,6 +160,34 @@ def check_selection(
             f" {found[:12]}); copy the module again, or, where its experts were trained further"
             " elsewhere, take the field experts out of the file"
         )
+
+
+def selection_beside(
+    folder: str | Path, config: Config, source: LeafSource | None = None
+) -> Selection | None:
+    """What a model's folder says of its parent, held to the model; None where it says nothing.
+
+    Args:
+      source: of `check_selection`.
+
+    Raises:
+      UsageError: the file is damaged, or is not of this model.
+    """
+    if not os.path.lexists(Path(folder) / FILE):
+        return None
+    selection = read_selection(folder)
+    check_selection(folder, selection, config, source)
+    return selection
+
+
+def selection_files(
+    selection: Selection | None, source: LeafSource, config: Config
+) -> dict[str, str]:
+    """The file, with the digest of the experts that it is written beside; none: {}."""
+    if selection is None:
+        return {}
+    experts = experts_digest(source, config)
+    return {FILE: dataclasses.replace(selection, experts=experts).text()}
 
 
 def _counts(counts: list[int]) -> str:

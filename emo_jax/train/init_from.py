@@ -15,6 +15,7 @@ from emo_jax.config import Config
 from emo_jax.data.store import TokenStore
 from emo_jax.data.stream import TokenSource
 from emo_jax.errors import CheckpointError, DataError, EmoError, UsageError, one_line
+from emo_jax.files.inside import check_own_files
 from emo_jax.files.json_files import (
     Fields,
     NotReadableError,
@@ -165,6 +166,7 @@ def _is_hugging_face(file: Path) -> bool:
 def read_record(workdir: Path) -> dict[str, Any] | None:
     """What init.json says; None where the run began by itself."""
     path = workdir / INIT_FILE
+    check_own_files(workdir, [INIT_FILE], error=UsageError)
     try:
         if not path.exists():
             return None

@@ -232,8 +232,10 @@ class Trainer:
         if folder.exists() or not isinstance(self.source, TokenStore):
             return
         unfinished = folder.with_name(f".{folder.name}.tmp")
-        shutil.rmtree(unfinished, ignore_errors=True)
         try:
+            if unfinished.is_symlink():  # of somebody else: what it leads to is not ours to write
+                unfinished.unlink()
+            shutil.rmtree(unfinished, ignore_errors=True)
             self.source.tokenizer().save(unfinished)
             unfinished.rename(folder)
         except OSError as e:

@@ -4,6 +4,7 @@ Legend: L layers, E experts, R routed experts.
 """
 
 import math
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -65,7 +66,7 @@ class MetricsFile:
     def __init__(self, workdir: Path, *, resume_step: int):
         """Opens for appending; records of steps that the resumed run will do again are dropped."""
         self.path = workdir / METRICS_FILE
-        if self.path.exists():
+        if os.path.lexists(self.path):  # what a link leads to is not ours to write
             lines = read_lines(self.path, _check)
             mend_lines(self.path, lines, [r for r in lines.records if r["step"] <= resume_step])
         self._file = self.path.open("a", buffering=1)

@@ -23,8 +23,9 @@ from etils import epath
 
 from emo_jax import config as config_lib
 from emo_jax.config import TrackingConfig
-from emo_jax.errors import UsageError, one_line
+from emo_jax.errors import DataError, UsageError, one_line
 from emo_jax.files.atomic import write_atomic
+from emo_jax.files.inside import check_own_files
 from emo_jax.files.json_files import dumps, read_object
 from emo_jax.train.run_info import RunInfo, read_run_info
 from emo_jax.train.tracking import MetricWriter, Outcome, Record, scalars
@@ -101,6 +102,7 @@ def _remembered(run: RunInfo, tracker: str, place: str) -> str | None:
 
 
 def _known(path: Path) -> dict[str, Any]:
+    check_own_files(path.parent, [path.name], error=DataError)
     if not path.exists():
         return {}
     return read_object(path, advice="restore it, or delete it for new runs in the trackers")

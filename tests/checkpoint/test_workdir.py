@@ -2,12 +2,17 @@
 
 import dataclasses
 import json
+from types import SimpleNamespace
 
 import pytest
 
 from emo_jax.config import Config, ModelConfig, TrainConfig, to_dict
-from emo_jax.errors import EXIT_USAGE, UsageError
+from emo_jax.data.store import TokenStore
+from emo_jax.errors import EXIT_USAGE, EmoError, UsageError
 from emo_jax.files.atomic import write_atomic
+from emo_jax.train.init_from import read_record
+from emo_jax.train.loop import Trainer
+from emo_jax.train.trackers import _known
 from emo_jax.workdir import claim_workdir, read_workdir_config
 
 CONFIG = Config(
@@ -185,3 +190,29 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="No space"):
         write_atomic(path, "new")
     assert path.read_text() == "old"
+
+
+@pytest.mark.parametrize("name", ["config.json", "init.json", "tracking.json"])
+def test_a_file_of_a_run_is_no_link_to_one_elsewhere(tmp_path, name):
+    """It would be read, and what it holds written into the workdir."""
+    workdir, mine = tmp_path / "run", tmp_path / "mine"
+    claim_workdir(workdir, CONFIG)
+    mine.write_text((workdir / "config.json").read_text())
+    (workdir / name).unlink(missing_ok=True)
+    (workdir / name).symlink_to(mine)
+    reads = {"config.json": read_workdir_config, "init.json": read_record}
+    read = reads.get(name, lambda folder: _known(folder / name))
+    with pytest.raises(EmoError, match="outside of its folder") as refused:
+        read(workdir)
+    assert str(refused.value).startswith(f"{workdir / name}: ")
+
+
+def test_a_tokenizer_is_kept_in_the_workdir_alone(tmp_path, store):
+    workdir, mine = tmp_path / "run", tmp_path / "mine"
+    for made in (workdir, mine):
+        made.mkdir()
+    (workdir / ".tokenizer.tmp").symlink_to(mine)
+    trainer = SimpleNamespace(workdir=workdir, source=TokenStore.open(store))
+    Trainer._keep_tokenizer(trainer)
+    assert (workdir / "tokenizer/tokenizer.json").is_file()
+    assert not (workdir / "tokenizer").is_symlink() and not list(mine.iterdir())

@@ -7,6 +7,7 @@ from emo_jax.errors import UsageError
 from emo_jax.files import json_lines
 from emo_jax.files.json_files import Fields
 from emo_jax.files.json_lines import json_line, mend_lines, read_lines
+from emo_jax.train.metrics import MetricsFile
 
 
 def _check(record):
@@ -103,3 +104,26 @@ def test_lines_are_json_whatever_the_numbers(tmp_path):
     record = {"a": float("nan"), "b": [1.0, float("inf")], "c": {"d": -float("inf")}}
     assert json_line(record) == '{"a": null, "b": [1.0, null], "c": {"d": null}}\n'
     assert json.loads(json_line({"step": 1}), parse_constant=pytest.fail) == {"step": 1}
+
+
+def test_what_a_link_leads_to_elsewhere_is_neither_read_nor_written(tmp_path):
+    mine = _written(tmp_path, GOOD)
+    folder = tmp_path / "theirs"
+    folder.mkdir()
+    path = folder / "metrics.jsonl"
+    path.symlink_to(mine)
+    with pytest.raises(UsageError, match="outside of its folder"):
+        read_lines(path)
+    path.unlink()
+    path.symlink_to(tmp_path / "new")
+    with pytest.raises(UsageError, match="a link to nothing"):
+        read_lines(path)
+    with pytest.raises(UsageError, match="a link to nothing"):
+        MetricsFile(folder, resume_step=1)
+    path.unlink()
+    path.write_bytes(GOOD + b"[1]\n")
+    (folder / "metrics.jsonl.damaged1").symlink_to(tmp_path / "new")
+    lines = read_lines(path)
+    mend_lines(path, lines, lines.records)
+    assert (folder / "metrics.jsonl.damaged2").read_bytes() == GOOD + b"[1]\n"
+    assert not (tmp_path / "new").exists() and mine.read_bytes() == GOOD

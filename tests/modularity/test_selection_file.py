@@ -10,7 +10,7 @@ from runs import emo_here
 from tiny import NO_POOL, tiny_config
 
 from emo_jax.errors import UsageError
-from emo_jax.hf import export_model
+from emo_jax.hf import export_model, import_model
 from emo_jax.hf.sources import TreeSource
 from emo_jax.hf.tree import flatten
 from emo_jax.model.transformer import ModelFunctions
@@ -128,6 +128,79 @@ def test_an_export_says_what_the_experts_have_become(modules, tmp_path):
     before, after = read_selection(modules / "a"), read_selection(tmp_path / "a")
     assert after == before and len(after.experts) == 64
     open_module(tmp_path / "a")
+
+
+@pytest.fixture
+def part(modules, tmp_path):
+    """A module of module a, with other experts than it."""
+    folder, params = tmp_path / "part", import_model(modules / "a")
+    source, config = TreeSource(flatten(params[0])), params[1]
+    selection = Selection(
+        parent={"name": "a", "path": "a", "step": None},
+        parent_fingerprint=fingerprint(source, config),
+        num_routed=3,
+        kept=((0, 1), (1, 2)),
+    )
+    kept_LR = np.array([[True, True, False], [False, True, True]])
+    up = params[0]["layers"]["mlp"]["experts"]["up"]
+    up += 1.0  # as after finetuning
+    write_selected(source, config, kept_LR, folder, selection, layout="emo")
+    return folder
+
+
+def test_a_module_that_something_is_merged_into_stays_one(modules, part, tmp_path):
+    argv = ("merge", part, "--layout", "emo", "--into")
+    assert emo_here(*argv, modules / "a", "--output", tmp_path / "merged") == 0
+    before, merged = read_selection(modules / "a"), open_module(tmp_path / "merged")
+    assert merged.selection.kept == before.kept and len(merged.selection.experts) == 64
+    assert merged.selection.experts != before.experts
+    # As a run it has no digest, and gets one that is held to its experts when it is read again.
+    assert emo_here("import", modules / "a", "--workdir", tmp_path / "run") == 0
+    assert emo_here(*argv, tmp_path / "run", "--output", tmp_path / "of_run") == 0
+    assert read_selection(tmp_path / "of_run") == merged.selection
+    # Into a whole model, it is a whole model.
+    out = tmp_path / "whole"
+    argv = ("merge", modules / "a", "--into", modules / "parent", "--layout", "emo")
+    assert emo_here(*argv, "--output", out) == 0
+    assert not (out / "selection.json").exists()
+
+
+def test_a_module_that_is_extended_is_none_any_more(modules, tmp_path, caplog):
+    out = tmp_path / "out"
+    argv = ("extend", modules / "a", "--add", 1, "--layout", "emo", "--output", out)
+    assert emo_here(*argv) == 0
+    assert not (out / "selection.json").exists()
+    assert f"{modules / 'a'}: is a module" in caplog.text
+
+
+def test_the_selection_of_what_is_merged_into_or_extended(modules, part, tmp_path, capsys):
+    """Another module's, or a link to a file elsewhere."""
+    other = json.loads((modules / "b/selection.json").read_text())
+    folder = _copy(modules, tmp_path, **other)
+    commands = (
+        ("merge", part, "--into", folder, "--layout", "emo", "--output", tmp_path / "out"),
+        ("extend", folder, "--add", 1, "--layout", "emo", "--output", tmp_path / "out"),
+    )
+    for argv in commands:
+        assert emo_here(*argv) == USAGE
+        line = capsys.readouterr().err
+        assert "selection.json: is of other experts than lie beside it" in line
+        assert line.count("\n") == 1 and not (tmp_path / "out").exists()
+
+
+def test_a_link_is_no_selection_of_a_run(modules, tmp_path, capsys):
+    assert emo_here("import", modules / "a", "--workdir", tmp_path / "run") == 0
+    file = tmp_path / "run/selection.json"
+    for target, said in (
+        (modules / "a/selection.json", "outside of its folder"),
+        (tmp_path / "gone", "a link to nothing"),
+    ):
+        file.unlink()
+        file.symlink_to(target)
+        assert emo_here("export", tmp_path / "run", "--output", tmp_path / "out") == USAGE
+        line = capsys.readouterr().err
+        assert f"{file}: " in line and said in line and line.count("\n") == 1
+        assert not (tmp_path / "out").exists()
 
 
 def test_a_damaged_selection_in_a_workdir(modules, tmp_path, capsys):
