@@ -10,9 +10,8 @@ import hashlib
 import importlib.metadata
 import json
 import logging
-import os
 import platform
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -24,6 +23,7 @@ from etils import epath
 from emo_jax import __version__
 from emo_jax.errors import CheckpointError, one_line
 from emo_jax.files.atomic import sync_folder, write_atomic
+from emo_jax.files.inside import check_tree
 from emo_jax.files.json_files import (
     Fields,
     NotReadableError,
@@ -269,8 +269,8 @@ def verify(folder: epath.Path, items: set[str]) -> dict[str, Any]:
             return f"{name} cannot be read: {one_line(e)}"
         return None
 
-    _refuse_pipes(folder / manifest["data"])
     names = [n for n in sorted(manifest["files"]) if "/" not in n or n.partition("/")[0] in items]
+    _check_tree(folder / manifest["data"], names)
     with ThreadPoolExecutor(_HASH_THREADS) as pool:
         mine = names[jax.process_index() :: jax.process_count()]
         found = [reason for reason in pool.map(check, mine) if reason]
@@ -280,17 +280,17 @@ def verify(folder: epath.Path, items: set[str]) -> dict[str, Any]:
     return manifest
 
 
-def _refuse_pipes(data: epath.Path) -> None:
-    """Raises DamagedError where something local is no regular file: a pipe would be waited for.
+def _check_tree(data: epath.Path, known: Sequence[str]) -> None:
+    """Raises DamagedError where something local is no file of its own, but for those `known`.
 
     Of all that is there, listed or not: orbax may open it.
     """
     if "://" in str(data):
         return
     try:
-        for name in _files(data):
-            if not os.path.isfile(data / name):  # epath's takes a pipe for a file
-                raise DamagedError(f"{name} is not a regular file")
+        check_tree(data, set(known))
+    except NotReadableError as e:
+        raise DamagedError(str(e)) from e
     except OSError as e:
         raise DamagedError(f"{data.name} cannot be read: {one_line(e)}") from e
 

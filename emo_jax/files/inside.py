@@ -7,7 +7,7 @@ and pushed. The one link that people need is the hub cache's, `snapshots/REVISIO
 
 import os
 import stat
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from pathlib import Path
 
 from emo_jax.errors import EmoError, one_line
@@ -29,7 +29,13 @@ def check_own_file(
       NotReadableError: saying which of both.
       OSError: there is no such file, or it cannot be looked at.
     """
-    within = os.path.dirname(path) or "." if within is None else within
+    real = _inside(path, os.path.dirname(path) or "." if within is None else within)
+    if not stat.S_ISREG(os.stat(real).st_mode):
+        raise NotReadableError("not a regular file")
+
+
+def _inside(path: str | os.PathLike[str], within: str | os.PathLike[str]) -> str:
+    """Where a path leads; NotReadableError where that is neither in a folder nor its blobs."""
     folder, real = (os.path.realpath(name, strict=True) for name in (within, path))
     allowed = [folder]
     for place in (Path(folder), *Path(folder).parents):
@@ -37,8 +43,35 @@ def check_own_file(
             allowed.append(str(place.parent.with_name("blobs")))
     if not any(real.startswith(place.rstrip(os.sep) + os.sep) for place in allowed):
         raise NotReadableError(f"a link to {real}, outside of its folder")
-    if not stat.S_ISREG(os.stat(real).st_mode):
-        raise NotReadableError("not a regular file")
+    return real
+
+
+def check_tree(folder: str | os.PathLike[str], known: Container[str] = ()) -> None:
+    """Refuses, of all below a folder, what is neither a file nor a folder, and links out of it.
+
+    Args:
+      known: files by their path in the folder whose content is known, by digest: where such a link
+        leads does not matter.
+
+    Raises:
+      NotReadableError: naming the first of them by its path in the folder.
+      OSError: something cannot be looked at.
+    """
+    waiting = [""]
+    while waiting:
+        prefix = waiting.pop()
+        with os.scandir(os.path.join(folder, prefix)) as entries:
+            for entry in sorted(entries, key=lambda entry: entry.name):
+                name = prefix + entry.name
+                if entry.is_symlink() and name not in known:
+                    try:
+                        _inside(entry.path, folder)
+                    except NotReadableError as reason:
+                        raise NotReadableError(f"{name} is {reason}") from None
+                if entry.is_dir(follow_symlinks=False):
+                    waiting.append(f"{name}/")
+                elif not entry.is_file() and not entry.is_dir():
+                    raise NotReadableError(f"{name} is not a regular file")
 
 
 def check_own_files(

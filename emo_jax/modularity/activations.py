@@ -33,6 +33,7 @@ from emo_jax.data.store import TokenStore
 from emo_jax.errors import DataError, UsageError, one_line
 from emo_jax.files.arrays import StoredArray
 from emo_jax.files.atomic import refuse_existing
+from emo_jax.files.inside import check_tree
 from emo_jax.files.json_files import (
     Fields,
     NotReadableError,
@@ -175,6 +176,7 @@ class Activations:
                 raise NotReadableError("domains must be names")
             if not all(map(is_integer, fields.items("experts_L"))):
                 raise NotReadableError("experts_L must be whole numbers")
+            check_tree(path)
             files = SteadyFiles(path, {MANIFEST: None})
             arrays: dict[str, Any] = {
                 f"{name}_{axis}": _open(path, name, files, wait=False).read(slice(None))

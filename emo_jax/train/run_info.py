@@ -9,8 +9,10 @@ import importlib.metadata
 import os
 import platform
 import subprocess
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -89,15 +91,34 @@ def git_state(folder: Path) -> dict[str, Any] | None:
     commit = _git(folder, "rev-parse", "HEAD")
     if commit is None or not _git(folder, "ls-tree", "HEAD"):
         return None
-    changed = _git(folder, "status", "--porcelain", "--untracked-files=no")
+    looks = ("status", "--porcelain", "--untracked-files=no", "--ignore-submodules=dirty")
+    changed = _git(folder, *looks, env=_without_programs(folder))
     return {"commit": commit, "dirty": bool(changed) if changed is not None else None}
 
 
-def _git(folder: Path, *arguments: str) -> str | None:
+def _without_programs(folder: Path) -> dict[str, str]:
+    """Variables by which git runs nothing that a repository's settings name to look at its files.
+
+    A folder of somebody else may be one.
+    """
+    filters = _git(folder, "config", "-z", "--name-only", "--get-regexp", r"^filter\.")
+    settings = {"core.fsmonitor": "false"} | dict.fromkeys((filters or "").split("\0"), "")
+    settings.pop("", None)
+    first = os.environ.get("GIT_CONFIG_COUNT", "")
+    start = int(first) if first.isdecimal() else 0
+    found = {"GIT_CONFIG_COUNT": str(start + len(settings))}
+    for n, (name, value) in enumerate(settings.items(), start):
+        found |= {f"GIT_CONFIG_KEY_{n}": name, f"GIT_CONFIG_VALUE_{n}": value}
+    return found
+
+
+def _git(
+    folder: Path, *arguments: str, env: Mapping[str, str] = MappingProxyType({})
+) -> str | None:
     try:
         done = subprocess.run(
             ["git", "-C", str(folder), *arguments],
-            env=os.environ | {"GIT_OPTIONAL_LOCKS": "0"},  # looking takes no lock
+            env=os.environ | {"GIT_OPTIONAL_LOCKS": "0", **env},  # looking takes no lock
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,

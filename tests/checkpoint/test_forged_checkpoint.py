@@ -91,6 +91,24 @@ def test_a_pipe_among_the_files(forged):
         load_model(str(forged))
 
 
+def test_a_link_among_the_files(forged, tmp_path):
+    """To one elsewhere, in no checksum: what orbax reads of it would be parameters to export."""
+    data = forged / "checkpoints/0/data"
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/key").write_text("mine")
+    for link, target in (("params/d/more", "mine/key"), ("params/more", "mine")):
+        (data / link).parent.mkdir(exist_ok=True)
+        (data / link).symlink_to(tmp_path / target)
+        with pytest.raises(CheckpointError, match=f"{link} is a link to .*, outside of its folder"):
+            load_model(str(forged))
+        (data / link).unlink()
+    # As of a cache that puts links in place of large files: the content is known by its checksum.
+    file = max((f for f in data.rglob("*") if f.is_file()), key=lambda f: f.stat().st_size)
+    file.rename(tmp_path / "cached")
+    file.symlink_to(tmp_path / "cached")
+    load_model(str(forged))
+
+
 @pytest.mark.parametrize("use", [load_model, open_model, lambda w: export_workdir(w, w + "-hf")])
 @pytest.mark.parametrize(
     ("place", "size", "named"),

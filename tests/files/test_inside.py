@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from emo_jax.errors import DataError
-from emo_jax.files.inside import check_own_file, check_own_files
+from emo_jax.files.inside import check_own_file, check_own_files, check_tree
 from emo_jax.files.json_files import NotReadableError
 
 
@@ -123,3 +123,22 @@ def test_files_by_name(folder):
             check_own_files(folder, names, error=DataError)
         assert str(caught.value).startswith(f"{folder / name}: ") and said in str(caught.value)
         (folder / name).unlink()
+
+
+def test_all_below_a_folder(folder, tmp_path):
+    (folder / "sub").mkdir()
+    for link, target in (("link", "real"), ("sub/up", "../real"), ("sub/round", ".")):
+        (folder / link).symlink_to(target)
+    check_tree(folder)
+    (folder / "sub" / "out").symlink_to(tmp_path / "secret")
+    (tmp_path / "sub").mkdir()
+    with pytest.raises(NotReadableError, match=r"^sub/out is a link to .*secret, outside"):
+        check_tree(folder)
+    check_tree(folder, {"sub/out"})
+    (folder / "all").symlink_to(tmp_path / "sub")
+    with pytest.raises(NotReadableError, match=r"^all is a link to .*sub, outside"):
+        check_tree(folder, {"sub/out"})
+    (folder / "all").unlink()
+    os.mkfifo(folder / "sub" / "pipe")
+    with pytest.raises(NotReadableError, match=r"^sub/pipe is not a regular file"):
+        check_tree(folder, {"sub/out", "sub/pipe"})

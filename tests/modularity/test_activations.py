@@ -137,6 +137,9 @@ def test_damage_and_absence_are_named(model, params, tmp_path, monkeypatch):
     chunk.unlink()
     with pytest.raises(DataError, match=r"probs: cannot be read .*make it again"):  # no zeros
         list(found.pieces())
+    (tmp_path / "lost/probs/more").symlink_to(file)
+    with pytest.raises(DataError, match=r"probs/more is a link to .*, outside of its folder"):
+        Activations.open(tmp_path / "lost")
     file = tmp_path / "list/activations.json"
     file.parent.mkdir()
     file.write_text("[]")

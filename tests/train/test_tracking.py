@@ -340,5 +340,12 @@ def test_the_state_of_the_code(tmp_path, monkeypatch):
     assert run_info.git_state(tmp_path / "other") is None  # as site-packages would be
     (tmp_path / "kept/file").write_text("2")
     assert run_info.git_state(tmp_path) == {"commit": commit, "dirty": True}
+    # Its settings and attributes name programs, of which none runs.
+    _git(tmp_path, "config", "core.fsmonitor", f"touch {tmp_path}/ran; false")
+    _git(tmp_path, "config", "filter.a=b.clean", f"touch {tmp_path}/ran; cat")
+    (tmp_path / ".git/info").mkdir(exist_ok=True)
+    (tmp_path / ".git/info/attributes").write_text("file filter=a=b\n")
+    assert run_info.git_state(tmp_path) == {"commit": commit, "dirty": True}
+    assert not (tmp_path / "ran").exists()
     monkeypatch.setenv("PATH", str(tmp_path))  # git is not installed
     assert run_info.git_state(tmp_path) is None
