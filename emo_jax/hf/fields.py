@@ -59,6 +59,7 @@ _BY_MODEL_TYPE = {
             "num_attention_heads": 32,
             "max_position_embeddings": 2048,
         },
+        windowed=True,  # where there is one; by the cache of transformers, and by vLLM
     ),
     "mistral": _Architecture(
         name="MistralForCausalLM",
@@ -80,6 +81,15 @@ _BY_MODEL_TYPE = {
     "emo": _Architecture(
         name="EmoForCausalLM", layout="emo", absent={"initializer_range": 0.02}, rope_theta=None
     ),
+}
+# Fields of any class of transformers that, set otherwise, make it compute another function.
+_OF_ANY = {
+    "is_causal": (True, None),
+    "attention_chunk_size": (None,),
+    "per_layer_config": (None,),
+    "kv_sharing_modes": (None,),
+    "quantization_config": (None,),
+    "transformers_weights": (None,),  # another file than the one that is read here
 }
 _ALIASES = {"hidden_act": ("swish",), "mlp_only_layers": (None,)}  # of a fixed value's own name
 
@@ -116,13 +126,13 @@ def read_fields(hf: Mapping[str, Any], where: Path) -> tuple[Layout, dict[str, A
         raise HfFormatError(
             f"{where}: {error}; copy the file again, or set what the model was trained with"
         ) from None
-    for name, value in layout.fixed.items():
-        said = hf.get(name, value)
-        same = type(said) is type(value) and said == value
-        if not same and said not in _ALIASES.get(name, ()):
+    allowed = {name: (value, *_ALIASES.get(name, ())) for name, value in layout.fixed.items()}
+    for name, values in (allowed | _OF_ANY).items():
+        said = hf.get(name, values[0])
+        if not any(type(said) is type(value) and said == value for value in values):
             raise HfFormatError(
-                f"{where}: {name} = {_short(said)}, but only {value!r} can be imported: this model"
-                " computes another function"
+                f"{where}: {name} = {_short(said)}, but only {values[0]!r} can be imported: this"
+                " model computes another function"
             )
     return layout, {**hf, **found}
 
@@ -156,7 +166,10 @@ def _found(fields: Fields, layout: Layout) -> dict[str, Any]:
     out: dict[str, Any] = {
         name: fields.integer(name, low=1) for name in (*counts, "max_position_embeddings")
     }
-    out |= {name: fields.integer(name) for name in layout.mlp_counts}
+    out |= {
+        name: fields.integer(name, low=0 if name == "num_shared_experts" else 1)
+        for name in layout.mlp_counts
+    }
     out |= {name: fields.number(name) for name in ("rms_norm_eps", "initializer_range")}
     if layout.bias_field:
         out[layout.bias_field] = fields.flag(layout.bias_field)
@@ -177,8 +190,8 @@ def _rope_theta(fields: Fields, architecture: _Architecture) -> float:
         if fields.value(name, None) is None:
             continue
         rope = fields.inner(name)
-        kind = rope.value("rope_type", rope.value("type", "default"))
-        if kind != "default" or any(isinstance(rope.value(key), dict) for key in rope):
+        kinds = [rope.value(key) for key in ("rope_type", "type") if key in rope]
+        if any(kind != "default" for kind in kinds) or any(isinstance(rope.value(key), dict) for key in rope):
             raise NotReadableError(
                 f"{name} = {_short(fields.value(name))}: a scaled rotary embedding cannot be"
                 " imported"
@@ -199,10 +212,8 @@ def _rope_theta(fields: Fields, architecture: _Architecture) -> float:
 def _check_attention(fields: Fields, found: Mapping[str, Any], architecture: _Architecture) -> None:
     """Refuses a model whose tokens do not see all before them."""
     longest = found["max_position_embeddings"]
-    if architecture.windowed:
-        window = fields.integer("sliding_window", None)
-        if window is None or window >= longest:
-            return
+    window = fields.integer("sliding_window", None) if architecture.windowed else None
+    if window is not None and window < longest:
         raise NotReadableError(
             f"sliding_window = {window} is below max_position_embeddings = {longest}: a model in"
             " which a token does not see all before it cannot be imported"

@@ -90,6 +90,22 @@ def test_the_same_dense_model(dense, fields, theta, seq_len):
         (LLAMA | {"mlp_bias": True}, "mlp_bias = True"),
         (LLAMA | {"hidden_act": "gelu"}, "hidden_act = 'gelu'"),
         (LLAMA | {"layer_types": ["full_attention", "sliding_attention"]}, "layer_types"),
+        (LLAMA | {"sliding_window": 8}, "sliding_window = 8 is below"),
+        (LLAMA | {"is_causal": False}, "is_causal = False, but only True"),
+        (LLAMA | {"is_causal": 1}, "is_causal = 1, but only True"),
+        (LLAMA | {"attention_chunk_size": 8}, "attention_chunk_size = 8, but only None"),
+        (LLAMA | {"per_layer_config": {"0": {"rms_norm_eps": 0.5}}}, "per_layer_config"),
+        (LLAMA | {"quantization_config": {"quant_method": "fp8"}}, "quantization_config"),
+        (LLAMA | {"transformers_weights": "other.safetensors"}, "transformers_weights"),
+        # transformers 4 goes by the one, 5 by the other.
+        (LLAMA | {"rope_scaling": {"rope_type": "default", "type": "linear"}}, "a scaled rotary"),
+        (LLAMA | {"intermediate_size": 0}, "intermediate_size must be a whole number of 1.."),
+        (
+            MISTRAL
+            | {"num_key_value_heads": 4, "sliding_window": None}
+            | {"layer_types": ["full_attention", "sliding_attention"]},
+            "layer_types",
+        ),
         (LLAMA | {"hidden_size": "32"}, "hidden_size must be a whole number of 1..2147483647"),
         (LLAMA | {"hidden_size": True}, "hidden_size must be"),
         (LLAMA | {"vocab_size": 0}, "vocab_size must be"),
