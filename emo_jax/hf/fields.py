@@ -191,7 +191,8 @@ def _rope_theta(fields: Fields, architecture: _Architecture) -> float:
             continue
         rope = fields.inner(name)
         kinds = [rope.value(key) for key in ("rope_type", "type") if key in rope]
-        if any(kind != "default" for kind in kinds) or any(isinstance(rope.value(key), dict) for key in rope):
+        inner = any(isinstance(rope.value(key), dict) for key in rope)
+        if inner or any(kind != "default" for kind in kinds):
             raise NotReadableError(
                 f"{name} = {_short(fields.value(name))}: a scaled rotary embedding cannot be"
                 " imported"
