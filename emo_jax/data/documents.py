@@ -74,15 +74,21 @@ def read_documents(
         max_bytes=max_document_bytes,
     )
     found: list[Input | seqio_tasks.Tasks] = []
+    files: list[Input] = []
     for given in input_files.expand(inputs):
         if given.startswith(seqio_tasks.PREFIX):
-            found.append(seqio_tasks.find(given, text_field))
+            tasks = seqio_tasks.find(given, text_field)
+            for what, count in tasks.unread().items():
+                report.leave_out(given, what, count)
+            found.append(tasks)
         else:
-            found.append(
-                input_files.look_at(
-                    Path(given), report, text_field=text_field, check_rows=columns.check
-                )
+            looked = input_files.look_at(
+                Path(given), report, text_field=text_field, check_rows=columns.check
             )
+            found.append(looked)
+            files.append(looked)
+    papers = input_files.leave_out_papers(files, report)
+    found = [source for source in found if source not in papers]
     made = Documents(fields, selection, ids=ids, report=report)
     return _read_all(found, made, columns, max_document_bytes)
 
@@ -96,7 +102,10 @@ def _read_all(
     for source in found:
         if isinstance(source, seqio_tasks.Tasks):
             for text, name, domain in seqio_tasks.read(source):
-                yield from made.of_text(text, Source(name, name, domain))
+                if text_files.size_of(text, max_bytes) > max_bytes:
+                    made.report.skip(name, text_files.too_long(max_bytes))
+                else:
+                    yield from made.of_text(text, Source(name, name, domain))
             continue
         for file in source.files():
             try:
@@ -146,10 +155,15 @@ def _read_text(file: File, made: Documents, max_bytes: int) -> Iterator[Document
     where = str(file.path)
     try:
         content = text_files.read_text(file.path, max_bytes)
-    except (text_files.TooLongError, text_files.EncodingError) as error:
+        other = foreign.of_text(content, made.fields.text)
+    except text_files.EncodingError as error:
         made.report.skip(where, str(error))
         return
-    other = foreign.of_content(content)
+    except text_files.TooLongError as error:
+        other = foreign.of_text(text_files.read_start(file.path), made.fields.text)
+        if other is None:
+            made.report.skip(where, str(error))
+            return
     if other is foreign.POINTER:  # what it stands for would be missing
         raise DataError(f"{where}: {other.what}; {other.advice}")
     if other is not None:

@@ -73,10 +73,11 @@ BINARY = Foreign("a binary file", _NO_TEXT)
 POINTER = Foreign("a pointer of Git LFS", "fetch the file itself: git lfs pull")
 ARRAY = Foreign("one JSON array, no lines", "make a line of each document: jq -c '.[]' FILE")
 PRETTY = Foreign("JSON over several lines", "make a line of each document: jq -c . FILE")
+RECORDS = Foreign("lines of JSON, no text", "name it .jsonl")
 
 _BY_SUFFIX: dict[Foreign, str] = {
     TAR: "tar tgz tbz txz",
-    TABLE: "csv tsv psv",
+    TABLE: "csv tsv psv tab",
     SHEET: "xls xlsx xlsm ods",
     ARROW: "arrow feather arrows",
     TFRECORD: "tfrecord tfrecords tfr",
@@ -166,6 +167,20 @@ def of_content(start: bytes) -> Foreign | None:
     if _BZIP.match(start):
         return PACKED
     return BINARY if binary else None
+
+
+def of_text(start: bytes, text_field: str) -> Foreign | None:
+    """What a text file is instead, by its first bytes: also lines of JSON of another name.
+
+    Of a single line only the field of the text tells it from what programs write.
+    """
+    first, _, more = start.lstrip().partition(b"\n")
+    if first[:1] == b"{" and isinstance(value := _value(first), dict):
+        second = more.lstrip().partition(b"\n")[0]
+        named = text_field in value or text_field.partition(".")[0] in value
+        if named or (second[:1] == b"{" and isinstance(_value(second), dict)):
+            return RECORDS
+    return of_content(start)
 
 
 def of_lines(start: bytes) -> Foreign | None:

@@ -6,6 +6,7 @@ that the files before it take.
 
 import functools
 import glob
+import itertools
 import os
 import re
 import stat
@@ -19,6 +20,7 @@ from emo_jax.data import foreign
 from emo_jax.data.archives import READ_ERRORS, packing, unreadable
 from emo_jax.data.foreign import Foreign
 from emo_jax.data.records import UNKNOWN_DOMAIN, ReadReport
+from emo_jax.data.splits import mixed, split_of
 from emo_jax.data.text_files import read_start
 from emo_jax.errors import DataError, UsageError
 
@@ -35,16 +37,7 @@ _PAPERS = re.compile(
     re.IGNORECASE,
 )
 _ABOUT = {"dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json"}
-_SPLITS = {
-    "train": "train|training",
-    "validation": "validation|valid|val|dev",
-    "test": "test|testing|eval|evaluation",
-}
-_SPLIT = re.compile(
-    rf"(?:^|[-._ 0-9])(?:{'|'.join(f'(?P<{name}>{words})' for name, words in _SPLITS.items())})"
-    r"(?=$|[-._ 0-9])",
-    re.IGNORECASE,
-)
+_PLAIN = (".txt", ".tokens")  # as texts are called that come in splits
 
 
 class File(NamedTuple):
@@ -95,7 +88,7 @@ def expand(inputs: Sequence[str | os.PathLike[str]]) -> Iterator[str]:
     """The inputs with the files that fit in the place of a pattern such as `data/train-*.parquet`.
 
     Raises:
-      UsageError: a pattern that nothing fits.
+      UsageError: a pattern that nothing fits, or that fits several splits.
     """
     for path in inputs:
         given = os.fspath(path)
@@ -103,8 +96,11 @@ def expand(inputs: Sequence[str | os.PathLike[str]]) -> Iterator[str]:
             yield given
             continue
         found = sorted(glob.glob(given, recursive=True))
+        if "**" in given:  # a folder would be read beside the files in it
+            found = [name for name in found if not os.path.isdir(name)]
         if not found:
             raise UsageError(f"{given}: no file fits this pattern")
+        _refuse_mixed_pattern(given, found)
         yield from found
 
 
@@ -130,8 +126,11 @@ def look_at(
     found = Input(path)
     if path.is_file():
         kind = _explicit(path).kind
+        found.has_records = found.has_data = kind != TEXT
         if kind == ROWS:
             _check_rows(path, check_rows)
+        elif kind == TEXT:
+            _refuse(path, foreign.of_text(_start(path), text_field))
         else:
             refuse_foreign(path, kind)
         return found
@@ -166,7 +165,7 @@ def look_at(
         records = kind_here == ROWS or (kind_here == LINES and _has_records(file, text_field))
         found.has_records |= records
         found.has_data |= records
-        if (split := _split_of(relative, records=records)) is not None:
+        if (split := split_of(relative, named=records or _is_plain(file))) is not None:
             splits.setdefault(split, []).append(relative)
     for file in about:
         if found.has_data:
@@ -177,8 +176,21 @@ def look_at(
         for suffix, count in beside.items():
             report.leave_out(first[suffix], f"{suffix} beside lines of JSON or rows", count)
     if len(splits) > 1:
-        raise UsageError(_mixed(path, splits))
+        raise UsageError(mixed(path, splits))
     return found
+
+
+def leave_out_papers(found: Sequence[Input], report: ReadReport) -> list[Input]:
+    """The files that describe the data beside them, which `FOLDER/*` names too."""
+    data = {i.path.resolve().parent for i in found if i.has_data}
+    papers = [
+        i
+        for i in found
+        if i.path.is_file() and _is_about(i.path) and i.path.resolve().parent in data
+    ]
+    for paper in papers:
+        report.leave_out(str(paper.path), "what describes the data")
+    return papers
 
 
 def refuse_foreign(path: Path, kind: str | None) -> None:
@@ -190,7 +202,10 @@ def refuse_foreign(path: Path, kind: str | None) -> None:
     """
     if not path.exists():
         raise UsageError(f"{path}: no such file; give one that is there")
-    other = _other(path, kind)
+    _refuse(path, _other(path, kind))
+
+
+def _refuse(path: Path, other: Foreign | None) -> None:
     if other is not None:
         raise DataError(f"{path}: {other.what}; {other.advice}")
 
@@ -207,7 +222,7 @@ def kind_of(path: Path) -> str | None:
 
 def _explicit(path: Path) -> File:
     """A file that the user names."""
-    kind = kind_of(path)
+    kind = kind_of(path) or (TEXT if _is_plain(path) else None)
     if kind is None:
         other = foreign.of_name(path) or _other(path, kind)
         raise UsageError(
@@ -221,11 +236,14 @@ def _explicit(path: Path) -> File:
 
 def _other(path: Path, kind: str | None) -> Foreign | None:
     """What a file of lines or text is instead, by its first bytes."""
+    return (foreign.of_lines if kind == LINES else foreign.of_content)(_start(path))
+
+
+def _start(path: Path) -> bytes:
     try:
-        start = read_start(path)
+        return read_start(path)
     except READ_ERRORS as error:
         raise unreadable(path, error) from error
-    return foreign.of_lines(start) if kind == LINES else foreign.of_content(start)
 
 
 def _is_of_lines(file: Path, found: Input, report: ReadReport) -> bool:
@@ -344,48 +362,19 @@ def _unlisted(error: OSError) -> None:
 # --- splits ---------------------------------------------------------------------------------------
 
 
-def _split_of(name: str, *, records: bool) -> str | None:
-    """The split that a file is of by its name: `data/train-00000-of-00002.parquet`, `test/a.jsonl`.
-
-    Of texts only folders that are called so count: `test.py` is a program.
-    """
-    *folders, file = name.split("/")
-    for part in folders:
-        found = _SPLIT.fullmatch(part)
-        if found is not None:
-            return found.lastgroup
-    found = _SPLIT.search(_stem(file)) if records else None
-    return found.lastgroup if found else None
-
-
-def _mixed(path: Path, splits: dict[str, list[str]]) -> str:
-    """What is there, and how one is named."""
-    counts = ", ".join(
-        f"{split} ({len(splits[split])} file{'s' * (len(splits[split]) > 1)})"
-        for split in _SPLITS
-        if split in splits
-    )
-    split = "train" if "train" in splits else next(iter(splits))
-    return (
-        f"{path}: holds the splits {counts}, which would be mixed; name one, such as"
-        f" {path / _example(splits[split])}, or each of them to mix them"
-    )
+def _refuse_mixed_pattern(pattern: str, found: list[str]) -> None:
+    """As a folder is refused whose files are of several splits."""
+    folders = Path(pattern).parts
+    fixed = Path(*itertools.takewhile(lambda part: not glob.has_magic(part), folders))
+    splits: dict[str, list[str]] = {}
+    for name in found:
+        relative = Path(name).relative_to(fixed)
+        named = kind_of(relative) in (LINES, ROWS) or _is_plain(relative) or Path(name).is_dir()
+        if (split := split_of(relative.as_posix(), named=named)) is not None:
+            splits.setdefault(split, []).append(relative.as_posix())
+    if len(splits) > 1:
+        raise UsageError(mixed(fixed, splits))
 
 
-def _example(names: list[str]) -> str:
-    """What names all of these files: a folder, a pattern, or the file."""
-    first = names[0]
-    *folders, file = first.split("/")
-    for i, part in enumerate(folders):
-        if _SPLIT.fullmatch(part):
-            return "/".join(folders[: i + 1])
-    if len(names) == 1:
-        return first
-    found = _SPLIT.search(_stem(file))
-    assert found is not None
-    return "/".join([*folders, f"{file[: found.end()]}*{file[len(_stem(file)) :]}"])
-
-
-def _stem(name: str) -> str:
-    """Without the ending that says what kind a file is."""
-    return Path(Path(name).stem if packing(Path(name)) else name).stem
+def _is_plain(file: Path) -> bool:
+    return Path(file.stem if packing(file) else file).suffix.lower() in _PLAIN

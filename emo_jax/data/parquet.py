@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from emo_jax.data.text_files import MAX_DOCUMENT_BYTES, too_long
+from emo_jax.data.text_files import MAX_DOCUMENT_BYTES, size_of, too_long
 from emo_jax.errors import DataError, UsageError
 
 _BATCH_BYTES = 1 << 22
@@ -111,19 +111,12 @@ class Columns:
         if any(value is _INVALID for value in record.values()):
             return {}, "invalid UTF-8"
         text = record[self._text]
-        if isinstance(text, str | bytes) and _size(text, self._max_bytes) > self._max_bytes:
+        if size_of(text, self._max_bytes) > self._max_bytes:
             return {}, too_long(self._max_bytes)
         return record, ""
 
 
 _INVALID = object()
-
-
-def _size(text: str | bytes, enough: int) -> int:
-    """Bytes of a text in UTF-8, exact where they may be more than `enough`."""
-    if isinstance(text, bytes) or 4 * len(text) <= enough:
-        return len(text)
-    return len(text.encode("utf-8", "replace"))
 
 
 def _values(batch: Any, name: str) -> list[Any]:

@@ -134,6 +134,13 @@ class _RawStream:
     def _check_start(self, size: int, source: RawTokens) -> None:
         """Tokens of another width, or of another vocabulary, show at once."""
         content = self._file.read(0, size)
+        pairs = np.frombuffer(content[: size // 8 * 8], "<u4").reshape(-1, 2)
+        wide = source.guessed or source.dtype.itemsize == 4
+        if wide and len(pairs) >= _FEWEST_WORDS and pairs[:, 0].any() and not pairs[:, 1].any():
+            raise DataError(
+                f"{self.name}: every second 32 bits are 0, as of tokens with 64 bits; write them"
+                " with array.astype('uint32').tofile(path), and set data.raw_dtype to uint32"
+            )
         words = np.frombuffer(content[: size // 4 * 4], "<u2")
         narrow = source.guessed and source.dtype.itemsize == 2 and words.size >= _FEWEST_WORDS
         if narrow and not words[1::2].any():

@@ -8,6 +8,7 @@ import difflib
 import importlib
 import importlib.util
 import itertools
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -34,6 +35,15 @@ class Tasks:
     tasks: tuple[Any, ...]
     split: str
     feature: str
+
+    def unread(self) -> Counter[str]:
+        """The other features, such as the questions to what is read: in how many tasks each is."""
+        return Counter(
+            f"feature {name!r} beside {self.feature!r} of a seqio task"
+            for task in self.tasks
+            for name in task.output_features
+            if name != self.feature
+        )
 
 
 def short(error: BaseException) -> str:

@@ -33,6 +33,15 @@ def too_long(max_bytes: int = MAX_DOCUMENT_BYTES) -> str:
     return f"longer than {max_bytes / 1e6:,.10g} MB (emo prepare --max-document-mb)"
 
 
+def size_of(text: Any, enough: int) -> int:
+    """Bytes of a text in UTF-8, exact where they may be more than `enough`; 0 of what is none."""
+    if not isinstance(text, str | bytes):
+        return 0
+    if isinstance(text, bytes) or 4 * len(text) <= enough:
+        return len(text)
+    return len(text.encode("utf-8", "replace"))
+
+
 def read_chunks(path: Path, size: int = _CHUNK) -> Iterator[bytes]:
     """A text file as pieces of UTF-8, at most a few megabytes each, without a mark at its start.
 

@@ -5,6 +5,7 @@ object out of one or says in a line what is wrong; `Fields` hands out its values
 written is JSON on every line: a number that is not finite becomes null.
 """
 
+import codecs
 import json
 import math
 import os
@@ -22,6 +23,7 @@ MAX_LINE = 4096  # characters of a value that is shown
 MAX_BYTES = 1 << 28  # of a small file; the largest that is usual, a tokenizer.json, has 35 MB
 MAX_DEPTH = 200  # of objects and lists in each other; of what people write, ten or so
 _BREAKS = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")  # control characters, ends of lines
+_BEGINS_JSON = re.compile(r"\s*\{\s*\"|\s*\[\s*[\"{\[]")
 UTF8_MARK = b"\xef\xbb\xbf"
 _BYTE_ORDER_MARKS = (  # the longer ones first: UTF-32's begins as UTF-16's
     (b"\x00\x00\xfe\xff", "utf-32-be"),
@@ -39,7 +41,7 @@ def codec_of(start: bytes) -> str | None:
     """Python's name of UTF-16 or UTF-32, where the first bytes say so; None where it may be UTF-8.
 
     By its mark; else by the zero bytes of its ASCII characters, where it begins with one and every
-    third or more is one: JSON and its keys.
+    third or more is one, or begins as JSON does, whatever the letters of its texts.
     """
     for mark, codec in _BYTE_ORDER_MARKS:
         if start.startswith(mark):
@@ -47,15 +49,11 @@ def codec_of(start: bytes) -> str | None:
     if b"\0" not in start[:4]:
         return None
     for codec in ("utf-32-be", "utf-32-le", "utf-16-be", "utf-16-le"):
-        width = int(codec[4:6]) // 8
-        text = start[: min(len(start), _LOOK_AT) // width * width].decode(codec, "replace")
+        text = codecs.getincrementaldecoder(codec)("replace").decode(start[:_LOOK_AT])
         plain = sum(c.isascii() for c in text)
-        if (
-            text
-            and text[0].isascii()
-            and 3 * plain >= len(text)
-            and not set("\0\ufffd") & set(text)
-        ):
+        if text[:1].isascii() and 3 * plain >= len(text) and not set("\0\ufffd") & set(text):
+            return codec
+        if _BEGINS_JSON.match(text):
             return codec
     return None
 

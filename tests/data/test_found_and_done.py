@@ -26,6 +26,8 @@ ELSEWHERE = {
     # test_examples_that_are_no_text.
     "several documents in an example of a seqio task, with ends between them",
     "an example of a seqio task with ids outside of its vocabulary",
+    # Likewise: test_another_feature.
+    "features of a seqio task beside the one that is read, such as `inputs`",
 }
 GOOD = '{"text": "good"}\n'
 
@@ -128,14 +130,17 @@ def _(path):
 
 
 @row(
-    "UTF-16 and UTF-32, with a mark, or without where they begin with ASCII; a mark inside of the"
-    " file"
+    "UTF-16 and UTF-32, with a mark, or without where they begin as JSON or with ASCII; a mark"
+    " inside of the file"
 )
 def _(path):
     for codec in ("utf-16", "utf-16-le", "utf-16-be", "utf-32", "utf-32-le", "utf-32-be"):
         line = '{"text": "日本 für"}\n'
         assert read(write(path / "a.jsonl", (line + line).encode(codec)))[0] == ["日本 für"] * 2
         assert read(write(path / "a.txt", "für 日本".encode(codec)))[0] == ["für 日本"]
+        for text in ("日本の裁判所" * 9, "𝄞" * 40):  # of which hardly anything is ASCII
+            line = f'{{"text":"{text}"}}\n'
+            assert read(write(path / "a.jsonl", line.encode(codec)))[0] == [text]
     assert read(write(path / "a.jsonl", GOOD + "\ufeff" + GOOD))[0] == ["good"] * 2
 
 
@@ -200,7 +205,7 @@ def _(path):
         assert all(why in report.summary() for why in report.unnamed)
 
 
-@row("a line, text file or row above `--max-document-mb` (16)")
+@row("a line, text file, row or example above `--max-document-mb` (16)")
 def _(path):
     why = "longer than 5e-05 MB (emo prepare --max-document-mb)"
     long = "word " * 20
@@ -231,9 +236,12 @@ def _(path):
 def _(path):
     pack = {".GZ": gzip.compress, ".zst": zstandard.ZstdCompressor().compress}
     for suffix, packed in pack.items():
-        parts = packed(GOOD.encode()) + packed(b"") + packed(GOOD.encode())
-        assert read(write(path / f"a.JSONL{suffix}", parts))[0] == ["good"] * 2
-        assert read(write(path / f"a.txt{suffix}", parts))[0] == [GOOD * 2]
+        for name, text, expected in (
+            ("a.JSONL", GOOD, ["good"] * 2),
+            ("a.txt", "good\n", ["good\ngood\n"]),
+        ):
+            parts = packed(text.encode()) + packed(b"") + packed(text.encode())
+            assert read(write(path / f"{name}{suffix}", parts))[0] == expected
 
 
 @row("a packed file that is cut short, damaged, or not packed as its name says")
@@ -244,6 +252,28 @@ def _(path):
             for name in ("a.jsonl", "a.txt"):
                 with pytest.raises(DataError, match=r"a\.(jsonl|txt).*: cannot be read \("):
                     read(write(path / f"{name}{suffix}", content))
+
+
+@row("lines of JSON in files that are not called so, such as `part-00000`, `a.jsonl.1`, `a.txt`")
+def _(path):
+    other = '{"body": "a"}\n{"body": "b"}\n'
+    for name in ("part-00000", "a.jsonlines", "a.jsonl-00000-of-00002", "a.txt"):
+        for content in (GOOD, other):
+            file = write(path / name / name, content)
+            with pytest.raises(DataError, match=rf"1 x lines of JSON.*\(name it \.jsonl\).*{name}"):
+                read(file.parent)
+            for beside in ("good.txt", "good.py"):
+                write(path / name / beside, "good")
+            assert read(file.parent)[0] == ["good"] * 2
+            with pytest.raises(DataError, match="--strict"):
+                read(file.parent, strict=True)
+            for beside in ("good.txt", "good.py"):
+                (path / name / beside).unlink()
+            with pytest.raises(DataError, match=r"1 x lines of JSON"):
+                read(file.parent, max_document_bytes=5)
+    refused(file, "lines of JSON, no text; name it .jsonl", DataError)
+    for content in ('{"type": "Feature"}', "{}\n", '{"text": "cut', "{\n}"):  # of programs
+        assert read(write(path / "a.geojson", content).parent)[0] == [content]
 
 
 @row("one JSON array, or JSON over several lines")
@@ -348,7 +378,7 @@ def _(path):
     for i in range(2):
         table(table_folder / f"train-0000{i}-of-00002.parquet", text=[f"row {i}"])
     for name in ("README.md", "LICENSE", "dataset_infos.json", ".gitattributes", "CITATION.cff"):
-        write(path / "hub" / name, '{"text": "about"}')
+        write(path / "hub" / name, '{"about": "it"}')
     texts, report = read(path / "hub")
     assert texts == ["row 0", "row 1"]
     (said,) = report.files_left_out()
@@ -359,6 +389,17 @@ def _(path):
         write(path / name / "README.md", "about")
         with pytest.raises(DataError, match=r"no usable document .*1 x what describes the data"):
             read(path / name)
+    hub = path / "hub"
+    for inputs in ([hub / "*"], sorted(hub.glob("[!.]*")), [hub / "**"]):
+        with pytest.raises(UsageError, match="unknown kind of file"):  # CITATION.cff, LICENSE
+            read(*inputs)
+    for name in ("CITATION.cff", "LICENSE"):
+        (hub / name).unlink()
+    for inputs in ([hub / "*"], sorted(hub.glob("[!.]*"))):
+        texts, report = read(*inputs)
+        assert texts == ["row 0", "row 1"]
+        (said,) = report.files_left_out()
+        assert said.startswith("2 x what describes the data left out, the first: ")
     # Of texts they are a part.
     write(path / "texts/README.md", "read me")
     write(path / "texts/notice-of-appeal.txt", "appeal")
@@ -382,7 +423,7 @@ def _(path):
     }
 
 
-@row("`train-*`, `test-*` and `validation-*` in one folder")
+@row("`train-*`, `test-*` and `validation-*` in one folder, or under one pattern")
 def _(path):
     layouts = {
         "data/train*.parquet": [
@@ -393,6 +434,9 @@ def _(path):
         "train*.jsonl.gz": ["train_0.jsonl.gz", "train_1.jsonl.gz", "test_0.jsonl.gz"],
         "law/train": ["law/train/0.parquet", "law/test/0.parquet"],
         "train": ["train/pos/a.txt", "test/pos/a.txt"],
+        "train.txt": ["train.txt", "valid.txt"],
+        "wiki.train.tokens": ["wiki.train.tokens", "wiki.test.tokens"],
+        "law-trainset.jsonl": ["law-trainset.jsonl", "law-heldout.jsonl"],
     }
     for i, (example, names) in enumerate(layouts.items()):
         folder = path / str(i)
@@ -407,7 +451,10 @@ def _(path):
         refused(folder, rf"holds the splits .*train \(\d files?\).*such as {pattern}, or each")
         chosen = read(folder / example)[0]
         wanted = [n for n in names if "train" in n]
-        assert chosen == (["x"] if example == "train" else wanted)
+        assert chosen == (wanted if "jsonl" in example or "parquet" in names[0] else ["x"])
+        for fits in {"**/*", *(f"*{'/*' * n.count('/')}{Path(n).suffix}" for n in names)}:
+            with pytest.raises(UsageError, match=rf"holds the splits .*such as {pattern}, or each"):
+                read_documents([folder / fits])
         assert len(read(*(folder / name for name in names))[0]) == len(names)
     # One split, and names that only look so.
     for name in ("latest.jsonl", "contest.jsonl", "train.jsonl", "more.jsonl"):

@@ -123,6 +123,17 @@ def test_the_width_of_a_token(tmp_path):
         open_source(path, DataConfig())  # of Dolma 2's vocabulary, so of 32 bits
 
 
+@pytest.mark.parametrize("dtype", ["<i8", "<u8"])
+def test_tokens_of_64_bits(tmp_path, dtype):
+    """As NumPy makes them; in halves of 32 bits every second one would be the id 0."""
+    path = tmp_path / "a.npy"
+    of_width(path, dtype)
+    small = dict(raw_vocab_size=320, raw_eos_id=0, raw_pad_id=1)
+    for fields in ({}, small, {"raw_dtype": "uint32", **small}):
+        with pytest.raises(DataError, match=r"a\.npy: every second 32 bits .*astype\('uint32'\)"):
+            open_source(path, DataConfig(**fields))
+
+
 def test_an_id_of_the_end_alone_also_fills_windows(tmp_path):
     path = tmp_path / "a.npy"
     np.array([5, 2, 7], "<u2").tofile(path)

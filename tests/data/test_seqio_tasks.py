@@ -118,8 +118,18 @@ def test_task_without_targets(module):
 def test_another_feature(module):
     found = read_documents([f"seqio:{module}:emo_inputs"], text_field="inputs")
     assert [d.text for d in found] == ["question"]
-    found = read_documents([f"seqio:{module}:emo_inputs"])
+    report = ReadReport()
+    found = read_documents([f"seqio:{module}:emo_inputs"], report=report)
     assert [d.text for d in found] == ["answer"]
+    (said,) = report.files_left_out()
+    assert said.startswith("1 x feature 'inputs' beside 'targets' of a seqio task left out")
+
+
+def test_examples_that_are_too_long(module):
+    report = ReadReport()
+    found = read_documents([f"seqio:{module}:emo_kept"], max_document_bytes=5, report=report)
+    assert [d.text for d in found] == ["one"]  # the other has 5 characters and 6 bytes
+    assert report.examples == ["emo_kept:1: longer than 5e-06 MB (emo prepare --max-document-mb)"]
 
 
 def test_splits(module):
