@@ -141,6 +141,15 @@ _BZIP = re.compile(rb"BZh[1-9]1AY&SY")
 _LOOK_AT = 8192  # bytes that are searched for NULs, as git does
 
 
+_OF_FORM = (ARRAY, PRETTY, GZIP, ZSTD, PACKED, ZIP, TAR, POINTER)
+
+
+def as_lines(other: Foreign) -> Foreign:
+    """Where only lines are read: the way on is another where a table is no way."""
+    keep = other in _OF_FORM or not other.may_hold_text
+    return other if keep else other._replace(advice="write it as lines of JSON")
+
+
 def of_name(path: Path) -> Foreign | None:
     """What a file is by its ending, packed or not."""
     if _DATATROVE.search(path.name):

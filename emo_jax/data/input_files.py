@@ -132,7 +132,7 @@ def look_at(
         elif kind == TEXT:
             _refuse(path, foreign.of_text(_start(path), text_field))
         else:
-            refuse_foreign(path, kind)
+            _refuse(path, _other(path, kind))
         return found
     if not path.is_dir():
         raise UsageError(f"{path}: not a regular file; save what it gives in one")
@@ -194,7 +194,7 @@ def leave_out_papers(found: Sequence[Input], report: ReadReport) -> list[Input]:
 
 
 def refuse_foreign(path: Path, kind: str | None) -> None:
-    """Looks at the first bytes of a file that is to be of some kind.
+    """Looks at the name and the first bytes of a file that is to be of lines or texts.
 
     Raises:
       UsageError: no such file.
@@ -202,7 +202,10 @@ def refuse_foreign(path: Path, kind: str | None) -> None:
     """
     if not path.exists():
         raise UsageError(f"{path}: no such file; give one that is there")
-    _refuse(path, _other(path, kind))
+    if path.is_dir():
+        raise UsageError(f"{path}: a folder; name a file in it")
+    other = _other(path, kind) or foreign.of_name(path)
+    _refuse(path, other and foreign.as_lines(other))
 
 
 def _refuse(path: Path, other: Foreign | None) -> None:
@@ -260,7 +263,7 @@ def _is_of_lines(file: Path, found: Input, report: ReadReport) -> bool:
 
 def _check_rows(path: Path, check: Callable[[Path], None]) -> None:
     if path.stat().st_size < _POINTER_BYTES and _other(path, None) is foreign.POINTER:
-        refuse_foreign(path, None)
+        _refuse(path, foreign.POINTER)
     check(path)
 
 

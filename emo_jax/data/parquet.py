@@ -122,10 +122,8 @@ _INVALID = object()
 def _values(batch: Any, name: str) -> list[Any]:
     """The column or inner field `name` of some rows, as Python's values."""
     array = _inner(batch, name)
-    if _is_nanoseconds(_plain(array.type)) and array.type != _plain(array.type):
-        array = array.dictionary_decode()
-    if _is_nanoseconds(array.type):
-        return _nanoseconds(array)
+    if _is_moment(_plain(array.type)):
+        return _moments(array)
     try:
         return array.to_pylist()
     except UnicodeDecodeError:
@@ -207,10 +205,31 @@ def _is_name(kind: Any) -> bool:
     return not (types.is_nested(kind) or types.is_duration(kind) or types.is_interval(kind))
 
 
+def _is_moment(kind: Any) -> bool:
+    import pyarrow.types as types
+
+    return types.is_timestamp(kind) or types.is_date(kind) or types.is_time(kind)
+
+
 def _is_nanoseconds(kind: Any) -> bool:
     import pyarrow.types as types
 
     return (types.is_timestamp(kind) or types.is_time64(kind)) and kind.unit == "ns"
+
+
+def _moments(array: Any) -> list[Any]:
+    """Points in time; the numbers that stand for them where Python's calendar or zones end."""
+    import pyarrow as pa
+
+    if array.type != _plain(array.type):
+        array = array.dictionary_decode()
+    try:
+        return _nanoseconds(array) if _is_nanoseconds(array.type) else array.to_pylist()
+    except (OverflowError, ValueError):  # pyarrow's own is a ValueError
+        if len(array) > 1:
+            return [moment for i in range(len(array)) for moment in _moments(array.slice(i, 1))]
+        wide = pa.int32() if array.type.bit_width == 32 else pa.int64()
+        return array.view(wide).to_pylist()
 
 
 def _nanoseconds(array: Any) -> list[str | None]:

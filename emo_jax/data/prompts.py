@@ -56,7 +56,7 @@ def _first_is_json(path: Path) -> bool:
                 value = loads(line.decode("utf-8"))
             except (NotReadableError, UnicodeDecodeError):
                 return False
-            return isinstance(value, dict) and isinstance(value.get("prompt"), str)
+            return isinstance(value, dict) and "prompt" in value
     return False
 
 

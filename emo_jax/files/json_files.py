@@ -51,7 +51,8 @@ def codec_of(start: bytes) -> str | None:
     for codec in ("utf-32-be", "utf-32-le", "utf-16-be", "utf-16-le"):
         text = codecs.getincrementaldecoder(codec)("replace").decode(start[:_LOOK_AT])
         plain = sum(c.isascii() for c in text)
-        if text[:1].isascii() and 3 * plain >= len(text) and not set("\0\ufffd") & set(text):
+        enough = 3 * plain >= len(text) > 3 or plain == len(text)  # of a few any two bytes are one
+        if text[:1].isascii() and enough and not set("\0\ufffd") & set(text):
             return codec
         if _BEGINS_JSON.match(text):
             return codec

@@ -352,6 +352,16 @@ def _(path):
     coarse = pa.array([begin // 1000, begin // 1000 + 1], pa.timestamp("us"))
     file = table(path / "a.parquet", text=["t"] * 2, id=coarse)
     assert [d.id for d in documents(file)] == [expected[0], expected[2]]
+    for kind, count in (
+        *((pa.timestamp("us"), -(2**62)), (pa.timestamp("ms"), 2**61), (pa.date32(), 2**30)),
+        (pa.timestamp("ns", "Mars/Phobos"), 5),
+    ):  # beyond Python's years and zones
+        column = pa.array([count, None, 86_400], kind)
+        zone = "Mars" in str(kind)  # Parquet keeps that of no dictionary
+        for at in (column,) if zone else (column, column.dictionary_encode()):
+            found = documents(table(path / "a.parquet", text=["t"] * 3, id=at))
+            assert [d.id for d in found[:2]] == [f"{count}", "a.parquet:2"]
+            assert zone != ("-" in found[2].id)
     zoned = pa.array([begin + 1], pa.timestamp("ns", "UTC")).dictionary_encode()
     file = table(path / "a.parquet", text=["t"], id=zoned, domain=pa.array([1], pa.time64("ns")))
     (found,) = documents(file)

@@ -109,6 +109,13 @@ def test_pairs_as_documents_are_read(tmp_path):
     whole.write_text(json.dumps([{"prompt": "a", "answer": "b"}], indent=2))
     with pytest.raises(DataError, match=r"whole\.json: one JSON array, no lines; .*jq -c '.\[\]'"):
         list(read_pairs(whole))
+    for name, content, what in (
+        ("a.tsv", b"prompt\tanswer\n", "a table of text"),
+        ("a.parquet", b"PAR1\0", "Parquet"),
+    ):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(DataError, match=rf"{name}: {what}.*; write it as lines of JSON"):
+            list(read_pairs(tmp_path / name))
     (tmp_path / "c.jsonl.gz").write_bytes(plain.read_bytes())
     with pytest.raises(DataError, match=r"c\.jsonl\.gz: cannot be read .not packed as its name"):
         list(read_pairs(tmp_path / "c.jsonl.gz"))

@@ -57,7 +57,20 @@ def test_files_that_are_none(tmp_path):
     file.write_text(json.dumps([{"prompt": "one"}], indent=1))
     with pytest.raises(DataError, match=r"a\.json: one JSON array.*jq -c"):
         read_prompts(file)
-    with pytest.raises(DataError, match="not a regular file"):
+    file = tmp_path / "a.csv"
+    file.write_text("prompt\none\n")
+    with pytest.raises(
+        DataError, match=r"a\.csv: a table of text .CSV.; write it as lines of JSON"
+    ):
+        read_prompts(file)
+    file = tmp_path / "b.txt"
+    file.write_bytes(b"a\0b\n")  # as UTF-16 it would be two letters
+    with pytest.raises(DataError, match=r"b\.txt: a binary file"):
+        read_prompts(file)
+    with pytest.raises(UsageError, match="a folder; name a file in it"):
         read_prompts(tmp_path)
+    file.write_text('{"prompt": 5}\n{"prompt": "one"}\n')
+    with pytest.raises(DataError, match=r"b\.txt:1: not a JSON object with a text"):
+        read_prompts(file)
     with pytest.raises(UsageError, match="no such file"):
         read_prompts(tmp_path / "none.txt")
