@@ -3,7 +3,9 @@
 import dataclasses
 import shutil
 import statistics
+from functools import partial
 
+import compiling
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -75,12 +77,12 @@ def test_steps_are_skipped_like_in_the_reference_and_leave_no_trace(window, sigm
         optax.add_decayed_weights(0.1, mask=decay_mask),
     )
 
-    @jax.jit
+    @partial(jax.jit, compiler_options=compiling.USUAL)
     def ours(params, state, grads, loss):
         updates, state = optimizer.update(grads, state, params, loss=loss)
         return optax.apply_updates(params, updates), state
 
-    @jax.jit
+    @partial(jax.jit, compiler_options=compiling.USUAL)
     def theirs(params, state, grads, count):
         updates, state = inner.update(grads, state, params)
         updates = jax.tree.map(lambda u: -schedule(count) * u, updates)
