@@ -7,7 +7,7 @@ from emo_jax.data.progress import Progress
 from emo_jax.data.tokenizers import Tokenizer
 from emo_jax.errors import UsageError
 from emo_jax.hf import tokenizer_files
-from emo_jax.hf.gguf_export import check_gguf, export_gguf, gguf_bytes
+from emo_jax.hf.gguf_export import check_gguf, check_model, export_gguf, gguf_bytes
 from emo_jax.loading import OpenedModel, open_model
 from emo_jax.transfer import check_tokenizer, counter
 
@@ -47,6 +47,18 @@ def convert_to_gguf(
             type_name=type_name,
             on_bytes=counter(progress, gguf_bytes(opened.config, type_name)),
         )
+
+
+def check_convertible(
+    model: str,
+    *,
+    ids_alone: bool = False,
+    tokenizer_dir: str | os.PathLike[str] | None = None,
+) -> None:
+    """Raises what `convert_to_gguf` would of the model and its tokenizer; writes nothing."""
+    opened = open_model(model)
+    tokenizer = None if ids_alone else _tokenizer_of(opened, tokenizer_dir)
+    check_model(opened.config, tokenizer)
 
 
 def _tokenizer_of(opened: OpenedModel, tokenizer_dir: str | os.PathLike[str] | None) -> Tokenizer:

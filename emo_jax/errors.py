@@ -55,6 +55,20 @@ class OutputClosedError(EmoError):
     exit_code = EXIT_CLOSED
 
 
+BREAKS = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")  # control characters, ends of lines
+_MOST_SHOWN = 2000  # characters
+
+
+def escaped(text: str) -> str:
+    """As one line that changes nothing in a terminal; of a long one the middle is left out.
+
+    Names of files, and what files say, may hold line breaks and control characters.
+    """
+    text = BREAKS.sub(lambda found: repr(found[0])[1:-1], text)
+    half = _MOST_SHOWN // 2
+    return text if len(text) <= _MOST_SHOWN else f"{text[:half]} … {text[-half:]}"
+
+
 def listed(names: Iterable[str], most: int = 5) -> str:
     """The first of some names, and how many more there are."""
     every = list(names)

@@ -37,6 +37,7 @@ from emo_jax.workdir import CONFIG_FILE, TOKENIZER_FOLDER, read_workdir_config
 
 FINETUNE_FILE = "finetune.json"  # what a run was made of
 PAIRS_FILE = f"data{SUFFIX}"
+MOST_EPOCHS = 10**6
 FREEZE = {
     "none": (),
     "routed": ("routed",),
@@ -143,6 +144,8 @@ def finetune(
 
 def recipe(config: Config, packed: Packed, pairs: Path, settings: FinetuneSettings) -> Config:
     """The config of a finetuning run: no pool, attention within a pair, AdamW in float32."""
+    if not 0 < settings.epochs <= MOST_EPOCHS:  # NaN too
+        raise UsageError(f"--epochs {settings.epochs}: must be above 0, at most {MOST_EPOCHS}")
     windows, S = packed.tokens_NS.shape
     wanted = settings.batch_size * windows / packed.pairs
     devices = jax.device_count() * settings.micro_batches
@@ -195,7 +198,9 @@ def recipe(config: Config, packed: Packed, pairs: Path, settings: FinetuneSettin
         mesh=MeshConfig(),
         seed=settings.seed,
     )
-    return dataclasses.replace(made, mesh=mesh_that_fits(made))
+    made = dataclasses.replace(made, mesh=mesh_that_fits(made))
+    # What no run could read again is refused before a workdir is made of it.
+    return config_lib.from_config_dict(config_lib.to_dict(made))
 
 
 def _digest(loaded: LoadedModel) -> str:

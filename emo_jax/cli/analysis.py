@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from emo_jax.cli.app import TRUST, command, refuse_unwritable
+from emo_jax.cli.app import TRUST, Number, command, refuse_unwritable
 from emo_jax.errors import UsageError, listed
 
 _SAMPLE = [
@@ -151,7 +151,7 @@ def cluster(
 )
 @click.option(
     "--max-mb",
-    type=click.FloatRange(min=1),
+    type=Number(min=1),
     default=15.0,
     show_default=True,
     help="Size of the page: layers that do not fit are left out of the documents; with one that"

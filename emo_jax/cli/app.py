@@ -21,7 +21,11 @@ from emo_jax.errors import (
     OutputClosedError,
     PreemptedError,
     UsageError,
+    escaped,
+    one_line,
 )
+
+_LARGEST = 3.4e38  # of a float32
 
 
 class Command(click.Command):
@@ -77,6 +81,17 @@ class Items(click.ParamType):
         return tuple(part.strip() for part in str(value).split(",") if part.strip())
 
 
+class Number(click.FloatRange):
+    """A number in a range, as float32 has it: NaN is in every range of click's own."""
+
+    def convert(self, value, param, ctx) -> float:
+        """The number."""
+        found = super().convert(value, param, ctx)
+        if not abs(found) <= _LARGEST:
+            self.fail(f"{value} is no finite number", param, ctx)
+        return found
+
+
 def refuse_unwritable(option: str, file: Path) -> None:
     """Raises UsageError where a file cannot be made, or is there already."""
     if not file.parent.is_dir():
@@ -97,6 +112,8 @@ def main(argv: list[str] | None = None) -> None:
     debug = "--debug" in argv
     argv = [a for a in argv if a != "--debug"]
     logging.basicConfig(format="emo: %(message)s", level=logging.WARNING)
+    for handler in logging.getLogger().handlers:
+        handler.setFormatter(_OneLine("emo: %(message)s"))
     absl.logging.get_absl_logger().setLevel(logging.WARNING)
     if not debug:
         _drop_afterwords()
@@ -108,6 +125,14 @@ def main(argv: list[str] | None = None) -> None:
     with contextlib.suppress(EmoError):  # it was said, or nobody reads it
         sys.stdout.flush()
     sys.exit(code)
+
+
+class _OneLine(logging.Formatter):
+    """A message as `escaped` has it."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        """Without the traceback, where there is one."""
+        return escaped(super().formatMessage(record))
 
 
 def _drop_afterwords() -> None:
@@ -144,17 +169,38 @@ def _run(argv: list[str], debug: bool) -> int:
         return _fail(str(e), e.exit_code, debug)
     except (KeyboardInterrupt, click.Abort):
         return _fail("interrupted", 130, debug)
+    except OSError as e:
+        if e.filename is None or e.strerror is None:
+            return _fail_unforeseen(e, debug)
+        where = os.fsdecode(e.filename) if isinstance(e.filename, bytes) else e.filename
+        said = f"{where}: {e.strerror}; mend that, or give another (--debug shows where it failed)"
+        return _fail(said, EXIT_FAILED, debug)
+    except MemoryError as e:
+        return _fail(_out_of_memory(e), EXIT_FAILED, debug)
     except Exception as e:
-        text = " ".join(str(e).split())[:500]
-        return _fail(
-            f"{type(e).__name__}: {text} (run again with --debug for the traceback)",
-            EXIT_FAILED,
-            debug,
-        )
+        if "RESOURCE_EXHAUSTED" in str(e):  # of XLA
+            return _fail(_out_of_memory(e), EXIT_FAILED, debug)
+        return _fail_unforeseen(e, debug)
+
+
+def _out_of_memory(error: Exception) -> str:
+    return (
+        f"out of memory: {one_line(error)}; ask for less at once (a smaller batch, window or"
+        " model), or use a larger machine"
+    )
+
+
+def _fail_unforeseen(e: Exception, debug: bool) -> int:
+    text = " ".join(str(e).split())[:500]
+    return _fail(
+        f"{type(e).__name__}: {text} (run again with --debug for the traceback)",
+        EXIT_FAILED,
+        debug,
+    )
 
 
 def _fail(message: str, code: int, debug: bool) -> int:
     if debug:
         traceback.print_exc()
-    click.echo(f"emo: {message}", err=True)
+    click.echo(f"emo: {escaped(message)}", err=True)
     return code

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from emo_jax.cli.app import Command, cli, command, refuse_unwritable
+from emo_jax.cli.app import Command, Number, cli, command, refuse_unwritable
 from emo_jax.errors import EmoError, UsageError
 from emo_jax.files.json_files import dumps
 
@@ -102,7 +102,7 @@ def bench() -> None:
 )
 @click.option(
     "--memory",
-    type=click.FloatRange(min=0, min_open=True),
+    type=Number(min=0, min_open=True),
     default=None,
     metavar="GB",
     help="What a step may take on one device, instead of what there is.",

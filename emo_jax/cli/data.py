@@ -7,13 +7,13 @@ from typing import Any
 
 import click
 
-from emo_jax.cli.app import TRUST, Command, cli, command
+from emo_jax.cli.app import TRUST, Command, Number, cli, command
 from emo_jax.data.text_files import MAX_DOCUMENT_BYTES
 from emo_jax.errors import DataError
 
 _MAX_DOCUMENT = click.option(
     "--max-document-mb",
-    type=click.FloatRange(min=0, min_open=True),
+    type=Number(min=0, min_open=True),
     default=MAX_DOCUMENT_BYTES / 1e6,
     show_default=True,
     help="Leave out longer lines, texts and rows; a document is held in memory.",

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, TextIO
 import click
 
 from emo_jax import seeds
-from emo_jax.cli.app import TRUST, Items, command, refuse_unwritable
+from emo_jax.cli.app import TRUST, Items, Number, command, refuse_unwritable
 from emo_jax.errors import UsageError
 from emo_jax.files.json_files import dumps, is_text
 
@@ -33,14 +33,14 @@ _LEAST_TEMPERATURE = 1e-6
 @click.option("--max-tokens", type=click.IntRange(min=1), default=128, show_default=True)
 @click.option(
     "--temperature",
-    type=click.FloatRange(min=0),
+    type=Number(min=0),
     default=0.0,
     show_default=True,
     help="0: always the likeliest token.",
 )
 @click.option(
     "--top-p",
-    type=click.FloatRange(min=0, max=1, min_open=True),
+    type=Number(min=0, max=1, min_open=True),
     default=1.0,
     show_default=True,
     help="Draw from the fewest likeliest tokens of this probability.",

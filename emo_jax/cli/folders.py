@@ -1,6 +1,7 @@
 """emo export, emo import: Hugging Face folders."""
 
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -34,8 +35,8 @@ from emo_jax.cli.app import command
 @click.option(
     "--gguf-type",
     type=click.Choice(["float32", "float16", "bfloat16", "q8_0"]),
-    default="float32",
-    show_default=True,
+    default=None,
+    show_default="float32",
     help="Of the matrices of --gguf.",
 )
 @click.option(
@@ -61,7 +62,7 @@ def export(
     step: int | None,
     tokenizer: str | None,
     gguf: str | None,
-    gguf_type: str,
+    gguf_type: str | None,
     gguf_ids: bool,
     push: str | None,
     private: bool,
@@ -74,12 +75,19 @@ def export(
     from emo_jax.transfer import export_workdir
     from emo_jax.workdir import CONFIG_FILE
 
+    at_step = workdir if step is None else f"{workdir}@{step}"
+    convert: dict[str, Any] = {"ids_alone": gguf_ids, "tokenizer_dir": tokenizer}
     if push:
         check_repo(push)
     if gguf is not None:
         from emo_jax.hf.gguf_export import check_gguf
 
         check_gguf(gguf)
+        if output is not None and Path(output).resolve() == Path(gguf).resolve():
+            raise UsageError(f"--gguf {gguf}: is --output too; give a file of its own")
+    elif gguf_ids or gguf_type is not None:
+        given = "--gguf-ids" if gguf_ids else "--gguf-type"
+        raise UsageError(f"{given}: is of --gguf; give --gguf FILE too, or leave it out")
     if output is not None:
         refuse_existing(output)  # before a large checkpoint is read
         if (Path(workdir) / CONFIG_FILE).is_file() and is_hugging_face(Path(workdir)):
@@ -87,6 +95,10 @@ def export(
                 f"{workdir}: a Hugging Face folder already, not a run's workdir; make one of it"
                 f" with emo import {workdir} --workdir FOLDER"
             )
+        if gguf is not None:  # before the folder is made
+            from emo_jax.converting import check_convertible
+
+            check_convertible(at_step, **convert)
         made, layout = export_workdir(
             workdir, output, layout=layout, step=step, tokenizer_dir=tokenizer, quiet=False
         )
@@ -110,15 +122,10 @@ def export(
         from emo_jax.converting import convert_to_gguf
 
         made_file = convert_to_gguf(
-            workdir if step is None else f"{workdir}@{step}",
-            gguf,
-            type_name=gguf_type,
-            ids_alone=gguf_ids,
-            tokenizer_dir=tokenizer,
-            quiet=False,
+            at_step, gguf, type_name=gguf_type or "float32", quiet=False, **convert
         )
         size = made_file.stat().st_size / 1e9
-        click.echo(f"{made_file}: {gguf_type}, {size:.2f} GB")
+        click.echo(f"{made_file}: {gguf_type or 'float32'}, {size:.2f} GB")
     if push:
         click.echo(push_folder(output or workdir, push, private=private))
 

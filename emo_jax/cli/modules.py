@@ -4,9 +4,10 @@ from pathlib import Path
 
 import click
 
-from emo_jax.cli.app import TRUST, Items, command
+from emo_jax.cli.app import TRUST, Items, Number, command
 from emo_jax.errors import UsageError
 
+_MOST_DIGITS = 18  # of a number of experts or documents
 _LAYOUT = click.option(
     "--layout",
     type=click.Choice(["qwen2_moe", "emo"]),
@@ -23,7 +24,7 @@ def counts(option: str, items: tuple[str, ...]) -> tuple[int, ...]:
       UsageError: one of them is none.
     """
     for item in items:
-        if not item.isdecimal():
+        if not item.isdecimal() or len(item) > _MOST_DIGITS:
             raise UsageError(f"{option} {item}: must be whole numbers with commas between")
     return tuple(map(int, items))
 
@@ -193,7 +194,7 @@ def compose(
 @click.option("--output", required=True, help="Folder to make.")
 @click.option(
     "--average",
-    type=click.FloatRange(min=0, max=1),
+    type=Number(min=0, max=1),
     default=1.0,
     show_default=True,
     metavar="SHARE",
@@ -255,7 +256,7 @@ def merge(
     show_default=True,
     help="What stays as it is, to the last bit.",
 )
-@click.option("--epochs", type=click.FloatRange(min=0, min_open=True), default=1, show_default=True)
+@click.option("--epochs", type=Number(min=0, min_open=True), default=1, show_default=True)
 @click.option(
     "--batch-size", type=click.IntRange(min=1), default=32, show_default=True, help="Pairs, about."
 )
@@ -268,7 +269,7 @@ def merge(
 )
 @click.option(
     "--lr",
-    type=click.FloatRange(min=0, min_open=True),
+    type=Number(min=0, min_open=True),
     default=5e-5,
     show_default=True,
     help="At its peak, after a tenth of the steps; then it falls to 0.",
@@ -308,6 +309,8 @@ def finetune(
 
     if output is not None:
         refuse_existing(output)
+        if Path(output).resolve() == Path(workdir).resolve():
+            raise UsageError(f"--output {output}: is the --workdir; give another folder")
     with StopRequest() as stop:
         from emo_jax.finetuning import FinetuneSettings
         from emo_jax.finetuning import finetune as run

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from emo_jax.cli.app import command
+from emo_jax.cli.app import Number, command
 from emo_jax.errors import UsageError
 
 
@@ -74,7 +74,7 @@ def quickstart(
 @click.option(
     "--join-timeout",
     metavar="SECONDS",
-    type=click.FloatRange(min=1),
+    type=Number(min=1),
     default=300,
     show_default=True,
     envvar="EMO_JOIN_TIMEOUT",
@@ -83,7 +83,7 @@ def quickstart(
 @click.option(
     "--silence-timeout",
     metavar="SECONDS",
-    type=click.FloatRange(min=1),
+    type=Number(min=1),
     default=60,
     show_default=True,
     envvar="EMO_SILENCE_TIMEOUT",

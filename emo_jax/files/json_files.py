@@ -16,13 +16,12 @@ from typing import IO, Any
 
 from etils import epath
 
-from emo_jax.errors import DataError, EmoError, one_line
+from emo_jax.errors import BREAKS, DataError, EmoError, one_line
 
 _LOOK_AT = 64  # bytes in which another encoding shows
 MAX_LINE = 4096  # characters of a value that is shown
 MAX_BYTES = 1 << 28  # of a small file; the largest that is usual, a tokenizer.json, has 35 MB
 MAX_DEPTH = 200  # of objects and lists in each other; of what people write, ten or so
-_BREAKS = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")  # control characters, ends of lines
 _BEGINS_JSON = re.compile(r"\s*\{\s*\"|\s*\[\s*[\"{\[]")
 UTF8_MARK = b"\xef\xbb\xbf"
 _BYTE_ORDER_MARKS = (  # the longer ones first: UTF-32's begins as UTF-16's
@@ -286,7 +285,7 @@ class Fields:
         return self._of(
             name,
             default,
-            lambda v: isinstance(v, str) and len(v) <= MAX_LINE and not _BREAKS.search(v),
+            lambda v: isinstance(v, str) and len(v) <= MAX_LINE and not BREAKS.search(v),
             f"a string of one line, at most {MAX_LINE} characters",
         )
 

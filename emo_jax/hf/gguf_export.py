@@ -47,6 +47,16 @@ def check_gguf(output: str | os.PathLike[str]) -> None:
         raise UsageError(f"--gguf {output}: is a folder's name; give a file's")
 
 
+def check_model(config: Config, tokenizer: Tokenizer | None) -> Vocabulary:
+    """The vocabulary of the file.
+
+    Raises:
+      UsageError: llama.cpp has no architecture or no tokenizer like these.
+    """
+    architecture_of(layout_for(config), config)
+    return ids_alone() if tokenizer is None else of_tokenizer(tokenizer, config.model.vocab_size)
+
+
 def gguf_bytes(config: Config, type_name: str) -> int:
     """Bytes of the tensors of a file."""
     return sum(tensor.nbytes for tensor in tensors(layout_for(config), config, type_name))
@@ -83,12 +93,8 @@ def export_gguf(
     if type_name not in TYPES:
         raise UsageError(f"type {type_name!r}: must be one of {', '.join(TYPES)}")
     check_gguf(output)
-    layout = layout_for(config)
-    architecture_of(layout, config)
+    layout, vocabulary = layout_for(config), check_model(config, tokenizer)
     check_shapes(source.shapes, config)
-    vocabulary = ids_alone()
-    if tokenizer is not None:
-        vocabulary = of_tokenizer(tokenizer, config.model.vocab_size)
     target = Path(output).resolve()
     for note in remove_left_over(target, [_PARTIAL], [target.name]):
         _LOG.warning("%s", note)

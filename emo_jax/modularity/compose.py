@@ -167,8 +167,10 @@ def merge_into(
       rest: everything else too: attention, norms, embeddings, shared experts.
 
     Raises:
-      UsageError: the module is of another parent.
+      UsageError: the module is of another parent, or `share` is none.
     """
+    if not 0 <= share <= 1:  # NaN too
+        raise UsageError(f"--average {share}: must be 0..1")
     moe, selection = moe_of(config), module.selection
     _check_parent(module, full, config)
     places: list[list[Place]] = []

@@ -21,6 +21,7 @@ from emo_jax.slices import Block
 
 Init = Literal["copy", "jitter", "random"]
 INITS: tuple[str, ...] = get_args(Init)
+MOST_ADDED = 4096  # experts of a layer; the largest models have some hundreds
 JITTER = 0.02  # standard deviation of the factor (SPEC 10)
 
 
@@ -64,8 +65,8 @@ def extended(
     """
     if init not in INITS:
         raise UsageError(f"--init {init}: must be one of {', '.join(INITS)}")
-    if add < 1:
-        raise UsageError(f"--add {add}: must be at least 1")
+    if not 1 <= add <= MOST_ADDED:
+        raise UsageError(f"--add {add}: must be in 1..{MOST_ADDED}")
     larger, R = extended_config(config, add), moe_of(config).num_routed_experts
     if origins is None:
         draw = [np.random.default_rng([seed, n]) for n in range(config.model.num_layers)]

@@ -540,3 +540,77 @@ def test_a_full_disk_leaves_the_last_checkpoint(env, store, tmp_path):
     assert done.returncode == 0, done.stderr
     assert f"resumed at step {good}" in done.stderr and "not used" not in done.stderr
     assert runs.checkpoints(workdir) == [300, 400]
+
+
+BIG = "9" * 5000
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ("merge", "M", "--into", "R", "--average", "nan", "--output", "O"),
+        ("generate", "R", "--prompt", "a", "--temperature", "nan"),
+        ("generate", "R", "--prompt", "a", "--temperature", "1e300"),
+        ("generate", "R", "--prompt", "a", "--temperature", "1", "--top-p", "nan"),
+        ("finetune", "R", "--data", "D", "--workdir", "W", "--epochs", "nan"),
+        ("finetune", "R", "--data", "D", "--workdir", "W", "--lr", "inf"),
+        ("bench", "train", "--config", "C", "--memory", "nan"),
+    ],
+)
+def test_numbers_that_are_none(refused, argv):
+    assert "is no finite number (see emo" in refused(2, *argv)
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (("select", "R", "--data", "D", "--examples", BIG, "--output", "O"), "whole numbers"),
+        (("select", "R", "--data", "D", "--keep-per-layer", BIG, "--output", "O"), "whole numbers"),
+        (("export", "R", "--output", "O", "--gguf-ids"), "--gguf-ids: is of --gguf"),
+        (("export", "R", "--output", "O", "--gguf-type", "q8_0"), "--gguf-type: is of --gguf"),
+        (("finetune", "R", "--data", "D", "--workdir", "a/b", "--output", "a/../a/b"), "--workdir"),
+        (("export", "a\nb\x1b[31m\u2028c", "--output", "O"), r"a\nb\x1b[31m\u2028c: no such"),
+    ],
+)
+def test_one_short_line_and_nothing_started(refused, tmp_path, monkeypatch, argv, said):
+    monkeypatch.chdir(tmp_path)
+    line = refused(2, *argv)
+    assert said in line and len(line) < 2200 and "--debug" not in line
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_name_that_is_too_long(refused, tmp_path):
+    name = "x" * 300
+    line = refused(1, "import", "R", "--workdir", tmp_path / name)
+    assert f"{name}: File name too long; mend that" in line and "Error" not in line
+
+
+@pytest.mark.parametrize("by", [MemoryError("1 TiB"), RuntimeError("RESOURCE_EXHAUSTED: 1 TiB")])
+def test_no_memory(refused, monkeypatch, by):
+    def fail(folder, workdir, quiet):
+        raise by
+
+    monkeypatch.setattr("emo_jax.transfer.import_folder", fail)
+    line = refused(1, "import", "R", "--workdir", "W")
+    assert line.startswith("emo: out of memory: ") and "1 TiB; ask for less" in line
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("--batch-size", 10**30), "emo: config.train.batch_size = "),
+        (("--epochs", "1e30"), "emo: --epochs 1e+30: must be above 0, at most 1000000"),
+    ],
+)
+def test_finetuning_with_numbers_that_no_run_has(refused, finished_run, tmp_path, options, said):
+    data = tmp_path / "pairs.jsonl"
+    data.write_text('{"prompt": "a", "answer": "b"}\n')
+    argv = ("finetune", finished_run, "--data", data, "--workdir", tmp_path / "run")
+    assert refused(2, *argv, *options).startswith(said)
+    assert list(tmp_path.iterdir()) == [data]
+
+
+def test_adding_more_experts_than_any_model_has(refused, finished_run, tmp_path):
+    argv = ("extend", finished_run, "--output", tmp_path / "out", "--add")
+    for add in (0, 4097, 10**12):
+        assert f"--add {add}: must be in 1..4096" in refused(2, *argv, add)

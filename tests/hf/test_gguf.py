@@ -329,6 +329,22 @@ def test_the_command(finished_run, tmp_path, capsys):
     assert "--layout: is of --output" in capsys.readouterr().err
 
 
+def test_what_cannot_be_one_file_makes_no_folder_either(
+    finished_run, tmp_path, monkeypatch, capsys
+):
+    argv = ("export", str(finished_run), "--output", tmp_path / "hf", "--gguf")
+    assert runs.emo_here(*argv, tmp_path / "hf") == 2
+    assert "is --output too" in capsys.readouterr().err
+
+    def none(tokenizer, size):
+        raise UsageError("--gguf: none")
+
+    monkeypatch.setattr("emo_jax.hf.gguf_export.of_tokenizer", none)
+    assert runs.emo_here(*argv, tmp_path / "m.gguf") == 2
+    assert "--gguf: none" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_folder_without_a_tokenizer(make_model, tmp_path, capsys):
     params, config = make_model(vocab=400)
     hf = export_model(params, config, tmp_path / "hf")
