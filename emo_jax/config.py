@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from emo_jax import seeds
-from emo_jax.errors import ConfigError
+from emo_jax.errors import ConfigError, clipped
 from emo_jax.files.json_files import is_text
 
 RawDtype = Literal["auto", "uint16", "uint32"]
@@ -616,7 +616,7 @@ def _build(cls: type, values: Mapping[str, Any], path: str) -> Any:
     for name in values:
         if name not in hints:
             raise ConfigError(
-                f"config.{dot}{name} = {_shown(values[name])}: no such field"
+                f"config.{dot}{clipped(str(name))} = {_shown(values[name])}: no such field"
                 f"{nearest(str(name), list(hints))}"
                 f" (allowed: {', '.join(hints)})"
             )

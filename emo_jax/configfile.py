@@ -14,7 +14,7 @@ from ml_collections import ConfigDict, config_dict, config_flags
 from emo_jax import config as config_lib
 from emo_jax import experiment
 from emo_jax.config import Config
-from emo_jax.errors import ConfigError, UsageError
+from emo_jax.errors import ConfigError, UsageError, clipped
 
 _MAX_DEPTH = 8  # of sections in sections; a config has two
 
@@ -38,10 +38,10 @@ def load_config(file: str, overrides: Sequence[str] = ()) -> Config:
     for override in overrides:
         name = _name(override)
         if name not in leaves:
-            raise ConfigError(f"{override}: {_unknown(name, defaults, path.name)}")
+            raise ConfigError(f"{clipped(override)}: {_unknown(name, defaults, path.name)}")
         text = override.partition("=")[2].strip()
         if isinstance(leaves[name], list | tuple) and text.startswith("{"):
-            raise ConfigError(f"{override}: must be values with commas between, or ()")
+            raise ConfigError(f"{clipped(override)}: must be values with commas between, or ()")
         _override(defaults, [override], leaves)  # one by one: the message names the wrong one
     return config_lib.from_config_dict(_override(defaults, overrides, leaves))
 
@@ -77,7 +77,7 @@ def _no_section(name: str, parent: ConfigDict, path: str, file: str) -> str:
     # A section that this file leaves out (moe, in a dense model) is not a misspelling.
     near = "" if name in parent else _near(name, sections, path)
     allowed = ", ".join(path + key for key in sections) or "none"
-    return f"there is no section {path + name} in {file}{near} (sections: {allowed})"
+    return f"there is no section {path + clipped(name)} in {file}{near} (sections: {allowed})"
 
 
 def _near(name: str, known: list[str], path: str = "") -> str:
@@ -89,11 +89,12 @@ def _near(name: str, known: list[str], path: str = "") -> str:
 def _name(override: str) -> str:
     if not override.startswith("--config."):
         raise UsageError(
-            f"{override}: no such option; overrides look like --config.model.num_layers=8"
+            f"{clipped(override)}: no such option; overrides look like --config.model.num_layers=8"
         )
     name, equals, _ = override.removeprefix("--config.").partition("=")
     if not equals:
-        raise UsageError(f"{override}: no value; write --config.{name}=VALUE")
+        shown = clipped(override)
+        raise UsageError(f"{shown}: no value; write {shown}=VALUE")
     return name
 
 
@@ -109,7 +110,7 @@ def _override(defaults: ConfigDict, overrides: Sequence[str], leaves: dict[str, 
         name = _name(overrides[0])
         kind, like = _type(defaults, name), leaves[name]
         shown = "" if like is None else f", like {like!r}"
-        raise ConfigError(f"{overrides[0]}: must be {kind.__name__}{shown}") from error
+        raise ConfigError(f"{clipped(overrides[0])}: must be {kind.__name__}{shown}") from error
     return values.config
 
 
@@ -143,7 +144,7 @@ def _leaves(config: ConfigDict, path: str = "") -> dict[str, Any]:
             value = config[key]
         except config_dict.RequiredValueError:
             raise ConfigError(
-                f"config.{path}{key}: is a required_placeholder, which cannot be given a value on"
+                f"config.{path}{clipped(key)}: is a required_placeholder, which takes no value from"
                 " the command line; use ml_collections' placeholder"
             ) from None
         if isinstance(value, ConfigDict):

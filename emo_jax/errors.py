@@ -76,6 +76,12 @@ def listed(names: Iterable[str], most: int = 5) -> str:
     return ", ".join(every[:most]) + more
 
 
+def clipped(text: str, most: int = 120) -> str:
+    """What somebody wrote, as part of a message: printable, of a long one the start."""
+    shown = "".join(c if c.isprintable() else repr(c)[1:-1] for c in text[:most])
+    return shown if len(shown) <= most and len(text) <= most else shown[: most - 1] + "…"
+
+
 def one_line(error: BaseException, limit: int = 300) -> str:
     """An exception as one short line; of a long one the end is kept, where the cause stands.
 

@@ -144,3 +144,36 @@ def test_round_trip_and_differences():
     other = dataclasses.replace(config, seed=3)
     assert differences(other, config) == ["seed: 0 -> 3"]
     assert differences(config, config) == []
+
+
+LONG = "x" * 100_000
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        f"--config.{LONG}=1",
+        f"--config.{LONG}.{LONG}=1",
+        f"--config.model.{LONG}=1",
+        f"--config.model.{LONG}",
+        f"--config.model.num_layers={LONG}",
+        f"--config.data.sources={{{LONG}",
+        f"--{LONG}",
+        "--config.model.num_layers=" + "\udced\udca0" * 200,
+        f"--config.model.\n{LONG}",
+    ],
+)
+def test_long_names_and_values_are_cut_in_the_message(override):
+    with pytest.raises(UsageError) as caught:
+        load_config(str(REPO / "experiments/emo_tiny.py"), [override])
+    said = str(caught.value)
+    assert len(said) < 600 and "\n" not in said
+    said.encode()
+
+
+def test_long_names_in_a_file_are_cut_in_the_message():
+    values = to_dict(changed())
+    values["optimizer"][LONG] = 1
+    with pytest.raises(ConfigError) as caught:
+        from_config_dict(values)
+    assert len(str(caught.value)) < 600

@@ -245,7 +245,7 @@ def _seal(folder: Path, changed: Path, manifest: Path, data: str, own: str, size
             held["files"][name]["sha256"] = hashlib.sha256(content).hexdigest()
         held[own] = _sum({k: v for k, v in held.items() if k != own})
         manifest.write_text(json.dumps(held))
-    except (ValueError, OSError, KeyError, TypeError, RecursionError):
+    except (ValueError, OSError, KeyError, TypeError, AttributeError, RecursionError):
         return  # it is broken in another way
 
 
