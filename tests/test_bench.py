@@ -31,6 +31,7 @@ SMALL = [
 ]
 
 
+@pytest.mark.system
 def test_two_configs_in_turns(tmp_path, capsys):
     files = [f"{runs.REPO}/experiments/bench_cpu.py{arg}" for arg in (":emo", ":standard")]
     target = tmp_path / "bench.json"

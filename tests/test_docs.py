@@ -185,6 +185,7 @@ def test_every_config_field_and_option_that_a_guide_names_is_there():
 # --- the worked example --------------------------------------------------------------------------
 
 
+@pytest.mark.system
 def test_the_router_variant_can_be_added_as_it_says(tmp_path):
     """The page's diffs apply to a copy, and their tests pass there."""
     for name in ("emo_jax", "tests"):

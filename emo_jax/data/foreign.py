@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from emo_jax.data.archives import packing
-from emo_jax.files.json_files import NotReadableError, loads
+from emo_jax.files.json_files import NotReadableError, loads, open_regular
 
 
 class Foreign(NamedTuple):
@@ -239,7 +239,7 @@ def of_folder(path: Path) -> Foreign | None:
 
 def _is_store(manifest: Path) -> bool:
     try:
-        with manifest.open("rb") as file:
+        with open_regular(manifest) as file:
             return b'"emo_jax token store"' in file.read(1 << 16)
-    except OSError:
+    except (OSError, NotReadableError):
         return False

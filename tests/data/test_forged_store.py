@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import tensorstore as ts
 
+from emo_jax.data import foreign
 from emo_jax.data.store import TokenStore
 from emo_jax.data.store_manifest import checksum
 from emo_jax.data.windows import Windows
@@ -179,6 +180,14 @@ def test_what_is_no_file(forged):
     manifest["checksum"] = checksum(manifest)
     (forged / "store.json").write_text(json.dumps(manifest))
     assert "train/tokens/c/0 is not in the manifest" in _refused(forged)
+
+
+def test_a_manifest_that_is_no_file(forged):
+    """Nothing is waited for, where it is asked what the folder is instead, either."""
+    (forged / "store.json").unlink()
+    os.mkfifo(forged / "store.json")
+    assert "not a regular file" in _refused(forged)
+    assert foreign.of_folder(forged) is None
 
 
 def test_another_tokenizer_in_its_place(forged, tmp_path):

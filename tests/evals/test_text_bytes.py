@@ -127,6 +127,7 @@ def test_the_tokens_of_a_text_add_up_to_its_bytes(tokenizer, request):
     assert lossless >= len(TEXTS) - 2  # so the bytes are those of the documents
 
 
+@pytest.mark.system
 def test_bytes_of_the_labels_of_a_store(tokenizer, tmp_path):
     """Windows cut documents: each part counts what it adds to the text of its first token."""
     corpus = tmp_path / "corpus.jsonl"

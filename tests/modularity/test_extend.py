@@ -110,6 +110,7 @@ def test_the_command(finished_run, tmp_path, capsys):
     assert emo_here("extend", finished_run, "--add", "0", "--output", tmp_path / "x") == 2
 
 
+@pytest.mark.system
 def test_new_experts_are_trained_alone_by_the_commands(finished_run, store, tmp_path):
     """extend, import, train: everything else keeps every bit."""
     assert emo_here("extend", finished_run, "--add", "2", "--output", tmp_path / "more") == 0

@@ -323,7 +323,7 @@ SLOW = pytest.mark.slow
 @pytest.mark.parametrize(
     ("topology", "chips", "backends"),
     [
-        ("v5e:2x2", 4, ["tokamax"]),
+        pytest.param("v5e:2x2", 4, ["tokamax"], marks=pytest.mark.system),
         pytest.param("v5e:2x2", 1, grouped.KERNELS, marks=SLOW),
         pytest.param("v5p:2x2x1", 1, grouped.KERNELS, marks=SLOW),
         pytest.param("v5p:2x2x1", 4, grouped.KERNELS, marks=SLOW),
@@ -341,7 +341,7 @@ def test_compiles_to_kernels_for_a_tpu(topology, chips, backends):
 @pytest.mark.parametrize(
     ("topology", "chips"),
     [
-        ("v5e:2x2", 4),
+        pytest.param("v5e:2x2", 4, marks=pytest.mark.system),
         pytest.param("v5e:2x2", 1, marks=SLOW),
         pytest.param("v5p:2x2x1", 4, marks=SLOW),
         pytest.param("v6e:2x2", 4, marks=SLOW),

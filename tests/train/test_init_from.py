@@ -138,7 +138,7 @@ def test_an_anneal_goes_on_with_steps_rate_and_data(annealed, std_run):
     assert (workdir / "tokenizer/tokenizer.json").exists()
 
 
-@pytest.mark.parametrize("when", few(["after one", "before its first checkpoint"]))
+@pytest.mark.parametrize("when", few(["after one", "before its first checkpoint"], 0))
 def test_an_anneal_that_is_killed_is_the_same_anneal(env, store, std_run, annealed, tmp_path, when):
     workdir, log = tmp_path / "run", tmp_path / "log"
     argv = anneal_argv(store, workdir, std_run)
@@ -182,6 +182,7 @@ def test_more_steps_go_on_as_the_refusal_says(env, store, std_run, tmp_path):
     np.testing.assert_array_equal(seen[: len(wanted)], wanted)
 
 
+@pytest.mark.system
 def test_another_batch_size_loses_no_window_and_sees_none_twice(env, store, finished_run, tmp_path):
     """From step 20 of batches of 4, windows 80 on, four steps of two micro-batches of 6."""
     workdir = tmp_path / "run"

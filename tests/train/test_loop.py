@@ -275,6 +275,7 @@ def test_a_request_is_one_however_often_it_is_entered_and_a_second_sigint_does_n
 # --- micro-batches -------------------------------------------------------------------------------
 
 
+@pytest.mark.system
 def test_four_micro_batches_give_the_parameters_of_one(env, store, tmp_path):
     """But for the load balance, whose counts are of a micro-batch: its weight is 0 here."""
     params, logs = [], []

@@ -166,6 +166,7 @@ def test_a_mesh_that_does_not_divide_the_weights_is_refused():
         ModelFunctions(config, mesh).param_shardings()
 
 
+@pytest.mark.system
 def test_eight_devices_with_micro_batches():
     config = tiny_config(micro_batches=2, batch_size=16)
     batch = tiny_batch(config)
@@ -346,7 +347,7 @@ def test_balance_of_the_step_on_eight_devices_and_with_remat():
     assert worst(grads, ref_grads) < 1e-5
 
 
-@pytest.mark.parametrize("scope", ["micro", "step"])
+@pytest.mark.parametrize("scope", few(["micro", "step"]))
 def test_a_step_in_one_part_takes_no_further_pass(scope):
     config = _balanced_over(scope)
     model = ModelFunctions(config)

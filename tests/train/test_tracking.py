@@ -234,6 +234,7 @@ def _with_fake(env, argv, *, stop_at: int) -> tuple[int, list]:
     return done.returncode, [json.loads(line) for line in done.stdout.splitlines()]
 
 
+@pytest.mark.system
 def test_a_run_gives_its_trackers_what_is_in_its_file(env, store, tmp_path):
     """It is stopped, goes on, and ends."""
     workdir = tmp_path / "run"
