@@ -186,7 +186,7 @@ def test_a_manifest_that_is_no_file(forged):
     """Nothing is waited for, where it is asked what the folder is instead, either."""
     (forged / "store.json").unlink()
     os.mkfifo(forged / "store.json")
-    assert "not a regular file" in _refused(forged)
+    assert "not a token store (no store.json)" in _refused(forged)
     assert foreign.of_folder(forged) is None
 
 
