@@ -64,7 +64,7 @@ STARTS = [pytest.param("expert=2", 2, 2, 3, marks=system)]
 STARTS += [
     pytest.param(mesh, count, devices, 8, marks=slow)
     for count, devices in ((2, 1), (2, 2), (4, 1))
-    for mesh in ("", "expert=2", "fsdp=1,context=2", "fsdp=1,tensor=2")
+    for mesh in ("", "expert=2", "context=2", "tensor=2")
 ]
 
 
