@@ -17,14 +17,14 @@ from rich.table import Table
 
 from emo_jax.batch import Batch
 from emo_jax.data.domain_groups import MOST_DOMAINS
-from emo_jax.data.partial import partial_folder
-from emo_jax.data.progress import Progress
 from emo_jax.data.store import TokenStore
 from emo_jax.data.windows import Windows
 from emo_jax.errors import UsageError
 from emo_jax.evals.by_domain import Pass, check_source, eval_mesh
 from emo_jax.files.atomic import refuse_existing, refuse_unmakeable
 from emo_jax.files.json_files import dumps
+from emo_jax.files.partial import partial_folder
+from emo_jax.files.progress import Progress
 from emo_jax.loading import ModelOnDisk, load_model
 from emo_jax.model.transformer import ModelFunctions, Params
 from emo_jax.modularity.activations import (

@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from emo_jax.config import Config
-from emo_jax.data.progress import Progress
 from emo_jax.data.tokenizers import load_tokenizer
 from emo_jax.errors import UsageError
 from emo_jax.files.atomic import refuse_existing
+from emo_jax.files.progress import Progress
 from emo_jax.hf.card import Card
 from emo_jax.hf.export import export_leaves
 from emo_jax.hf.hf_config import special_ids

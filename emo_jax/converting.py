@@ -3,9 +3,9 @@
 import os
 from pathlib import Path
 
-from emo_jax.data.progress import Progress
 from emo_jax.data.tokenizers import Tokenizer
 from emo_jax.errors import UsageError
+from emo_jax.files.progress import Progress
 from emo_jax.hf import tokenizer_files
 from emo_jax.hf.gguf_export import check_gguf, check_model, export_gguf, gguf_bytes
 from emo_jax.loading import OpenedModel, open_model

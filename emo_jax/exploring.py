@@ -20,8 +20,6 @@ from emo_jax.analysing import (
     recording,
     sample_of,
 )
-from emo_jax.data.partial import partial_folder, remove_left_over
-from emo_jax.data.progress import Progress
 from emo_jax.data.store import TokenStore
 from emo_jax.errors import UsageError, listed
 from emo_jax.evals.by_domain import SELECT
@@ -30,6 +28,8 @@ from emo_jax.explorer.figures import figures
 from emo_jax.explorer.page import MAX_PAGE_BYTES, write_page
 from emo_jax.explorer.view import View, look, to_json
 from emo_jax.files.atomic import refuse_unmakeable
+from emo_jax.files.partial import partial_folder, remove_left_over
+from emo_jax.files.progress import Progress
 from emo_jax.loading import open_model
 from emo_jax.modularity.activations import ALL_DOCUMENTS, Sample, record_into
 from emo_jax.modularity.cluster import check_count

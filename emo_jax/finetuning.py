@@ -20,11 +20,11 @@ from emo_jax.config import (
     TrainConfig,
 )
 from emo_jax.data.pairs import SUFFIX, Packed, pack_pairs, read_pairs, write_pairs
-from emo_jax.data.progress import Progress
 from emo_jax.errors import UsageError
 from emo_jax.evals.by_domain import mesh_that_fits
 from emo_jax.files.atomic import write_atomic
 from emo_jax.files.json_files import dumps, read_object
+from emo_jax.files.progress import Progress
 from emo_jax.hf.layouts import layout_for
 from emo_jax.hf.sources import TreeSource
 from emo_jax.hf.tree import flatten

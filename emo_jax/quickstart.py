@@ -27,7 +27,6 @@ from emo_jax.config import Config, from_config_dict
 from emo_jax.data.documents import read_documents
 from emo_jax.data.loader import heldout_batches
 from emo_jax.data.prepare import prepare
-from emo_jax.data.progress import Progress
 from emo_jax.data.sample import sample_corpus
 from emo_jax.data.store import TokenStore
 from emo_jax.data.tokenizers import Tokenizer, load_tokenizer, train_bpe
@@ -38,6 +37,7 @@ from emo_jax.evals.keep_k import KeepTable, keep_table
 from emo_jax.exploring import ExploreSettings, explore
 from emo_jax.files.atomic import write_atomic
 from emo_jax.files.json_files import dumps, read_object
+from emo_jax.files.progress import Progress
 from emo_jax.model.generate import continue_tokens
 from emo_jax.model.transformer import ModelFunctions, Params
 from emo_jax.modularity.pruning import within_documents

@@ -14,11 +14,11 @@ import numpy as np
 
 from emo_jax.config import Config
 from emo_jax.data.documents import ReadReport, read_documents
-from emo_jax.data.progress import Progress
 from emo_jax.data.store import TokenStore
 from emo_jax.errors import DataError, UsageError
 from emo_jax.evals.by_domain import SELECT, check_source, eval_mesh
 from emo_jax.files.atomic import refuse_existing
+from emo_jax.files.progress import Progress
 from emo_jax.hf.layouts import layout_for
 from emo_jax.hf.tensors import F32_BYTES
 from emo_jax.hf.tree import count_parameters, moe_of

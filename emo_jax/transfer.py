@@ -17,12 +17,12 @@ from etils import epath
 from emo_jax import config as config_lib
 from emo_jax.checkpoint import CHECKPOINTS, Checkpointer, open_params
 from emo_jax.config import Config
-from emo_jax.data.partial import partial_folder, remove_left_over
-from emo_jax.data.progress import Progress
 from emo_jax.data.tokenizers import Tokenizer, has_tokenizer, load_tokenizer
 from emo_jax.errors import CheckpointError, DataError, UsageError, one_line
 from emo_jax.files.atomic import refuse_existing, write_atomic, write_bytes_atomic
 from emo_jax.files.json_files import dumps, read_object, read_regular
+from emo_jax.files.partial import partial_folder, remove_left_over
+from emo_jax.files.progress import Progress
 from emo_jax.hf import tokenizer_files
 from emo_jax.hf.card import Card
 from emo_jax.hf.export import export_leaves

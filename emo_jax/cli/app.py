@@ -12,7 +12,7 @@ from typing import Any
 import absl.logging  # before anything asks for the logger "absl", which would be another one
 import click
 
-from emo_jax import __version__, compile_cache
+from emo_jax import __version__
 from emo_jax.cli import streams
 from emo_jax.errors import (
     EXIT_FAILED,
@@ -24,6 +24,7 @@ from emo_jax.errors import (
     escaped,
     one_line,
 )
+from emo_jax.files import compile_cache
 
 _LARGEST = 3.4e38  # of a float32
 

@@ -71,8 +71,8 @@ def compile_(
     compiler.require_libtpu()
     from emo_jax.aot import analysis
     from emo_jax.aot.search import search as run_search
-    from emo_jax.data.progress import Progress
     from emo_jax.files.atomic import write_atomic
+    from emo_jax.files.progress import Progress
 
     with Progress("compile") as progress:
         if search:

@@ -127,11 +127,11 @@ def tokenizer_train(
 ) -> None:
     """Train a byte-level BPE tokenizer on documents."""
     from emo_jax.data.documents import ReadReport, read_documents
-    from emo_jax.data.partial import remove_left_over
-    from emo_jax.data.progress import Progress
     from emo_jax.data.store_writer import PARTIAL, new_folder
     from emo_jax.data.tokenizers import train_bpe
     from emo_jax.files.atomic import refuse_existing
+    from emo_jax.files.partial import remove_left_over
+    from emo_jax.files.progress import Progress
 
     refuse_existing(output)
     target, report = Path(output).absolute(), ReadReport()

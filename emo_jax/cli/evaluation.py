@@ -138,7 +138,7 @@ def generate(
 def _write_lines(
     generator: "TextGenerator", prompts: list[str], stream: TextIO, max_tokens: int
 ) -> None:
-    from emo_jax.data.progress import Progress
+    from emo_jax.files.progress import Progress
 
     cut = []
     with Progress("generate") as shown:
@@ -266,9 +266,9 @@ def eval_(
         refuse_unwritable("--json", Path(json_file))
     from rich.console import Console
 
-    from emo_jax.data.progress import Progress
     from emo_jax.evals import by_domain, report
     from emo_jax.files.atomic import write_atomic
+    from emo_jax.files.progress import Progress
     from emo_jax.loading import load_model
     from emo_jax.manifest import versions
     from emo_jax.modularity.select import parse_keep

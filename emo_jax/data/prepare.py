@@ -18,8 +18,6 @@ from typing import Any
 import numpy as np
 
 from emo_jax.data.documents import Document, ReadReport, read_documents
-from emo_jax.data.partial import partial_folder, remove_left_over
-from emo_jax.data.progress import Progress
 from emo_jax.data.selection import Selection
 from emo_jax.data.store import TokenStore
 from emo_jax.data.store_writer import (
@@ -33,6 +31,8 @@ from emo_jax.data.stream import SPLITS, check_ids, token_dtype
 from emo_jax.data.text_files import MAX_DOCUMENT_BYTES
 from emo_jax.data.tokenizer_base import Tokenizer
 from emo_jax.errors import DataError, UsageError
+from emo_jax.files.partial import partial_folder, remove_left_over
+from emo_jax.files.progress import Progress
 
 DEFAULT_FRACTIONS = (0.9, 0.05, 0.05)
 _BATCH_CHARS = 4_000_000  # text tokenised at once

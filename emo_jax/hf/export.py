@@ -9,10 +9,10 @@ from types import MappingProxyType
 from typing import Any
 
 from emo_jax.config import Config, portable
-from emo_jax.data.partial import partial_folder, remove_left_over
 from emo_jax.errors import EmoError, HfFormatError, UsageError, one_line
 from emo_jax.files.atomic import refuse_existing
 from emo_jax.files.inside import check_own_files
+from emo_jax.files.partial import partial_folder, remove_left_over
 from emo_jax.hf import tokenizer_files
 from emo_jax.hf.card import Card, model_card
 from emo_jax.hf.hf_config import SPECIAL_IDS, ids_for_others, to_hf

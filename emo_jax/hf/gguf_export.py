@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 
 from emo_jax.config import Config
-from emo_jax.data.partial import partial_folder, remove_left_over
 from emo_jax.data.tokenizer_base import Tokenizer
 from emo_jax.errors import EmoError, UsageError, one_line
+from emo_jax.files.partial import partial_folder, remove_left_over
 from emo_jax.hf.gguf_tensors import (
     ARCHITECTURES,
     TYPES,

@@ -28,7 +28,6 @@ import tensorstore as ts
 
 from emo_jax.batch import Batch
 from emo_jax.config import Config
-from emo_jax.data.partial import partial_folder, remove_left_over
 from emo_jax.data.store import TokenStore
 from emo_jax.errors import DataError, UsageError, one_line
 from emo_jax.files.arrays import StoredArray
@@ -42,6 +41,7 @@ from emo_jax.files.json_files import (
     parse,
     read_regular,
 )
+from emo_jax.files.partial import partial_folder, remove_left_over
 from emo_jax.files.steady import SteadyFiles
 from emo_jax.files.waiting import Patience
 from emo_jax.model.transformer import ModelFunctions, Params

@@ -5,7 +5,7 @@ import os
 import pytest
 import runs
 
-from emo_jax import compile_cache
+from emo_jax.files import compile_cache
 
 
 @pytest.mark.system

@@ -8,7 +8,7 @@ import regenerate
 
 from emo_jax import verify
 from emo_jax.cli import cli
-from emo_jax.data import progress
+from emo_jax.files import progress
 
 HOW = "if this is wanted: python tests/cli/regenerate.py"
 

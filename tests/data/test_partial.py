@@ -8,16 +8,16 @@ from pathlib import Path
 
 import pytest
 
-from emo_jax.data.partial import partial_folder, remove_left_over
 from emo_jax.data.prepare import prepare
 from emo_jax.data.store_writer import PARTIAL, TOP
 from emo_jax.data.tokenizers import byte_tokenizer
+from emo_jax.files.partial import partial_folder, remove_left_over
 
 # Works in both folders of `emo prepare` until it is killed.
 WORK = """
 import sys, time
 from pathlib import Path
-from emo_jax.data.partial import partial_folder
+from emo_jax.files.partial import partial_folder
 target = Path(sys.argv[1])
 with partial_folder(target, "spool") as a, partial_folder(target, "tmp") as b:
     (a / "tokens").write_bytes(b"x")
