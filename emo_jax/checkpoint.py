@@ -51,8 +51,8 @@ from emo_jax.manifest import (
     savable,
     versions,
 )
+from emo_jax.run.workdir import all_succeed
 from emo_jax.slices import WRITE_BYTES, SlicedLeaf, SliceReader, sliced_registry
-from emo_jax.workdir import all_succeed
 
 _LOG = logging.getLogger(__name__)
 CHECKPOINTS, _DATA = "checkpoints", "data"  # in the workdir, and in the folder of a step

@@ -15,8 +15,8 @@ from emo_jax.hf.importing import open_folder
 from emo_jax.hf.tensors import LeafSource
 from emo_jax.hf.tree import abstract_params
 from emo_jax.model.transformer import Params
+from emo_jax.run.workdir import CONFIG_FILE, read_workdir_config
 from emo_jax.transfer import tokenizer_of
-from emo_jax.workdir import CONFIG_FILE, read_workdir_config
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

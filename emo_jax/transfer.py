@@ -35,9 +35,9 @@ from emo_jax.hf.tree import abstract_params, count_parameters, unflatten, unit_a
 from emo_jax.model.transformer import ModelFunctions
 from emo_jax.modularity.selection import FILE as SELECTION_FILE
 from emo_jax.modularity.selection import selection_beside, selection_files
+from emo_jax.run.metrics_file import METRICS_FILE, number_in, read_metrics
+from emo_jax.run.workdir import CONFIG_FILE, TOKENIZER_FOLDER, claim_workdir, read_workdir_config
 from emo_jax.slices import Block, SlicedLeaf
-from emo_jax.train.metrics import METRICS_FILE, number_in, read_metrics
-from emo_jax.workdir import CONFIG_FILE, TOKENIZER_FOLDER, claim_workdir, read_workdir_config
 
 _PARTIAL = "partial"
 _IMPORTED = (CONFIG_FILE, CHECKPOINTS, TOKENIZER_FOLDER, SELECTION_FILE)

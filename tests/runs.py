@@ -16,7 +16,7 @@ import numpy as np
 from emo_jax.checkpoint import _read, checkpoints_of
 from emo_jax.cli.app import _run
 from emo_jax.manifest import read_manifest
-from emo_jax.train.metrics import METRICS_FILE
+from emo_jax.run.metrics_file import METRICS_FILE
 
 REPO = Path(__file__).parent.parent
 EXPERIMENT = REPO / "experiments/emo_tiny.py"

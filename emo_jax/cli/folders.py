@@ -72,8 +72,8 @@ def export(
     from emo_jax.files.atomic import refuse_existing
     from emo_jax.hf.push import check_repo, push_folder
     from emo_jax.loading import is_hugging_face
+    from emo_jax.run.workdir import CONFIG_FILE
     from emo_jax.transfer import export_workdir
-    from emo_jax.workdir import CONFIG_FILE
 
     at_step = workdir if step is None else f"{workdir}@{step}"
     convert: dict[str, Any] = {"ids_alone": gguf_ids, "tokenizer_dir": tokenizer}

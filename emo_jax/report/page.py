@@ -18,7 +18,7 @@ from emo_jax import __version__, charts
 from emo_jax.errors import UsageError
 from emo_jax.files.atomic import write_atomic
 from emo_jax.report.run import Points, Run
-from emo_jax.train.metrics import METRICS_FILE
+from emo_jax.run.metrics_file import METRICS_FILE
 
 MARK = "<!-- emo_jax report -->"  # a file that has it is ours to replace
 MOST_LINES = 16  # of domains in a chart

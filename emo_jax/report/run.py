@@ -6,9 +6,9 @@ from typing import Any, NamedTuple
 
 from emo_jax.errors import UsageError, one_line
 from emo_jax.files.json_files import Fields, read_object
-from emo_jax.train.metrics import METRICS_FILE, number_in, numbers_in, read_metrics
-from emo_jax.train.run_info import read_run_info
-from emo_jax.workdir import CONFIG_FILE
+from emo_jax.run.metrics_file import METRICS_FILE, number_in, numbers_in, read_metrics
+from emo_jax.run.run_info import read_run_info
+from emo_jax.run.workdir import CONFIG_FILE
 
 _WAY = re.compile(r" \((pool|keep)=\d+\)$")
 Points = tuple[list[int], list[float]]  # steps, values

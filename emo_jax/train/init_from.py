@@ -25,7 +25,13 @@ from emo_jax.files.json_files import (
 )
 from emo_jax.hf.fields import is_hugging_face
 from emo_jax.manifest import LeafPath, compare, read_manifest
-from emo_jax.workdir import CONFIG_FILE, INIT_FILE, TOKENIZER_FOLDER, is_free, read_workdir_config
+from emo_jax.run.workdir import (
+    CONFIG_FILE,
+    INIT_FILE,
+    TOKENIZER_FOLDER,
+    is_free,
+    read_workdir_config,
+)
 
 Mode = Literal["weights", "weights+optimizer", "all"]
 MODES: tuple[str, ...] = get_args(Mode)

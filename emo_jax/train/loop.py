@@ -40,22 +40,22 @@ from emo_jax.model.transformer import ModelFunctions
 from emo_jax.parallel import mesh as mesh_lib
 from emo_jax.parallel import processes
 from emo_jax.parallel.rows import global_batch, own_rows
+from emo_jax.run.lock import RunLock
+from emo_jax.run.metrics_file import summarize
+from emo_jax.run.run_info import describe_run
+from emo_jax.run.workdir import INIT_FILE, TOKENIZER_FOLDER, all_succeed, claim_workdir
 from emo_jax.train import halt
 from emo_jax.train.clock import Clock
 from emo_jax.train.init_from import InitFrom
 from emo_jax.train.labels import LabelWatch
-from emo_jax.train.lock import RunLock
-from emo_jax.train.metrics import summarize
 from emo_jax.train.optimizer import make_optimizer
 from emo_jax.train.progress import TrainProgress
-from emo_jax.train.run_info import describe_run
 from emo_jax.train.start import plan_start
 from emo_jax.train.state import TrainState
 from emo_jax.train.step import jit_train_step
 from emo_jax.train.stop import StopRequest
 from emo_jax.train.trackers import make_trackers
 from emo_jax.train.tracking import Tracker
-from emo_jax.workdir import INIT_FILE, TOKENIZER_FOLDER, all_succeed, claim_workdir
 
 HELD_OUT_SPLIT = "select"  # watched while training; "test" stays unseen until the end
 

@@ -20,6 +20,7 @@ from emo_jax.errors import CheckpointError, UsageError
 from emo_jax.manifest import leaves_of
 from emo_jax.model.transformer import ModelFunctions
 from emo_jax.parallel import processes
+from emo_jax.run.workdir import all_succeed, refused_changes
 from emo_jax.train import init_from
 from emo_jax.train.init_from import InitFrom, Source
 from emo_jax.train.optimizer import moments_only
@@ -30,7 +31,6 @@ from emo_jax.train.state import (
     state_of,
     state_shardings,
 )
-from emo_jax.workdir import all_succeed, refused_changes
 
 Made = tuple[TrainState, int, int]  # state, steps done, windows consumed
 

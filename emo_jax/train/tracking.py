@@ -15,14 +15,14 @@ from types import TracebackType
 from typing import Any, Literal, Protocol
 
 from emo_jax.errors import PreemptedError, one_line
-from emo_jax.train.metrics import (
+from emo_jax.run.metrics_file import (
     METRICS_FILE,
     MetricsFile,
     number_in,
     numbers_in,
     read_metrics,
 )
-from emo_jax.train.run_info import RunInfo, append_run_info
+from emo_jax.run.run_info import RunInfo, append_run_info
 
 _LOG = logging.getLogger(__name__)
 

@@ -10,10 +10,10 @@ from emo_jax.config import Config, ModelConfig, TrainConfig, to_dict
 from emo_jax.data.store import TokenStore
 from emo_jax.errors import EXIT_USAGE, EmoError, UsageError
 from emo_jax.files.atomic import write_atomic
+from emo_jax.run.workdir import claim_workdir, read_workdir_config
 from emo_jax.train.init_from import read_record
 from emo_jax.train.loop import Trainer
 from emo_jax.train.trackers import _known
-from emo_jax.workdir import claim_workdir, read_workdir_config
 
 CONFIG = Config(
     name="tiny",

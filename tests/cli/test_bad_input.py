@@ -15,7 +15,7 @@ from emo_jax.config import DataConfig
 from emo_jax.configfile import load_config
 from emo_jax.data.store import TokenStore
 from emo_jax.data.windows import open_source
-from emo_jax.workdir import claim_workdir
+from emo_jax.run.workdir import claim_workdir
 
 FAILED, USAGE = 1, 2
 

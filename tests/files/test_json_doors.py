@@ -18,10 +18,10 @@ from emo_jax.errors import EmoError
 from emo_jax.loading import is_hugging_face
 from emo_jax.modularity.activations import Activations
 from emo_jax.report.run import read_run
+from emo_jax.run.metrics_file import METRICS_FILE
+from emo_jax.run.workdir import read_workdir_config
 from emo_jax.train import trackers
 from emo_jax.train.init_from import read_record
-from emo_jax.train.metrics import METRICS_FILE
-from emo_jax.workdir import read_workdir_config
 
 READERS = {
     "config.json": read_workdir_config,

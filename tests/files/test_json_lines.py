@@ -7,7 +7,7 @@ from emo_jax.errors import UsageError
 from emo_jax.files import json_lines
 from emo_jax.files.json_files import Fields
 from emo_jax.files.json_lines import json_line, mend_lines, read_lines
-from emo_jax.train.metrics import MetricsFile
+from emo_jax.run.metrics_file import MetricsFile
 
 
 def _check(record):

@@ -143,8 +143,8 @@ def _run(folder: Path, out: Path) -> None:
 def _log(folder: Path, out: Path) -> None:
     from emo_jax.report.page import write_report
     from emo_jax.report.run import read_run
-    from emo_jax.train.metrics import MetricsFile
-    from emo_jax.train.run_info import read_run_info
+    from emo_jax.run.metrics_file import MetricsFile
+    from emo_jax.run.run_info import read_run_info
 
     read_run_info(folder)
     write_report(read_run(folder), out / "report.html")
@@ -152,7 +152,7 @@ def _log(folder: Path, out: Path) -> None:
 
 
 def _lock(folder: Path, out: Path) -> None:
-    from emo_jax.train.lock import RunLock
+    from emo_jax.run.lock import RunLock
 
     lock = RunLock(folder)
     lock.check()
@@ -163,8 +163,8 @@ def _lock(folder: Path, out: Path) -> None:
 def _records(folder: Path, out: Path) -> None:
     from emo_jax.errors import EmoError
     from emo_jax.finetuning import _check_same
+    from emo_jax.run.run_info import RunInfo
     from emo_jax.train import init_from, trackers
-    from emo_jax.train.run_info import RunInfo
 
     problems = []
     asked = init_from.InitFrom.parse("/runs/a@3", "weights")

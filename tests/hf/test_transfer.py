@@ -24,9 +24,9 @@ from emo_jax.hf import export_model, import_model
 from emo_jax.hf.sources import FolderSource
 from emo_jax.hf.tree import flatten
 from emo_jax.model.transformer import ModelFunctions
+from emo_jax.run.workdir import claim_workdir, read_workdir_config
 from emo_jax.slices import SliceReader
 from emo_jax.transfer import export_workdir, import_folder
-from emo_jax.workdir import claim_workdir, read_workdir_config
 
 TOKENIZER_SIZE, PADDED = 100_278, 100_352  # SPEC 1.1
 

@@ -15,7 +15,7 @@ from emo_jax.hf.tree import flatten
 from emo_jax.loading import load_model
 from emo_jax.model.transformer import ModelFunctions
 from emo_jax.modularity.selection import read_selection
-from emo_jax.train.metrics import read_metrics
+from emo_jax.run.metrics_file import read_metrics
 
 
 @pytest.fixture

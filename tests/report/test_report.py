@@ -13,7 +13,7 @@ from browsing import faults, overflow, tab
 
 from emo_jax.report.page import MARK, page
 from emo_jax.report.run import read_run
-from emo_jax.train.metrics import METRICS_FILE
+from emo_jax.run.metrics_file import METRICS_FILE
 
 WIDTHS = [(1280, "light"), (1280, "dark"), (390, "light")]
 

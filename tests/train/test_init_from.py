@@ -25,12 +25,12 @@ from emo_jax.data.raw import RawTokens
 from emo_jax.data.windows import open_windows
 from emo_jax.model.transformer import ModelFunctions
 from emo_jax.parallel.mesh import make_mesh, windows_sharding
+from emo_jax.run.workdir import claim_workdir
 from emo_jax.train.init_from import InitFrom
 from emo_jax.train.optimizer import make_optimizer
 from emo_jax.train.start import plan_start
 from emo_jax.train.state import init_state
 from emo_jax.train.step import jit_train_step
-from emo_jax.workdir import claim_workdir
 
 STD, ANNEAL = runs.REPO / "experiments/stdmoe_tiny.py", runs.REPO / "experiments/anneal_tiny.py"
 BEFORE, AFTER, BATCH = 12, 24, 4  # steps of the standard run, and of its anneal; windows a step

@@ -12,7 +12,7 @@ import pytest
 import runs
 
 from emo_jax.errors import UsageError
-from emo_jax.train.lock import LOCK_FILE, RunLock, _begun
+from emo_jax.run.lock import LOCK_FILE, RunLock, _begun
 
 
 def owner(workdir, **changes):

@@ -18,8 +18,9 @@ import wandb_file
 from emo_jax import config as config_lib
 from emo_jax.config import TrackingConfig
 from emo_jax.data.store import TokenStore
-from emo_jax.train import run_info, trackers
-from emo_jax.train.metrics import METRICS_FILE
+from emo_jax.run import run_info
+from emo_jax.run.metrics_file import METRICS_FILE
+from emo_jax.train import trackers
 from emo_jax.train.tracking import Tracker, scalars
 
 pytestmark = pytest.mark.system

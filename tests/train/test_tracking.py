@@ -18,8 +18,9 @@ import tiny
 from emo_jax import config as config_lib
 from emo_jax.config import TrackingConfig
 from emo_jax.errors import ConfigError, PreemptedError, UsageError
-from emo_jax.train import run_info, trackers, tracking
-from emo_jax.train.metrics import METRICS_FILE, number_in, read_metrics
+from emo_jax.run import run_info
+from emo_jax.run.metrics_file import METRICS_FILE, number_in, read_metrics
+from emo_jax.train import trackers, tracking
 from emo_jax.train.tracking import Tracker, scalars
 
 # --- names ---------------------------------------------------------------------------------------
