@@ -1,1 +1,1 @@
-"""run."""
+"""A run on disk: its folder and who may use it, its lock, its metrics, what it was started with."""

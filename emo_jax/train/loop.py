@@ -41,13 +41,13 @@ from emo_jax.parallel import mesh as mesh_lib
 from emo_jax.parallel import processes
 from emo_jax.parallel.rows import global_batch, own_rows
 from emo_jax.run.lock import RunLock
-from emo_jax.run.metrics_file import summarize
 from emo_jax.run.run_info import describe_run
 from emo_jax.run.workdir import INIT_FILE, TOKENIZER_FOLDER, all_succeed, claim_workdir
 from emo_jax.train import halt
 from emo_jax.train.clock import Clock
 from emo_jax.train.init_from import InitFrom
 from emo_jax.train.labels import LabelWatch
+from emo_jax.train.metrics import summarize
 from emo_jax.train.optimizer import make_optimizer
 from emo_jax.train.progress import TrainProgress
 from emo_jax.train.start import plan_start

@@ -12,8 +12,8 @@ from emo_jax.data.prepare import prepare
 from emo_jax.data.tokenizers import byte_tokenizer
 from emo_jax.data.windows import Windows
 from emo_jax.errors import EmoError
-from emo_jax.run.metrics_file import summarize
 from emo_jax.train.labels import LabelWatch
+from emo_jax.train.metrics import summarize
 from emo_jax.train.progress import TrainProgress
 from emo_jax.train.step import label_metrics
 
