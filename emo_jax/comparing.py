@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from emo_jax import config as config_lib
+from emo_jax.checkpoint.slices import WRITE_BYTES
 from emo_jax.config import Config, portable
 from emo_jax.data.json_tokenizer import JsonTokenizer
 from emo_jax.data.tokenizer_base import Tokenizer
@@ -22,7 +23,6 @@ from emo_jax.hf.layouts import layout_for
 from emo_jax.hf.tensors import HfTensor, LeafSource
 from emo_jax.hf.weights import READABLE_DTYPES, StoredTensor
 from emo_jax.loading import OpenedModel, open_model
-from emo_jax.slices import WRITE_BYTES
 
 NAMED = 20  # differences of one kind that are named; of more their number is said
 _TEXTS = (

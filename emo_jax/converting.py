@@ -21,7 +21,7 @@ def convert_to_gguf(
     tokenizer_dir: str | os.PathLike[str] | None = None,
     quiet: bool = True,
 ) -> Path:
-    """Writes a model as a GGUF file. Memory: a few slices, see `emo_jax.slices`.
+    """Writes a model as a GGUF file. Memory: a few slices, see `emo_jax.checkpoint.slices`.
 
     Args:
       model: `WORKDIR`, `WORKDIR@STEP`, or a Hugging Face folder, as of `emo select`.

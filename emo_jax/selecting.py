@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from emo_jax.checkpoint.manifest import versions
 from emo_jax.config import Config
 from emo_jax.data.documents import ReadReport, read_documents
 from emo_jax.data.store import TokenStore
@@ -23,7 +24,6 @@ from emo_jax.hf.layouts import layout_for
 from emo_jax.hf.tensors import F32_BYTES
 from emo_jax.hf.tree import count_parameters, moe_of
 from emo_jax.loading import OpenedModel, load_model, open_model
-from emo_jax.manifest import versions
 from emo_jax.model.transformer import ModelFunctions, Params
 from emo_jax.modularity.assemble import smaller_config
 from emo_jax.modularity.calibration import (

@@ -15,7 +15,8 @@ import numpy as np
 from etils import epath
 
 from emo_jax import config as config_lib
-from emo_jax.checkpoint import CHECKPOINTS, Checkpointer, open_params
+from emo_jax.checkpoint.checkpointer import CHECKPOINTS, Checkpointer, open_params
+from emo_jax.checkpoint.slices import Block, SlicedLeaf
 from emo_jax.config import Config
 from emo_jax.data.tokenizers import Tokenizer, has_tokenizer, load_tokenizer
 from emo_jax.errors import CheckpointError, DataError, UsageError, one_line
@@ -37,7 +38,6 @@ from emo_jax.modularity.selection import FILE as SELECTION_FILE
 from emo_jax.modularity.selection import selection_beside, selection_files
 from emo_jax.run.metrics_file import METRICS_FILE, number_in, read_metrics
 from emo_jax.run.workdir import CONFIG_FILE, TOKENIZER_FOLDER, claim_workdir, read_workdir_config
-from emo_jax.slices import Block, SlicedLeaf
 
 _PARTIAL = "partial"
 _IMPORTED = (CONFIG_FILE, CHECKPOINTS, TOKENIZER_FOLDER, SELECTION_FILE)
@@ -75,7 +75,7 @@ def export_workdir(
 ) -> tuple[Path, str]:
     """Writes the newest good checkpoint of a run, or that of `step`, as a Hugging Face folder.
 
-    Memory: a few slices of the checkpoint, see `emo_jax.slices`.
+    Memory: a few slices of the checkpoint, see `emo_jax.checkpoint.slices`.
 
     Returns:
       The folder, and the name of the layout: the one given, or the one stock transformers loads.
@@ -180,7 +180,7 @@ def import_folder(
     """Makes a workdir that holds a Hugging Face folder's model as step 0: parameters alone.
 
     It appears when it is whole: one without its checkpoint would train from random parameters.
-    Memory: a few slices of the model, see `emo_jax.slices`.
+    Memory: a few slices of the model, see `emo_jax.checkpoint.slices`.
 
     Raises:
       HfFormatError: the folder is of another architecture or incomplete.

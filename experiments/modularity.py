@@ -31,6 +31,7 @@ from ml_collections import ConfigDict
 
 from emo_jax import presets
 from emo_jax.batch import Batch
+from emo_jax.checkpoint.manifest import versions
 from emo_jax.config import Config, from_config_dict, portable, to_dict
 from emo_jax.data.documents import read_documents
 from emo_jax.data.loader import heldout_batches
@@ -42,7 +43,6 @@ from emo_jax.data.windows import Windows
 from emo_jax.errors import EmoError, UsageError
 from emo_jax.evals.heldout import evaluate, make_eval_step
 from emo_jax.files.atomic import write_atomic
-from emo_jax.manifest import versions
 from emo_jax.model.transformer import ModelFunctions, Params
 from emo_jax.modularity.calibration import pack, store_examples
 from emo_jax.modularity.pruning import within_documents

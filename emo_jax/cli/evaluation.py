@@ -266,11 +266,11 @@ def eval_(
         refuse_unwritable("--json", Path(json_file))
     from rich.console import Console
 
+    from emo_jax.checkpoint.manifest import versions
     from emo_jax.evals import by_domain, report
     from emo_jax.files.atomic import write_atomic
     from emo_jax.files.progress import Progress
     from emo_jax.loading import load_model
-    from emo_jax.manifest import versions
     from emo_jax.modularity.select import parse_keep
 
     loaded = load_model(model, trust=trust)

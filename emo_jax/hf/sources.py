@@ -1,6 +1,6 @@
 """Where leaves are read from: a tree in memory, or the files of a Hugging Face folder.
 
-A checkpoint is the third, `emo_jax.checkpoint.open_params`.
+A checkpoint is the third, `emo_jax.checkpoint.checkpointer.open_params`.
 """
 
 import math
@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 
+from emo_jax.checkpoint.slices import Block, extent
 from emo_jax.config import Config
 from emo_jax.errors import HfFormatError, UsageError
 from emo_jax.hf.tensors import HfTensor
 from emo_jax.hf.tree import Shape, leaf_shapes
 from emo_jax.hf.weights import StoredTensor
-from emo_jax.slices import Block, extent
 
 
 class TreeSource:

@@ -20,6 +20,7 @@ import ml_dtypes
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
+from emo_jax.checkpoint.slices import WRITE_BYTES
 from emo_jax.errors import HfFormatError, one_line
 from emo_jax.files.inside import check_own_files
 from emo_jax.files.json_files import Fields, NotReadableError
@@ -29,7 +30,6 @@ from emo_jax.files.waiting import Patience
 from emo_jax.hf.hf_config import load_json
 from emo_jax.hf.tensors import HfTensor, LeafSource
 from emo_jax.hf.tree import Shape
-from emo_jax.slices import WRITE_BYTES
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"

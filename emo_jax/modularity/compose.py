@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from emo_jax.checkpoint.slices import Block
 from emo_jax.config import Config
 from emo_jax.errors import UsageError
 from emo_jax.hf.importing import open_folder
@@ -31,7 +32,6 @@ from emo_jax.modularity.selection import (
     read_selection,
     slabs,
 )
-from emo_jax.slices import Block
 
 
 class Module(NamedTuple):

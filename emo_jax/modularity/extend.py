@@ -12,12 +12,12 @@ from typing import Literal, get_args
 
 import numpy as np
 
+from emo_jax.checkpoint.slices import Block
 from emo_jax.config import Config, MeshConfig
 from emo_jax.errors import UsageError
 from emo_jax.hf.tensors import LeafSource
 from emo_jax.hf.tree import Shape, moe_of
 from emo_jax.modularity.assemble import EXPERTS, ROUTER, Assembled, Part, Place
-from emo_jax.slices import Block
 
 Init = Literal["copy", "jitter", "random"]
 INITS: tuple[str, ...] = get_args(Init)

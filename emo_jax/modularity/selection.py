@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from emo_jax.checkpoint.slices import Block
 from emo_jax.config import Config
 from emo_jax.errors import UsageError, one_line
 from emo_jax.files import json_files
@@ -23,7 +24,6 @@ from emo_jax.files.json_files import Fields, NotReadableError, dumps
 from emo_jax.hf.tensors import LeafSource
 from emo_jax.hf.tree import moe_of
 from emo_jax.modularity.assemble import EXPERTS, ROUTER
-from emo_jax.slices import Block
 
 FILE = "selection.json"
 FORMAT = "emo_jax selection"

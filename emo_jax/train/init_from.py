@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
 from emo_jax import config as config_lib
-from emo_jax.checkpoint import Checkpointer, checkpoints_of
+from emo_jax.checkpoint.checkpointer import Checkpointer, checkpoints_of
+from emo_jax.checkpoint.manifest import LeafPath, compare, read_manifest
 from emo_jax.config import Config
 from emo_jax.data.store import TokenStore
 from emo_jax.data.stream import TokenSource
@@ -24,7 +25,6 @@ from emo_jax.files.json_files import (
     read_regular,
 )
 from emo_jax.hf.fields import is_hugging_face
-from emo_jax.manifest import LeafPath, compare, read_manifest
 from emo_jax.run.workdir import (
     CONFIG_FILE,
     INIT_FILE,

@@ -18,7 +18,7 @@ import numpy as np
 
 from emo_jax import config as config_lib
 from emo_jax.batch import Batch
-from emo_jax.checkpoint import Checkpointer
+from emo_jax.checkpoint.checkpointer import Checkpointer
 from emo_jax.config import Config
 from emo_jax.data.loader import Loader, heldout_batches
 from emo_jax.data.store import TokenStore

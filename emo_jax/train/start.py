@@ -13,11 +13,11 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from emo_jax.checkpoint import Checkpointer, restore_params
+from emo_jax.checkpoint.checkpointer import Checkpointer, restore_params
+from emo_jax.checkpoint.manifest import leaves_of
 from emo_jax.config import Config
 from emo_jax.data.stream import TokenSource
 from emo_jax.errors import CheckpointError, UsageError
-from emo_jax.manifest import leaves_of
 from emo_jax.model.transformer import ModelFunctions
 from emo_jax.parallel import processes
 from emo_jax.run.workdir import all_succeed, refused_changes

@@ -16,8 +16,8 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from emo_jax import checkpoint
-from emo_jax.checkpoint import Checkpointer
+from emo_jax.checkpoint import checkpointer as checkpoint
+from emo_jax.checkpoint.checkpointer import Checkpointer
 from emo_jax.config import CheckpointConfig
 from emo_jax.errors import CheckpointError
 

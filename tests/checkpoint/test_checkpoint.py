@@ -10,8 +10,8 @@ import pytest
 from jax.sharding import PartitionSpec
 from states import abstract_of, assert_same, mesh_of, state_of
 
-from emo_jax import manifest as manifest_lib
-from emo_jax.checkpoint import Checkpointer, open_params, restore_params
+from emo_jax.checkpoint import manifest as manifest_lib
+from emo_jax.checkpoint.checkpointer import Checkpointer, open_params, restore_params
 from emo_jax.config import CheckpointConfig
 from emo_jax.errors import CheckpointError
 
@@ -64,7 +64,9 @@ def test_a_donated_state_is_saved_as_it_was(tmp_path):
 def test_save_does_not_wait_for_the_files(tmp_path, monkeypatch):
     go = threading.Event()
     publish = manifest_lib.publish
-    monkeypatch.setattr("emo_jax.checkpoint.publish", lambda *args: go.wait(30) and publish(*args))
+    monkeypatch.setattr(
+        "emo_jax.checkpoint.checkpointer.publish", lambda *args: go.wait(30) and publish(*args)
+    )
     with checkpointer(tmp_path) as c:
         c.save(1, state_of(1), {})
         assert c.steps() == []
@@ -143,7 +145,7 @@ def test_old_checkpoints_outlive_a_failed_save(tmp_path, monkeypatch):
         c.save(1, state_of(1), {})
         c.wait()
         with monkeypatch.context() as m:
-            m.setattr("emo_jax.checkpoint.publish", _full_disk)
+            m.setattr("emo_jax.checkpoint.checkpointer.publish", _full_disk)
             c.save(2, state_of(2), {})
             with pytest.raises(CheckpointError) as error:
                 c.save(3, state_of(3), {})
@@ -159,7 +161,7 @@ def test_old_checkpoints_outlive_a_failed_save(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("how", ["wait", "close", "with"])
 def test_a_failed_save_surfaces(tmp_path, monkeypatch, how):
-    monkeypatch.setattr("emo_jax.checkpoint.publish", _full_disk)
+    monkeypatch.setattr("emo_jax.checkpoint.checkpointer.publish", _full_disk)
     c = checkpointer(tmp_path)
     c.save(1, state_of(1), {})
     with pytest.raises(CheckpointError, match="there is no earlier one"):
@@ -172,7 +174,7 @@ def test_a_failed_save_surfaces(tmp_path, monkeypatch, how):
 
 
 def test_the_error_of_the_run_is_not_hidden_by_a_failed_save(tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr("emo_jax.checkpoint.publish", _full_disk)
+    monkeypatch.setattr("emo_jax.checkpoint.checkpointer.publish", _full_disk)
     with pytest.raises(ZeroDivisionError), checkpointer(tmp_path) as c:
         c.save(1, state_of(1), {})
         raise ZeroDivisionError

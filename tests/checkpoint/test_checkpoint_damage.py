@@ -7,8 +7,8 @@ import threading
 import pytest
 from states import abstract_of, assert_same, state_of
 
-from emo_jax import manifest
-from emo_jax.checkpoint import Checkpointer, restore_params
+from emo_jax.checkpoint import manifest
+from emo_jax.checkpoint.checkpointer import Checkpointer, restore_params
 from emo_jax.config import CheckpointConfig
 from emo_jax.errors import CheckpointError
 

@@ -6,8 +6,8 @@ import shutil
 
 import pytest
 
-from emo_jax import manifest
-from emo_jax.checkpoint import restore_params
+from emo_jax.checkpoint import manifest
+from emo_jax.checkpoint.checkpointer import restore_params
 from emo_jax.errors import CheckpointError
 from emo_jax.hf import export_model
 from emo_jax.loading import load_model, open_model

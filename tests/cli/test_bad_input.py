@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import runs
 
-from emo_jax.checkpoint import Checkpointer
+from emo_jax.checkpoint.checkpointer import Checkpointer
 from emo_jax.config import DataConfig
 from emo_jax.configfile import load_config
 from emo_jax.data.store import TokenStore

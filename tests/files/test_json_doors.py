@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from emo_jax import finetuning, quickstart
-from emo_jax.checkpoint import Checkpointer, restore_params
+from emo_jax.checkpoint.checkpointer import Checkpointer, restore_params
 from emo_jax.config import CheckpointConfig
 from emo_jax.data.store import TokenStore
 from emo_jax.data.store_writer import SplitContent, write_store

@@ -125,7 +125,7 @@ def _leaves(tree: Any) -> None:
 
 
 def _run(folder: Path, out: Path) -> None:
-    from emo_jax.checkpoint import Checkpointer
+    from emo_jax.checkpoint.checkpointer import Checkpointer
     from emo_jax.loading import load_model, open_model
     from emo_jax.transfer import export_workdir
 

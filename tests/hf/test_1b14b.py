@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import runs
 
-from emo_jax.checkpoint import Checkpointer, restore_params
+from emo_jax.checkpoint.checkpointer import Checkpointer, restore_params
 from emo_jax.configfile import load_config
 from emo_jax.hf import export_model, import_model
 from emo_jax.hf.tree import flatten

@@ -5,9 +5,9 @@ import itertools
 import numpy as np
 import pytest
 
+from emo_jax.checkpoint.slices import extent
 from emo_jax.hf.sources import TreeSource
 from emo_jax.hf.tensors import HfTensor
-from emo_jax.slices import extent
 
 LEAF = np.random.default_rng(0).normal(size=(3, 6, 5)).astype(np.float32)
 INSIDE = (slice(1, 2), slice(2, 6), slice(1, 5))  # does not begin where the leaf does

@@ -17,7 +17,8 @@ from jax.sharding import NamedSharding, PartitionSpec
 from safetensors.numpy import load_file, save_file
 
 from emo_jax import config as config_lib
-from emo_jax.checkpoint import Checkpointer, restore_params
+from emo_jax.checkpoint.checkpointer import Checkpointer, restore_params
+from emo_jax.checkpoint.slices import SliceReader
 from emo_jax.config import DataConfig, TrackingConfig
 from emo_jax.errors import CheckpointError, EmoError, HfFormatError, UsageError
 from emo_jax.hf import export_model, import_model
@@ -25,7 +26,6 @@ from emo_jax.hf.sources import FolderSource
 from emo_jax.hf.tree import flatten
 from emo_jax.model.transformer import ModelFunctions
 from emo_jax.run.workdir import claim_workdir, read_workdir_config
-from emo_jax.slices import SliceReader
 from emo_jax.transfer import export_workdir, import_folder
 
 TOKENIZER_SIZE, PADDED = 100_278, 100_352  # SPEC 1.1

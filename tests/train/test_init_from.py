@@ -17,7 +17,7 @@ from tiny import NO_POOL, UNIFORM, tiny_batch, tiny_config
 
 from emo_jax import config as config_lib
 from emo_jax.batch import Batch
-from emo_jax.checkpoint import Checkpointer, restore_params
+from emo_jax.checkpoint.checkpointer import Checkpointer, restore_params
 from emo_jax.config import InitConfig, MeshConfig
 from emo_jax.configfile import load_config
 from emo_jax.data.loader import Loader

@@ -13,10 +13,10 @@ import runs
 from tiny import tiny_batch, tiny_config
 
 from emo_jax.batch import Batch
-from emo_jax.checkpoint import Checkpointer
+from emo_jax.checkpoint.checkpointer import Checkpointer
+from emo_jax.checkpoint.manifest import leaves_of
 from emo_jax.config import CheckpointConfig, MeshConfig
 from emo_jax.errors import CheckpointError, ConfigError
-from emo_jax.manifest import leaves_of
 from emo_jax.model.transformer import ModelFunctions
 from emo_jax.parallel.mesh import make_mesh, windows_sharding
 from emo_jax.train import state as state_lib

@@ -28,10 +28,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 
-from emo_jax.config import CheckpointConfig
-from emo_jax.errors import CheckpointError, one_line
-from emo_jax.files.json_files import dumps
-from emo_jax.manifest import (
+from emo_jax.checkpoint.manifest import (
     FORMAT,
     MANIFEST,
     DamagedError,
@@ -51,8 +48,11 @@ from emo_jax.manifest import (
     savable,
     versions,
 )
+from emo_jax.checkpoint.slices import WRITE_BYTES, SlicedLeaf, SliceReader, sliced_registry
+from emo_jax.config import CheckpointConfig
+from emo_jax.errors import CheckpointError, one_line
+from emo_jax.files.json_files import dumps
 from emo_jax.run.workdir import all_succeed
-from emo_jax.slices import WRITE_BYTES, SlicedLeaf, SliceReader, sliced_registry
 
 _LOG = logging.getLogger(__name__)
 CHECKPOINTS, _DATA = "checkpoints", "data"  # in the workdir, and in the folder of a step

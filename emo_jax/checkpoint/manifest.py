@@ -21,6 +21,7 @@ import numpy as np
 from etils import epath
 
 from emo_jax import __version__
+from emo_jax.checkpoint.slices import SlicedLeaf
 from emo_jax.errors import CheckpointError, one_line
 from emo_jax.files.atomic import sync_folder, write_atomic
 from emo_jax.files.inside import check_tree
@@ -35,7 +36,6 @@ from emo_jax.files.json_files import (
 from emo_jax.files.names import plain_name
 from emo_jax.files.waiting import AwayError, Patience, SpoiltError
 from emo_jax.parallel import processes
-from emo_jax.slices import SlicedLeaf
 
 MANIFEST, FORMAT = "manifest.json", 1
 _LOG = logging.getLogger(__name__)
