@@ -3,7 +3,7 @@
     python docs/generate_reference.py        # shows them
 
 mkdocs calls `on_files`. Nothing is kept in git: the pages say what `emo_jax/cli` and
-`emo_jax/config.py` say. What a field is comes from the comment behind it, or from the comment lines
+`emo_jax/config/` say. What a field is comes from the comment behind it, or from the comment lines
 above it.
 """
 
@@ -22,8 +22,9 @@ import click
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from emo_jax import config as config_lib
 from emo_jax.cli import cli
+from emo_jax.config import Config
+from emo_jax.config.parse import section_of
 
 PAGES = {"reference/commands.md": "commands_page", "reference/config.md": "config_page"}
 
@@ -101,12 +102,12 @@ def _parameter(parameter: click.Parameter) -> str:
 # --- config --------------------------------------------------------------------------------------
 
 
-def sections(cls: type = config_lib.Config, path: str = "") -> Iterator[tuple[str, type]]:
+def sections(cls: type = Config, path: str = "") -> Iterator[tuple[str, type]]:
     """Every section by its dotted name, "" for the whole, in the order of the fields."""
     yield path, cls
     hints = typing.get_type_hints(cls)
     for f in dataclasses.fields(cls):
-        section = config_lib._section(hints[f.name])
+        section = section_of(hints[f.name])
         if section is not None:
             yield from sections(section, f"{path}.{f.name}" if path else f.name)
 
@@ -114,7 +115,7 @@ def sections(cls: type = config_lib.Config, path: str = "") -> Iterator[tuple[st
 def config_page() -> str:
     """Every field of every section: name, type, default, what it is."""
     parts = [
-        "# Config fields\n\nWritten from `emo_jax/config.py`, when this site was built."
+        "# Config fields\n\nWritten from `emo_jax/config/`, when this site was built."
         " An experiment file sets them; `--config.SECTION.FIELD=VALUE` overrides one."
         " How they are read and checked: [Configs](../configs.md)."
     ]
@@ -131,7 +132,7 @@ def _field(cls: type, path: str, f: dataclasses.Field) -> str:
     kind = typing.get_type_hints(cls)[f.name]
     about = comments(cls).get(f.name, "")
     anchor = f'<span id="{name}"></span>'
-    if config_lib._section(kind) is not None:
+    if section_of(kind) is not None:
         optional = type(None) in typing.get_args(kind)
         shown, value = f"[section](#{name})", "`None`" if optional else ""
         anchor = ""  # the section's heading has it

@@ -8,9 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from emo_jax import config as config_lib
 from emo_jax.checkpoint.slices import WRITE_BYTES
-from emo_jax.config import Config, portable
+from emo_jax.config import Config, differences, from_config_dict, portable
 from emo_jax.data.json_tokenizer import JsonTokenizer
 from emo_jax.data.tokenizer_base import Tokenizer
 from emo_jax.errors import EmoError, HfFormatError, UsageError, one_line
@@ -168,11 +167,11 @@ def _differing_fields(
             yield f"config.json: {name} = {hf[name]!r}, the run's is {expected[name]!r}"
     if OUR_SECTION in hf:
         try:
-            theirs = config_lib.from_config_dict(hf[OUR_SECTION])
+            theirs = from_config_dict(hf[OUR_SECTION])
         except (EmoError, TypeError, AttributeError) as error:
             yield f"config.json: its section {OUR_SECTION} is no config: {one_line(error)}"
         else:
-            for line in config_lib.differences(theirs, config):
+            for line in differences(theirs, config):
                 yield f"config.json: {OUR_SECTION}: {line}"
 
 

@@ -11,9 +11,8 @@ from typing import Any
 from absl import flags
 from ml_collections import ConfigDict, config_dict, config_flags
 
-from emo_jax import config as config_lib
 from emo_jax import experiment
-from emo_jax.config import Config
+from emo_jax.config import Config, from_config_dict
 from emo_jax.errors import ConfigError, UsageError, clipped
 
 _MAX_DEPTH = 8  # of sections in sections; a config has two
@@ -43,7 +42,7 @@ def load_config(file: str, overrides: Sequence[str] = ()) -> Config:
         if isinstance(leaves[name], list | tuple) and text.startswith("{"):
             raise ConfigError(f"{clipped(override)}: must be values with commas between, or ()")
         _override(defaults, [override], leaves)  # one by one: the message names the wrong one
-    return config_lib.from_config_dict(_override(defaults, overrides, leaves))
+    return from_config_dict(_override(defaults, overrides, leaves))
 
 
 def _at_home(override: str) -> str:
@@ -119,7 +118,7 @@ def _copy(config: ConfigDict) -> ConfigDict:
     try:
         return copy.deepcopy(config)
     except Exception:
-        config_lib.from_config_dict(config)
+        from_config_dict(config)
         raise
 
 

@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 
 from ml_collections import ConfigDict, FrozenConfigDict
 
-from emo_jax import config as config_lib
+from emo_jax.config import Config, to_dict
 from emo_jax.errors import ConfigError, UsageError, one_line
 from emo_jax.files.json_files import NotReadableError, read_regular
 
@@ -68,8 +68,8 @@ def load(file: str) -> ConfigDict:
             raise
         except BaseException as error:  # sys.exit(0) too: nothing was trained
             _refuse(file, path, error)
-    if isinstance(config, config_lib.Config):
-        config = config_lib.to_dict(config)
+    if isinstance(config, Config):
+        config = to_dict(config)
     if not isinstance(config, ConfigDict | FrozenConfigDict | Mapping):
         forgotten = "; is its return forgotten?" if config is None else ""
         raise ConfigError(

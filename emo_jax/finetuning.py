@@ -9,7 +9,6 @@ from typing import Any
 import jax
 import numpy as np
 
-from emo_jax import config as config_lib
 from emo_jax.config import (
     CheckpointConfig,
     Config,
@@ -18,6 +17,9 @@ from emo_jax.config import (
     OptimizerConfig,
     PoolConfig,
     TrainConfig,
+    from_config_dict,
+    portable,
+    to_dict,
 )
 from emo_jax.data.pairs import SUFFIX, Packed, pack_pairs, read_pairs, write_pairs
 from emo_jax.errors import UsageError
@@ -118,7 +120,7 @@ def finetune(
         if (folder / CONFIG_FILE).exists():
             _check_same(folder, made_of)
             # As it was made, on however many devices; but the folder may have moved.
-            config = config_lib.portable(read_workdir_config(folder))
+            config = portable(read_workdir_config(folder))
             moved = dataclasses.replace(config.data, store=str(folder / PAIRS_FILE))
             config = dataclasses.replace(config, data=moved)
         else:
@@ -168,7 +170,7 @@ def recipe(config: Config, packed: Packed, pairs: Path, settings: FinetuneSettin
     if moe is not None and not moe.num_shared_experts:
         frozen = tuple(part for part in frozen if part != "shared")
     made = dataclasses.replace(
-        config_lib.portable(within_documents(config)),
+        portable(within_documents(config)),
         moe=moe,
         data=DataConfig(store=str(pairs), seq_len=S, seed=settings.seed, repetition_filter=False),
         optimizer=OptimizerConfig(
@@ -200,7 +202,7 @@ def recipe(config: Config, packed: Packed, pairs: Path, settings: FinetuneSettin
     )
     made = dataclasses.replace(made, mesh=mesh_that_fits(made))
     # What no run could read again is refused before a workdir is made of it.
-    return config_lib.from_config_dict(config_lib.to_dict(made))
+    return from_config_dict(to_dict(made))
 
 
 def _digest(loaded: LoadedModel) -> str:

@@ -9,7 +9,18 @@ from typing import NamedTuple
 
 from ml_collections import ConfigDict
 
-from emo_jax import config as config_lib
+from emo_jax.config import (
+    CheckpointConfig,
+    Config,
+    DataConfig,
+    ModelConfig,
+    MoeConfig,
+    OptimizerConfig,
+    PoolConfig,
+    TrainConfig,
+    from_config_dict,
+    to_dict,
+)
 from emo_jax.errors import ConfigError
 from emo_jax.modularity.extend import extended_config
 
@@ -18,9 +29,9 @@ TOKENS_1T = 1_000_000_000_000
 TOKENS_ANNEAL = 50_000_000_000
 
 
-def _as_config_dict(config: config_lib.Config) -> ConfigDict:
+def _as_config_dict(config: Config) -> ConfigDict:
     """Every field, so that any of them can be overridden on the command line."""
-    return ConfigDict(config_lib.to_dict(config), convert_dict=True)
+    return ConfigDict(to_dict(config), convert_dict=True)
 
 
 def _steps(num_tokens: int, batch_size: int, seq_len: int) -> int:
@@ -41,9 +52,9 @@ def _length(arg: str) -> _Length:
     return lengths[arg]
 
 
-def _model_1b(**changes) -> config_lib.ModelConfig:
+def _model_1b(**changes) -> ModelConfig:
     """The 1b family: width 2048, 16 layers, vocabulary of the dolma2 tokenizer."""
-    return config_lib.ModelConfig(
+    return ModelConfig(
         vocab_size=100_278,
         num_layers=16,
         embed_dim=2048,
@@ -57,8 +68,8 @@ def _model_1b(**changes) -> config_lib.ModelConfig:
 def _run_1b(
     name: str,
     *,
-    model: config_lib.ModelConfig,
-    moe: config_lib.MoeConfig | None,
+    model: ModelConfig,
+    moe: MoeConfig | None,
     length: _Length,
     eos_starts_next_pool: bool = False,
     weight_decay: float = 0.1,
@@ -66,32 +77,30 @@ def _run_1b(
 ) -> ConfigDict:
     batch_size, seq_len = 1024, 4096
     return _as_config_dict(
-        config_lib.Config(
+        Config(
             name=name,
             model=model,
             moe=moe,
-            data=config_lib.DataConfig(seq_len=seq_len, eos_starts_next_pool=eos_starts_next_pool),
-            optimizer=config_lib.OptimizerConfig(
-                weight_decay=weight_decay, skip_window=skip_window
-            ),
-            train=config_lib.TrainConfig(
+            data=DataConfig(seq_len=seq_len, eos_starts_next_pool=eos_starts_next_pool),
+            optimizer=OptimizerConfig(weight_decay=weight_decay, skip_window=skip_window),
+            train=TrainConfig(
                 steps=_steps(length.num_tokens, batch_size, seq_len),
                 batch_size=batch_size,
                 micro_batches=2,
                 eval_every=length.eval_every,
             ),
-            checkpoint=config_lib.CheckpointConfig(save_every=100, keep_every=length.keep_every),
+            checkpoint=CheckpointConfig(save_every=100, keep_every=length.keep_every),
         )
     )
 
 
 def emo_1b14b(arg: str = "130b") -> ConfigDict:
     """EMO 1b14b: 127 routed and 1 shared expert, pools of 8..128, arg `130b` or `1t` tokens."""
-    pool = config_lib.PoolConfig(kind="uniform", min_size=8, max_size=128, eval_size=32)
+    pool = PoolConfig(kind="uniform", min_size=8, max_size=128, eval_size=32)
     return _run_1b(
         f"emo_1b14b_{arg}",
         model=_model_1b(attention="document"),
-        moe=config_lib.MoeConfig(num_experts=128, top_k=8, expert_dim=1024, pool=pool),
+        moe=MoeConfig(num_experts=128, top_k=8, expert_dim=1024, pool=pool),
         length=_length(arg),
         eos_starts_next_pool=True,
     )
@@ -102,7 +111,7 @@ def stdmoe_1b14b(arg: str = "130b") -> ConfigDict:
     return _run_1b(
         f"stdmoe_1b14b_{arg}",
         model=_model_1b(attention="window"),
-        moe=config_lib.MoeConfig(num_experts=128, top_k=8, expert_dim=1024),
+        moe=MoeConfig(num_experts=128, top_k=8, expert_dim=1024),
         length=_length(arg),
         eos_starts_next_pool=True,
     )
@@ -113,7 +122,7 @@ def stdmoe_1b4b() -> ConfigDict:
     return _run_1b(
         "stdmoe_1b4b",
         model=_model_1b(attention="window"),
-        moe=config_lib.MoeConfig(num_experts=32, top_k=8, expert_dim=1024),
+        moe=MoeConfig(num_experts=32, top_k=8, expert_dim=1024),
         length=_length("130b"),
         eos_starts_next_pool=True,
     )
@@ -131,12 +140,12 @@ def dense_1b() -> ConfigDict:
     )
 
 
-def _tiny(name: str, pool: config_lib.PoolConfig) -> ConfigDict:
+def _tiny(name: str, pool: PoolConfig) -> ConfigDict:
     """64 experts of which one is shared, top-k 4, float32, sized for two CPU cores."""
     return _as_config_dict(
-        config_lib.Config(
+        Config(
             name=name,
-            model=config_lib.ModelConfig(
+            model=ModelConfig(
                 vocab_size=2048,
                 num_layers=3,
                 embed_dim=128,
@@ -144,25 +153,23 @@ def _tiny(name: str, pool: config_lib.PoolConfig) -> ConfigDict:
                 head_dim=32,
                 compute_dtype="float32",
             ),
-            moe=config_lib.MoeConfig(num_experts=64, top_k=4, expert_dim=64, pool=pool),
-            data=config_lib.DataConfig(seq_len=256),
-            optimizer=config_lib.OptimizerConfig(peak_lr=4e-3, warmup_steps=40),
-            train=config_lib.TrainConfig(steps=200, batch_size=32, loss_chunk=256, eval_every=100),
-            checkpoint=config_lib.CheckpointConfig(save_every=100),
+            moe=MoeConfig(num_experts=64, top_k=4, expert_dim=64, pool=pool),
+            data=DataConfig(seq_len=256),
+            optimizer=OptimizerConfig(peak_lr=4e-3, warmup_steps=40),
+            train=TrainConfig(steps=200, batch_size=32, loss_chunk=256, eval_every=100),
+            checkpoint=CheckpointConfig(save_every=100),
         )
     )
 
 
 def emo_tiny() -> ConfigDict:
     """EMO in minutes on a laptop: pools of 4..64 routed experts, 16 in evaluation."""
-    return _tiny(
-        "emo_tiny", config_lib.PoolConfig(kind="uniform", min_size=4, max_size=64, eval_size=16)
-    )
+    return _tiny("emo_tiny", PoolConfig(kind="uniform", min_size=4, max_size=64, eval_size=16))
 
 
 def stdmoe_tiny() -> ConfigDict:
     """The standard-MoE twin of `emo_tiny`: same shape, data and attention, no pool."""
-    return _tiny("stdmoe_tiny", config_lib.PoolConfig())
+    return _tiny("stdmoe_tiny", PoolConfig())
 
 
 # Routed experts of a pool, and of the memory-matched model: a quarter, as in SPEC 12, table 2.
@@ -242,7 +249,7 @@ def _extension(config: ConfigDict, arg: str, *, steps: int, name: str) -> Config
         add = 0
     if add < 1:
         raise ConfigError(f"config argument {arg!r}: must be how many experts were added")
-    config = _as_config_dict(extended_config(config_lib.from_config_dict(config), add))
+    config = _as_config_dict(extended_config(from_config_dict(config), add))
     config.name = f"{name}_{add}"
     config.optimizer.update(
         {
@@ -307,15 +314,15 @@ def anneal_tiny(arg: str = "emo") -> ConfigDict:
 def bench_cpu(arg: str = "emo") -> ConfigDict:
     """The shape that `emo bench train` is compared at: arg `emo`, or `standard` without pools."""
     pools = {
-        "emo": config_lib.PoolConfig(kind="uniform", min_size=4, max_size=32),
-        "standard": config_lib.PoolConfig(),
+        "emo": PoolConfig(kind="uniform", min_size=4, max_size=32),
+        "standard": PoolConfig(),
     }
     if arg not in pools:
         raise ConfigError(f"config argument {arg!r}: must be one of {', '.join(pools)}")
     return _as_config_dict(
-        config_lib.Config(
+        Config(
             name=f"bench_cpu_{arg}",
-            model=config_lib.ModelConfig(
+            model=ModelConfig(
                 vocab_size=8192,
                 num_layers=4,
                 embed_dim=256,
@@ -323,9 +330,9 @@ def bench_cpu(arg: str = "emo") -> ConfigDict:
                 head_dim=64,
                 compute_dtype="float32",
             ),
-            moe=config_lib.MoeConfig(num_experts=33, top_k=5, expert_dim=128, pool=pools[arg]),
-            data=config_lib.DataConfig(seq_len=512),
-            optimizer=config_lib.OptimizerConfig(peak_lr=1e-3, warmup_steps=0),
-            train=config_lib.TrainConfig(steps=1000, batch_size=16, loss_chunk=64),
+            moe=MoeConfig(num_experts=33, top_k=5, expert_dim=128, pool=pools[arg]),
+            data=DataConfig(seq_len=512),
+            optimizer=OptimizerConfig(peak_lr=1e-3, warmup_steps=0),
+            train=TrainConfig(steps=1000, batch_size=16, loss_chunk=64),
         )
     )

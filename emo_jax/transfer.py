@@ -14,10 +14,9 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from emo_jax import config as config_lib
 from emo_jax.checkpoint.checkpointer import CHECKPOINTS, Checkpointer, open_params
 from emo_jax.checkpoint.slices import Block, SlicedLeaf
-from emo_jax.config import Config
+from emo_jax.config import Config, to_dict
 from emo_jax.data.tokenizers import Tokenizer, has_tokenizer, load_tokenizer
 from emo_jax.errors import CheckpointError, DataError, UsageError, one_line
 from emo_jax.files.atomic import refuse_existing, write_atomic, write_bytes_atomic
@@ -242,7 +241,7 @@ def _save_sliced(
     """Writes the parameters as checkpoint 0, a few slices at a time."""
     stopped = threading.Event()
     state = {"params": _sliced(source, on_bytes, stopped)}
-    extra = {"config": config_lib.to_dict(config), "windows": 0}
+    extra = {"config": to_dict(config), "windows": 0}
     with Checkpointer(workdir, config.checkpoint) as checkpointer, _ctrl_c_sets(stopped):
         try:
             checkpointer.save(0, state, extra)

@@ -8,14 +8,16 @@ import shlex
 import shutil
 import subprocess
 import sys
+import typing
 import urllib.parse
 from pathlib import Path
 
 import click
 import pytest
 
-from emo_jax import config as config_lib
 from emo_jax.cli import cli
+from emo_jax.config import Config
+from emo_jax.config.parse import section_of
 from emo_jax.configfile import load_config
 
 REPO = Path(__file__).parent.parent
@@ -88,7 +90,7 @@ def test_every_config_field_is_in_the_reference_with_its_default():
     def walk(cls: type, path: str) -> None:
         for f in dataclasses.fields(cls):
             name = f"{path}.{f.name}" if path else f.name
-            section = config_lib._section(config_lib.typing.get_type_hints(cls)[f.name])
+            section = section_of(typing.get_type_hints(cls)[f.name])
             row = rows[f"{path or 'the config itself'} {name}"]
             expected.add(name)
             if section:
@@ -98,7 +100,7 @@ def test_every_config_field_is_in_the_reference_with_its_default():
             else:
                 assert "required" in row, name
 
-    walk(config_lib.Config, "")
+    walk(Config, "")
     assert len(rows) == len(expected) > 60
 
 

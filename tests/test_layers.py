@@ -31,7 +31,7 @@ ORDER: list[set[str]] = [
     {"data", "experiment", "parallel"},
     {"charts", "config"},
     {"files"},
-    {"batch", "errors", "seeds"},
+    {"batch", "errors"},
 ]
 RANK = {name: i for i, group in enumerate(ORDER) for name in group}
 

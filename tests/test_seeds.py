@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from tiny import tiny_config
 
-from emo_jax import seeds
+from emo_jax.config import seeds
 from emo_jax.model.generate import Generator
 from emo_jax.model.transformer import ModelFunctions
 from emo_jax.modularity.cluster import spherical_kmeans

@@ -13,7 +13,8 @@ from typing import Any
 from emo_jax.aot.analysis import Analysis, analyse
 from emo_jax.aot.chips import Topology
 from emo_jax.aot.compiler import DoesNotFitError, topology_devices
-from emo_jax.config import Config, MeshConfig, Remat
+from emo_jax.config import Config, MeshConfig
+from emo_jax.config.names import Remat
 from emo_jax.errors import ConfigError, EmoError
 
 REMATS: tuple[Remat, ...] = (

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, TextIO
 
 import click
 
-from emo_jax import seeds
 from emo_jax.cli.app import TRUST, Items, Number, command, refuse_unwritable
+from emo_jax.config import seeds
 from emo_jax.errors import UsageError
 from emo_jax.files.json_files import dumps, is_text
 

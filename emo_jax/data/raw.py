@@ -14,7 +14,8 @@ from pathlib import Path
 
 import numpy as np
 
-from emo_jax.config import DOLMA2_EOS_ID, DOLMA2_PAD_ID, RawDtype
+from emo_jax.config.names import RawDtype
+from emo_jax.config.sections import DOLMA2_EOS_ID, DOLMA2_PAD_ID
 from emo_jax.data.stream import TRAIN, Span, token_dtype
 from emo_jax.errors import DataError, UsageError
 from emo_jax.files.steady import SteadyFile

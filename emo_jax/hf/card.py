@@ -5,8 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from emo_jax import config as config_lib
-from emo_jax.config import Config
+from emo_jax.config import Config, to_dict
 from emo_jax.hf.layouts import Layout
 from emo_jax.hf.tree import count_parameters
 
@@ -87,7 +86,7 @@ def model_card(config: Config, layout: Layout, card: Card | None = None) -> str:
         parts.append(_MANY_SHARED.strip())
     if layout.name == "qwen2_moe" and model.num_heads * model.head_dim != model.embed_dim:
         parts.append(_WIDE_HEADS.strip())
-    text = json.dumps(config_lib.to_dict(config), indent=2)
+    text = json.dumps(to_dict(config), indent=2)
     parts.append(f"## Config of the run\n\n```json\n{text}\n```")
     return "\n\n".join(parts) + "\n"
 

@@ -5,8 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from emo_jax import config as config_lib
-from emo_jax.config import Config
+from emo_jax.config import Config, from_config_dict, portable, to_dict
 from emo_jax.data.tokenizer_base import Tokenizer
 from emo_jax.errors import ConfigError, HfFormatError, UsageError
 from emo_jax.files import json_files
@@ -38,7 +37,7 @@ def to_hf(layout: Layout, config: Config, *, special_ids: Mapping[str, int | Non
         # faulty ones, and advises to split text another way.
         "transformers_version": "4.57.1",
         "use_cache": True,
-        OUR_SECTION: config_lib.to_dict(config),
+        OUR_SECTION: to_dict(config),
     }
     if config.moe is None:
         return fields
@@ -102,9 +101,9 @@ def from_hf(hf: Mapping[str, Any], layout: Layout, where: Path, *, name: str) ->
     """
     try:
         if OUR_SECTION in hf:
-            config = config_lib.portable(config_lib.from_config_dict(hf[OUR_SECTION]))
+            config = portable(from_config_dict(hf[OUR_SECTION]))
         else:
-            config = config_lib.from_config_dict(_defaults(hf, layout) | {"name": name})
+            config = from_config_dict(_defaults(hf, layout) | {"name": name})
         if (config.moe is None) != layout.dense:
             raise ConfigError(f"{config.name!r} is no model for layout {layout.name}")
         layout_for(config, layout.name)

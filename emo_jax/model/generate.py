@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from emo_jax import seeds
+from emo_jax.config import seeds
 from emo_jax.model.cache import Cache, append, inference_params, prefill
 from emo_jax.model.sampling import Sampling, sample
 from emo_jax.model.transformer import ModelFunctions, Params

@@ -17,9 +17,8 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
-from emo_jax import seeds
 from emo_jax.batch import PADDING_ID, Batch
-from emo_jax.config import Config, ModelConfig, MoeConfig
+from emo_jax.config import Config, ModelConfig, MoeConfig, seeds
 from emo_jax.model.attention import Attention, KeysValues
 from emo_jax.model.attention import pick_backend as pick_attention
 from emo_jax.model.few_tokens import few_token_experts

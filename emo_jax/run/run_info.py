@@ -19,8 +19,7 @@ import jax
 from etils import epath
 
 import emo_jax
-from emo_jax import config as config_lib
-from emo_jax.config import Config
+from emo_jax.config import Config, to_dict
 from emo_jax.files.atomic import write_atomic
 from emo_jax.files.json_files import Fields
 from emo_jax.files.json_lines import json_line, mend_lines, read_lines, warn_of_bad
@@ -133,7 +132,7 @@ def _git(
 def append_run_info(run: RunInfo) -> None:
     """Adds this start to those before it."""
     path = run.workdir / RUN_INFO_FILE
-    record = {"step": run.start, **run.facts, "config": config_lib.to_dict(run.config)}
+    record = {"step": run.start, **run.facts, "config": to_dict(run.config)}
     if not path.exists():
         write_atomic(epath.Path(path), json_line(record))
         return

@@ -13,9 +13,8 @@ from functools import partial
 import jax
 from etils import epath
 
-from emo_jax import config as config_lib
-from emo_jax.config import Config
-from emo_jax.errors import EmoError, UsageError, one_line
+from emo_jax.config import Config, differences, from_config_dict, to_dict
+from emo_jax.errors import ConfigError, EmoError, UsageError, one_line
 from emo_jax.files.atomic import write_atomic
 from emo_jax.files.inside import check_own_files
 from emo_jax.files.json_files import parse, read_regular
@@ -66,7 +65,7 @@ def all_succeed(action: Callable[[], None], kind: type[EmoError] = EmoError) -> 
 
 def refused_changes(config: Config, theirs: Config) -> list[str]:
     """The differences that a resumed run may not have, as `field: theirs -> ours`."""
-    return [line for line in config_lib.differences(config, theirs) if not is_free(line)]
+    return [line for line in differences(config, theirs) if not is_free(line)]
 
 
 def claim_workdir(
@@ -115,7 +114,7 @@ def _claim(
     refused: Callable[[Config, Config], list[str]],
     files: Mapping[str, str],
 ) -> None:
-    text = json.dumps(config_lib.to_dict(config), indent=2) + "\n"
+    text = json.dumps(to_dict(config), indent=2) + "\n"
     try:
         if not (folder / CONFIG_FILE).exists():
             # What a claim that was cut short leaves still is an empty workdir.
@@ -181,8 +180,8 @@ def read_workdir_config(workdir: str | os.PathLike[str]) -> Config:
             check_own_files(folder, [CONFIG_FILE], error=UsageError)
         if not path.exists():
             raise UsageError(f"{folder}: not a workdir (no {CONFIG_FILE}); give a run's --workdir")
-        return config_lib.from_config_dict(parse(read_regular(path)))
+        return from_config_dict(parse(read_regular(path)))
     except (OSError, ValueError, AttributeError, TypeError) as e:
         raise UsageError(f"{path}: cannot be read as a run's config: {one_line(e)}") from e
-    except config_lib.ConfigError as e:
+    except ConfigError as e:
         raise UsageError(f"{path}: of another version of emo_jax, or edited: {e}") from e

@@ -9,10 +9,9 @@ import json
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
-from emo_jax import config as config_lib
 from emo_jax.checkpoint.checkpointer import Checkpointer, checkpoints_of
 from emo_jax.checkpoint.manifest import LeafPath, compare, read_manifest
-from emo_jax.config import Config
+from emo_jax.config import Config, differences, to_dict
 from emo_jax.data.store import TokenStore
 from emo_jax.data.stream import TokenSource
 from emo_jax.errors import CheckpointError, DataError, EmoError, UsageError, one_line
@@ -222,7 +221,7 @@ def _same(asked: InitFrom, record: dict[str, Any]) -> bool:
 
 
 def _digest(config: Config) -> str:
-    text = json.dumps(config_lib.to_dict(config), sort_keys=True)
+    text = json.dumps(to_dict(config), sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -244,7 +243,7 @@ def counted_differences(config: Config, theirs: Config, mode: str) -> list[str]:
         recipe = name.partition(".")[0] in _RECIPE_SECTIONS or name in _RECIPE_FIELDS
         return not (mode == "weights" and recipe)
 
-    return [line for line in config_lib.differences(config, theirs) if counts(line)]
+    return [line for line in differences(config, theirs) if counts(line)]
 
 
 def unexpected_differences(config: Config, theirs: Config, mode: str) -> list[str]:
@@ -275,7 +274,7 @@ def _check_shapes(
         compare(folder, read_manifest(folder), wanted, below)
     except CheckpointError as e:
         shapes = ("model", "moe", "optimizer")
-        lines = [x for x in config_lib.differences(config, theirs) if x.startswith(shapes)]
+        lines = [x for x in differences(config, theirs) if x.startswith(shapes)]
         differs = f" ({'; '.join(lines[:5])})" if lines else ""
         raise UsageError(f"{asked}: {e}{differs}") from e
 

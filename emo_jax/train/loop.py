@@ -16,10 +16,9 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from emo_jax import config as config_lib
 from emo_jax.batch import Batch
 from emo_jax.checkpoint.checkpointer import Checkpointer
-from emo_jax.config import Config
+from emo_jax.config import Config, to_dict
 from emo_jax.data.loader import Loader, heldout_batches
 from emo_jax.data.store import TokenStore
 from emo_jax.data.stream import TokenSource
@@ -349,7 +348,7 @@ class Trainer:
     def _extra(self, step: int, window: int) -> dict[str, Any]:
         origin = {} if self._origin is None else {"init": self._origin}
         return {
-            "config": config_lib.to_dict(self.config),
+            "config": to_dict(self.config),
             "windows": window,
             "store": self.source.fingerprint,
         } | origin

@@ -10,9 +10,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from emo_jax import seeds
 from emo_jax.batch import Batch
-from emo_jax.config import Config
+from emo_jax.config import Config, seeds
 from emo_jax.model.transformer import ModelFunctions, Params
 from emo_jax.model.vocab_loss import vocab_loss
 from emo_jax.moe import pools

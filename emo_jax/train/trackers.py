@@ -21,8 +21,7 @@ from typing import Any
 import jax
 from etils import epath
 
-from emo_jax import config as config_lib
-from emo_jax.config import TrackingConfig
+from emo_jax.config import TrackingConfig, flatten, to_dict
 from emo_jax.errors import DataError, UsageError, one_line
 from emo_jax.files.atomic import write_atomic
 from emo_jax.files.inside import check_own_files
@@ -160,7 +159,7 @@ class TensorBoard:
         mark = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
         self._put(last + 1, session_log=mark)
         values = []
-        for tag, facts in (("config", config_lib.to_dict(run.config)), ("run", run.facts)):
+        for tag, facts in (("config", to_dict(run.config)), ("run", run.facts)):
             # Four spaces make it code in Markdown.
             text = "\n".join(f"    {line}" for line in dumps(facts, indent=2).splitlines())
             plugin = summary_pb2.SummaryMetadata.PluginData(plugin_name="text")
@@ -237,7 +236,7 @@ class Wandb:
                 x_transaction_log_flush_interval=1.0,  # seconds that a kill may cost offline
             ),
         )
-        values = {**config_lib.to_dict(run.config), f"start_at_step_{run.start}": run.facts}
+        values = {**to_dict(run.config), f"start_at_step_{run.start}": run.facts}
         self._run.config.update(values, allow_val_change=True)
         if config.wandb_mode == "offline":
             self.where = f"{Path(self._run.dir).parent} (wandb sync sends it)"
@@ -292,9 +291,7 @@ class MLflow:
         else:
             self._run_id = client.create_run(experiment_id, run_name=run.config.name).info.run_id
             _remember(run, self.name, place, self._run_id)
-            params = [
-                entities.Param(k, _text(v)) for k, v in config_lib.flatten(run.config).items()
-            ]
+            params = [entities.Param(k, _text(v)) for k, v in flatten(run.config).items()]
             for i in range(0, len(params), _MLFLOW_PARAMS):
                 client.log_batch(self._run_id, params=params[i : i + _MLFLOW_PARAMS])
         tags = _leaves(run.facts, f"start_at_step_{run.start}")

@@ -13,8 +13,8 @@ from typing import Any
 
 import click
 
-from emo_jax import config as config_lib
 from emo_jax.cli import cli
+from emo_jax.config import to_dict
 from emo_jax.configfile import load_config
 from emo_jax.presets import ABLATIONS
 
@@ -74,7 +74,7 @@ def experiment_configs() -> dict[str, dict[str, Any]]:
         for argument in ("", *ARGUMENTS.get(file.stem, ())):
             spec = f"{file}:{argument}" if argument else str(file)
             name = f"{file.stem}-{argument}" if argument else file.stem
-            found[name] = config_lib.to_dict(load_config(spec))
+            found[name] = to_dict(load_config(spec))
     return found
 
 

@@ -10,9 +10,9 @@ import runs
 from safetensors.numpy import load_file, save_file
 from test_hf_resaved import SAVED_BY, fuse, say
 
-from emo_jax import config as config_lib
 from emo_jax.checkpoint.checkpointer import Checkpointer
 from emo_jax.comparing import NAMED, compare_folder
+from emo_jax.config import to_dict
 from emo_jax.data.tokenizers import load_tokenizer, train_bpe
 from emo_jax.hf import export_model
 from emo_jax.run.workdir import TOKENIZER_FOLDER, claim_workdir
@@ -32,7 +32,7 @@ def made(make_model, tmp_path):
         train_bpe(TEXTS, 300).save(workdir / TOKENIZER_FOLDER)
         with Checkpointer(workdir, config.checkpoint) as checkpointer:
             for step in (2, 3):
-                extra = {"config": config_lib.to_dict(config), "windows": 4 * step}
+                extra = {"config": to_dict(config), "windows": 4 * step}
                 params["final_norm"]["scale"] = params["final_norm"]["scale"] + np.float32(1)
                 checkpointer.save(step, {"params": params, "step": np.int32(step)}, extra)
                 checkpointer.wait()

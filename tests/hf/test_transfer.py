@@ -16,10 +16,9 @@ import runs
 from jax.sharding import NamedSharding, PartitionSpec
 from safetensors.numpy import load_file, save_file
 
-from emo_jax import config as config_lib
 from emo_jax.checkpoint.checkpointer import Checkpointer, restore_params
 from emo_jax.checkpoint.slices import SliceReader
-from emo_jax.config import DataConfig, TrackingConfig
+from emo_jax.config import DataConfig, TrackingConfig, from_config_dict, to_dict
 from emo_jax.errors import CheckpointError, EmoError, HfFormatError, UsageError
 from emo_jax.hf import export_model, import_model
 from emo_jax.hf.sources import FolderSource
@@ -45,7 +44,7 @@ def run(make_model, tmp_path):
         workdir = tmp_path / name
         claim_workdir(workdir, config)
         with Checkpointer(workdir, config.checkpoint) as checkpointer:
-            extra = {"config": config_lib.to_dict(config), "windows": 12, "store": "f" * 64}
+            extra = {"config": to_dict(config), "windows": 12, "store": "f" * 64}
             checkpointer.save(3, {"params": params, "step": np.int32(3)}, extra)
         records = [
             {"step": 2, "ce_loss": 8.25},
@@ -184,7 +183,7 @@ def test_an_import_takes_no_place_for_data_and_metrics_over(make_model, tmp_path
     assert import_folder(hf, tmp_path / "run") == config
     assert read_workdir_config(tmp_path / "run") == config
     assert import_model(hf)[1] == config
-    named = config_lib.from_config_dict(section)
+    named = from_config_dict(section)
     assert named != config
     again = export_model(params, named, tmp_path / "again")
     for name in ("config.json", "README.md"):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from tiny import NO_POOL, UNIFORM, dense_config, tiny_batch, tiny_config
 
-from emo_jax.config import FROZEN_PARTS
+from emo_jax.config.names import FROZEN_PARTS
 from emo_jax.errors import ConfigError
 from emo_jax.hf.tree import flatten
 from emo_jax.model.transformer import ModelFunctions

@@ -15,10 +15,9 @@ import runs
 from cases import few
 from tiny import NO_POOL, UNIFORM, tiny_batch, tiny_config
 
-from emo_jax import config as config_lib
 from emo_jax.batch import Batch
 from emo_jax.checkpoint.checkpointer import Checkpointer, restore_params
-from emo_jax.config import InitConfig, MeshConfig
+from emo_jax.config import InitConfig, MeshConfig, to_dict
 from emo_jax.configfile import load_config
 from emo_jax.data.loader import Loader
 from emo_jax.data.raw import RawTokens
@@ -259,7 +258,7 @@ def source(tmp_path_factory):
     claim_workdir(workdir, config)
     with Checkpointer(workdir, config.checkpoint) as checkpointer:
         store = _tokens(workdir.parent).fingerprint
-        extra = {"config": config_lib.to_dict(config), "windows": 24, "store": store}
+        extra = {"config": to_dict(config), "windows": 24, "store": store}
         checkpointer.save(3, state, extra)
     return workdir, config, jax.device_get(state)
 

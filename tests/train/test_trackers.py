@@ -15,8 +15,7 @@ import runs
 import tiny
 import wandb_file
 
-from emo_jax import config as config_lib
-from emo_jax.config import TrackingConfig
+from emo_jax.config import TrackingConfig, flatten, from_config_dict
 from emo_jax.data.store import TokenStore
 from emo_jax.run import run_info
 from emo_jax.run.metrics_file import METRICS_FILE
@@ -187,9 +186,7 @@ def test_mlflow_has_every_step_once(tracked):
         assert len(history) == len({metric.step for metric in history}), name
         if name != "tokens_per_second":  # measured anew
             assert {metric.step: metric.value for metric in history} == values, name
-    config = config_lib.flatten(
-        config_lib.from_config_dict(json.loads((tracked.workdir / "config.json").read_text()))
-    )
+    config = flatten(from_config_dict(json.loads((tracked.workdir / "config.json").read_text())))
     assert set(run.data.params) == set(config)
     assert run.data.params["model.num_layers"] == "2"
     for step in (0, 20):

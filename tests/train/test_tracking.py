@@ -15,8 +15,7 @@ import pytest
 import runs
 import tiny
 
-from emo_jax import config as config_lib
-from emo_jax.config import TrackingConfig
+from emo_jax.config import TrackingConfig, from_config_dict, to_dict
 from emo_jax.errors import ConfigError, PreemptedError, UsageError
 from emo_jax.run import run_info
 from emo_jax.run.metrics_file import METRICS_FILE, number_in, read_metrics
@@ -311,9 +310,9 @@ def test_wandb_online_without_a_login_is_refused(env, store, tmp_path):
     ],
 )
 def test_bad_values(values, said):
-    config = config_lib.to_dict(tiny.tiny_config()) | {"tracking": values}
+    config = to_dict(tiny.tiny_config()) | {"tracking": values}
     with pytest.raises(ConfigError) as raised:
-        config_lib.from_config_dict(config)
+        from_config_dict(config)
     assert said in str(raised.value) and "pass@" not in str(raised.value)
 
 

@@ -2,8 +2,6 @@
 
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 if TYPE_CHECKING:
     import jax
 
@@ -22,6 +20,7 @@ def key(seed: int) -> "jax.Array":
     0..2**32-1 have the same key either way.
     """
     import jax  # the checks above do without
+    import numpy as np
 
     # Written here, and not by `jax.random.key`: that needs 64-bit numbers turned on, and an array
     # on a device, which a step that is compiled for chips of another machine has none of.

@@ -1,0 +1,37 @@
+"""The config of a run, checked. Loads no JAX.
+
+`fields` holds the dataclasses with their checks, `parse` makes them of a `ConfigDict`, `file` reads
+experiment files with overrides, `presets` has the named shapes and recipes.
+"""
+
+from emo_jax.config.architecture import ModelConfig, MoeConfig, PoolConfig
+from emo_jax.config.fields import Config, differences, flatten, portable, to_dict
+from emo_jax.config.parse import from_config_dict
+from emo_jax.config.sections import (
+    CheckpointConfig,
+    DataConfig,
+    InitConfig,
+    MeshConfig,
+    OptimizerConfig,
+    TrackingConfig,
+    TrainConfig,
+)
+
+__all__ = [
+    "CheckpointConfig",
+    "Config",
+    "DataConfig",
+    "InitConfig",
+    "MeshConfig",
+    "ModelConfig",
+    "MoeConfig",
+    "OptimizerConfig",
+    "PoolConfig",
+    "TrackingConfig",
+    "TrainConfig",
+    "differences",
+    "flatten",
+    "from_config_dict",
+    "portable",
+    "to_dict",
+]

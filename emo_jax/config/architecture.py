@@ -1,0 +1,183 @@
+"""Sections of the config that make the model: transformer, mixture of experts, pools."""
+
+import math
+from dataclasses import dataclass, field
+
+from emo_jax.config.checks import require
+from emo_jax.config.names import (
+    AttentionBackend,
+    AttentionScope,
+    BalanceScope,
+    BalanceTokens,
+    Dispatch,
+    Dtype,
+    ExpertBackend,
+    PoolKind,
+    Remat,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PoolConfig:
+    """Which routed experts the tokens of one document may use, per layer.
+
+    Sizes count routed experts only. `none` is a standard MoE. `fixed` uses `size`; `uniform`
+    draws from min_size..max_size, both included, for every document, layer and step; `top_p` is
+    the smallest set that holds `top_p` of the document's router probability, clamped to
+    min_size..max_size. A size of at least the number of routed experts restricts nothing.
+    """
+
+    kind: PoolKind = "none"
+    size: int = 0  # of fixed
+    min_size: int = 0  # of uniform and top_p
+    max_size: int = 0  # likewise
+    top_p: float = 0.0  # of top_p: share of the probability
+    eval_size: int = 0  # pool of `pool=N` held-out losses; 0: none is reported
+    forced_experts: int = 0  # the last routed experts, that are in every pool
+
+
+@dataclass(frozen=True, kw_only=True)
+class MoeConfig:
+    """Mixture-of-experts feed-forward. Counts of experts and picks include the shared ones."""
+
+    num_experts: int
+    top_k: int  # experts that a token uses
+    expert_dim: int  # hidden size of one
+    # Experts of each layer, shared ones included, where they differ; num_experts is the most.
+    experts_per_layer: tuple[int, ...] = ()
+    num_shared_experts: int = 1  # the last ones, used by every token with weight 1
+    pool: PoolConfig = field(default_factory=PoolConfig)
+    load_balance_weight: float = 0.1  # divided by the number of layers in the loss
+    router_z_weight: float = 0.001  # likewise
+    # Whose counts the load balance is of: a micro-batch's (the reference's), or the whole step's,
+    # which takes one more forward pass where train.micro_batches is above 1.
+    balance_scope: BalanceScope = "micro"
+    # Whose picks it counts: all tokens', or (finetuning, SPEC 7.4) those of tokens that are labels.
+    balance_tokens: BalanceTokens = "all"
+    backend: ExpertBackend = "auto"  # of the expert matrix products; auto: what suits the device
+    # How tokens reach experts on other devices (mesh.expert above 1); auto: ragged_all_to_all
+    # where the devices have it.
+    dispatch: Dispatch = "auto"
+    # Bound on the rows a device's experts take, in multiples of what balanced routing gives it;
+    # what is over it is dropped and counted in `dropped`. 0: the worst case, nothing is dropped.
+    receive_factor: float = 0.0
+    # Parts of a device's tokens that go to other devices' experts one after the other. 0: as many
+    # as share the experts, which keeps room for the worst case as large as for one device.
+    token_parts: int = 0
+
+    def __post_init__(self) -> None:
+        n, k, s, pool = self.num_experts, self.top_k, self.num_shared_experts, self.pool
+        factor = self.receive_factor
+        require(factor == 0 or factor >= 1, "moe.receive_factor", factor, "0 or at least 1")
+        require(self.token_parts >= 0, "moe.token_parts", self.token_parts, "at least 0")
+        require(n >= 1, "moe.num_experts", n, "at least 1")
+        require(0 <= s < n, "moe.num_shared_experts", s, f"0..{n - 1} (below moe.num_experts)")
+        require(
+            s < k <= n, "moe.top_k", k, f"{s + 1}..{n} (shared experts count; at most num_experts)"
+        )
+        require(self.expert_dim >= 1, "moe.expert_dim", self.expert_dim, "at least 1")
+        if self.experts_per_layer:
+            fits = all(k <= count <= n for count in self.experts_per_layer)
+            require(
+                fits and max(self.experts_per_layer) == n,
+                "moe.experts_per_layer",
+                self.experts_per_layer,
+                f"counts in {k}..{n} (moe.top_k..moe.num_experts), the largest {n}",
+            )
+        for name in ("load_balance_weight", "router_z_weight"):
+            require(getattr(self, name) >= 0, f"moe.{name}", getattr(self, name), "at least 0")
+        picks, routed = self.num_routed_picks, self.num_routed_experts
+        allowed = f"{picks}..{n} (moe.top_k picks {picks} routed experts; moe.num_experts is {n})"
+        read = {"fixed": {"size"}, "uniform": {"min_size", "max_size"}}
+        read["top_p"] = read["uniform"] | {"top_p"}
+        for name in ("size", "min_size", "max_size", "top_p"):
+            value = getattr(pool, name)
+            if name not in read.get(pool.kind, ()):
+                unread = f"0: pools of kind {pool.kind!r} do not read it"
+                require(value == 0, f"moe.pool.{name}", value, unread)
+        if pool.kind == "fixed":
+            require(picks <= pool.size <= n, "moe.pool.size", pool.size, allowed)
+        if pool.kind in ("uniform", "top_p"):
+            require(picks <= pool.min_size <= n, "moe.pool.min_size", pool.min_size, allowed)
+            require(
+                pool.min_size <= pool.max_size <= n,
+                "moe.pool.max_size",
+                pool.max_size,
+                f"{pool.min_size}..{n} (moe.pool.min_size..moe.num_experts)",
+            )
+        if pool.kind == "top_p":
+            require(0 < pool.top_p <= 1, "moe.pool.top_p", pool.top_p, "above 0, at most 1")
+        if pool.eval_size:
+            require(
+                picks <= pool.eval_size <= n,
+                "moe.pool.eval_size",
+                pool.eval_size,
+                f"0 or {allowed}",
+            )
+        require(
+            0 <= pool.forced_experts <= routed,
+            "moe.pool.forced_experts",
+            pool.forced_experts,
+            f"0..{routed} (routed experts)",
+        )
+
+    @property
+    def num_routed_experts(self) -> int:
+        """Experts the router chooses from."""
+        return self.num_experts - self.num_shared_experts
+
+    @property
+    def num_routed_picks(self) -> int:
+        """Routed experts a token uses."""
+        return self.top_k - self.num_shared_experts
+
+    def experts_in(self, layer: int) -> int:
+        """Experts of a layer, shared ones included.
+
+        Arrays hold `num_experts` of them in every layer: first the routed ones that are there,
+        then zeros, then the shared ones.
+        """
+        return self.experts_per_layer[layer] if self.experts_per_layer else self.num_experts
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """Decoder-only transformer (SPEC 1): pre-norm, no biases, untied embeddings, RoPE."""
+
+    vocab_size: int  # ids the tokenizer can produce
+    num_layers: int
+    embed_dim: int  # width
+    num_heads: int  # of attention
+    head_dim: int
+    mlp_dim: int = 0  # hidden size of a dense model; 0 for a mixture of experts
+    vocab_multiple: int = 128  # table rows are vocab_size rounded up; rows above are masked out
+    attention: AttentionScope = "document"  # what a token sees; window: across documents too
+    rope_theta: float = 500_000.0
+    norm_eps: float = 1e-6
+    init_std: float = 0.02  # truncated normal, cut at three of these
+    compute_dtype: Dtype = "bfloat16"  # parameters, router and losses are float32
+    attention_backend: AttentionBackend = "auto"  # auto: what suits the device
+    # What the backward pass computes again, to save memory. none: nothing; save_matmuls: all but
+    # matrix products; save_attention: all but attention; full: whole layers.
+    remat: Remat = "none"
+
+    def __post_init__(self) -> None:
+        for name in ("vocab_size", "num_layers", "embed_dim", "num_heads"):
+            require(getattr(self, name) >= 1, f"model.{name}", getattr(self, name), "at least 1")
+        multiple = self.vocab_multiple  # a large one is that many rows of nothing
+        require(1 <= multiple <= 65_536, "model.vocab_multiple", multiple, "in 1..65536")
+        require(
+            self.head_dim >= 2 and self.head_dim % 2 == 0,
+            "model.head_dim",
+            self.head_dim,
+            "even and at least 2 (rotary embedding turns pairs)",
+        )
+        require(self.mlp_dim >= 0, "model.mlp_dim", self.mlp_dim, "at least 0")
+        require(self.rope_theta >= 1, "model.rope_theta", self.rope_theta, "at least 1")
+        require(0 < self.norm_eps < 1, "model.norm_eps", self.norm_eps, "above 0 and below 1")
+        require(self.init_std > 0, "model.init_std", self.init_std, "above 0")
+
+    @property
+    def padded_vocab_size(self) -> int:
+        """Rows of the embedding table and columns of the output head."""
+        return math.ceil(self.vocab_size / self.vocab_multiple) * self.vocab_multiple

@@ -1,0 +1,18 @@
+"""What every check of a config value says."""
+
+import difflib
+from typing import Any
+
+from emo_jax.errors import ConfigError
+
+
+def require(ok: bool, name: str, value: Any, allowed: str) -> None:
+    """Raises ConfigError with the field, its value and what is allowed, unless `ok`."""
+    if not ok:
+        raise ConfigError(f"config.{name} = {value!r}: must be {allowed}")
+
+
+def nearest(name: str, known: list[str]) -> str:
+    """`; did you mean X?` for the closest known name, or nothing."""
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    return f"; did you mean {close[0]!r}?" if close else ""

@@ -1,0 +1,154 @@
+"""The config of a run: frozen dataclasses. Every check of a value lives here, and nowhere later.
+
+`Config` holds what sections must agree in; `architecture` and `sections` hold the sections. SPEC
+and DESIGN in comments are docs/spec.md and docs/design.md.
+"""
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Any
+
+from emo_jax.config import seeds
+from emo_jax.config.architecture import ModelConfig, MoeConfig
+from emo_jax.config.checks import nearest, require
+from emo_jax.config.sections import (
+    CheckpointConfig,
+    DataConfig,
+    InitConfig,
+    MeshConfig,
+    OptimizerConfig,
+    TrackingConfig,
+    TrainConfig,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """One run."""
+
+    name: str  # shown, and that of the run in trackers
+    model: ModelConfig
+    train: TrainConfig
+    moe: MoeConfig | None = None  # None: a dense model
+    data: DataConfig = field(default_factory=DataConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    mesh: MeshConfig = field(default_factory=MeshConfig)
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    init: InitConfig = field(default_factory=InitConfig)
+    seed: int = 0  # initialisation and pool draws
+
+    def __post_init__(self) -> None:
+        named = self.name.isprintable() and bool(self.name.strip())
+        require(named, "name", self.name, "one line of text")
+        require(seeds.is_seed(self.seed), "seed", self.seed, seeds.RANGE)
+        if self.moe is None:
+            require(
+                self.model.mlp_dim >= 1,
+                "model.mlp_dim",
+                self.model.mlp_dim,
+                "at least 1 in a dense model (or give the section moe)",
+            )
+        else:
+            require(
+                self.model.mlp_dim == 0,
+                "model.mlp_dim",
+                self.model.mlp_dim,
+                "0 in a mixture of experts (moe.expert_dim rules)",
+            )
+            counts, layers = self.moe.experts_per_layer, self.model.num_layers
+            require(
+                len(counts) in (0, layers),
+                "moe.experts_per_layer",
+                counts,
+                f"empty, or one count for each of model.num_layers = {layers}",
+            )
+            require(
+                self.moe.num_experts % max(self.mesh.expert, 1) == 0,
+                "moe.num_experts",
+                self.moe.num_experts,
+                f"divisible by mesh.expert = {self.mesh.expert}",
+            )
+        require(
+            self.optimizer.warmup_steps <= self.train.steps,
+            "optimizer.warmup_steps",
+            self.optimizer.warmup_steps,
+            f"at most train.steps = {self.train.steps}",
+        )
+        require(
+            self.optimizer.warmup_steps + self.optimizer.decay_steps <= self.train.steps,
+            "optimizer.decay_steps",
+            self.optimizer.decay_steps,
+            f"at most {self.train.steps - self.optimizer.warmup_steps}"
+            " (train.steps - optimizer.warmup_steps)",
+        )
+        if self.moe is not None and self.moe.balance_tokens == "labels":
+            require(
+                self.moe.balance_scope == "micro",
+                "moe.balance_scope",
+                self.moe.balance_scope,
+                "micro where moe.balance_tokens = 'labels'",
+            )
+        keeps = self.train.eval_keep
+        require(not keeps or self.moe is not None, "train.eval_keep", keeps, "empty: no experts")
+        if self.moe is not None:
+            least, most = self.moe.top_k, self.moe.num_experts
+            fits = all(least <= keep <= most for keep in keeps)
+            allowed = f"counts in {least}..{most} (moe.top_k..moe.num_experts)"
+            require(fits, "train.eval_keep", keeps, allowed)
+        of_experts = {"router", "routed", "shared", "old_experts"}
+        wrong = {"mlp"} if self.moe is not None else of_experts
+        require(
+            not wrong & set(self.optimizer.frozen),
+            "optimizer.frozen",
+            self.optimizer.frozen,
+            f"without {', '.join(sorted(wrong))}: this model has none",
+        )
+        for name in self.init.expected_changes:
+            fields = list(flatten(self))
+            known = any(f == name or f.startswith(f"{name}.") for f in fields)
+            allowed = f"fields or sections of the config{nearest(name, fields)}"
+            require(known, "init.expected_changes", name, allowed)
+        micro = self.train.batch_size // self.train.micro_batches
+        rows = max(self.mesh.replica, 1) * max(self.mesh.fsdp, 1) * max(self.mesh.expert, 1)
+        require(
+            micro % rows == 0,
+            "train.batch_size",
+            self.train.batch_size,
+            f"such that a micro-batch ({micro} windows) divides over the mesh's {rows} devices",
+        )
+
+
+def to_dict(config: Config) -> dict[str, Any]:
+    """Plain nested dict of every field, defaults included; `from_config_dict` reads it back."""
+    return dataclasses.asdict(config)
+
+
+def portable(config: Config) -> Config:
+    """The same run without what is of one machine or user: where its data lie, and its trackers.
+
+    A config that comes with data is taken so: the metrics of a run go nowhere that somebody else's
+    file names.
+    """
+    data = dataclasses.replace(config.data, store="")
+    return dataclasses.replace(config, data=data, tracking=TrackingConfig())
+
+
+def flatten(config: Config) -> dict[str, Any]:
+    """`{"model.num_layers": 16, …}`: every leaf by its dotted name."""
+
+    def walk(node: Any, path: str) -> dict[str, Any]:
+        if not isinstance(node, dict):
+            return {path: node}
+        out = {}
+        for key, value in node.items():
+            out.update(walk(value, f"{path}.{key}" if path else key))
+        return out
+
+    return walk(to_dict(config), "")
+
+
+def differences(ours: Config, theirs: Config) -> list[str]:
+    """One `field: theirs -> ours` line for every leaf in which two configs differ."""
+    a, b = flatten(ours), flatten(theirs)
+    return [f"{k}: {b.get(k)!r} -> {a.get(k)!r}" for k in sorted(a | b) if a.get(k) != b.get(k)]

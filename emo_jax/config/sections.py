@@ -1,0 +1,228 @@
+"""Sections of the config that make a run: data, optimizer, loop, checkpoints, mesh, trackers."""
+
+import dataclasses
+from dataclasses import dataclass
+
+from emo_jax.config.checks import nearest, require
+from emo_jax.config.names import FROZEN_PARTS, Dtype, RawDtype, Schedule, WandbMode
+from emo_jax.errors import ConfigError
+
+# allenai/dolma2-tokenizer
+DOLMA2_EOS_ID = 100_257
+DOLMA2_PAD_ID = 100_277
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Windows of a token store, or of headerless `.npy` token files read in place."""
+
+    store: str = ""  # folder of emo prepare, or patterns of .npy files with commas between
+    seq_len: int = 4096  # tokens of a window
+    seed: int = 0  # order of the windows
+    eos_starts_next_pool: bool = False  # the reference's off-by-one (SPEC 2.1)
+    repetition_filter: bool = True  # mask windows with a short pattern repeated (SPEC 5.5)
+    prefetch: int = 2  # batches made ahead
+    raw_vocab_size: int = 100_278  # of .npy files, which do not say it; Dolma 2's (SPEC 5.1)
+    raw_eos_id: int = DOLMA2_EOS_ID  # likewise: ends a document
+    raw_pad_id: int = DOLMA2_PAD_ID  # likewise: fills a window; raw_eos_id if only that is given
+    raw_dtype: RawDtype = "auto"  # of a token; auto: uint16 where the vocabulary fits, else uint32
+
+    def __post_init__(self) -> None:
+        require(self.seq_len >= 2, "data.seq_len", self.seq_len, "at least 2")
+        require(self.prefetch >= 1, "data.prefetch", self.prefetch, "at least 1")
+        require(self.raw_vocab_size >= 1, "data.raw_vocab_size", self.raw_vocab_size, "at least 1")
+        below = f"0..{self.raw_vocab_size - 1} (below data.raw_vocab_size)"
+        for name, value in (("raw_eos_id", self.raw_eos_id), ("raw_pad_id", self.raw_padding_id)):
+            usual = value in (DOLMA2_EOS_ID, DOLMA2_PAD_ID)
+            hint = f"; {value} is Dolma 2's, give that of your vocabulary" if usual else ""
+            require(0 <= value < self.raw_vocab_size, f"data.{name}", value, below + hint)
+
+    @property
+    def raw_padding_id(self) -> int:
+        """`raw_pad_id`, or `raw_eos_id` where only that is another than Dolma 2's."""
+        own_end = self.raw_eos_id != DOLMA2_EOS_ID and self.raw_pad_id == DOLMA2_PAD_ID
+        return self.raw_eos_id if own_end else self.raw_pad_id
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerConfig:
+    """AdamW (SPEC 4). After a linear warm-up the learning rate falls to a fraction of its peak.
+
+    `cosine` falls from there to `train.steps`; `wsd` is constant and falls linearly over the last
+    `decay_steps`. A step whose loss or gradient norm is above the mean of the last `skip_window`
+    steps by `skip_sigma` of their standard deviations is skipped.
+    """
+
+    peak_lr: float = 4e-3  # learning rate at the end of the warm-up
+    schedule: Schedule = "cosine"
+    warmup_steps: int = 2000  # linear
+    decay_steps: int = 0  # of wsd, the last steps of train.steps
+    final_lr_fraction: float = 0.1  # of peak_lr, at train.steps
+    skip_window: int = 0  # steps; 0: none is skipped
+    skip_sigma: float = 6.0  # standard deviations above the mean
+    b1: float = 0.9  # of Adam's first moment
+    b2: float = 0.95  # of its second
+    eps: float = 1e-8
+    first_moment_dtype: Dtype = "float32"  # bfloat16 saves 2 bytes a parameter
+    offload: bool = False  # keeps Adam's moments in the memory of the host
+    weight_decay: float = 0.1  # decoupled; on everything but the input embedding
+    clip_norm: float = 1.0  # of all gradients together
+    # Parts that stay as they are, to the last bit: embeddings (input and output), attention, norms,
+    # router, routed, shared (experts), old_experts (routed ones but the last
+    # moe.pool.forced_experts, with their columns of the router), mlp (of a dense model).
+    frozen: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        unknown = [name for name in self.frozen if name not in FROZEN_PARTS]
+        near = nearest(unknown[0], list(FROZEN_PARTS)) if unknown else ""
+        allowed = f"some of {', '.join(FROZEN_PARTS)}{near}"
+        require(not unknown, "optimizer.frozen", self.frozen, allowed)
+        require(self.peak_lr > 0, "optimizer.peak_lr", self.peak_lr, "above 0")
+        require(self.warmup_steps >= 0, "optimizer.warmup_steps", self.warmup_steps, "at least 0")
+        require(
+            0 <= self.final_lr_fraction <= 1,
+            "optimizer.final_lr_fraction",
+            self.final_lr_fraction,
+            "0..1",
+        )
+        for name in ("b1", "b2"):
+            require(
+                0 <= getattr(self, name) < 1,
+                f"optimizer.{name}",
+                getattr(self, name),
+                "at least 0 and below 1",
+            )
+        decay, window = self.decay_steps, self.skip_window
+        if self.schedule == "wsd":
+            require(decay >= 1, "optimizer.decay_steps", decay, "at least 1 in a wsd schedule")
+        else:
+            unread = f"0: a {self.schedule} schedule does not read it"
+            require(decay == 0, "optimizer.decay_steps", decay, unread)
+        # Half a window must hold two steps before the newest, or they have no deviation.
+        require(window == 0 or window >= 6, "optimizer.skip_window", window, "0 or at least 6")
+        require(self.skip_sigma > 0, "optimizer.skip_sigma", self.skip_sigma, "above 0")
+        require(self.eps > 0, "optimizer.eps", self.eps, "above 0")
+        require(self.clip_norm > 0, "optimizer.clip_norm", self.clip_norm, "above 0")
+        require(self.weight_decay >= 0, "optimizer.weight_decay", self.weight_decay, "at least 0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """The loop. A batch is `batch_size` windows, cut into `micro_batches` equal parts."""
+
+    steps: int  # the run ends here
+    batch_size: int  # windows of a step, over all devices
+    micro_batches: int = 1  # one after the other, to save memory
+    z_loss_weight: float = 1e-5  # on logsumexp² of the vocabulary logits
+    loss_chunk: int = 1024  # tokens whose logits exist at once, per window row
+    log_every: int = 10  # steps
+    eval_every: int = 0  # steps; 0: only at the end
+    eval_windows: int = 64  # held-out windows per evaluation; 0: none
+    # Experts to keep of each layer, shared ones included: also the held-out loss with so many,
+    # chosen for each domain on half of the windows and judged on the other half.
+    eval_keep: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size", "micro_batches", "loss_chunk", "log_every"):
+            require(getattr(self, name) >= 1, f"train.{name}", getattr(self, name), "at least 1")
+        for name in ("eval_every", "eval_windows", "z_loss_weight"):
+            require(getattr(self, name) >= 0, f"train.{name}", getattr(self, name), "at least 0")
+        require(
+            self.batch_size % self.micro_batches == 0,
+            "train.micro_batches",
+            self.micro_batches,
+            f"a divisor of train.batch_size = {self.batch_size}",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointConfig:
+    """When to save, and what to keep: the newest `keep_last`, and every `keep_every`-th step."""
+
+    save_every: int = 100  # steps
+    keep_last: int = 2  # checkpoints
+    keep_every: int = 0  # steps; 0: none beyond keep_last
+
+    def __post_init__(self) -> None:
+        require(self.save_every >= 1, "checkpoint.save_every", self.save_every, "at least 1")
+        require(self.keep_last >= 1, "checkpoint.keep_last", self.keep_last, "at least 1")
+        require(
+            self.keep_every >= 0 and self.keep_every % self.save_every == 0,
+            "checkpoint.keep_every",
+            self.keep_every,
+            f"0 or a multiple of checkpoint.save_every = {self.save_every}",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeshConfig:
+    """Sizes of the mesh axes; one of them may be -1, the devices that are left."""
+
+    replica: int = 1  # copies of the parameters; a multiple of the slices of a pod
+    fsdp: int = -1  # devices that share one copy
+    expert: int = 1  # devices that share the experts, and one copy of all else
+    context: int = 1  # devices that share the tokens of a window
+    tensor: int = 1  # devices that share attention heads and the hidden size of experts
+
+    def __post_init__(self) -> None:
+        sizes = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        for name, size in sizes.items():
+            require(size >= 1 or size == -1, f"mesh.{name}", size, "at least 1, or -1 for the rest")
+        free = [name for name, size in sizes.items() if size == -1]
+        require(
+            len(free) <= 1, f"mesh.{free[-1] if free else ''}", -1, f"set: {free} cannot all be -1"
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class InitConfig:
+    """A run that starts from the checkpoint of another (`emo train --init-from`).
+
+    A difference between the two configs that is not expected is refused.
+    """
+
+    expected_changes: tuple[str, ...] = ()  # fields and sections: ("moe.pool", "train.steps")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrackingConfig:
+    """Where a run's metrics go besides WORKDIR/metrics.jsonl. Each needs its extra of emo-jax.
+
+    None of it changes what a run computes, so a resumed run may change all of it.
+    """
+
+    tensorboard: bool = False  # event files in WORKDIR/tensorboard
+    wandb_project: str = ""  # of Weights & Biases; empty: not used
+    wandb_entity: str = ""  # team or user; empty: the account's default
+    wandb_mode: WandbMode = "online"  # offline: files in WORKDIR/wandb, no network
+    mlflow_uri: str = ""  # https://HOST, sqlite:///FILE or databricks; empty: not used
+    mlflow_experiment: str = "emo_jax"  # made where it is not there
+
+    def __post_init__(self) -> None:
+        project, uri = self.wandb_project, self.mlflow_uri
+        named = not set(project) & set("/\\#?%:") and len(project) <= 128
+        require(
+            named, "tracking.wandb_project", project, "at most 128 characters, none of / \\ # ? % :"
+        )
+        for name, unset in (("wandb_entity", ""), ("wandb_mode", "online")):
+            value = getattr(self, name)
+            needs = f"{unset!r} without tracking.wandb_project"
+            require(bool(project) or value == unset, f"tracking.{name}", value, needs)
+        # Not shown: it is a secret, and the config is written into the workdir and the trackers.
+        if "@" in uri.partition("://")[2].partition("/")[0]:
+            raise ConfigError(
+                "config.tracking.mlflow_uri: must not hold a user or password; set"
+                " MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD instead"
+            )
+        known = uri == "databricks" or uri.startswith(
+            ("http://", "https://", "sqlite:///", "databricks://")
+        )
+        require(
+            not uri or known,
+            "tracking.mlflow_uri",
+            uri,
+            "http://HOST, https://HOST, sqlite:///FILE or databricks (MLflow has closed folders)",
+        )
+        unread = "'emo_jax' without tracking.mlflow_uri" if not uri else "a name"
+        ok = self.mlflow_experiment == "emo_jax" if not uri else bool(self.mlflow_experiment)
+        require(ok, "tracking.mlflow_experiment", self.mlflow_experiment, unread)
