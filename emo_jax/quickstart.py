@@ -20,10 +20,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from emo_jax import presets
 from emo_jax.analysing import SampleSettings
 from emo_jax.batch import Batch
-from emo_jax.config import Config, from_config_dict
+from emo_jax.config import Config, from_config_dict, presets
 from emo_jax.data.documents import read_documents
 from emo_jax.data.loader import heldout_batches
 from emo_jax.data.prepare import prepare

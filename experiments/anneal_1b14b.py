@@ -12,7 +12,7 @@ Hardware and hours: as emo_1b14b, 11 920 steps: 6 hours on 128 H100 at the refer
 
 from ml_collections import ConfigDict
 
-from emo_jax import presets
+from emo_jax.config import presets
 
 
 def get_config(arg: str = "emo") -> ConfigDict:

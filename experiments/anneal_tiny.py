@@ -11,7 +11,7 @@ Hardware and hours: two CPU cores, a minute. Held-out loss on quickstart's store
 
 from ml_collections import ConfigDict
 
-from emo_jax import presets
+from emo_jax.config import presets
 
 
 def get_config(arg: str = "emo") -> ConfigDict:

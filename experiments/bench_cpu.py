@@ -8,7 +8,7 @@ Hardware and hours: two CPU cores, minutes. Figures: docs/benchmarks.md.
 
 from ml_collections import ConfigDict
 
-from emo_jax import presets
+from emo_jax.config import presets
 
 
 def get_config(arg: str = "emo") -> ConfigDict:

@@ -9,7 +9,7 @@ ten minutes.
 
 from ml_collections import ConfigDict
 
-from emo_jax import presets
+from emo_jax.config import presets
 from emo_jax.errors import ConfigError
 
 MODELS = {"emo": presets.emo_1b14b, "std": presets.stdmoe_1b14b}

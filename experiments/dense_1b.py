@@ -7,7 +7,7 @@ Hardware and hours: one pod slice or a few GPU nodes; not yet run with this code
 
 from ml_collections import ConfigDict
 
-from emo_jax import presets
+from emo_jax.config import presets
 from emo_jax.errors import ConfigError
 
 

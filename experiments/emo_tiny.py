@@ -7,7 +7,7 @@ Hardware and hours: two CPU cores, minutes; losses: README.md, "What quickstart 
 
 from ml_collections import ConfigDict
 
-from emo_jax import presets
+from emo_jax.config import presets
 from emo_jax.errors import ConfigError
 
 

@@ -12,7 +12,7 @@ Hardware and hours: as emo_1b14b.py; 10 B tokens.
 
 from ml_collections import ConfigDict
 
-from emo_jax import presets
+from emo_jax.config import presets
 
 
 def get_config(arg: str = "16") -> ConfigDict:

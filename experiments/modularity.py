@@ -29,10 +29,9 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from emo_jax import presets
 from emo_jax.batch import Batch
 from emo_jax.checkpoint.manifest import versions
-from emo_jax.config import Config, from_config_dict, portable, to_dict
+from emo_jax.config import Config, from_config_dict, portable, presets, to_dict
 from emo_jax.data.documents import read_documents
 from emo_jax.data.loader import heldout_batches
 from emo_jax.data.prepare import prepare

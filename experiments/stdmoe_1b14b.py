@@ -8,7 +8,7 @@ Hardware and hours: the reference trained on 128 H100 at 20.4k tokens/s a GPU (S
 
 from ml_collections import ConfigDict
 
-from emo_jax import presets
+from emo_jax.config import presets
 
 
 def get_config(arg: str = "130b") -> ConfigDict:

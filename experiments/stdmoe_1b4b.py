@@ -8,7 +8,7 @@ full size.
 
 from ml_collections import ConfigDict
 
-from emo_jax import presets
+from emo_jax.config import presets
 from emo_jax.errors import ConfigError
 
 

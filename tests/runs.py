@@ -96,7 +96,7 @@ def start(argv: list, env: dict[str, str], log: Path) -> subprocess.Popen:
 _STALLED = """
 import os, signal, sys, time
 from pathlib import Path
-from emo_jax.configfile import load_config
+from emo_jax.config.file import load_config
 from emo_jax.train.loop import Trainer
 
 step, meanwhile, file, workdir, *overrides = sys.argv[1:]

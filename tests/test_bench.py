@@ -8,11 +8,11 @@ import pytest
 import runs
 from jax.profiler import ProfileData
 
-from emo_jax import bench, presets
+from emo_jax import bench
 from emo_jax.bench import largest as largest_lib
 from emo_jax.bench import memory
-from emo_jax.config import from_config_dict
-from emo_jax.configfile import load_config
+from emo_jax.config import from_config_dict, presets
+from emo_jax.config.file import load_config
 from emo_jax.errors import EmoError
 from emo_jax.train import flops
 

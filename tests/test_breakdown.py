@@ -13,7 +13,7 @@ from test_bench import SMALL
 from emo_jax.bench import breakdown as breakdown_lib
 from emo_jax.bench.breakdown import Origin
 from emo_jax.bench.timing import Runner
-from emo_jax.configfile import load_config
+from emo_jax.config.file import load_config
 from emo_jax.errors import EmoError
 
 # Real compiles or profiles: longer than the README's tests may take.

@@ -6,7 +6,6 @@ import json
 import pytest
 from runs import REPO
 
-from emo_jax import presets
 from emo_jax.config import (
     Config,
     MeshConfig,
@@ -14,9 +13,10 @@ from emo_jax.config import (
     PoolConfig,
     differences,
     from_config_dict,
+    presets,
     to_dict,
 )
-from emo_jax.configfile import load_config
+from emo_jax.config.file import load_config
 from emo_jax.errors import ConfigError, UsageError
 
 

@@ -17,8 +17,8 @@ import pytest
 
 from emo_jax.cli import cli
 from emo_jax.config import Config
+from emo_jax.config.file import load_config
 from emo_jax.config.parse import section_of
-from emo_jax.configfile import load_config
 
 REPO = Path(__file__).parent.parent
 DOCS = REPO / "docs"

@@ -71,7 +71,7 @@ def largest_batch(
 _ASK = """
 import sys
 from emo_jax.bench.largest import smallest_batch
-from emo_jax.configfile import load_config
+from emo_jax.config.file import load_config
 print(smallest_batch(load_config(sys.argv[1], sys.argv[2:])))
 """
 

@@ -136,7 +136,7 @@ def bench_train(
     if profile and not breakdown:
         raise UsageError("--profile and --no-breakdown: give one of them")
     from emo_jax.bench import report
-    from emo_jax.configfile import load_config
+    from emo_jax.config.file import load_config
     from emo_jax.files.atomic import refuse_existing, write_atomic
 
     if json_file:

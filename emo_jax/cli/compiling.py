@@ -64,7 +64,7 @@ def compile_(
         raise UsageError("--hlo is one program's: leave out --search")
     compiler.prepare_environment()
     from emo_jax.aot import chips, report
-    from emo_jax.configfile import load_config
+    from emo_jax.config.file import load_config
 
     asked = chips.parse_topology(topology, slices)
     loaded = load_config(config, overrides)

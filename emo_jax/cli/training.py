@@ -116,7 +116,7 @@ def train(
     if init is not None and init_from is None:
         raise UsageError(f"--init {init} says what --init-from takes over; give --init-from too")
     with StopRequest() as stop:  # before the slow imports
-        from emo_jax.configfile import load_config
+        from emo_jax.config.file import load_config
 
         loaded = load_config(config, overrides)
         from emo_jax.config import flatten

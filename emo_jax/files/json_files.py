@@ -14,8 +14,6 @@ import stat
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import IO, Any
 
-from etils import epath
-
 from emo_jax.errors import BREAKS, DataError, EmoError, one_line
 
 _LOOK_AT = 64  # bytes in which another encoding shows
@@ -165,6 +163,8 @@ def read_regular(path: str | os.PathLike[str], *, max_bytes: int = MAX_BYTES) ->
       OSError: it cannot be read.
     """
     if "://" in os.fspath(path):
+        from etils import epath  # slow to load, and configs are read without
+
         return epath.Path(path).read_bytes()
     with open_regular(path) as file:
         size = os.fstat(file.fileno()).st_size

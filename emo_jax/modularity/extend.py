@@ -6,14 +6,14 @@ The new experts are the last routed ones and in every pool (`moe.pool.forced_exp
 Legend: L layers, R routed experts of the old model.
 """
 
-import dataclasses
 from collections.abc import Sequence
 from typing import Literal, get_args
 
 import numpy as np
 
 from emo_jax.checkpoint.slices import Block
-from emo_jax.config import Config, MeshConfig
+from emo_jax.config import Config
+from emo_jax.config.extended import extended_config
 from emo_jax.errors import UsageError
 from emo_jax.hf.tensors import LeafSource
 from emo_jax.hf.tree import Shape, moe_of
@@ -23,25 +23,6 @@ Init = Literal["copy", "jitter", "random"]
 INITS: tuple[str, ...] = get_args(Init)
 MOST_ADDED = 4096  # experts of a layer; the largest models have some hundreds
 JITTER = 0.02  # standard deviation of the factor (SPEC 10)
-
-
-def extended_config(config: Config, add: int) -> Config:
-    """The config with `add` more routed experts; pools grow by as many.
-
-    Raises:
-      UsageError: layers with different numbers of experts.
-    """
-    moe, pool = moe_of(config), moe_of(config).pool
-    if moe.experts_per_layer:
-        raise UsageError(f"{config.name}: its layers have different numbers of experts")
-    sizes = {
-        name: size + add
-        for name in ("size", "min_size", "max_size", "eval_size")
-        if (size := getattr(pool, name))
-    }
-    pool = dataclasses.replace(pool, forced_experts=pool.forced_experts + add, **sizes)
-    moe = dataclasses.replace(moe, num_experts=moe.num_experts + add, pool=pool)
-    return dataclasses.replace(config, moe=moe, mesh=MeshConfig())
 
 
 def extended(

@@ -268,7 +268,7 @@ def test_the_command(capfd, tmp_path, monkeypatch):
 def test_a_model_that_does_not_fit_says_by_how_much(capfd, tmp_path):
     file = tmp_path / "big.py"
     file.write_text(
-        "from emo_jax.presets import emo_tiny\n"
+        "from emo_jax.config.presets import emo_tiny\n"
         "def get_config(arg=''):\n"
         "    config = emo_tiny()\n"
         "    config.model.vocab_size = 50_000_000\n"

@@ -10,7 +10,7 @@ from emo_jax.aot import chips, compiler
 from emo_jax.aot.analysis import analyse
 from emo_jax.aot.report import grouped
 from emo_jax.config import Config
-from emo_jax.configfile import load_config
+from emo_jax.config.file import load_config
 
 pytestmark = pytest.mark.slow
 

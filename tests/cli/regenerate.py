@@ -15,8 +15,8 @@ import click
 
 from emo_jax.cli import cli
 from emo_jax.config import to_dict
-from emo_jax.configfile import load_config
-from emo_jax.presets import ABLATIONS
+from emo_jax.config.file import load_config
+from emo_jax.config.presets import ABLATIONS
 
 TESTS = Path(__file__).parent.parent
 COMMANDS = TESTS / "golden/cli.txt"

@@ -12,7 +12,7 @@ import runs
 
 from emo_jax.checkpoint.checkpointer import Checkpointer
 from emo_jax.config import DataConfig
-from emo_jax.configfile import load_config
+from emo_jax.config.file import load_config
 from emo_jax.data.store import TokenStore
 from emo_jax.data.windows import open_source
 from emo_jax.run.workdir import claim_workdir

@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from emo_jax.configfile import load_config
+from emo_jax.config.file import load_config
 from emo_jax.errors import ConfigError
 
 USAGE = 2

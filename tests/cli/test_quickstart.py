@@ -13,8 +13,8 @@ import runs
 from pages import read_page
 from rich.console import Console
 
-from emo_jax import presets, quickstart
-from emo_jax.config import from_config_dict
+from emo_jax import quickstart
+from emo_jax.config import from_config_dict, presets
 from emo_jax.data import store_writer
 from emo_jax.data.tokenizers import load_tokenizer
 from emo_jax.evals.keep_k import KeepTable

@@ -220,7 +220,7 @@ def _activations(folder: Path, out: Path) -> None:
 def _overrides(folder: Path, out: Path) -> None:
     from runs import EXPERIMENT
 
-    from emo_jax.configfile import load_config
+    from emo_jax.config.file import load_config
 
     file = folder / "overrides.txt"  # stands for the command line: something else under it is none
     text = file.read_bytes().decode("utf-8", "surrogateescape") if file.is_file() else ""

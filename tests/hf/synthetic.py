@@ -75,8 +75,7 @@ def main(argv: list[str]) -> int:
     """See the module."""
     what, *rest = argv
     if what == "make":
-        from emo_jax import presets
-        from emo_jax.config import from_config_dict
+        from emo_jax.config import from_config_dict, presets
 
         print(make(from_config_dict(getattr(presets, rest[0])()), Path(rest[1])))
     elif what == "copy":

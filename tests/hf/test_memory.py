@@ -13,8 +13,7 @@ import pytest
 import runs
 import synthetic
 
-from emo_jax import presets
-from emo_jax.config import from_config_dict
+from emo_jax.config import from_config_dict, presets
 
 MODEL_MIB, SLICES_MIB = 286, 160  # measured: an import takes 100 above the small one, an export 110
 

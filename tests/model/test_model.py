@@ -9,9 +9,8 @@ import pytest
 from jax.extend.core import jaxprs_in_params
 from tiny import NO_POOL, dense_config, tiny_batch, tiny_config
 
-from emo_jax import presets
 from emo_jax.batch import from_documents
-from emo_jax.config import PoolConfig, from_config_dict
+from emo_jax.config import PoolConfig, from_config_dict, presets
 from emo_jax.model.attention_kernels import attention_mask
 from emo_jax.model.blocked_attention import blocked_attention
 from emo_jax.model.transformer import ModelFunctions

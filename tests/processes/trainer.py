@@ -5,7 +5,7 @@ python trainer.py WORKDIR[,WORKDIR…] --config FILE [--config.field=value …]
 
 import sys
 
-from emo_jax.configfile import load_config
+from emo_jax.config.file import load_config
 from emo_jax.parallel.processes import joined
 from emo_jax.train import loop
 

@@ -16,7 +16,7 @@ from tiny import dense_config, tiny_batch, tiny_config
 from emo_jax.batch import Batch
 from emo_jax.checkpoint.checkpointer import restore_params
 from emo_jax.config import MeshConfig
-from emo_jax.configfile import load_config
+from emo_jax.config.file import load_config
 from emo_jax.data.loader import Loader
 from emo_jax.data.windows import open_windows
 from emo_jax.model.transformer import ModelFunctions

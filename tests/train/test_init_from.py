@@ -18,7 +18,7 @@ from tiny import NO_POOL, UNIFORM, tiny_batch, tiny_config
 from emo_jax.batch import Batch
 from emo_jax.checkpoint.checkpointer import Checkpointer, restore_params
 from emo_jax.config import InitConfig, MeshConfig, to_dict
-from emo_jax.configfile import load_config
+from emo_jax.config.file import load_config
 from emo_jax.data.loader import Loader
 from emo_jax.data.raw import RawTokens
 from emo_jax.data.windows import open_windows

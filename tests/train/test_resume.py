@@ -87,7 +87,7 @@ main()
 # One that is told to while its libraries are still being read.
 _STOPPED_EARLY = """
 import os, signal, sys
-from emo_jax import configfile
+from emo_jax.config import file as configfile
 from emo_jax.cli import main
 
 load = configfile.load_config

@@ -6,9 +6,8 @@ import numpy as np
 import pytest
 from runs import REPO
 
-from emo_jax import presets
-from emo_jax.config import OptimizerConfig, from_config_dict
-from emo_jax.configfile import load_config
+from emo_jax.config import OptimizerConfig, from_config_dict, presets
+from emo_jax.config.file import load_config
 from emo_jax.errors import ConfigError
 from emo_jax.train.init_from import counted_differences, unexpected_differences
 from emo_jax.train.optimizer import learning_rate

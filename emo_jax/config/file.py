@@ -11,8 +11,7 @@ from typing import Any
 from absl import flags
 from ml_collections import ConfigDict, config_dict, config_flags
 
-from emo_jax import experiment
-from emo_jax.config import Config, from_config_dict
+from emo_jax.config import Config, experiment, from_config_dict
 from emo_jax.errors import ConfigError, UsageError, clipped
 
 _MAX_DEPTH = 8  # of sections in sections; a config has two

@@ -21,8 +21,8 @@ from emo_jax.config import (
     from_config_dict,
     to_dict,
 )
+from emo_jax.config.extended import extended_config
 from emo_jax.errors import ConfigError
-from emo_jax.modularity.extend import extended_config
 
 TOKENS_130B = 130_000_000_000
 TOKENS_1T = 1_000_000_000_000
