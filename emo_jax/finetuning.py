@@ -27,9 +27,9 @@ from emo_jax.evals.by_domain import mesh_that_fits
 from emo_jax.files.atomic import write_atomic
 from emo_jax.files.json_files import dumps, read_object
 from emo_jax.files.progress import Progress
+from emo_jax.files.trees import flatten
 from emo_jax.hf.layouts import layout_for
 from emo_jax.hf.sources import TreeSource
-from emo_jax.hf.tree import flatten
 from emo_jax.loading import LoadedModel, load_model
 from emo_jax.modularity.pruning import within_documents
 from emo_jax.run.workdir import CONFIG_FILE, TOKENIZER_FOLDER, read_workdir_config

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 
 from emo_jax.checkpoint.manifest import versions
-from emo_jax.config import Config
+from emo_jax.config import Config, moe_of
 from emo_jax.data.documents import ReadReport, read_documents
 from emo_jax.data.store import TokenStore
 from emo_jax.errors import DataError, UsageError
@@ -22,8 +22,8 @@ from emo_jax.files.atomic import refuse_existing
 from emo_jax.files.progress import Progress
 from emo_jax.hf.layouts import layout_for
 from emo_jax.hf.tensors import F32_BYTES
-from emo_jax.hf.tree import count_parameters, moe_of
 from emo_jax.loading import OpenedModel, load_model, open_model
+from emo_jax.model.params import count_parameters
 from emo_jax.model.transformer import ModelFunctions, Params
 from emo_jax.modularity.assemble import smaller_config
 from emo_jax.modularity.calibration import (

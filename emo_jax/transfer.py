@@ -23,6 +23,7 @@ from emo_jax.files.atomic import refuse_existing, write_atomic, write_bytes_atom
 from emo_jax.files.json_files import dumps, read_object, read_regular
 from emo_jax.files.partial import partial_folder, remove_left_over
 from emo_jax.files.progress import Progress
+from emo_jax.files.trees import unflatten
 from emo_jax.hf import tokenizer_files
 from emo_jax.hf.card import Card
 from emo_jax.hf.export import export_leaves
@@ -31,7 +32,7 @@ from emo_jax.hf.importing import open_folder
 from emo_jax.hf.layouts import layout_for
 from emo_jax.hf.named_code import code_in, without_code
 from emo_jax.hf.tensors import F32_BYTES, LeafSource
-from emo_jax.hf.tree import abstract_params, count_parameters, unflatten, unit_axes
+from emo_jax.model.params import abstract_params, count_parameters, unit_axes
 from emo_jax.model.transformer import ModelFunctions
 from emo_jax.modularity.selection import FILE as SELECTION_FILE
 from emo_jax.modularity.selection import selection_beside, selection_files

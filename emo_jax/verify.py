@@ -24,11 +24,11 @@ from safetensors.numpy import load_file
 from emo_jax.batch import Batch, from_documents
 from emo_jax.config import Config, OptimizerConfig, TrainConfig
 from emo_jax.errors import DataError, UsageError
+from emo_jax.files.trees import flatten
 from emo_jax.hf.export import export_model
 from emo_jax.hf.importing import import_model, import_tensors
 from emo_jax.hf.layouts import layout_named
 from emo_jax.hf.sources import TreeSource
-from emo_jax.hf.tree import flatten
 from emo_jax.model.transformer import ModelFunctions, Params
 from emo_jax.train.optimizer import learning_rate, make_optimizer
 from emo_jax.train.step import loss_and_grads

@@ -86,9 +86,9 @@ def make_untrained(folder: Path) -> None:
     from modularity import get_config
 
     from emo_jax.config import from_config_dict
+    from emo_jax.files.trees import flatten
     from emo_jax.hf.export import export_leaves
     from emo_jax.hf.sources import TreeSource
-    from emo_jax.hf.tree import flatten
     from emo_jax.model.transformer import ModelFunctions
 
     fields = get_config("emo")

@@ -174,7 +174,8 @@ def compose(
     MODULES are folders of emo select or emo compose.
     """
     from emo_jax.composing import compose_folders
-    from emo_jax.hf.tree import count_parameters, moe_of
+    from emo_jax.config import moe_of
+    from emo_jax.model.params import count_parameters
 
     folder, config = compose_folders(
         modules, output, layout=layout, average=average, fill_from=fill_from, quiet=False

@@ -152,3 +152,9 @@ def differences(ours: Config, theirs: Config) -> list[str]:
     """One `field: theirs -> ours` line for every leaf in which two configs differ."""
     a, b = flatten(ours), flatten(theirs)
     return [f"{k}: {b.get(k)!r} -> {a.get(k)!r}" for k in sorted(a | b) if a.get(k) != b.get(k)]
+
+
+def moe_of(config: Config) -> MoeConfig:
+    """The section `moe`, where a layout has made sure that there is one."""
+    assert config.moe is not None
+    return config.moe

@@ -7,7 +7,7 @@ from typing import Any
 
 from emo_jax.config import Config, to_dict
 from emo_jax.hf.layouts import Layout
-from emo_jax.hf.tree import count_parameters
+from emo_jax.model.params import count_parameters
 
 _STOCK = """\
 ```python

@@ -13,13 +13,13 @@ from emo_jax.errors import EmoError, HfFormatError, UsageError, one_line
 from emo_jax.files.atomic import refuse_existing
 from emo_jax.files.inside import check_own_files
 from emo_jax.files.partial import partial_folder, remove_left_over
+from emo_jax.files.trees import flatten
 from emo_jax.hf import tokenizer_files
 from emo_jax.hf.card import Card, model_card
 from emo_jax.hf.hf_config import SPECIAL_IDS, ids_for_others, to_hf
 from emo_jax.hf.layouts import Layout, layout_for
 from emo_jax.hf.sources import TreeSource
 from emo_jax.hf.tensors import HfTensor, LeafSource
-from emo_jax.hf.tree import check_shapes, flatten
 from emo_jax.hf.weights import (
     INDEX,
     check_names,
@@ -28,6 +28,7 @@ from emo_jax.hf.weights import (
     write_index,
     write_shards,
 )
+from emo_jax.model.params import check_shapes
 
 MAX_SHARD_BYTES = 4_000_000_000
 _PARTIAL = "partial"

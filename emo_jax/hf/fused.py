@@ -5,9 +5,8 @@ Legend: R routed experts, F their hidden size, D width.
 
 from collections.abc import Mapping
 
-from emo_jax.config import Config
+from emo_jax.config import Config, moe_of
 from emo_jax.errors import HfFormatError
-from emo_jax.hf.tree import moe_of
 from emo_jax.hf.weights import StoredTensor, check_dtype
 
 GATE_UP, DOWN = "experts.gate_up_proj", "experts.down_proj"  # (R,2F,D), gates first; (R,D,F)

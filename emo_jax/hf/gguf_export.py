@@ -28,8 +28,8 @@ from emo_jax.hf.gguf_tensors import (
 from emo_jax.hf.gguf_vocabulary import Vocabulary, ids_alone, of_tokenizer
 from emo_jax.hf.layouts import Layout, layout_for
 from emo_jax.hf.tensors import LeafSource
-from emo_jax.hf.tree import check_shapes
 from emo_jax.hf.weights import write_at
+from emo_jax.model.params import check_shapes
 
 _PARTIAL = "partial"
 _FILE_TYPES = {"F32": "ALL_F32", "F16": "MOSTLY_F16", "BF16": "MOSTLY_BF16", "Q8_0": "MOSTLY_Q8_0"}

@@ -18,7 +18,7 @@ from emo_jax.config import Config
 from emo_jax.errors import HfFormatError, UsageError
 from emo_jax.hf.layouts import Layout
 from emo_jax.hf.tensors import HfTensor, LeafSource
-from emo_jax.hf.tree import Shape
+from emo_jax.model.params import Shape
 
 TYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16", "q8_0": "Q8_0"}
 ARCHITECTURES = {"qwen2_moe": "QWEN2MOE", "llama": "LLAMA"}  # by layout

@@ -9,6 +9,7 @@ from typing import Any
 from emo_jax.config import Config
 from emo_jax.errors import HfFormatError
 from emo_jax.files.inside import check_own_files
+from emo_jax.files.trees import unflatten
 from emo_jax.hf import tokenizer_files
 from emo_jax.hf.fields import read_fields
 from emo_jax.hf.fused import DOWN, GATE_UP, apart
@@ -16,7 +17,6 @@ from emo_jax.hf.hf_config import from_hf, load_json, vocab_rows, vocab_size
 from emo_jax.hf.layouts import Layout, layout_named
 from emo_jax.hf.sources import FolderSource
 from emo_jax.hf.tensors import HfTensor
-from emo_jax.hf.tree import unflatten
 from emo_jax.hf.weights import (
     MAX_TENSORS,
     StoredTensor,

@@ -9,10 +9,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from emo_jax.config import Config
+from emo_jax.config import Config, moe_of
 from emo_jax.errors import UsageError
 from emo_jax.hf.tensors import HfTensor
-from emo_jax.hf.tree import leaf_shapes, moe_of
+from emo_jax.model.params import leaf_shapes
 
 
 @dataclass(frozen=True, kw_only=True)

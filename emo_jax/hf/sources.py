@@ -13,8 +13,8 @@ from emo_jax.checkpoint.slices import Block, extent
 from emo_jax.config import Config
 from emo_jax.errors import HfFormatError, UsageError
 from emo_jax.hf.tensors import HfTensor
-from emo_jax.hf.tree import Shape, leaf_shapes
 from emo_jax.hf.weights import StoredTensor
+from emo_jax.model.params import Shape, leaf_shapes
 
 
 class TreeSource:

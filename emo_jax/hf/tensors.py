@@ -8,7 +8,7 @@ from typing import Protocol
 import numpy as np
 
 from emo_jax.checkpoint.slices import Block, extent
-from emo_jax.hf.tree import Shape
+from emo_jax.model.params import Shape
 
 F32_BYTES = 4
 

@@ -29,7 +29,7 @@ from emo_jax.files.steady import SteadyFile
 from emo_jax.files.waiting import Patience
 from emo_jax.hf.hf_config import load_json
 from emo_jax.hf.tensors import HfTensor, LeafSource
-from emo_jax.hf.tree import Shape
+from emo_jax.model.params import Shape
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"

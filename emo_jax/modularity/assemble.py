@@ -14,9 +14,9 @@ from typing import NamedTuple
 import numpy as np
 
 from emo_jax.checkpoint.slices import Block, extent
-from emo_jax.config import Config, MeshConfig, PoolConfig
+from emo_jax.config import Config, MeshConfig, PoolConfig, moe_of
 from emo_jax.hf.tensors import LeafSource
-from emo_jax.hf.tree import Shape, leaf_shapes, moe_of
+from emo_jax.model.params import Shape, leaf_shapes
 
 ROUTER = "layers/mlp/router/kernel"
 EXPERTS = ("layers/mlp/experts/gate", "layers/mlp/experts/up", "layers/mlp/experts/down")

@@ -10,12 +10,11 @@ from typing import NamedTuple
 import numpy as np
 
 from emo_jax.checkpoint.slices import Block
-from emo_jax.config import Config
+from emo_jax.config import Config, moe_of
 from emo_jax.errors import UsageError
 from emo_jax.hf.importing import open_folder
 from emo_jax.hf.sources import FolderSource
 from emo_jax.hf.tensors import LeafSource
-from emo_jax.hf.tree import moe_of
 from emo_jax.modularity.assemble import (
     EXPERTS,
     ROUTER,

@@ -12,11 +12,11 @@ from typing import Literal, get_args
 import numpy as np
 
 from emo_jax.checkpoint.slices import Block
-from emo_jax.config import Config
+from emo_jax.config import Config, moe_of
 from emo_jax.config.extended import extended_config
 from emo_jax.errors import UsageError
 from emo_jax.hf.tensors import LeafSource
-from emo_jax.hf.tree import Shape, moe_of
+from emo_jax.model.params import Shape
 from emo_jax.modularity.assemble import EXPERTS, ROUTER, Assembled, Part, Place
 
 Init = Literal["copy", "jitter", "random"]

@@ -16,13 +16,12 @@ from typing import Any
 import numpy as np
 
 from emo_jax.checkpoint.slices import Block
-from emo_jax.config import Config
+from emo_jax.config import Config, moe_of
 from emo_jax.errors import UsageError, one_line
 from emo_jax.files import json_files
 from emo_jax.files.inside import check_own_files
 from emo_jax.files.json_files import Fields, NotReadableError, dumps
 from emo_jax.hf.tensors import LeafSource
-from emo_jax.hf.tree import moe_of
 from emo_jax.modularity.assemble import EXPERTS, ROUTER
 
 FILE = "selection.json"

@@ -16,9 +16,9 @@ from emo_jax.config import Config
 from emo_jax.data.pairs import pack_pairs, read_pairs, write_pairs
 from emo_jax.data.prepare import prepare
 from emo_jax.data.tokenizers import byte_tokenizer, load_tokenizer, train_bpe
+from emo_jax.files.trees import flatten
 from emo_jax.hf import export_model
 from emo_jax.hf.sources import TreeSource
-from emo_jax.hf.tree import flatten
 from emo_jax.model.transformer import ModelFunctions
 from emo_jax.modularity.activations import model_facts, record, sample_documents
 from emo_jax.modularity.pruning import write_selected

@@ -11,7 +11,8 @@ from safetensors.numpy import load_file, save_file
 
 import emo_jax
 from emo_jax.config import Config, DataConfig, ModelConfig, MoeConfig, OptimizerConfig, TrainConfig
-from emo_jax.hf.tree import leaf_shapes, unflatten
+from emo_jax.files.trees import unflatten
+from emo_jax.model.params import leaf_shapes
 
 CASES = Path(emo_jax.__file__).parent / "verify_cases"
 

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from emo_jax.hf.tree import flatten
+from emo_jax.files.trees import flatten
 
 TOLERANCE = 1e-4
 

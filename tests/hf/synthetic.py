@@ -20,7 +20,7 @@ class PatternSource:
     """Leaves whose numbers are a hash of their leaf and index, all within ±0.02."""
 
     def __init__(self, config):
-        from emo_jax.hf.tree import leaf_shapes
+        from emo_jax.model.params import leaf_shapes
 
         self.shapes = leaf_shapes(config)
 

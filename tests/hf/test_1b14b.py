@@ -11,8 +11,8 @@ import runs
 
 from emo_jax.checkpoint.checkpointer import Checkpointer, restore_params
 from emo_jax.config.file import load_config
+from emo_jax.files.trees import flatten
 from emo_jax.hf import export_model, import_model
-from emo_jax.hf.tree import flatten
 from emo_jax.model.transformer import ModelFunctions
 
 pytestmark = pytest.mark.system

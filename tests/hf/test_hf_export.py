@@ -11,10 +11,11 @@ from safetensors.numpy import load_file
 from emo_jax.config import from_config_dict
 from emo_jax.config.presets import emo_1b14b
 from emo_jax.errors import EmoError, UsageError
+from emo_jax.files.trees import flatten, unflatten
 from emo_jax.hf import export_model, weights
 from emo_jax.hf.card import Card
 from emo_jax.hf.layouts import LAYOUTS
-from emo_jax.hf.tree import count_parameters, flatten, unflatten
+from emo_jax.model.params import count_parameters
 
 EMO_1B14B_TENSORS = 6_259  # SPEC 9.1
 

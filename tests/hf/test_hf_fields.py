@@ -8,9 +8,9 @@ import pytest
 
 from emo_jax.batch import from_documents
 from emo_jax.errors import HfFormatError
+from emo_jax.files.trees import flatten
 from emo_jax.hf import export_model, import_model
 from emo_jax.hf.fields import _BY_MODEL_TYPE
-from emo_jax.hf.tree import flatten
 from emo_jax.model.transformer import ModelFunctions
 
 LLAMA = {"model_type": "llama", "architectures": ["LlamaForCausalLM"]}

@@ -14,8 +14,8 @@ import runs
 from safetensors.numpy import load_file, save_file
 
 from emo_jax.errors import HfFormatError
+from emo_jax.files.trees import flatten
 from emo_jax.hf import export_model, import_model, open_folder
-from emo_jax.hf.tree import flatten
 
 # What config.json says beside our fields when transformers has written it.
 SAVED_BY = {

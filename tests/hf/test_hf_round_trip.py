@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from emo_jax.files.trees import flatten
 from emo_jax.hf import export_model, import_model, import_tensors, layouts
-from emo_jax.hf.tree import flatten
 
 VOCAB_LEAVES = {"embed/embedding": 0, "lm_head/kernel": 1}
 ROUTER = "layers/mlp/router/kernel"

@@ -4,8 +4,8 @@ import pytest
 import runs
 from hub import TOKEN, Hub
 
+from emo_jax.files.trees import flatten
 from emo_jax.hf import export_model, import_model
-from emo_jax.hf.tree import flatten
 
 pytestmark = pytest.mark.system
 

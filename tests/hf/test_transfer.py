@@ -20,9 +20,9 @@ from emo_jax.checkpoint.checkpointer import Checkpointer, restore_params
 from emo_jax.checkpoint.slices import SliceReader
 from emo_jax.config import DataConfig, TrackingConfig, from_config_dict, to_dict
 from emo_jax.errors import CheckpointError, EmoError, HfFormatError, UsageError
+from emo_jax.files.trees import flatten
 from emo_jax.hf import export_model, import_model
 from emo_jax.hf.sources import FolderSource
-from emo_jax.hf.tree import flatten
 from emo_jax.model.transformer import ModelFunctions
 from emo_jax.run.workdir import claim_workdir, read_workdir_config
 from emo_jax.transfer import export_workdir, import_folder

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from logits import compare, forward, our_logits
 
+from emo_jax.files.trees import flatten
 from emo_jax.hf import export_model, import_model
-from emo_jax.hf.tree import flatten
 
 pytestmark = pytest.mark.system
 

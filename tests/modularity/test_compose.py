@@ -9,9 +9,9 @@ from runs import emo_here
 from tiny import NO_POOL, dense_config, tiny_batch, tiny_config
 
 from emo_jax.data.tokenizers import train_bpe
+from emo_jax.files.trees import flatten, unflatten
 from emo_jax.hf import export_model, import_model
 from emo_jax.hf.sources import TreeSource
-from emo_jax.hf.tree import flatten, unflatten
 from emo_jax.loading import load_model
 from emo_jax.model.transformer import ModelFunctions
 from emo_jax.modularity.pruning import write_selected

@@ -9,9 +9,9 @@ from runs import emo_here, train_argv
 from tiny import NO_POOL, UNIFORM, tiny_batch, tiny_config
 
 from emo_jax.errors import UsageError
+from emo_jax.files.trees import flatten, unflatten
 from emo_jax.hf import import_model
 from emo_jax.hf.sources import TreeSource
-from emo_jax.hf.tree import flatten, unflatten
 from emo_jax.loading import load_model
 from emo_jax.model.transformer import ModelFunctions
 from emo_jax.modularity.extend import extended

@@ -10,8 +10,8 @@ from cases import few
 from runs import emo_here
 from tiny import NO_POOL, tiny_batch, tiny_config
 
+from emo_jax.files.trees import flatten
 from emo_jax.hf import import_model
-from emo_jax.hf.tree import flatten
 from emo_jax.loading import load_model
 from emo_jax.model.transformer import ModelFunctions
 from emo_jax.modularity.selection import read_selection

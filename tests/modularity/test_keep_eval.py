@@ -13,8 +13,8 @@ from emo_jax.config import MeshConfig
 from emo_jax.data.store import TokenStore
 from emo_jax.data.tokenizers import load_tokenizer
 from emo_jax.evals import by_domain
+from emo_jax.files.trees import flatten, unflatten
 from emo_jax.hf.sources import TreeSource
-from emo_jax.hf.tree import flatten, unflatten
 from emo_jax.model.transformer import ModelFunctions
 from emo_jax.modularity.pruning import pruned
 from emo_jax.parallel.mesh import make_mesh

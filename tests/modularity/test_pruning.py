@@ -12,11 +12,12 @@ from tiny import NO_POOL, UNIFORM, tiny_batch, tiny_config
 
 from emo_jax.batch import PADDING_ID
 from emo_jax.data.store import TokenStore
+from emo_jax.files.trees import flatten, unflatten
 from emo_jax.hf import import_model
 from emo_jax.hf.export import export_leaves
 from emo_jax.hf.sources import TreeSource
-from emo_jax.hf.tree import count_parameters, flatten, unflatten
 from emo_jax.loading import load_model
+from emo_jax.model.params import count_parameters
 from emo_jax.model.transformer import ModelFunctions
 from emo_jax.modularity.assemble import Assembled, Part
 from emo_jax.modularity.calibration import pack, split_location, store_examples

@@ -10,9 +10,9 @@ from runs import emo_here
 from tiny import NO_POOL, tiny_config
 
 from emo_jax.errors import UsageError
+from emo_jax.files.trees import flatten
 from emo_jax.hf import export_model, import_model
 from emo_jax.hf.sources import TreeSource
-from emo_jax.hf.tree import flatten
 from emo_jax.model.transformer import ModelFunctions
 from emo_jax.modularity.compose import open_module
 from emo_jax.modularity.pruning import write_selected

@@ -1,4 +1,4 @@
-"""The parameter tree that is exported and imported: its leaves, and their shapes.
+"""The tree of a model's parameters: its leaves, and their shapes.
 
 Legend: V' padded vocabulary rows, L layers, D width, H heads, Dh head_dim, E experts (the shared
 ones last), F hidden size of an expert or of a dense model.
@@ -11,8 +11,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from emo_jax.config import Config, MoeConfig
+from emo_jax.config import Config
 from emo_jax.errors import UsageError
+from emo_jax.files.trees import unflatten
 
 Shape = tuple[int, ...]
 
@@ -55,12 +56,6 @@ def unit_axes(path: str) -> tuple[int, ...]:
     return (0,) if path.startswith("layers/") else ()
 
 
-def moe_of(config: Config) -> MoeConfig:
-    """The section `moe`, where a layout has made sure that there is one."""
-    assert config.moe is not None
-    return config.moe
-
-
 def count_parameters(config: Config) -> tuple[int, int]:
     """(all, active for one token), at `vocab_size` rows: what a layout stores of the tree."""
     moe, model = config.moe, config.model
@@ -74,29 +69,6 @@ def count_parameters(config: Config) -> tuple[int, int]:
     missing = moe.num_experts * len(there) - sum(there)
     total -= missing * (one + model.embed_dim)
     return total, total - (sum(there) - moe.top_k * len(there)) * one
-
-
-def flatten(tree: Mapping[str, Any]) -> dict[str, Any]:
-    """Nested dict → `{"embed/embedding": leaf, …}`."""
-    out: dict[str, Any] = {}
-    for key, value in tree.items():
-        if isinstance(value, Mapping):
-            out.update({f"{key}/{name}": leaf for name, leaf in flatten(value).items()})
-        else:
-            out[key] = value
-    return out
-
-
-def unflatten(leaves: Mapping[str, Any]) -> dict[str, Any]:
-    """The inverse of `flatten`."""
-    tree: dict[str, Any] = {}
-    for path, leaf in leaves.items():
-        *parents, last = path.split("/")
-        node = tree
-        for name in parents:
-            node = node.setdefault(name, {})
-        node[last] = leaf
-    return tree
 
 
 def abstract_params(config: Config) -> dict[str, Any]:
