@@ -37,7 +37,7 @@ from emo_jax.exploring import ExploreSettings, explore
 from emo_jax.files.atomic import write_atomic
 from emo_jax.files.json_files import dumps, read_object
 from emo_jax.files.progress import Progress
-from emo_jax.model.generate import continue_tokens
+from emo_jax.generation.decode import continue_tokens
 from emo_jax.model.transformer import ModelFunctions, Params
 from emo_jax.modularity.pruning import within_documents
 from emo_jax.report.page import write_report

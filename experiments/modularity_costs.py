@@ -27,8 +27,8 @@ def measure(folder: str) -> dict[str, Any]:
     import jax
     import numpy as np
 
+    from emo_jax.generation.decode import Generator
     from emo_jax.loading import load_model
-    from emo_jax.model.generate import Generator
     from emo_jax.model.transformer import ModelFunctions
 
     def resident() -> int:

@@ -5,7 +5,7 @@ import random
 import pytest
 
 from emo_jax.data.tokenizers import byte_tokenizer
-from emo_jax.generation import _Watched
+from emo_jax.generation.texts import _Watched
 
 TOKENIZER = byte_tokenizer()
 

@@ -9,7 +9,7 @@ import pytest
 from tiny import tiny_config
 
 from emo_jax.config import seeds
-from emo_jax.model.generate import Generator
+from emo_jax.generation.decode import Generator
 from emo_jax.model.transformer import ModelFunctions
 from emo_jax.modularity.cluster import spherical_kmeans
 from emo_jax.train.step import draw_pools

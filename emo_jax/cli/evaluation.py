@@ -14,7 +14,7 @@ from emo_jax.errors import UsageError
 from emo_jax.files.json_files import dumps, is_text
 
 if TYPE_CHECKING:
-    from emo_jax.generation import Text, TextGenerator
+    from emo_jax.generation.texts import Text, TextGenerator
 
 _WIDTH = 240
 _LEAST_TEMPERATURE = 1e-6
@@ -106,9 +106,9 @@ def generate(
         raise UsageError(f"--seed {seed}: must be {seeds.RANGE}")
     if output:
         refuse_unwritable("--output", Path(output))
-    from emo_jax.generation import TextGenerator, TextSettings
+    from emo_jax.generation.sampling import Sampling
+    from emo_jax.generation.texts import TextGenerator, TextSettings
     from emo_jax.loading import load_model
-    from emo_jax.model.sampling import Sampling
 
     loaded = load_model(model, trust=trust)
     settings = TextSettings(

@@ -11,9 +11,9 @@ from case import NEW_TOKENS, Case, write_arrays
 
 from emo_jax.batch import PADDING_ID, from_documents
 from emo_jax.data.sample import sample_corpus
-from emo_jax.generation import TextGenerator, TextSettings
+from emo_jax.generation.decode import Generator
+from emo_jax.generation.texts import TextGenerator, TextSettings
 from emo_jax.loading import load_model
-from emo_jax.model.generate import Generator
 from emo_jax.model.transformer import ModelFunctions
 
 EXPERIMENTS = Path(__file__).parents[1]

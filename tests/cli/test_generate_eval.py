@@ -10,9 +10,9 @@ import runs
 
 from emo_jax.data.tokenizers import load_tokenizer, train_bpe
 from emo_jax.errors import UsageError
-from emo_jax.generation import TextGenerator, TextSettings
+from emo_jax.generation.sampling import Sampling
+from emo_jax.generation.texts import TextGenerator, TextSettings
 from emo_jax.loading import load_model
-from emo_jax.model.sampling import Sampling
 
 FAILED, USAGE = 1, 2
 INPUTS = Path(__file__).parents[1] / "data/inputs"

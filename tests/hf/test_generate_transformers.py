@@ -6,8 +6,8 @@ Needs torch and transformers (CI installs them before `-m system`).
 import numpy as np
 import pytest
 
+from emo_jax.generation.decode import Generator
 from emo_jax.hf import export_model, import_model
-from emo_jax.model.generate import Generator
 from emo_jax.model.transformer import ModelFunctions
 
 pytestmark = pytest.mark.system

@@ -52,7 +52,7 @@ def test_greedy_tokens_are_ours(make_model, tmp_path, load, fits):
     import mlx.core as mx
     from mlx_lm.generate import generate_step
 
-    from emo_jax.model.generate import Generator
+    from emo_jax.generation.decode import Generator
     from emo_jax.model.transformer import ModelFunctions
 
     params, config = make_model(fits=fits)

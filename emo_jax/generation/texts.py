@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from emo_jax.config import Config
 from emo_jax.data.tokenizers import Tokenizer
 from emo_jax.errors import UsageError
-from emo_jax.model.generate import Generator, Row, Speed
-from emo_jax.model.sampling import Sampling
+from emo_jax.generation.decode import Generator, Row, Speed
+from emo_jax.generation.sampling import Sampling
 from emo_jax.model.transformer import ModelFunctions, Params
 
 

@@ -18,8 +18,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from emo_jax.config import seeds
-from emo_jax.model.cache import Cache, append, inference_params, prefill
-from emo_jax.model.sampling import Sampling, sample
+from emo_jax.generation.cache import Cache, append, inference_params, prefill
+from emo_jax.generation.sampling import Sampling, sample
 from emo_jax.model.transformer import ModelFunctions, Params
 
 MIN_PLACES = 16  # the least number of tokens that a program is compiled for
