@@ -26,27 +26,27 @@ from emo_jax.loading import OpenedModel, load_model, open_model
 from emo_jax.model.params import count_parameters
 from emo_jax.model.transformer import ModelFunctions, Params
 from emo_jax.modularity.assemble import smaller_config
-from emo_jax.modularity.calibration import (
-    Examples,
-    examples_of,
-    split_location,
-    store_examples,
-    take,
-)
 from emo_jax.modularity.pruning import (
     choose_by_examples,
     undropped,
     within_documents,
     write_selected,
 )
-from emo_jax.modularity.scores import Choice
-from emo_jax.modularity.select import (
+from emo_jax.modularity.selection import Selection, fingerprint, overlap
+from emo_jax.selection.budgets import (
     budgets,
     choose_best,
     experts_there,
     parse_keep,
 )
-from emo_jax.modularity.selection import Selection, fingerprint, overlap
+from emo_jax.selection.examples import (
+    Examples,
+    examples_of,
+    split_location,
+    store_examples,
+    take,
+)
+from emo_jax.selection.scores import Choice
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

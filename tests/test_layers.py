@@ -25,7 +25,7 @@ ORDER: list[set[str]] = [
     {"explorer", "loading", "train"},
     {"evals", "transfer"},
     {"modularity"},
-    {"generation", "hf"},
+    {"generation", "hf", "selection"},
     {"checkpoint", "model", "report"},
     {"moe", "run"},
     {"data", "parallel"},

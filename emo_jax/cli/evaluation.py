@@ -271,7 +271,7 @@ def eval_(
     from emo_jax.files.atomic import write_atomic
     from emo_jax.files.progress import Progress
     from emo_jax.loading import load_model
-    from emo_jax.modularity.select import parse_keep
+    from emo_jax.selection.budgets import parse_keep
 
     loaded = load_model(model, trust=trust)
     config = loaded.config

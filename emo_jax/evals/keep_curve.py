@@ -17,7 +17,7 @@ import numpy as np
 from emo_jax.batch import Batch
 from emo_jax.config import Config
 from emo_jax.evals.heldout import HeldOut
-from emo_jax.modularity.select import keep_experts
+from emo_jax.selection.budgets import keep_experts
 
 
 def in_halves(batches: Iterable[Batch], num_domains: int) -> Iterator[Batch]:

@@ -14,7 +14,7 @@ from emo_jax.batch import Batch
 from emo_jax.config import Config
 from emo_jax.evals.heldout import evaluate
 from emo_jax.model.transformer import Params
-from emo_jax.modularity.select import keep_experts
+from emo_jax.selection.budgets import keep_experts
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,1 +1,1 @@
-"""generation."""
+"""Texts from a model: cache, drawing, tokens, texts."""

@@ -45,9 +45,9 @@ from emo_jax.files.partial import partial_folder, remove_left_over
 from emo_jax.files.steady import SteadyFiles
 from emo_jax.files.waiting import Patience
 from emo_jax.model.transformer import ModelFunctions, Params
-from emo_jax.modularity.calibration import pack, shuffled_documents
-from emo_jax.modularity.select import experts_there
 from emo_jax.parallel import mesh as mesh_lib
+from emo_jax.selection.budgets import experts_there
+from emo_jax.selection.examples import pack, shuffled_documents
 
 MANIFEST, FORMAT = "activations.json", "emo_jax activations"
 BATCH_TOKENS = 8192  # of a batch on one device, about

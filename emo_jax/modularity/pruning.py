@@ -17,10 +17,10 @@ from emo_jax.hf.export import export_leaves
 from emo_jax.hf.tensors import LeafSource
 from emo_jax.model.transformer import ModelFunctions, Params
 from emo_jax.modularity.assemble import Assembled, Part, smaller_config
-from emo_jax.modularity.calibration import Examples, pack
-from emo_jax.modularity.scores import Choice, choose_experts
 from emo_jax.modularity.selection import Selection, selection_files
 from emo_jax.parallel import mesh as mesh_lib
+from emo_jax.selection.examples import Examples, pack
+from emo_jax.selection.scores import Choice, choose_experts
 
 BATCH_TOKENS = 8192  # of a batch on one device, about
 

@@ -12,7 +12,7 @@ from emo_jax.errors import UsageError
 from emo_jax.evals.heldout import evaluate, make_eval_step
 from emo_jax.evals.keep_k import KeepTable, keep_table
 from emo_jax.model.transformer import ModelFunctions
-from emo_jax.modularity.select import keep_experts
+from emo_jax.selection.budgets import keep_experts
 
 M = 3
 DOMAINS = ["a", "b", "c"]

@@ -23,8 +23,8 @@ from emo_jax.modularity.activations import (
     sample_documents,
     window_of,
 )
-from emo_jax.modularity.calibration import pack
 from emo_jax.parallel.mesh import make_mesh
+from emo_jax.selection.examples import pack
 
 
 @pytest.fixture(scope="module")

@@ -26,9 +26,9 @@ from emo_jax.model.transformer import (
     Params,
     PerLayer,
 )
-from emo_jax.modularity.select import choose_best, experts_there
 from emo_jax.moe.experts import experts
 from emo_jax.moe.router import Routing
+from emo_jax.selection.budgets import choose_best, experts_there
 
 Method = Literal["layerwise", "global", "easy_ep", "random"]
 METHODS: tuple[str, ...] = get_args(Method)
