@@ -43,7 +43,7 @@ from emo_jax.modularity.cluster import (
     groups_of,
     numbers,
 )
-from emo_jax.modularity.pruning import undropped, within_documents
+from emo_jax.selection.variants import undropped, within_documents
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

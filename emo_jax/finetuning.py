@@ -31,8 +31,8 @@ from emo_jax.files.trees import flatten
 from emo_jax.hf.layouts import layout_for
 from emo_jax.hf.sources import TreeSource
 from emo_jax.loading import LoadedModel, load_model
-from emo_jax.modularity.pruning import within_documents
 from emo_jax.run.workdir import CONFIG_FILE, TOKENIZER_FOLDER, read_workdir_config
+from emo_jax.selection.variants import within_documents
 from emo_jax.train.loop import Trainer
 from emo_jax.train.stop import StopRequest
 from emo_jax.transfer import import_leaves, selection_for_run

@@ -39,9 +39,9 @@ from emo_jax.files.json_files import dumps, read_object
 from emo_jax.files.progress import Progress
 from emo_jax.generation.decode import continue_tokens
 from emo_jax.model.transformer import ModelFunctions, Params
-from emo_jax.modularity.pruning import within_documents
 from emo_jax.report.page import write_report
 from emo_jax.report.run import read_run
+from emo_jax.selection.variants import within_documents
 from emo_jax.train.loop import Trainer
 from emo_jax.transfer import export_workdir
 

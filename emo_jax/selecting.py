@@ -26,12 +26,7 @@ from emo_jax.loading import OpenedModel, load_model, open_model
 from emo_jax.model.params import count_parameters
 from emo_jax.model.transformer import ModelFunctions, Params
 from emo_jax.modularity.assemble import smaller_config
-from emo_jax.modularity.pruning import (
-    choose_by_examples,
-    undropped,
-    within_documents,
-    write_selected,
-)
+from emo_jax.modularity.pruning import write_selected
 from emo_jax.modularity.selection import Selection, fingerprint, overlap
 from emo_jax.selection.budgets import (
     budgets,
@@ -46,7 +41,8 @@ from emo_jax.selection.examples import (
     store_examples,
     take,
 )
-from emo_jax.selection.scores import Choice
+from emo_jax.selection.scores import Choice, choose_by_examples
+from emo_jax.selection.variants import undropped, within_documents
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

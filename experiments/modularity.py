@@ -43,10 +43,10 @@ from emo_jax.errors import EmoError, UsageError
 from emo_jax.evals.heldout import evaluate, make_eval_step
 from emo_jax.files.atomic import write_atomic
 from emo_jax.model.transformer import ModelFunctions, Params
-from emo_jax.modularity.pruning import within_documents
 from emo_jax.selection.budgets import budgets
 from emo_jax.selection.examples import pack, store_examples
 from emo_jax.selection.scores import METHODS, choose_experts
+from emo_jax.selection.variants import within_documents
 from emo_jax.train.loop import Trainer
 
 # All of this was fixed before a test loss was seen.

@@ -24,3 +24,5 @@ FROZEN_PARTS = (
     "mlp",
 )
 WandbMode = Literal["online", "offline", "disabled"]
+# Of choosing the experts of a module, see `emo_jax.selection.scores`.
+Method = Literal["layerwise", "global", "easy_ep", "random"]

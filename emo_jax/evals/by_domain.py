@@ -25,10 +25,10 @@ from emo_jax.evals.heldout import evaluate, make_eval_step
 from emo_jax.evals.keep_k import select_scores
 from emo_jax.evals.text_bytes import TextBytes
 from emo_jax.model.transformer import ModelFunctions, Params
-from emo_jax.modularity.pruning import undropped, within_documents
 from emo_jax.parallel import mesh as mesh_lib
 from emo_jax.selection.budgets import budgets, check_keep, keep_experts
 from emo_jax.selection.scores import choose_experts
+from emo_jax.selection.variants import undropped, within_documents
 
 SELECT = "select"  # the split that experts are chosen on
 BATCH_TOKENS = 8192  # of a batch on one device, about

@@ -16,6 +16,9 @@ from emo_jax.errors import UsageError
 from emo_jax.files.trees import unflatten
 
 Shape = tuple[int, ...]
+# Paths of the leaves of a mixture of experts.
+ROUTER = "layers/mlp/router/kernel"
+EXPERTS = ("layers/mlp/experts/gate", "layers/mlp/experts/up", "layers/mlp/experts/down")
 
 
 def leaf_shapes(config: Config) -> dict[str, Shape]:

@@ -16,10 +16,7 @@ import numpy as np
 from emo_jax.checkpoint.slices import Block, extent
 from emo_jax.config import Config, MeshConfig, PoolConfig, moe_of
 from emo_jax.hf.tensors import LeafSource
-from emo_jax.model.params import Shape, leaf_shapes
-
-ROUTER = "layers/mlp/router/kernel"
-EXPERTS = ("layers/mlp/experts/gate", "layers/mlp/experts/up", "layers/mlp/experts/down")
+from emo_jax.model.params import EXPERTS, ROUTER, Shape, leaf_shapes
 
 
 class Part(NamedTuple):
@@ -131,6 +128,19 @@ def smaller_config(config: Config, routed_L: Sequence[int], *, top_k: int = 0) -
     # What the whole model was watched at while it trained may be more than there is.
     train = dataclasses.replace(config.train, eval_keep=())
     return dataclasses.replace(config, moe=smaller, train=train, mesh=MeshConfig())
+
+
+def pruned(source: LeafSource, config: Config, kept_LR: np.ndarray) -> tuple[Assembled, Config]:
+    """A model with some of the routed experts, and its config.
+
+    Nothing is scaled anew: the softmax over fewer logits is that of a pool of this size (SPEC 7.3).
+
+    Args:
+      kept_LR: bool.
+    """
+    places = [[[Part(0, int(e))] for e in np.flatnonzero(kept_R)] for kept_R in kept_LR]
+    smaller = smaller_config(config, [len(p) for p in places])
+    return Assembled([source], smaller, places), smaller
 
 
 def same_shape(config: Config, other: Config) -> list[str]:

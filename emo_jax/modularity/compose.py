@@ -15,15 +15,8 @@ from emo_jax.errors import UsageError
 from emo_jax.hf.importing import open_folder
 from emo_jax.hf.sources import FolderSource
 from emo_jax.hf.tensors import LeafSource
-from emo_jax.modularity.assemble import (
-    EXPERTS,
-    ROUTER,
-    Assembled,
-    Part,
-    Place,
-    same_shape,
-    smaller_config,
-)
+from emo_jax.model.params import EXPERTS, ROUTER
+from emo_jax.modularity.assemble import Assembled, Part, Place, same_shape, smaller_config
 from emo_jax.modularity.selection import (
     Selection,
     check_selection,

@@ -22,7 +22,7 @@ from emo_jax.files import json_files
 from emo_jax.files.inside import check_own_files
 from emo_jax.files.json_files import Fields, NotReadableError, dumps
 from emo_jax.hf.tensors import LeafSource
-from emo_jax.modularity.assemble import EXPERTS, ROUTER
+from emo_jax.model.params import EXPERTS, ROUTER
 
 FILE = "selection.json"
 FORMAT = "emo_jax selection"

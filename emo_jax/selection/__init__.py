@@ -1,1 +1,1 @@
-"""selection."""
+"""Which experts of a model to keep for some documents."""

@@ -9,13 +9,14 @@ Legend: B windows, S tokens, L layers, D width, M domains, R routed experts, K r
 
 from collections.abc import Callable, Sequence
 from functools import lru_cache, partial
-from typing import Literal, NamedTuple, get_args
+from typing import NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from emo_jax.batch import Batch
+from emo_jax.config.names import Method
 from emo_jax.errors import UsageError
 from emo_jax.model.transformer import (
     DecoderLayer,
@@ -28,10 +29,12 @@ from emo_jax.model.transformer import (
 )
 from emo_jax.moe.experts import experts
 from emo_jax.moe.router import Routing
+from emo_jax.parallel import mesh as mesh_lib
 from emo_jax.selection.budgets import choose_best, experts_there
+from emo_jax.selection.examples import Examples, pack
 
-Method = Literal["layerwise", "global", "easy_ep", "random"]
 METHODS: tuple[str, ...] = get_args(Method)
+BATCH_TOKENS = 8192  # of a batch on one device, about
 
 
 class Choice(NamedTuple):
@@ -181,3 +184,34 @@ def _cosine(a: jax.Array, b: jax.Array) -> jax.Array:
     """Over the last axis; of a zero vector 0."""
     norms = jnp.linalg.norm(a, axis=-1) * jnp.linalg.norm(b, axis=-1)
     return jnp.sum(a * b, axis=-1) / jnp.maximum(norms, jnp.finfo(jnp.float32).tiny)
+
+
+def choose_by_examples(
+    model: ModelFunctions,
+    params: Params,
+    examples: Examples,
+    routed_L: Sequence[int],
+    *,
+    method: str,
+    pad_id: int,
+    seed: int = 0,
+    progress: Callable[[str], None] = lambda _: None,
+) -> Choice:
+    """`choose_experts` for documents.
+
+    Args:
+      model: on a mesh; of a config `within_documents`, so that each sees itself only.
+      params: on the devices, as `ModelFunctions.param_shardings` says.
+    """
+    mesh, S = model.mesh, model.config.data.seq_len
+    assert mesh is not None
+    windows = max(1, min(BATCH_TOKENS, examples.tokens // mesh.size) // S)
+    rows = 2 ** (windows.bit_length() - 1)  # a device; few sizes, as each is compiled
+    where = mesh_lib.windows_sharding(mesh)
+    batches = [
+        jax.tree.map(lambda a: jax.device_put(a, where), batch)
+        for batch in pack(examples.documents, S, rows * mesh.size, pad_id)
+    ]
+    return choose_experts(
+        method, model, params, batches, routed_L, num_domains=1, seed=seed, progress=progress
+    )
