@@ -15,8 +15,8 @@ import numpy as np
 
 from emo_jax.batch import from_documents
 from emo_jax.data.store import TokenStore
-from emo_jax.loading import load_model
 from emo_jax.model.transformer import ModelFunctions
+from emo_jax.saved.load import load_model
 
 LAYER, POOL = 1, 16
 DOMAINS, EACH, S = ("law", "cooking", "music_abc"), 4, 256

@@ -21,7 +21,7 @@ from emo_jax.hf.importing import has_biases, read_folder
 from emo_jax.hf.layouts import layout_for
 from emo_jax.hf.tensors import HfTensor, LeafSource
 from emo_jax.hf.weights import READABLE_DTYPES, StoredTensor
-from emo_jax.loading import OpenedModel, open_model
+from emo_jax.saved.load import OpenedModel, open_model
 
 NAMED = 20  # differences of one kind that are named; of more their number is said
 _TEXTS = (

@@ -30,10 +30,10 @@ from emo_jax.explorer.view import View, look, to_json
 from emo_jax.files.atomic import refuse_unmakeable
 from emo_jax.files.partial import partial_folder, remove_left_over
 from emo_jax.files.progress import Progress
-from emo_jax.loading import open_model
 from emo_jax.modularity.activations import ALL_DOCUMENTS, Sample, record_into
 from emo_jax.modularity.cluster import check_count
 from emo_jax.modularity.texts import TokenTexts, token_texts
+from emo_jax.saved.load import open_model
 
 TEST = "test"  # the split that they are judged on
 

@@ -30,12 +30,12 @@ from emo_jax.files.progress import Progress
 from emo_jax.files.trees import flatten
 from emo_jax.hf.layouts import layout_for
 from emo_jax.hf.sources import TreeSource
-from emo_jax.loading import LoadedModel, load_model
 from emo_jax.run.workdir import CONFIG_FILE, TOKENIZER_FOLDER, read_workdir_config
+from emo_jax.saved.load import LoadedModel, load_model
+from emo_jax.saved.transfer import import_leaves, selection_for_run
 from emo_jax.selection.variants import within_documents
 from emo_jax.train.loop import Trainer
 from emo_jax.train.stop import StopRequest
-from emo_jax.transfer import import_leaves, selection_for_run
 
 FINETUNE_FILE = "finetune.json"  # what a run was made of
 PAIRS_FILE = f"data{SUFFIX}"

@@ -41,9 +41,9 @@ from emo_jax.generation.decode import continue_tokens
 from emo_jax.model.transformer import ModelFunctions, Params
 from emo_jax.report.page import write_report
 from emo_jax.report.run import read_run
+from emo_jax.saved.transfer import export_workdir
 from emo_jax.selection.variants import within_documents
 from emo_jax.train.loop import Trainer
-from emo_jax.transfer import export_workdir
 
 SETTINGS_FILE = "quickstart.json"
 SAMPLE_CAP_MB = 1.5  # a domain: about one pass of the training steps

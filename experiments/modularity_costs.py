@@ -28,8 +28,8 @@ def measure(folder: str) -> dict[str, Any]:
     import numpy as np
 
     from emo_jax.generation.decode import Generator
-    from emo_jax.loading import load_model
     from emo_jax.model.transformer import ModelFunctions
+    from emo_jax.saved.load import load_model
 
     def resident() -> int:
         status = Path("/proc/self/status").read_text(encoding="utf-8")

@@ -108,7 +108,7 @@ def generate(
         refuse_unwritable("--output", Path(output))
     from emo_jax.generation.sampling import Sampling
     from emo_jax.generation.texts import TextGenerator, TextSettings
-    from emo_jax.loading import load_model
+    from emo_jax.saved.load import load_model
 
     loaded = load_model(model, trust=trust)
     settings = TextSettings(
@@ -270,7 +270,7 @@ def eval_(
     from emo_jax.evals import by_domain, report
     from emo_jax.files.atomic import write_atomic
     from emo_jax.files.progress import Progress
-    from emo_jax.loading import load_model
+    from emo_jax.saved.load import load_model
     from emo_jax.selection.budgets import parse_keep
 
     loaded = load_model(model, trust=trust)

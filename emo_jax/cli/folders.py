@@ -71,9 +71,9 @@ def export(
     from emo_jax.errors import UsageError
     from emo_jax.files.atomic import refuse_existing
     from emo_jax.hf.push import check_repo, push_folder
-    from emo_jax.loading import is_hugging_face
     from emo_jax.run.workdir import CONFIG_FILE
-    from emo_jax.transfer import export_workdir
+    from emo_jax.saved.load import is_hugging_face
+    from emo_jax.saved.transfer import export_workdir
 
     at_step = workdir if step is None else f"{workdir}@{step}"
     convert: dict[str, Any] = {"ids_alone": gguf_ids, "tokenizer_dir": tokenizer}
@@ -96,7 +96,7 @@ def export(
                 f" with emo import {workdir} --workdir FOLDER"
             )
         if gguf is not None:  # before the folder is made
-            from emo_jax.converting import check_convertible
+            from emo_jax.saved.gguf import check_convertible
 
             check_convertible(at_step, **convert)
         made, layout = export_workdir(
@@ -119,7 +119,7 @@ def export(
             " --tokenizer, or give --output FOLDER to export anew"
         )
     if gguf is not None:
-        from emo_jax.converting import convert_to_gguf
+        from emo_jax.saved.gguf import convert_to_gguf
 
         made_file = convert_to_gguf(
             at_step, gguf, type_name=gguf_type or "float32", quiet=False, **convert
@@ -139,7 +139,7 @@ def export(
 )
 def import_(hf_dir: str, workdir: str) -> None:
     """Read a Hugging Face folder (qwen2_moe, llama or emo) into a workdir."""
-    from emo_jax.transfer import import_folder
+    from emo_jax.saved.transfer import import_folder
 
     config = import_folder(hf_dir, workdir, quiet=False)
     click.echo(f"{workdir}: {config.name}, {config.model.num_layers} layers")

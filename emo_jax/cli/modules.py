@@ -315,7 +315,7 @@ def finetune(
     with StopRequest() as stop:
         from emo_jax.finetuning import FinetuneSettings
         from emo_jax.finetuning import finetune as run
-        from emo_jax.transfer import export_workdir
+        from emo_jax.saved.transfer import export_workdir
 
         settings = FinetuneSettings(
             prompt_field=prompt_field,

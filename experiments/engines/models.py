@@ -13,8 +13,8 @@ from emo_jax.batch import PADDING_ID, from_documents
 from emo_jax.data.sample import sample_corpus
 from emo_jax.generation.decode import Generator
 from emo_jax.generation.texts import TextGenerator, TextSettings
-from emo_jax.loading import load_model
 from emo_jax.model.transformer import ModelFunctions
+from emo_jax.saved.load import load_model
 
 EXPERIMENTS = Path(__file__).parents[1]
 DOMAINS = ("cooking", "lang_fr", "law")

@@ -10,8 +10,8 @@ from emo_jax.checkpoint import manifest
 from emo_jax.checkpoint.checkpointer import restore_params
 from emo_jax.errors import CheckpointError
 from emo_jax.hf import export_model
-from emo_jax.loading import load_model, open_model
-from emo_jax.transfer import export_workdir, import_folder
+from emo_jax.saved.load import load_model, open_model
+from emo_jax.saved.transfer import export_workdir, import_folder
 
 
 @pytest.fixture(scope="module")

@@ -449,7 +449,7 @@ def test_an_import_cut_short_leaves_nothing(run, finished_run, tmp_path, monkeyp
         raise error
 
     with monkeypatch.context() as patch:
-        patch.setattr("emo_jax.transfer.Checkpointer.save", fail)
+        patch.setattr("emo_jax.saved.transfer.Checkpointer.save", fail)
         assert run("import", folder, "--workdir", workdir) == code
     assert list(tmp_path.iterdir()) == [folder]
     workdir.mkdir()  # an empty one will do
@@ -590,7 +590,7 @@ def test_no_memory(refused, monkeypatch, by):
     def fail(folder, workdir, quiet):
         raise by
 
-    monkeypatch.setattr("emo_jax.transfer.import_folder", fail)
+    monkeypatch.setattr("emo_jax.saved.transfer.import_folder", fail)
     line = refused(1, "import", "R", "--workdir", "W")
     assert line.startswith("emo: out of memory: ") and "1 TiB; ask for less" in line
 

@@ -12,7 +12,7 @@ from emo_jax.data.tokenizers import load_tokenizer, train_bpe
 from emo_jax.errors import UsageError
 from emo_jax.generation.sampling import Sampling
 from emo_jax.generation.texts import TextGenerator, TextSettings
-from emo_jax.loading import load_model
+from emo_jax.saved.load import load_model
 
 FAILED, USAGE = 1, 2
 INPUTS = Path(__file__).parents[1] / "data/inputs"

@@ -15,11 +15,11 @@ from emo_jax.data.store import TokenStore
 from emo_jax.data.store_writer import SplitContent, write_store
 from emo_jax.data.tokenizers import byte_tokenizer
 from emo_jax.errors import EmoError
-from emo_jax.loading import is_hugging_face
 from emo_jax.modularity.activations import Activations
 from emo_jax.report.run import read_run
 from emo_jax.run.metrics_file import METRICS_FILE
 from emo_jax.run.workdir import read_workdir_config
+from emo_jax.saved.load import is_hugging_face
 from emo_jax.train import trackers
 from emo_jax.train.init_from import read_record
 

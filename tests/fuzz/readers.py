@@ -126,8 +126,8 @@ def _leaves(tree: Any) -> None:
 
 def _run(folder: Path, out: Path) -> None:
     from emo_jax.checkpoint.checkpointer import Checkpointer
-    from emo_jax.loading import load_model, open_model
-    from emo_jax.transfer import export_workdir
+    from emo_jax.saved.load import load_model, open_model
+    from emo_jax.saved.transfer import export_workdir
 
     found = load_model(str(folder))
     _leaves(found.params)
@@ -185,7 +185,7 @@ def _records(folder: Path, out: Path) -> None:
 
 def _module(folder: Path, out: Path) -> None:
     from emo_jax.modularity.compose import compose, open_module
-    from emo_jax.transfer import import_folder
+    from emo_jax.saved.transfer import import_folder
 
     module = open_module(folder)
     made = compose([module, module])
@@ -194,8 +194,8 @@ def _module(folder: Path, out: Path) -> None:
 
 
 def _hf(folder: Path, out: Path) -> None:
-    from emo_jax.loading import load_model
-    from emo_jax.transfer import import_folder
+    from emo_jax.saved.load import load_model
+    from emo_jax.saved.transfer import import_folder
 
     found = load_model(str(folder))
     _leaves(found.params)

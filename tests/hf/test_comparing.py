@@ -16,7 +16,7 @@ from emo_jax.config import to_dict
 from emo_jax.data.tokenizers import load_tokenizer, train_bpe
 from emo_jax.hf import export_model
 from emo_jax.run.workdir import TOKENIZER_FOLDER, claim_workdir
-from emo_jax.transfer import export_workdir
+from emo_jax.saved.transfer import export_workdir
 
 TEXTS = ["the court finds for the plaintiff in the matter of the bread"] * 4
 

@@ -13,8 +13,8 @@ from safetensors.numpy import load_file, save_file
 from emo_jax.errors import EmoError, HfFormatError, UsageError
 from emo_jax.hf import export_model, import_model
 from emo_jax.hf.importing import OTHER_FILES
-from emo_jax.loading import open_model
-from emo_jax.transfer import import_folder
+from emo_jax.saved.load import open_model
+from emo_jax.saved.transfer import import_folder
 
 MANY = {
     "num_hidden_layers": 10**7,

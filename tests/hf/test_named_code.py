@@ -9,7 +9,7 @@ from emo_jax.errors import HfFormatError
 from emo_jax.hf import export_model
 from emo_jax.hf.named_code import naming_code
 from emo_jax.hf.push import push_folder
-from emo_jax.transfer import export_workdir, import_folder
+from emo_jax.saved.transfer import export_workdir, import_folder
 
 CODE = {
     "auto_map": {"AutoTokenizer": ["someone/else--tokenization.Run", None]},

@@ -14,8 +14,8 @@ from tokenizers import Tokenizer
 from emo_jax.data.tokenizers import load_tokenizer
 from emo_jax.errors import DataError, UsageError
 from emo_jax.hf import export_model, tokenizer_files
-from emo_jax.loading import load_model
-from emo_jax.transfer import export_workdir, import_folder
+from emo_jax.saved.load import load_model
+from emo_jax.saved.transfer import export_workdir, import_folder
 
 TEXTS = tokenizer_kinds.texts()
 CASES = [

@@ -25,7 +25,7 @@ from emo_jax.hf import export_model, import_model
 from emo_jax.hf.sources import FolderSource
 from emo_jax.model.transformer import ModelFunctions
 from emo_jax.run.workdir import claim_workdir, read_workdir_config
-from emo_jax.transfer import export_workdir, import_folder
+from emo_jax.saved.transfer import export_workdir, import_folder
 
 TOKENIZER_SIZE, PADDED = 100_278, 100_352  # SPEC 1.1
 
@@ -300,7 +300,7 @@ def test_a_shard_cut_short_after_its_header_was_read(run, tmp_path, monkeypatch)
         file.write_bytes(file.read_bytes()[:-100_000])
         return claim(*args)
 
-    monkeypatch.setattr("emo_jax.transfer.claim_workdir", cut)
+    monkeypatch.setattr("emo_jax.saved.transfer.claim_workdir", cut)
     with pytest.raises(EmoError) as error:
         import_folder(hf, tmp_path / "new")
     size = file.stat().st_size

@@ -11,8 +11,8 @@ from tiny import NO_POOL, tiny_config
 from emo_jax.config import MeshConfig
 from emo_jax.errors import UsageError
 from emo_jax.model.transformer import ModelFunctions
-from emo_jax.modularity.selection import overlap
 from emo_jax.parallel import mesh as mesh_lib
+from emo_jax.saved.selection_file import overlap
 from emo_jax.selection.budgets import budgets, parse_keep
 from emo_jax.selection.examples import examples_of
 from emo_jax.selection.scores import choose_by_examples

@@ -16,7 +16,7 @@ from emo_jax.hf.sources import TreeSource
 from emo_jax.model.transformer import ModelFunctions
 from emo_jax.modularity.compose import open_module
 from emo_jax.modularity.pruning import write_selected
-from emo_jax.modularity.selection import Selection, fingerprint, read_selection
+from emo_jax.saved.selection_file import Selection, fingerprint, read_selection
 
 USAGE = 2
 

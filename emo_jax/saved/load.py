@@ -16,7 +16,7 @@ from emo_jax.hf.tensors import LeafSource
 from emo_jax.model.params import abstract_params
 from emo_jax.model.transformer import Params
 from emo_jax.run.workdir import CONFIG_FILE, read_workdir_config
-from emo_jax.transfer import tokenizer_of
+from emo_jax.saved.transfer import tokenizer_of
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
