@@ -10,11 +10,10 @@ ROOT = Path(__file__).parents[1] / "emo_jax"
 # Left to right. Names in one group do not import each other; each file of `top` may import all.
 ORDER: list[set[str]] = [
     {"cli"},
-    {"quickstart"},
-    {"bench", "exploring"},
-    {"analysing", "aot", "composing", "explorer", "finetuning", "selecting", "verify"},
-    {"comparing", "modularity", "train"},
-    {"evals", "saved"},
+    {"bench", "quickstart"},
+    {"aot", "exploring", "modules", "verify"},
+    {"analysing", "comparing", "explorer", "train"},
+    {"evals", "modularity", "saved"},
     {"generation", "hf", "selection"},
     {"checkpoint", "model", "report"},
     {"moe", "run"},

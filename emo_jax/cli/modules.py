@@ -106,8 +106,8 @@ def select(
     Face folders with selection.json: what was kept, by which scores.
     """
     from emo_jax.files.atomic import refuse_existing
-    from emo_jax.selecting import SelectSettings, stored_bytes
-    from emo_jax.selecting import select as run
+    from emo_jax.modules.select import SelectSettings, stored_bytes
+    from emo_jax.modules.select import select as run
 
     refuse_existing(Path(output))
     numbers = tuple(None if n == "all" else counts("--examples", (n,))[0] for n in examples)
@@ -173,9 +173,9 @@ def compose(
 
     MODULES are folders of emo select or emo compose.
     """
-    from emo_jax.composing import compose_folders
     from emo_jax.config import moe_of
     from emo_jax.model.params import count_parameters
+    from emo_jax.modules.compose import compose_folders
 
     folder, config = compose_folders(
         modules, output, layout=layout, average=average, fill_from=fill_from, quiet=False
@@ -216,7 +216,7 @@ def merge(
     layout: str | None,
 ) -> None:
     """Put the routed experts of a (finetuned) module back into the whole model."""
-    from emo_jax.composing import merge_folder
+    from emo_jax.modules.compose import merge_folder
 
     folder = merge_folder(
         module,
@@ -313,8 +313,8 @@ def finetune(
         if Path(output).resolve() == Path(workdir).resolve():
             raise UsageError(f"--output {output}: is the --workdir; give another folder")
     with StopRequest() as stop:
-        from emo_jax.finetuning import FinetuneSettings
-        from emo_jax.finetuning import finetune as run
+        from emo_jax.modules.finetune import FinetuneSettings
+        from emo_jax.modules.finetune import finetune as run
         from emo_jax.saved.transfer import export_workdir
 
         settings = FinetuneSettings(
@@ -361,7 +361,7 @@ def extend(model: str, add: int, init: str, seed: int, output: str, layout: str 
     Then emo import OUTPUT --workdir DIR, and emo train --init-from DIR@0 --init weights with a
     config like experiments/extension_tiny.py: all but the new experts stays as it is, bit for bit.
     """
-    from emo_jax.composing import extend_folder
+    from emo_jax.modules.compose import extend_folder
 
     folder, config = extend_folder(
         model, output, add=add, init=init, seed=seed, layout=layout, quiet=False

@@ -162,7 +162,7 @@ def _lock(folder: Path, out: Path) -> None:
 
 def _records(folder: Path, out: Path) -> None:
     from emo_jax.errors import EmoError
-    from emo_jax.finetuning import _check_same
+    from emo_jax.modules.finetune import _check_same
     from emo_jax.run.run_info import RunInfo
     from emo_jax.train import init_from, trackers
 
@@ -184,7 +184,7 @@ def _records(folder: Path, out: Path) -> None:
 
 
 def _module(folder: Path, out: Path) -> None:
-    from emo_jax.modularity.compose import compose, open_module
+    from emo_jax.modules.union import compose, open_module
     from emo_jax.saved.transfer import import_folder
 
     module = open_module(folder)

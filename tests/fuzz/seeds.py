@@ -21,7 +21,7 @@ from emo_jax.hf import export_model
 from emo_jax.hf.sources import TreeSource
 from emo_jax.model.transformer import ModelFunctions
 from emo_jax.modularity.activations import model_facts, record, sample_documents
-from emo_jax.modularity.pruning import write_selected
+from emo_jax.modules.folder import write_selected
 from emo_jax.run.run_info import append_run_info, describe_run
 from emo_jax.saved.selection_file import Selection, fingerprint
 from emo_jax.saved.transfer import import_folder

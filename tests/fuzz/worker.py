@@ -88,7 +88,7 @@ def _warm_up() -> None:
     import jax
 
     import emo_jax.exploring
-    import emo_jax.finetuning  # noqa: F401
+    import emo_jax.modules.finetune  # noqa: F401
     from emo_jax.data.tokenizers import byte_tokenizer
 
     byte_tokenizer().encode_batch(["a"])

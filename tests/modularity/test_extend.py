@@ -13,7 +13,7 @@ from emo_jax.files.trees import flatten, unflatten
 from emo_jax.hf import import_model
 from emo_jax.hf.sources import TreeSource
 from emo_jax.model.transformer import ModelFunctions
-from emo_jax.modularity.extend import extended
+from emo_jax.modules.extend import extended
 from emo_jax.saved.load import load_model
 from emo_jax.train.optimizer import make_optimizer
 from emo_jax.train.state import state_of

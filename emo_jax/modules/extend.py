@@ -17,7 +17,7 @@ from emo_jax.config.extended import extended_config
 from emo_jax.errors import UsageError
 from emo_jax.hf.tensors import LeafSource
 from emo_jax.model.params import EXPERTS, ROUTER, Shape
-from emo_jax.modularity.assemble import Assembled, Part, Place
+from emo_jax.modules.assemble import Assembled, Part, Place
 
 Init = Literal["copy", "jitter", "random"]
 INITS: tuple[str, ...] = get_args(Init)

@@ -14,9 +14,9 @@ from emo_jax.hf.card import Card
 from emo_jax.hf.export import export_leaves
 from emo_jax.hf.hf_config import special_ids
 from emo_jax.hf.layouts import layout_for
-from emo_jax.modularity.compose import Module, compose, merge_into, open_module
-from emo_jax.modularity.extend import extended
-from emo_jax.modularity.pruning import write_module
+from emo_jax.modules.extend import extended
+from emo_jax.modules.folder import write_module
+from emo_jax.modules.union import Module, compose, merge_into, open_module
 from emo_jax.saved.load import OpenedModel, open_model
 from emo_jax.saved.selection_file import FILE, Selection, selection_beside, selection_files
 

@@ -16,7 +16,7 @@ from emo_jax.hf.importing import open_folder
 from emo_jax.hf.sources import FolderSource
 from emo_jax.hf.tensors import LeafSource
 from emo_jax.model.params import EXPERTS, ROUTER
-from emo_jax.modularity.assemble import Assembled, Part, Place, same_shape, smaller_config
+from emo_jax.modules.assemble import Assembled, Part, Place, same_shape, smaller_config
 from emo_jax.saved.selection_file import (
     Selection,
     check_selection,

@@ -12,7 +12,7 @@ from emo_jax.config import Config
 from emo_jax.hf.card import Card
 from emo_jax.hf.export import export_leaves
 from emo_jax.hf.tensors import LeafSource
-from emo_jax.modularity.assemble import pruned
+from emo_jax.modules.assemble import pruned
 from emo_jax.saved.selection_file import Selection, selection_files
 
 
