@@ -12,7 +12,9 @@ from typing import Any
 import numpy as np
 
 from emo_jax import __version__, charts
-from emo_jax.analysing import (
+from emo_jax.analysis.activations import ALL_DOCUMENTS, Sample, record_into
+from emo_jax.analysis.cluster import check_count
+from emo_jax.analysis.sample import (
     Opened,
     SampleSettings,
     check_model,
@@ -20,6 +22,7 @@ from emo_jax.analysing import (
     recording,
     sample_of,
 )
+from emo_jax.analysis.texts import TokenTexts, token_texts
 from emo_jax.data.store import TokenStore
 from emo_jax.errors import UsageError, listed
 from emo_jax.evals.by_domain import SELECT
@@ -30,9 +33,6 @@ from emo_jax.explorer.view import View, look, to_json
 from emo_jax.files.atomic import refuse_unmakeable
 from emo_jax.files.partial import partial_folder, remove_left_over
 from emo_jax.files.progress import Progress
-from emo_jax.modularity.activations import ALL_DOCUMENTS, Sample, record_into
-from emo_jax.modularity.cluster import check_count
-from emo_jax.modularity.texts import TokenTexts, token_texts
 from emo_jax.saved.load import open_model
 
 TEST = "test"  # the split that they are judged on

@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from emo_jax.analysing import SampleSettings
+from emo_jax.analysis.sample import SampleSettings
 from emo_jax.batch import Batch
 from emo_jax.config import Config, from_config_dict, presets
 from emo_jax.data.documents import read_documents

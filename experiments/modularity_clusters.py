@@ -14,10 +14,10 @@ from typing import Any
 
 import click
 
-from emo_jax.analysing import SampleSettings, cluster_table, write_activations
+from emo_jax.analysis.activations import Activations
+from emo_jax.analysis.sample import SampleSettings, cluster_table, write_activations
 from emo_jax.data.store import TokenStore
 from emo_jax.files.atomic import write_atomic
-from emo_jax.modularity.activations import Activations
 
 ARMS, SEEDS = ("emo", "standard"), (0, 1, 2)
 TOKENS = 200_000

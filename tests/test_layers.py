@@ -10,17 +10,18 @@ ROOT = Path(__file__).parents[1] / "emo_jax"
 # Left to right. Names in one group do not import each other; each file of `top` may import all.
 ORDER: list[set[str]] = [
     {"cli"},
-    {"bench", "quickstart"},
-    {"aot", "exploring", "modules", "verify"},
-    {"analysing", "comparing", "explorer", "train"},
-    {"evals", "modularity", "saved"},
+    {"quickstart"},
+    {"bench", "exploring"},
+    {"aot", "explorer", "modules", "verify"},
+    {"analysis", "comparing", "train"},
+    {"evals", "saved"},
     {"generation", "hf", "selection"},
     {"checkpoint", "model", "report"},
     {"moe", "run"},
     {"data", "parallel"},
     {"charts", "config"},
     {"files"},
-    {"batch", "errors"},
+    {"batch", "errors", "modularity"},
 ]
 RANK = {name: i for i, group in enumerate(ORDER) for name in group}
 

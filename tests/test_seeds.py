@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from tiny import tiny_config
 
+from emo_jax.analysis.cluster import spherical_kmeans
 from emo_jax.config import seeds
 from emo_jax.generation.decode import Generator
 from emo_jax.model.transformer import ModelFunctions
-from emo_jax.modularity.cluster import spherical_kmeans
 from emo_jax.train.step import draw_pools
 
 # Of the same low or the same high 32 bits, by pairs.

@@ -14,11 +14,11 @@ from typing import Any
 
 import numpy as np
 
+from emo_jax.analysis.texts import TokenTexts
 from emo_jax.errors import UsageError
 from emo_jax.explorer.view import View
 from emo_jax.files.atomic import write_bytes_atomic
 from emo_jax.files.json_files import plain
-from emo_jax.modularity.texts import TokenTexts
 
 FORMAT, VERSION = "emo_jax explorer", 1
 ASSETS = importlib.resources.files("emo_jax.explorer") / "assets"

@@ -10,10 +10,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from emo_jax.modularity import cluster
-from emo_jax.modularity.activations import Activations
-from emo_jax.modularity.coverage import Coverage, coverage
-from emo_jax.modularity.texts import TokenTexts, standing_out
+from emo_jax.analysis import cluster
+from emo_jax.analysis.activations import Activations
+from emo_jax.analysis.coverage import Coverage, coverage
+from emo_jax.analysis.texts import TokenTexts, standing_out
 
 DOCUMENTS, TEXTS, COMPANIONS, EXPERTS = 8, 12, 5, 8  # of a card, at most
 LABEL_TEXTS = 3

@@ -3,13 +3,13 @@
 import numpy as np
 import pytest
 
+from emo_jax.analysis.activations import sample_documents
 from emo_jax.data.domain_groups import group_domains
 from emo_jax.data.store import TokenStore
 from emo_jax.data.store_writer import SplitContent, write_store
 from emo_jax.data.tokenizers import byte_tokenizer
 from emo_jax.data.windows import Windows
 from emo_jax.errors import UsageError
-from emo_jax.modularity.activations import sample_documents
 from emo_jax.selection.examples import domain_number
 
 M, LENGTH = 3000, 12  # domains, tokens of a document

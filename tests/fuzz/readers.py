@@ -205,8 +205,8 @@ def _hf(folder: Path, out: Path) -> None:
 
 
 def _activations(folder: Path, out: Path) -> None:
-    from emo_jax.modularity import cluster
-    from emo_jax.modularity.activations import Activations
+    from emo_jax.analysis import cluster
+    from emo_jax.analysis.activations import Activations
 
     found = Activations.open(folder)
     for _, probs in found.pieces():

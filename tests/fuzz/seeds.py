@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import zstandard
 
+from emo_jax.analysis.activations import model_facts, record, sample_documents
 from emo_jax.config import Config
 from emo_jax.data.pairs import pack_pairs, read_pairs, write_pairs
 from emo_jax.data.prepare import prepare
@@ -20,7 +21,6 @@ from emo_jax.files.trees import flatten
 from emo_jax.hf import export_model
 from emo_jax.hf.sources import TreeSource
 from emo_jax.model.transformer import ModelFunctions
-from emo_jax.modularity.activations import model_facts, record, sample_documents
 from emo_jax.modules.folder import write_selected
 from emo_jax.run.run_info import append_run_info, describe_run
 from emo_jax.saved.selection_file import Selection, fingerprint

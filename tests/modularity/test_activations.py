@@ -9,13 +9,8 @@ import pytest
 from runs import emo_here
 from tiny import NO_POOL, dense_config, tiny_config
 
-from emo_jax.config import MeshConfig
-from emo_jax.data.store import TokenStore
-from emo_jax.errors import DataError, UsageError
-from emo_jax.hf import export_model
-from emo_jax.model.transformer import ModelFunctions
-from emo_jax.modularity import activations
-from emo_jax.modularity.activations import (
+from emo_jax.analysis import activations
+from emo_jax.analysis.activations import (
     Activations,
     Sample,
     record,
@@ -23,6 +18,11 @@ from emo_jax.modularity.activations import (
     sample_documents,
     window_of,
 )
+from emo_jax.config import MeshConfig
+from emo_jax.data.store import TokenStore
+from emo_jax.errors import DataError, UsageError
+from emo_jax.hf import export_model
+from emo_jax.model.transformer import ModelFunctions
 from emo_jax.parallel.mesh import make_mesh
 from emo_jax.selection.examples import pack
 

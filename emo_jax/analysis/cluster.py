@@ -16,8 +16,8 @@ from sklearn.cluster import MiniBatchKMeans
 from sklearn.decomposition import PCA
 from sklearn.metrics import normalized_mutual_info_score, silhouette_score
 
+from emo_jax.analysis.activations import Activations
 from emo_jax.errors import UsageError
-from emo_jax.modularity.activations import Activations
 
 # SPEC 8.3, but for the rows that components and first centres are fitted on.
 VARIANCE = 0.95

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from emo_jax.modularity.activations import Activations
+from emo_jax.analysis.activations import Activations
 
 
 class Coverage(NamedTuple):

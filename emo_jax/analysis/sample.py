@@ -15,6 +15,22 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from emo_jax.analysis.activations import (
+    Activations,
+    Sample,
+    model_facts,
+    record,
+    same_documents,
+    sample_documents,
+)
+from emo_jax.analysis.cluster import (
+    Scores,
+    document_means,
+    group_documents,
+    group_tokens,
+    groups_of,
+    numbers,
+)
 from emo_jax.batch import Batch
 from emo_jax.data.domain_groups import MOST_DOMAINS
 from emo_jax.data.store import TokenStore
@@ -26,22 +42,6 @@ from emo_jax.files.json_files import dumps
 from emo_jax.files.partial import partial_folder
 from emo_jax.files.progress import Progress
 from emo_jax.model.transformer import ModelFunctions, Params
-from emo_jax.modularity.activations import (
-    Activations,
-    Sample,
-    model_facts,
-    record,
-    same_documents,
-    sample_documents,
-)
-from emo_jax.modularity.cluster import (
-    Scores,
-    document_means,
-    group_documents,
-    group_tokens,
-    groups_of,
-    numbers,
-)
 from emo_jax.saved.load import ModelOnDisk, load_model
 from emo_jax.selection.variants import undropped, within_documents
 
