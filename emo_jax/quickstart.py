@@ -43,7 +43,7 @@ from emo_jax.report.page import write_report
 from emo_jax.report.run import read_run
 from emo_jax.saved.transfer import export_workdir
 from emo_jax.selection.variants import within_documents
-from emo_jax.train.loop import Trainer
+from emo_jax.training.loop import Trainer
 
 SETTINGS_FILE = "quickstart.json"
 SAMPLE_CAP_MB = 1.5  # a domain: about one pass of the training steps

@@ -30,8 +30,8 @@ from emo_jax.hf.importing import import_model, import_tensors
 from emo_jax.hf.layouts import layout_named
 from emo_jax.hf.sources import TreeSource
 from emo_jax.model.transformer import ModelFunctions, Params
-from emo_jax.train.optimizer import learning_rate, make_optimizer
-from emo_jax.train.step import loss_and_grads
+from emo_jax.training.optimizer import learning_rate, make_optimizer
+from emo_jax.training.step import loss_and_grads
 
 SHIPPED_CASES = Path(__file__).parent / "verify_cases"
 

@@ -47,7 +47,7 @@ from emo_jax.selection.budgets import budgets
 from emo_jax.selection.examples import pack, store_examples
 from emo_jax.selection.scores import METHODS, choose_experts
 from emo_jax.selection.variants import within_documents
-from emo_jax.train.loop import Trainer
+from emo_jax.training.loop import Trainer
 
 # All of this was fixed before a test loss was seen.
 HELD_OUT = ("biology", "religion")  # near to a trained domain (medicine), and near to none

@@ -23,7 +23,7 @@ from emo_jax.model.transformer import ModelFunctions
 from emo_jax.parallel import processes
 from emo_jax.parallel.mesh import make_mesh, windows_sharding
 from emo_jax.parallel.rows import global_batch, own_rows
-from emo_jax.train.step import draw_pools, loss_and_grads
+from emo_jax.training.step import draw_pools, loss_and_grads
 
 MESHES = {
     "fsdp 8": dict(fsdp=8),

@@ -97,7 +97,7 @@ _STALLED = """
 import os, signal, sys, time
 from pathlib import Path
 from emo_jax.config.file import load_config
-from emo_jax.train.loop import Trainer
+from emo_jax.training.loop import Trainer
 
 step, meanwhile, file, workdir, *overrides = sys.argv[1:]
 trainer = Trainer(load_config(file, overrides), workdir)

@@ -14,7 +14,7 @@ from emo_jax.bench import memory
 from emo_jax.config import from_config_dict, presets
 from emo_jax.config.file import load_config
 from emo_jax.errors import EmoError
-from emo_jax.train import flops
+from emo_jax.training import flops
 
 SMALL = [
     f"--config.{name}={value}"

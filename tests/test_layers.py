@@ -13,7 +13,7 @@ ORDER: list[set[str]] = [
     {"quickstart"},
     {"bench", "exploring"},
     {"aot", "explorer", "modules", "verify"},
-    {"analysis", "comparing", "train"},
+    {"analysis", "comparing", "training"},
     {"evals", "saved"},
     {"generation", "hf", "selection"},
     {"checkpoint", "model", "report"},
@@ -21,7 +21,7 @@ ORDER: list[set[str]] = [
     {"data", "parallel"},
     {"charts", "config"},
     {"files"},
-    {"batch", "errors", "modularity"},
+    {"batch", "errors", "train"},
 ]
 RANK = {name: i for i, group in enumerate(ORDER) for name in group}
 

@@ -12,7 +12,7 @@ from emo_jax.analysis.cluster import spherical_kmeans
 from emo_jax.config import seeds
 from emo_jax.generation.decode import Generator
 from emo_jax.model.transformer import ModelFunctions
-from emo_jax.train.step import draw_pools
+from emo_jax.training.step import draw_pools
 
 # Of the same low or the same high 32 bits, by pairs.
 SEEDS = [0, 2**32, -1, 2**32 - 1, 2**63 - 1, -(2**63)]

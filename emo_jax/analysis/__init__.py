@@ -1,1 +1,1 @@
-"""analysis."""
+"""What the experts of a model do: activations, clusters, coverage, texts."""

@@ -12,7 +12,7 @@ from emo_jax.aot.counts import Counts, count
 from emo_jax.aot.peak import Peak, find_peak
 from emo_jax.aot.roofline import Roofline, roofline
 from emo_jax.config import Config
-from emo_jax.train import flops
+from emo_jax.training import flops
 
 
 @dataclass(frozen=True, kw_only=True)

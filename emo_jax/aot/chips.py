@@ -14,7 +14,7 @@ import re
 from dataclasses import dataclass
 
 from emo_jax.errors import UsageError
-from emo_jax.train.flops import PEAK_FLOPS
+from emo_jax.training.flops import PEAK_FLOPS
 
 GIB = 2**30
 

@@ -155,9 +155,9 @@ def compile_step(
     from emo_jax.batch import Batch, from_documents
     from emo_jax.model.transformer import ModelFunctions
     from emo_jax.parallel import mesh as mesh_lib
-    from emo_jax.train.optimizer import make_optimizer
-    from emo_jax.train.state import abstract_state
-    from emo_jax.train.step import jit_train_step
+    from emo_jax.training.optimizer import make_optimizer
+    from emo_jax.training.state import abstract_state
+    from emo_jax.training.step import jit_train_step
 
     devices = topology_devices(topology) if devices is None else devices
     mesh = mesh_lib.make_mesh(config.mesh, devices)

@@ -20,8 +20,8 @@ from emo_jax.config import Config
 from emo_jax.errors import EmoError
 from emo_jax.model.transformer import ModelFunctions, Params
 from emo_jax.parallel import mesh as mesh_lib
-from emo_jax.train import flops
-from emo_jax.train.step import draw_pools, loss_and_grads
+from emo_jax.training import flops
+from emo_jax.training.step import draw_pools, loss_and_grads
 
 
 class LayerTime(NamedTuple):

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import jax
 
 from emo_jax.errors import EmoError
-from emo_jax.train.state import HOST_MEMORY, TrainState
+from emo_jax.training.state import HOST_MEMORY, TrainState
 
 OUT_OF_MEMORY = "out of memory"  # in the line of what does not fit
 

@@ -25,10 +25,10 @@ from emo_jax.config import Config
 from emo_jax.errors import EmoError
 from emo_jax.model.transformer import ModelFunctions
 from emo_jax.parallel import mesh as mesh_lib
-from emo_jax.train import flops
-from emo_jax.train.optimizer import make_optimizer
-from emo_jax.train.state import abstract_state, init_state
-from emo_jax.train.step import jit_train_step
+from emo_jax.training import flops
+from emo_jax.training.optimizer import make_optimizer
+from emo_jax.training.state import abstract_state, init_state
+from emo_jax.training.step import jit_train_step
 
 _LOG = logging.getLogger(__name__)
 DOCUMENTS_A_WINDOW = 4  # mean; with the lengths of real text the exact figure changes little

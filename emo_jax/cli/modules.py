@@ -306,7 +306,7 @@ def finetune(
     nothing between them.
     """
     from emo_jax.files.atomic import refuse_existing
-    from emo_jax.train.stop import StopRequest
+    from emo_jax.training.stop import StopRequest
 
     if output is not None:
         refuse_existing(output)

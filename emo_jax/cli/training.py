@@ -111,7 +111,7 @@ def train(
     On several machines start the same command on each, by a scheduler or with --processes; on one
     machine launch/local.py starts several processes.
     """
-    from emo_jax.train.stop import StopRequest
+    from emo_jax.training.stop import StopRequest
 
     if init is not None and init_from is None:
         raise UsageError(f"--init {init} says what --init-from takes over; give --init-from too")
@@ -133,8 +133,8 @@ def train(
             silence_timeout=silence_timeout,
             stopped=lambda: stop.requested,
         ):
-            from emo_jax.train.init_from import InitFrom
-            from emo_jax.train.loop import Trainer
+            from emo_jax.training.init_from import InitFrom
+            from emo_jax.training.loop import Trainer
 
             asked = None if init_from is None else InitFrom.parse(init_from, init or "all")
             Trainer(loaded, workdir, init_from=asked, stop=stop).run()

@@ -34,8 +34,8 @@ from emo_jax.run.workdir import CONFIG_FILE, TOKENIZER_FOLDER, read_workdir_conf
 from emo_jax.saved.load import LoadedModel, load_model
 from emo_jax.saved.transfer import import_leaves, selection_for_run
 from emo_jax.selection.variants import within_documents
-from emo_jax.train.loop import Trainer
-from emo_jax.train.stop import StopRequest
+from emo_jax.training.loop import Trainer
+from emo_jax.training.stop import StopRequest
 
 FINETUNE_FILE = "finetune.json"  # what a run was made of
 PAIRS_FILE = f"data{SUFFIX}"

@@ -210,7 +210,7 @@ def tiny():
 
 
 def test_peaks_stand_in_one_table():
-    from emo_jax.train.flops import PEAK_FLOPS
+    from emo_jax.training.flops import PEAK_FLOPS
 
     for name, chip in chips.CHIPS.items():
         assert chip.peak_flops == PEAK_FLOPS[f"TPU {name}"]

@@ -11,9 +11,9 @@ from emo_jax.data.store import TokenStore
 from emo_jax.errors import EXIT_USAGE, EmoError, UsageError
 from emo_jax.files.atomic import write_atomic
 from emo_jax.run.workdir import claim_workdir, read_workdir_config
-from emo_jax.train.init_from import read_record
-from emo_jax.train.loop import Trainer
-from emo_jax.train.trackers import _known
+from emo_jax.training.init_from import read_record
+from emo_jax.training.loop import Trainer
+from emo_jax.training.trackers import _known
 
 CONFIG = Config(
     name="tiny",

@@ -21,8 +21,8 @@ from emo_jax.report.run import read_run
 from emo_jax.run.metrics_file import METRICS_FILE
 from emo_jax.run.workdir import read_workdir_config
 from emo_jax.saved.load import is_hugging_face
-from emo_jax.train import trackers
-from emo_jax.train.init_from import read_record
+from emo_jax.training import trackers
+from emo_jax.training.init_from import read_record
 
 READERS = {
     "config.json": read_workdir_config,

@@ -164,7 +164,7 @@ def _records(folder: Path, out: Path) -> None:
     from emo_jax.errors import EmoError
     from emo_jax.modules.finetune import _check_same
     from emo_jax.run.run_info import RunInfo
-    from emo_jax.train import init_from, trackers
+    from emo_jax.training import init_from, trackers
 
     problems = []
     asked = init_from.InitFrom.parse("/runs/a@3", "weights")

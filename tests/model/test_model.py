@@ -14,7 +14,7 @@ from emo_jax.config import PoolConfig, from_config_dict, presets
 from emo_jax.model.attention_kernels import attention_mask
 from emo_jax.model.blocked_attention import blocked_attention
 from emo_jax.model.transformer import ModelFunctions
-from emo_jax.train.flops import flops_per_token
+from emo_jax.training.flops import flops_per_token
 
 ALL = 10_000  # a pool of more experts than there are
 

@@ -15,9 +15,9 @@ from emo_jax.hf.sources import TreeSource
 from emo_jax.model.transformer import ModelFunctions
 from emo_jax.modules.extend import extended
 from emo_jax.saved.load import load_model
-from emo_jax.train.optimizer import make_optimizer
-from emo_jax.train.state import state_of
-from emo_jax.train.step import jit_train_step
+from emo_jax.training.optimizer import make_optimizer
+from emo_jax.training.state import state_of
+from emo_jax.training.step import jit_train_step
 
 NEW = ("embeddings", "attention", "norms", "shared", "old_experts")
 

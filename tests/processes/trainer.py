@@ -7,7 +7,7 @@ import sys
 
 from emo_jax.config.file import load_config
 from emo_jax.parallel.processes import joined
-from emo_jax.train import loop
+from emo_jax.training import loop
 
 if __name__ == "__main__":
     import os

@@ -11,9 +11,9 @@ from emo_jax.config.names import FROZEN_PARTS
 from emo_jax.errors import ConfigError
 from emo_jax.files.trees import flatten
 from emo_jax.model.transformer import ModelFunctions
-from emo_jax.train.optimizer import make_optimizer
-from emo_jax.train.state import init_state
-from emo_jax.train.step import jit_train_step
+from emo_jax.training.optimizer import make_optimizer
+from emo_jax.training.state import init_state
+from emo_jax.training.step import jit_train_step
 
 ALL_BUT_ROUTER = ("embeddings", "attention", "norms", "routed", "shared")
 ALL_BUT_NEW = ("embeddings", "attention", "norms", "shared", "old_experts")

@@ -21,10 +21,10 @@ from emo_jax.data.loader import Loader
 from emo_jax.data.windows import open_windows
 from emo_jax.model.transformer import ModelFunctions
 from emo_jax.parallel.mesh import make_mesh, windows_sharding
-from emo_jax.train import halt
-from emo_jax.train.optimizer import make_optimizer
-from emo_jax.train.state import init_state
-from emo_jax.train.step import jit_train_step
+from emo_jax.training import halt
+from emo_jax.training.optimizer import make_optimizer
+from emo_jax.training.state import init_state
+from emo_jax.training.step import jit_train_step
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
@@ -62,7 +62,7 @@ def test_no_later_step_changes_what_was_there_before_the_bad_one(make, bad):
 _POISONED = """
 import sys
 from emo_jax.cli import main
-from emo_jax.train.loop import Trainer
+from emo_jax.training.loop import Trainer
 
 bad = int(sys.argv.pop(1))
 batches = Trainer._batches

@@ -25,11 +25,11 @@ from emo_jax.data.windows import open_windows
 from emo_jax.model.transformer import ModelFunctions
 from emo_jax.parallel.mesh import make_mesh, windows_sharding
 from emo_jax.run.workdir import claim_workdir
-from emo_jax.train.init_from import InitFrom
-from emo_jax.train.optimizer import make_optimizer
-from emo_jax.train.start import plan_start
-from emo_jax.train.state import init_state
-from emo_jax.train.step import jit_train_step
+from emo_jax.training.init_from import InitFrom
+from emo_jax.training.optimizer import make_optimizer
+from emo_jax.training.start import plan_start
+from emo_jax.training.state import init_state
+from emo_jax.training.step import jit_train_step
 
 STD, ANNEAL = runs.REPO / "experiments/stdmoe_tiny.py", runs.REPO / "experiments/anneal_tiny.py"
 BEFORE, AFTER, BATCH = 12, 24, 4  # steps of the standard run, and of its anneal; windows a step
@@ -71,7 +71,7 @@ _RECORDED = """
 import sys
 import numpy as np
 from emo_jax.cli import main
-from emo_jax.train.loop import Trainer
+from emo_jax.training.loop import Trainer
 
 file = sys.argv.pop(1)
 batches = Trainer._batches
@@ -308,7 +308,7 @@ def test_what_a_mode_takes_over(source, tmp_path, mode):
 
 
 def test_a_history_of_spikes_starts_anew_with_the_schedule(source):
-    from emo_jax.train.optimizer import moments_only
+    from emo_jax.training.optimizer import moments_only
 
     _, config, before = source
     settings = dataclasses.replace(config.optimizer, skip_window=6)

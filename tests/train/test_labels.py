@@ -12,10 +12,10 @@ from emo_jax.data.prepare import prepare
 from emo_jax.data.tokenizers import byte_tokenizer
 from emo_jax.data.windows import Windows
 from emo_jax.errors import EmoError
-from emo_jax.train.labels import LabelWatch
-from emo_jax.train.metrics import summarize
-from emo_jax.train.progress import TrainProgress
-from emo_jax.train.step import label_metrics
+from emo_jax.training.labels import LabelWatch
+from emo_jax.training.metrics import summarize
+from emo_jax.training.progress import TrainProgress
+from emo_jax.training.step import label_metrics
 
 
 def _store(tmp_path, name, texts):

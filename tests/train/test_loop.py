@@ -17,8 +17,8 @@ import runs
 from emo_jax.checkpoint.checkpointer import restore_params
 from emo_jax.data.store import TokenStore
 from emo_jax.data.tokenizers import load_tokenizer
-from emo_jax.train import flops
-from emo_jax.train.stop import StopRequest
+from emo_jax.training import flops
+from emo_jax.training.stop import StopRequest
 
 SCALARS = {
     *("step", "loss", "ce_loss", "lm_z_loss", "grad_norm", "learning_rate", "router_aux_loss"),

@@ -18,7 +18,7 @@ from emo_jax.moe import exchange
 from emo_jax.parallel import collectives
 from emo_jax.parallel import stages as stages_lib
 from emo_jax.parallel.mesh import make_mesh, windows_sharding
-from emo_jax.train.step import draw_pools, loss_and_grads
+from emo_jax.training.step import draw_pools, loss_and_grads
 
 MORE = {
     "replica 2, fsdp 4": dict(replica=2, fsdp=4),

@@ -19,10 +19,10 @@ from emo_jax.config import CheckpointConfig, MeshConfig
 from emo_jax.errors import CheckpointError, ConfigError
 from emo_jax.model.transformer import ModelFunctions
 from emo_jax.parallel.mesh import make_mesh, windows_sharding
-from emo_jax.train import state as state_lib
-from emo_jax.train.optimizer import make_optimizer
-from emo_jax.train.state import HOST_MEMORY, abstract_state, init_state
-from emo_jax.train.step import jit_train_step
+from emo_jax.training import state as state_lib
+from emo_jax.training.optimizer import make_optimizer
+from emo_jax.training.state import HOST_MEMORY, abstract_state, init_state
+from emo_jax.training.step import jit_train_step
 
 # XLA:CPU adds in another order, and with or without fused multiply-adds, as it fuses.
 NO_FUSION = {

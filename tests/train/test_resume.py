@@ -71,7 +71,7 @@ def test_stopped_by_a_signal(env, finished_run, store, tmp_path, number):
 _STOPPED = """
 import os, signal
 from emo_jax.cli import main
-from emo_jax.train import loop
+from emo_jax.training import loop
 
 claim = loop.claim_workdir
 
@@ -93,7 +93,7 @@ from emo_jax.cli import main
 load = configfile.load_config
 
 def load_and_stop(*args):
-    assert "emo_jax.train.loop" not in sys.modules
+    assert "emo_jax.training.loop" not in sys.modules
     os.kill(os.getpid(), signal.SIGTERM)
     return load(*args)
 

@@ -9,8 +9,8 @@ from runs import REPO
 from emo_jax.config import OptimizerConfig, from_config_dict, presets
 from emo_jax.config.file import load_config
 from emo_jax.errors import ConfigError
-from emo_jax.train.init_from import counted_differences, unexpected_differences
-from emo_jax.train.optimizer import learning_rate
+from emo_jax.training.init_from import counted_differences, unexpected_differences
+from emo_jax.training.optimizer import learning_rate
 
 POOL = {"moe.pool.kind", "moe.pool.min_size", "moe.pool.max_size", "moe.pool.eval_size"}
 ANNEAL = {

@@ -18,10 +18,10 @@ from emo_jax.batch import Batch
 from emo_jax.config import MeshConfig, OptimizerConfig, TrainConfig
 from emo_jax.model.transformer import ModelFunctions
 from emo_jax.parallel.mesh import make_mesh, windows_sharding
-from emo_jax.train.optimizer import decay_mask, learning_rate, make_optimizer
-from emo_jax.train.skip import skip_spikes
-from emo_jax.train.state import abstract_state, init_state
-from emo_jax.train.step import jit_train_step
+from emo_jax.training.optimizer import decay_mask, learning_rate, make_optimizer
+from emo_jax.training.skip import skip_spikes
+from emo_jax.training.state import abstract_state, init_state
+from emo_jax.training.step import jit_train_step
 
 
 class Reference:

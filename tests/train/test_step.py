@@ -16,9 +16,9 @@ from emo_jax.errors import ConfigError
 from emo_jax.model.transformer import ModelFunctions
 from emo_jax.moe.losses import load_balance_loss
 from emo_jax.parallel.mesh import make_mesh, windows_sharding
-from emo_jax.train.optimizer import decay_mask, learning_rate, make_optimizer
-from emo_jax.train.state import abstract_state, init_state
-from emo_jax.train.step import draw_pools, jit_train_step, loss_and_grads, loss_tokens
+from emo_jax.training.optimizer import decay_mask, learning_rate, make_optimizer
+from emo_jax.training.state import abstract_state, init_state
+from emo_jax.training.step import draw_pools, jit_train_step, loss_and_grads, loss_tokens
 
 
 def _grads(config, batch, *, sizes="drawn", mesh=None, params=None):

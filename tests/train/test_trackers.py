@@ -19,8 +19,8 @@ from emo_jax.config import TrackingConfig, flatten, from_config_dict
 from emo_jax.data.store import TokenStore
 from emo_jax.run import run_info
 from emo_jax.run.metrics_file import METRICS_FILE
-from emo_jax.train import trackers
-from emo_jax.train.tracking import Tracker, scalars
+from emo_jax.training import trackers
+from emo_jax.training.tracking import Tracker, scalars
 
 pytestmark = pytest.mark.system
 

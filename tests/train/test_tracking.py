@@ -19,8 +19,8 @@ from emo_jax.config import TrackingConfig, from_config_dict, to_dict
 from emo_jax.errors import ConfigError, PreemptedError, UsageError
 from emo_jax.run import run_info
 from emo_jax.run.metrics_file import METRICS_FILE, number_in, read_metrics
-from emo_jax.train import trackers, tracking
-from emo_jax.train.tracking import Tracker, scalars
+from emo_jax.training import trackers, tracking
+from emo_jax.training.tracking import Tracker, scalars
 
 # --- names ---------------------------------------------------------------------------------------
 
@@ -206,7 +206,7 @@ def test_the_file_failing_is_an_error(tmp_path):
 _FAKE = """
 import json, os, signal, sys
 from emo_jax.cli import main
-from emo_jax.train import trackers
+from emo_jax.training import trackers
 
 class Fake:
     name = where = "fake"

@@ -42,19 +42,19 @@ from emo_jax.parallel.rows import global_batch, own_rows
 from emo_jax.run.lock import RunLock
 from emo_jax.run.run_info import describe_run
 from emo_jax.run.workdir import INIT_FILE, TOKENIZER_FOLDER, all_succeed, claim_workdir
-from emo_jax.train import halt
-from emo_jax.train.clock import Clock
-from emo_jax.train.init_from import InitFrom
-from emo_jax.train.labels import LabelWatch
-from emo_jax.train.metrics import summarize
-from emo_jax.train.optimizer import make_optimizer
-from emo_jax.train.progress import TrainProgress
-from emo_jax.train.start import plan_start
-from emo_jax.train.state import TrainState
-from emo_jax.train.step import jit_train_step
-from emo_jax.train.stop import StopRequest
-from emo_jax.train.trackers import make_trackers
-from emo_jax.train.tracking import Tracker
+from emo_jax.training import halt
+from emo_jax.training.clock import Clock
+from emo_jax.training.init_from import InitFrom
+from emo_jax.training.labels import LabelWatch
+from emo_jax.training.metrics import summarize
+from emo_jax.training.optimizer import make_optimizer
+from emo_jax.training.progress import TrainProgress
+from emo_jax.training.start import plan_start
+from emo_jax.training.state import TrainState
+from emo_jax.training.step import jit_train_step
+from emo_jax.training.stop import StopRequest
+from emo_jax.training.trackers import make_trackers
+from emo_jax.training.tracking import Tracker
 
 HELD_OUT_SPLIT = "select"  # watched while training; "test" stays unseen until the end
 

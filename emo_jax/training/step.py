@@ -16,10 +16,10 @@ from emo_jax.model.transformer import ModelFunctions, Params
 from emo_jax.model.vocab_loss import vocab_loss
 from emo_jax.moe import pools
 from emo_jax.parallel import mesh as mesh_lib
-from emo_jax.train.freeze import trained_only
-from emo_jax.train.offload import keep_old
-from emo_jax.train.optimizer import learning_rate, skipped_steps
-from emo_jax.train.state import TrainState, state_shardings
+from emo_jax.training.freeze import trained_only
+from emo_jax.training.offload import keep_old
+from emo_jax.training.optimizer import learning_rate, skipped_steps
+from emo_jax.training.state import TrainState, state_shardings
 
 Metrics = dict[str, Any]
 POOL_STREAM = 1  # folded into the seed's key, so that pool draws share nothing with others

@@ -28,7 +28,7 @@ from emo_jax.files.inside import check_own_files
 from emo_jax.files.json_files import dumps, read_object
 from emo_jax.run.run_info import RunInfo, read_run_info
 from emo_jax.run.workdir import all_succeed
-from emo_jax.train.tracking import MetricWriter, Outcome, Record, scalars
+from emo_jax.training.tracking import MetricWriter, Outcome, Record, scalars
 
 TENSORBOARD_FOLDER = "tensorboard"
 TRACKING_FILE = "tracking.json"

@@ -16,7 +16,7 @@ from emo_jax.batch import Batch
 from emo_jax.errors import EmoError, one_line
 from emo_jax.files.atomic import write_bytes_atomic
 from emo_jax.parallel.rows import own_part
-from emo_jax.train.state import TrainState
+from emo_jax.training.state import TrainState
 
 
 def is_halted(metrics: dict[str, Any]) -> bool:

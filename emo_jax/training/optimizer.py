@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import optax
 
 from emo_jax.config import Config, OptimizerConfig
-from emo_jax.train.freeze import freeze
-from emo_jax.train.offload import follow_memory
-from emo_jax.train.skip import SkipState, skip_spikes
+from emo_jax.training.freeze import freeze
+from emo_jax.training.offload import follow_memory
+from emo_jax.training.skip import SkipState, skip_spikes
 
 
 def learning_rate(config: OptimizerConfig, total_steps: int) -> optax.Schedule:

@@ -5,7 +5,7 @@ import time
 import jax
 
 from emo_jax.config import Config
-from emo_jax.train import flops
+from emo_jax.training import flops
 
 
 class Clock:

@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 from emo_jax.errors import ConfigError
 from emo_jax.model.transformer import ModelFunctions, Params
 from emo_jax.parallel import mesh as mesh_lib
-from emo_jax.train.freeze import is_unseen
+from emo_jax.training.freeze import is_unseen
 
 HOST_MEMORY = "pinned_host"  # that a device copies from and to by itself
 

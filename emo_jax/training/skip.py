@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from emo_jax.train.offload import keep_old
+from emo_jax.training.offload import keep_old
 
 
 class SkipState(NamedTuple):

@@ -21,10 +21,10 @@ from emo_jax.errors import CheckpointError, UsageError
 from emo_jax.model.transformer import ModelFunctions
 from emo_jax.parallel import processes
 from emo_jax.run.workdir import all_succeed, refused_changes
-from emo_jax.train import init_from
-from emo_jax.train.init_from import InitFrom, Source
-from emo_jax.train.optimizer import moments_only
-from emo_jax.train.state import (
+from emo_jax.training import init_from
+from emo_jax.training.init_from import InitFrom, Source
+from emo_jax.training.optimizer import moments_only
+from emo_jax.training.state import (
     TrainState,
     abstract_state,
     init_state,

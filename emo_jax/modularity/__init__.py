@@ -1,1 +1,0 @@
-"""What the modules are for: choosing, and later pruning and composing, experts."""
