@@ -33,7 +33,7 @@ from emo_jax.data.windows import open_windows
 from emo_jax.errors import DataError, UsageError
 from emo_jax.evals.heldout import make_eval_step
 from emo_jax.evals.keep_k import KeepTable, keep_table
-from emo_jax.exploring import ExploreSettings, explore
+from emo_jax.explorer.explore import ExploreSettings, explore
 from emo_jax.files.atomic import write_atomic
 from emo_jax.files.json_files import dumps, read_object
 from emo_jax.files.progress import Progress

@@ -10,8 +10,7 @@ ROOT = Path(__file__).parents[1] / "emo_jax"
 # Left to right. Names in one group do not import each other; each file of `top` may import all.
 ORDER: list[set[str]] = [
     {"cli"},
-    {"quickstart"},
-    {"bench", "exploring"},
+    {"bench", "quickstart"},
     {"aot", "explorer", "modules", "verify"},
     {"analysis", "comparing", "training"},
     {"evals", "saved"},
@@ -19,9 +18,9 @@ ORDER: list[set[str]] = [
     {"checkpoint", "model", "report"},
     {"moe", "run"},
     {"data", "parallel"},
-    {"charts", "config"},
+    {"config"},
     {"files"},
-    {"batch", "errors", "train"},
+    {"batch", "errors"},
 ]
 RANK = {name: i for i, group in enumerate(ORDER) for name in group}
 

@@ -181,8 +181,8 @@ def explore(
     same documents.
     """
     refuse_unwritable("--output", Path(output))
-    from emo_jax.exploring import ExploreSettings
-    from emo_jax.exploring import explore as run
+    from emo_jax.explorer.explore import ExploreSettings
+    from emo_jax.explorer.explore import explore as run
 
     settings = ExploreSettings(
         token_clusters=clusters,

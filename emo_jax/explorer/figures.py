@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from emo_jax import charts
+from emo_jax.report import charts
 
 MOST_DOMAINS = 40  # rows of a heat map that can still be read
 _BY_LAYER = (  # of a file, of the page, of the scale

@@ -14,9 +14,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from emo_jax import __version__, charts
+from emo_jax import __version__
 from emo_jax.errors import UsageError
 from emo_jax.files.atomic import write_atomic
+from emo_jax.report import charts
 from emo_jax.report.run import Points, Run
 from emo_jax.run.metrics_file import METRICS_FILE
 

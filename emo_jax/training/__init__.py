@@ -1,1 +1,1 @@
-"""training."""
+"""State, loss, optimizer, step and loop."""

@@ -11,14 +11,14 @@ import runs
 from pages import read_page
 from runs import emo_here
 
-from emo_jax import exploring
 from emo_jax.analysis.activations import Activations, Sample, sample_documents
 from emo_jax.analysis.sample import SampleSettings
 from emo_jax.data.store import TokenStore
 from emo_jax.errors import UsageError
+from emo_jax.explorer import explore as exploring
 from emo_jax.explorer import page as page_lib
+from emo_jax.explorer.explore import ExploreSettings, explore
 from emo_jax.explorer.figures import figures
-from emo_jax.exploring import ExploreSettings, explore
 
 SAMPLE = ("--tokens", "1500", "--min-length", "8", "--clusters", "4")
 LOSSES = ("--eval-windows", "4", "--ablate", "1")

@@ -87,7 +87,7 @@ def _warm_up() -> None:
     """Imports and caches what is the same for every input."""
     import jax
 
-    import emo_jax.exploring
+    import emo_jax.explorer.explore
     import emo_jax.modules.finetune  # noqa: F401
     from emo_jax.data.tokenizers import byte_tokenizer
 

@@ -7,9 +7,8 @@ import matplotlib.image
 import numpy as np
 import pytest
 
-from emo_jax import charts
 from emo_jax.explorer.figures import MOST_DOMAINS, figures
-from emo_jax.report import page
+from emo_jax.report import charts, page
 
 FORMULAS = ["$x_{ · ^$", "$b$", "#d55e00"]  # broken, whole, and what our own colours look like
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from emo_jax import __version__, charts
+from emo_jax import __version__
 from emo_jax.analysis.activations import ALL_DOCUMENTS, Sample, record_into
 from emo_jax.analysis.cluster import check_count
 from emo_jax.analysis.sample import (
@@ -33,6 +33,7 @@ from emo_jax.explorer.view import View, look, to_json
 from emo_jax.files.atomic import refuse_unmakeable
 from emo_jax.files.partial import partial_folder, remove_left_over
 from emo_jax.files.progress import Progress
+from emo_jax.report import charts
 from emo_jax.saved.load import open_model
 
 TEST = "test"  # the split that they are judged on

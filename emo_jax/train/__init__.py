@@ -1,1 +1,0 @@
-"""State, loss, optimizer, step and loop."""
