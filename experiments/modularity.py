@@ -35,7 +35,6 @@ from emo_jax.config import Config, from_config_dict, portable, presets, to_dict
 from emo_jax.data.documents import read_documents
 from emo_jax.data.loader import heldout_batches
 from emo_jax.data.prepare import prepare
-from emo_jax.data.sample import ALL_DOMAINS, sample_corpus
 from emo_jax.data.store import TokenStore
 from emo_jax.data.tokenizers import load_tokenizer, train_bpe
 from emo_jax.data.windows import Windows
@@ -43,6 +42,7 @@ from emo_jax.errors import EmoError, UsageError
 from emo_jax.evals.heldout import evaluate, make_eval_step
 from emo_jax.files.atomic import write_atomic
 from emo_jax.model.transformer import ModelFunctions, Params
+from emo_jax.quickstart.sample import ALL_DOMAINS, sample_corpus
 from emo_jax.selection.budgets import budgets
 from emo_jax.selection.examples import pack, store_examples
 from emo_jax.selection.scores import METHODS, choose_experts

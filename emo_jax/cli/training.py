@@ -24,7 +24,7 @@ def quickstart(
     documents: tuple[str, ...], more_documents: tuple[str, ...], output: str, steps: int | None
 ) -> None:
     """Real documents to two trained models, a keep-k table and a Hugging Face folder."""
-    from emo_jax.quickstart import run_quickstart
+    from emo_jax.quickstart.run import run_quickstart
 
     if more_documents and not documents:
         raise UsageError(f"{more_documents[0]}: unknown argument; documents come after --documents")

@@ -13,11 +13,11 @@ import runs
 from pages import read_page
 from rich.console import Console
 
-from emo_jax import quickstart
 from emo_jax.config import from_config_dict, presets
 from emo_jax.data import store_writer
 from emo_jax.data.tokenizers import load_tokenizer
 from emo_jax.evals.keep_k import KeepTable
+from emo_jax.quickstart import run as quickstart
 
 FAILED, USAGE = 1, 2
 DOMAINS = {**runs.WORDS, "[/sea]": "anchor [/tide] harbour [red]"}  # no markup, just text

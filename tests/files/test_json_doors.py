@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from emo_jax import quickstart
 from emo_jax.analysis.activations import Activations
 from emo_jax.checkpoint.checkpointer import Checkpointer, restore_params
 from emo_jax.config import CheckpointConfig
@@ -17,6 +16,7 @@ from emo_jax.data.store_writer import SplitContent, write_store
 from emo_jax.data.tokenizers import byte_tokenizer
 from emo_jax.errors import EmoError
 from emo_jax.modules import finetune as finetuning
+from emo_jax.quickstart import run as quickstart
 from emo_jax.report.run import read_run
 from emo_jax.run.metrics_file import METRICS_FILE
 from emo_jax.run.workdir import read_workdir_config

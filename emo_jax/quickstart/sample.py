@@ -19,10 +19,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from emo_jax.data import sample_readers as readers
 from emo_jax.errors import DataError, UsageError
 from emo_jax.files.json_files import parse, read_regular
 from emo_jax.files.progress import Progress
+from emo_jax.quickstart.run import sample_readers as readers
 
 _RECIPE = 1  # raise it when the same packages give another text
 _OWN_DOCUMENTS = "use your own text with --documents FILE_OR_FOLDER"

@@ -26,7 +26,6 @@ from emo_jax.config import Config, from_config_dict, presets
 from emo_jax.data.documents import read_documents
 from emo_jax.data.loader import heldout_batches
 from emo_jax.data.prepare import prepare
-from emo_jax.data.sample import sample_corpus
 from emo_jax.data.store import TokenStore
 from emo_jax.data.tokenizers import Tokenizer, load_tokenizer, train_bpe
 from emo_jax.data.windows import open_windows
@@ -39,6 +38,7 @@ from emo_jax.files.json_files import dumps, read_object
 from emo_jax.files.progress import Progress
 from emo_jax.generation.decode import continue_tokens
 from emo_jax.model.transformer import ModelFunctions, Params
+from emo_jax.quickstart.sample import sample_corpus
 from emo_jax.report.page import write_report
 from emo_jax.report.run import read_run
 from emo_jax.saved.transfer import export_workdir
