@@ -11,8 +11,8 @@ ROOT = Path(__file__).parents[1] / "emo_jax"
 ORDER: list[set[str]] = [
     {"cli"},
     {"bench", "quickstart"},
-    {"aot", "explorer", "modules", "verify"},
-    {"analysis", "comparing", "training"},
+    {"aot", "checks", "explorer", "modules"},
+    {"analysis", "training"},
     {"evals", "saved"},
     {"generation", "hf", "selection"},
     {"checkpoint", "model", "report"},

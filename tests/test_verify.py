@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from emo_jax import verify
+from emo_jax.checks import numerics as verify
 from emo_jax.cli import app
 from emo_jax.errors import EXIT_FAILED, EXIT_USAGE
 

@@ -30,7 +30,7 @@ def verify(folder: str | None, against: str | None, json_file: str | None) -> No
         raise UsageError(f"--against {against}: give the folder too, before it: emo verify HF_DIR")
     results: dict[str, Any]
     if folder is not None and against is not None:
-        from emo_jax.comparing import compare_folder
+        from emo_jax.checks.folder import compare_folder
 
         found = compare_folder(folder, against)
         at = "" if found.step is None else f" at step {found.step}"
@@ -41,7 +41,7 @@ def verify(folder: str | None, against: str | None, json_file: str | None) -> No
         results, failed = dataclasses.asdict(found), found.count
         wrong = f"{folder}: {failed} differences from {against}{at}"
     else:
-        from emo_jax.verify import verify_cases
+        from emo_jax.checks.numerics import verify_cases
 
         results, failed = verify_cases(Path(folder) if folder else None, show=click.echo)
         wrong = f"{failed} quantities are beyond their limits"

@@ -1,1 +1,1 @@
-"""quickstart."""
+"""`emo quickstart`, and the sample corpus it can use."""

@@ -8,9 +8,9 @@ import pytest
 import runs
 
 from emo_jax.checkpoint.checkpointer import restore_params
+from emo_jax.checks.numerics import SHIPPED_CASES
 from emo_jax.data.store import TokenStore
 from emo_jax.data.tokenizers import load_tokenizer
-from emo_jax.verify import SHIPPED_CASES
 
 
 def test_prepare_with_bytes(run, corpus, tmp_path, capsys):

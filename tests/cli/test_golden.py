@@ -6,7 +6,7 @@ import click
 import pytest
 import regenerate
 
-from emo_jax import verify
+from emo_jax.checks import numerics as verify
 from emo_jax.cli import cli
 from emo_jax.files import progress
 

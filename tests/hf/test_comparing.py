@@ -11,7 +11,7 @@ from safetensors.numpy import load_file, save_file
 from test_hf_resaved import SAVED_BY, fuse, say
 
 from emo_jax.checkpoint.checkpointer import Checkpointer
-from emo_jax.comparing import NAMED, compare_folder
+from emo_jax.checks.folder import NAMED, compare_folder
 from emo_jax.config import to_dict
 from emo_jax.data.tokenizers import load_tokenizer, train_bpe
 from emo_jax.hf import export_model
