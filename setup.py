@@ -33,7 +33,7 @@ setup(
     python_requires=">=3.11",
     packages=find_packages(include=["emo_jax", "emo_jax.*"]),
     package_data={
-        "emo_jax": ["verify_cases/*/*", "explorer/assets/**", "report/*.css", "py.typed"]
+        "emo_jax": ["checks/cases/*/*", "explorer/assets/**", "report/*.css", "py.typed"]
     },
     install_requires=[
         "absl-py>=2.1.0",

@@ -33,7 +33,7 @@ from emo_jax.model.transformer import ModelFunctions, Params
 from emo_jax.training.optimizer import learning_rate, make_optimizer
 from emo_jax.training.step import loss_and_grads
 
-SHIPPED_CASES = Path(__file__).parent / "verify_cases"
+SHIPPED_CASES = Path(__file__).parent / "cases"
 
 
 class Quantity(NamedTuple):

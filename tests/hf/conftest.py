@@ -14,7 +14,7 @@ from emo_jax.config import Config, DataConfig, ModelConfig, MoeConfig, Optimizer
 from emo_jax.files.trees import unflatten
 from emo_jax.model.params import leaf_shapes
 
-CASES = Path(emo_jax.__file__).parent / "verify_cases"
+CASES = Path(emo_jax.__file__).parent / "checks" / "cases"
 
 
 @pytest.fixture(params=["step_emo", "run_emo"])
