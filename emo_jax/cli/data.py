@@ -76,9 +76,9 @@ def prepare(
     INPUTS are files (.jsonl, .parquet, .txt, .md; texts also .gz, .zst), patterns and folders of
     them, and seqio tasks: seqio:MODULE:TASK or seqio:MODULE:TASK:SPLIT.
     """
+    from emo_jax.data.document_filter import Selection
     from emo_jax.data.prepare import prepare as run
     from emo_jax.data.prepare import sample_texts
-    from emo_jax.data.selection import Selection
     from emo_jax.data.store_writer import check_target
     from emo_jax.data.tokenizers import load_tokenizer
 

@@ -10,9 +10,9 @@ from pathlib import Path
 
 from emo_jax.data import foreign, input_files, parquet, seqio_tasks, text_files
 from emo_jax.data.archives import READ_ERRORS, unreadable
+from emo_jax.data.document_filter import Selection
 from emo_jax.data.input_files import File, Input
 from emo_jax.data.records import Document, Documents, Fields, ReadReport, Source
-from emo_jax.data.selection import Selection
 from emo_jax.errors import DataError, UsageError
 
 __all__ = ["Document", "ReadReport", "read_documents"]

@@ -17,8 +17,8 @@ from typing import Any
 
 import numpy as np
 
+from emo_jax.data.document_filter import Selection
 from emo_jax.data.documents import Document, ReadReport, read_documents
-from emo_jax.data.selection import Selection
 from emo_jax.data.store import TokenStore
 from emo_jax.data.store_writer import (
     PARTIAL,

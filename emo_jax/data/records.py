@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from emo_jax.data.selection import Selection
+from emo_jax.data.document_filter import Selection
 from emo_jax.errors import DataError
 from emo_jax.files.json_files import is_text
 

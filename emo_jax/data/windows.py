@@ -7,8 +7,7 @@ import numpy as np
 
 from emo_jax.batch import PADDING_ID, Batch
 from emo_jax.config import DataConfig
-from emo_jax.data import filter as repetition
-from emo_jax.data import pairs, raw
+from emo_jax.data import pairs, raw, repetition
 from emo_jax.data.pairs import PairStore
 from emo_jax.data.raw import RawTokens
 from emo_jax.data.store import TokenStore

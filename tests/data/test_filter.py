@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from emo_jax.data.filter import is_repetitive
+from emo_jax.data.repetition import is_repetitive
 
 
 def leading(row):

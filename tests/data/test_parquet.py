@@ -8,9 +8,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from emo_jax.data import parquet
+from emo_jax.data.document_filter import Selection
 from emo_jax.data.documents import Document, ReadReport, read_documents
 from emo_jax.data.prepare import prepare
-from emo_jax.data.selection import Selection
 from emo_jax.data.tokenizers import byte_tokenizer
 from emo_jax.errors import DataError, UsageError
 

@@ -4,9 +4,9 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
+from emo_jax.data.document_filter import Selection, best_language
 from emo_jax.data.documents import ReadReport, read_documents
 from emo_jax.data.prepare import prepare
-from emo_jax.data.selection import Selection, best_language
 from emo_jax.data.store import TokenStore
 from emo_jax.data.tokenizers import byte_tokenizer
 from emo_jax.errors import DataError, UsageError
