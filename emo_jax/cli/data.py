@@ -76,21 +76,21 @@ def prepare(
     INPUTS are files (.jsonl, .parquet, .txt, .md; texts also .gz, .zst), patterns and folders of
     them, and seqio tasks: seqio:MODULE:TASK or seqio:MODULE:TASK:SPLIT.
     """
-    from emo_jax.data.document_filter import Selection
+    from emo_jax.data.document_filter import DocumentFilter
     from emo_jax.data.prepare import prepare as run
     from emo_jax.data.prepare import sample_texts
     from emo_jax.data.store_writer import check_target
     from emo_jax.data.tokenizers import load_tokenizer
 
     check_target(output)
-    selection = Selection(**bounds)
+    wanted = DocumentFilter(**bounds)
     max_document_bytes = round(max_document_mb * 1e6)
 
     def sample() -> Iterator[str]:
         return sample_texts(
             inputs,
             text_field=text_field,
-            selection=selection,
+            wanted=wanted,
             max_document_bytes=max_document_bytes,
         )
 
@@ -101,7 +101,7 @@ def prepare(
         text_field=text_field,
         id_field=id_field,
         domain_field=domain_field,
-        selection=selection,
+        wanted=wanted,
         max_document_bytes=max_document_bytes,
         seed=seed,
         strict=strict,

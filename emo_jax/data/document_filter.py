@@ -12,7 +12,7 @@ from emo_jax.errors import UsageError
 
 
 @dataclass(frozen=True)
-class Selection:
+class DocumentFilter:
     """Bounds are inclusive; None is no bound. A document must pass all of them.
 
     Attributes:

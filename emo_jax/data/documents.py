@@ -10,7 +10,7 @@ from pathlib import Path
 
 from emo_jax.data import foreign, input_files, parquet, seqio_tasks, text_files
 from emo_jax.data.archives import READ_ERRORS, unreadable
-from emo_jax.data.document_filter import Selection
+from emo_jax.data.document_filter import DocumentFilter
 from emo_jax.data.input_files import File, Input
 from emo_jax.data.records import Document, Documents, Fields, ReadReport, Source
 from emo_jax.errors import DataError, UsageError
@@ -24,7 +24,7 @@ def read_documents(
     text_field: str = "text",
     id_field: str = "id",
     domain_field: str = "domain",
-    selection: Selection | None = None,
+    wanted: DocumentFilter | None = None,
     ids: bool = False,
     strict: bool = False,
     max_document_bytes: int = text_files.MAX_DOCUMENT_BYTES,
@@ -45,7 +45,7 @@ def read_documents(
       inputs: files, folders, patterns of them, or seqio tasks.
       text_field: key or column of the text; likewise `id_field` and `domain_field`. A dot leads
         inside: `metadata.source`.
-      selection: the documents wanted; the others are counted in `report.dropped`.
+      wanted: the documents wanted; the others are counted in `report.dropped`.
       ids: the texts are token ids, see `Documents`.
       strict: stop at the first document that cannot be used.
       max_document_bytes: of a line, a text file or a row's text; what is longer is left out.
@@ -61,7 +61,7 @@ def read_documents(
     report = report if report is not None else ReadReport()
     report.strict = strict
     fields = Fields(text_field, id_field, domain_field)
-    selection = selection or Selection()
+    wanted = wanted or DocumentFilter()
     if not inputs:
         raise UsageError(
             "no input: name at least one JSONL or Parquet file or folder of text files"
@@ -69,7 +69,7 @@ def read_documents(
     columns = parquet.Columns(
         text=text_field,
         names={"--id-field": id_field, "--domain-field": domain_field},
-        language=selection.language_field if selection.languages else None,
+        language=wanted.language_field if wanted.languages else None,
         ids=ids,
         max_bytes=max_document_bytes,
     )
@@ -89,7 +89,7 @@ def read_documents(
             files.append(looked)
     papers = input_files.leave_out_papers(files, report)
     found = [source for source in found if source not in papers]
-    made = Documents(fields, selection, ids=ids, report=report)
+    made = Documents(fields, wanted, ids=ids, report=report)
     return _read_all(found, made, columns, max_document_bytes)
 
 

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from emo_jax.data.document_filter import Selection
+from emo_jax.data.document_filter import DocumentFilter
 from emo_jax.data.documents import Document, ReadReport, read_documents
 from emo_jax.data.store import TokenStore
 from emo_jax.data.store_writer import (
@@ -79,7 +79,7 @@ def prepare(
     text_field: str = "text",
     id_field: str = "id",
     domain_field: str = "domain",
-    selection: Selection | None = None,
+    wanted: DocumentFilter | None = None,
     seed: int = 0,
     strict: bool = False,
     add_bos: bool = False,
@@ -98,7 +98,7 @@ def prepare(
       output: a folder that does not exist yet, or is empty.
       tokenizer: kept in the store.
       text_field: key or column of the text; likewise `id_field` and `domain_field`.
-      selection: the documents wanted; it and what it dropped is kept in the manifest.
+      wanted: the documents wanted; it and what it dropped is kept in the manifest.
       seed: of the order of documents.
       strict: fail at the first unusable document.
       add_bos: begin every document with the tokenizer's beginning-of-document token.
@@ -114,7 +114,7 @@ def prepare(
     _check_fractions(fractions)
     target = check_target(output)
     tokenizer.ready()
-    report, selection = ReadReport(), selection or Selection()
+    report, wanted = ReadReport(), wanted or DocumentFilter()
     if add_bos and tokenizer.bos_id is None:
         raise UsageError(
             "--add-bos: the tokenizer names no beginning-of-document token; name one as bos_token"
@@ -125,7 +125,7 @@ def prepare(
         text_field=text_field,
         id_field=id_field,
         domain_field=domain_field,
-        selection=selection,
+        wanted=wanted,
         ids=tokenizer.reads_ids,
         strict=strict,
         max_document_bytes=max_document_bytes,
@@ -139,7 +139,7 @@ def prepare(
             Progress("prepare", progress) as shown,
             partial_folder(target, _SPOOL) as scratch,
             contextlib.closing(
-                _Spool(scratch / _TOKENS, tokenizer, seed, selection, add_bos=add_bos)
+                _Spool(scratch / _TOKENS, tokenizer, seed, wanted, add_bos=add_bos)
             ) as spool,
         ):
             for line in report.files_left_out():
@@ -178,9 +178,9 @@ def _write(
     shown.show(f"writing {spool.num_tokens:,} tokens", always=True)
     spool.finish()
     splits, notes = assign_splits(np.asarray(spool.split_keys), fractions)
-    if spool.selection.settings():
+    if spool.wanted.settings():
         dropped_by = dict(sorted(report.dropped.items()))
-        facts = facts | {"filter": {**spool.selection.settings(), "dropped": dropped_by}}
+        facts = facts | {"filter": {**spool.wanted.settings(), "dropped": dropped_by}}
     write_store(
         target,
         tokenizer=spool.tokenizer,
@@ -197,7 +197,7 @@ def sample_texts(
     *,
     progress: bool = True,
     text_field: str = "text",
-    selection: Selection | None = None,
+    wanted: DocumentFilter | None = None,
     max_document_bytes: int = MAX_DOCUMENT_BYTES,
 ) -> Iterator[str]:
     """The first texts of every input, 16 million characters in all."""
@@ -208,7 +208,7 @@ def sample_texts(
                 for document in read_documents(
                     [given],
                     text_field=text_field,
-                    selection=selection,
+                    wanted=wanted,
                     max_document_bytes=max_document_bytes,
                 ):
                     yield document.text
@@ -251,9 +251,9 @@ class _Spool:
     """Tokens of all documents in a file, in the order read, and a few numbers of each."""
 
     def __init__(
-        self, path: Path, tokenizer: Tokenizer, seed: int, selection: Selection, *, add_bos: bool
+        self, path: Path, tokenizer: Tokenizer, seed: int, wanted: DocumentFilter, *, add_bos: bool
     ):
-        self.tokenizer, self.seed, self.selection = tokenizer, seed, selection
+        self.tokenizer, self.seed, self.wanted = tokenizer, seed, wanted
         self._bos = np.array([tokenizer.bos_id] if add_bos else [], np.int32)
         self._dtype = np.dtype(token_dtype(tokenizer.vocab_size))
         self._file = path.open("wb+")
@@ -294,7 +294,7 @@ class _Spool:
                         else "use a tokenizer that marks that token as special"
                     )
                 )
-            against = self.selection.against_tokens(ids.size)
+            against = self.wanted.against_tokens(ids.size)
             if against is not None:
                 report.documents -= 1
                 report.dropped[against] += 1

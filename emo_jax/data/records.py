@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from emo_jax.data.document_filter import Selection
+from emo_jax.data.document_filter import DocumentFilter
 from emo_jax.errors import DataError
 from emo_jax.files.json_files import is_text
 
@@ -118,14 +118,14 @@ class Documents:
 
     Args:
       fields: see there.
-      selection: the user's filters.
+      wanted: the user's filters.
       ids: the text is token ids: a list of whole numbers, or decimal numbers with spaces between.
       report: filled.
     """
 
-    def __init__(self, fields: Fields, selection: Selection, *, ids: bool, report: ReadReport):
+    def __init__(self, fields: Fields, wanted: DocumentFilter, *, ids: bool, report: ReadReport):
         self.fields, self.report = fields, report
-        self._selection, self._ids = selection, ids
+        self._wanted, self._ids = wanted, ids
         # A name that is misspelt would else go unnoticed: documents without it are used.
         usual = Fields()
         self._names = (
@@ -147,8 +147,8 @@ class Documents:
             self.report.skip(source.where, f"no field {names.text!r}")
             return
         language = None
-        if self._selection.languages:
-            language = lookup(record, self._selection.language_field)
+        if self._wanted.languages:
+            language = lookup(record, self._wanted.language_field)
         found, unnamed, without = [source.id, source.domain], [], []
         for i, (what, name, option, longest, named) in enumerate(self._names):
             try:
@@ -191,7 +191,7 @@ class Documents:
         if not is_text(text):
             self.report.skip(source.where, "half of a surrogate pair")
             return
-        against = self._selection.against_text(text, language)
+        against = self._wanted.against_text(text, language)
         if against is not None:
             self.report.dropped[against] += 1
             return

@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from emo_jax.data import parquet
-from emo_jax.data.document_filter import Selection
+from emo_jax.data.document_filter import DocumentFilter
 from emo_jax.data.documents import Document, ReadReport, read_documents
 from emo_jax.data.prepare import prepare
 from emo_jax.data.tokenizers import byte_tokenizer
@@ -104,10 +104,10 @@ def test_no_such_column_is_found_before_any_work(tmp_path):
 def test_no_language_to_choose_by_is_found_before_any_work(tmp_path):
     write(tmp_path / "a.parquet", [{"text": "x", "meta": {"lang": "de"}}])
     write(tmp_path / "b.parquet", [{"text": "x", "meta": {"url": "u"}}])
-    german = Selection(language_field="meta.lang", languages=("de",))
+    german = DocumentFilter(language_field="meta.lang", languages=("de",))
     with pytest.raises(DataError, match=r"b\.parquet: no column 'meta.lang'; .* --language-field"):
-        read_documents([tmp_path], selection=german)
-    assert len(list(read_documents([tmp_path / "a.parquet"], selection=german))) == 1
+        read_documents([tmp_path], wanted=german)
+    assert len(list(read_documents([tmp_path / "a.parquet"], wanted=german))) == 1
     assert len(list(read_documents([tmp_path]))) == 2  # no language asked for
 
 
@@ -144,8 +144,8 @@ def test_languages_as_parquet_holds_them(tmp_path, value):
     table = pa.table({"text": ["a", "b"], "lang": pa.array([value, None], kind)})
     pq.write_table(table, tmp_path / "a.parquet")
     report = ReadReport()
-    german = Selection(language_field="lang", languages=("de",))
-    found = list(read_documents([tmp_path], selection=german, report=report))
+    german = DocumentFilter(language_field="lang", languages=("de",))
+    found = list(read_documents([tmp_path], wanted=german, report=report))
     assert [d.text for d in found] == ["a"]
     assert dict(report.dropped) == {"--language: no 'lang'": 1}
 

@@ -4,7 +4,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from emo_jax.data.document_filter import Selection, best_language
+from emo_jax.data.document_filter import DocumentFilter, best_language
 from emo_jax.data.documents import ReadReport, read_documents
 from emo_jax.data.prepare import prepare
 from emo_jax.data.store import TokenStore
@@ -39,8 +39,8 @@ def test_best_language(value, language):
 
 def ids_of(path, **bounds):
     report = ReadReport()
-    selection = Selection(**bounds)
-    return [d.id for d in read_documents([path], selection=selection, report=report)], report
+    wanted = DocumentFilter(**bounds)
+    return [d.id for d in read_documents([path], wanted=wanted, report=report)], report
 
 
 def test_bounds_are_inclusive_and_counted(tmp_path):
@@ -98,10 +98,8 @@ def splits_of(store: TokenStore) -> dict[str, list[str]]:
 
 def test_the_others_stay_where_they_are(corpus, store, tmp_path):
     """Dropping documents moves none of the others to another split, or past one another."""
-    selection = Selection(min_chars=20, min_tokens=40, max_tokens=100)
-    report = prepare(
-        [corpus], tmp_path / "s", byte_tokenizer(), selection=selection, progress=False
-    )
+    wanted = DocumentFilter(min_chars=20, min_tokens=40, max_tokens=100)
+    report = prepare([corpus], tmp_path / "s", byte_tokenizer(), wanted=wanted, progress=False)
     before, after = splits_of(store), splits_of(report.store)
     assert after == {s: [t for t in ts if 40 <= len(t) <= 100] for s, ts in before.items()}
     assert all(after.values())
@@ -117,12 +115,12 @@ def test_the_others_stay_where_they_are(corpus, store, tmp_path):
 def test_the_end_of_a_document_is_no_token_of_it(tmp_path):
     path = tmp_path / "a.jsonl"
     path.write_text('{"text": "xxx"}\n{"text": "xxxx"}\n')
-    selection = Selection(max_tokens=3)
-    store = prepare([path], tmp_path / "s", byte_tokenizer(), selection=selection, progress=False)
+    wanted = DocumentFilter(max_tokens=3)
+    store = prepare([path], tmp_path / "s", byte_tokenizer(), wanted=wanted, progress=False)
     assert store.store.count("train") == 4
     with pytest.raises(DataError, match=r"no document is left .1 dropped by --max-tokens 2, 1 .*"):
-        selection = Selection(max_tokens=2, min_chars=4)
-        prepare([path], tmp_path / "t", byte_tokenizer(), selection=selection, progress=False)
+        wanted = DocumentFilter(max_tokens=2, min_chars=4)
+        prepare([path], tmp_path / "t", byte_tokenizer(), wanted=wanted, progress=False)
 
 
 @pytest.mark.parametrize(
@@ -135,4 +133,4 @@ def test_the_end_of_a_document_is_no_token_of_it(tmp_path):
 )
 def test_wrong_bounds(bounds, named):
     with pytest.raises(UsageError, match=named):
-        Selection(**bounds)
+        DocumentFilter(**bounds)
