@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 from emo_jax.errors import DataError, UsageError
 from emo_jax.files.json_files import parse, read_regular
 from emo_jax.files.progress import Progress
-from emo_jax.quickstart.run import sample_readers as readers
+from emo_jax.quickstart import sample_readers as readers
 
 _RECIPE = 1  # raise it when the same packages give another text
 _OWN_DOCUMENTS = "use your own text with --documents FILE_OR_FOLDER"

@@ -11,54 +11,12 @@ import ml_dtypes
 import numpy as np
 import pytest
 import runs
+from hf_folders import SAVED_BY, fuse, say
 from safetensors.numpy import load_file, save_file
 
 from emo_jax.errors import HfFormatError
 from emo_jax.files.trees import flatten
 from emo_jax.hf import export_model, import_model, open_folder
-
-# What config.json says beside our fields when transformers has written it.
-SAVED_BY = {
-    "4.57": {
-        "dtype": "float32",
-        "max_window_layers": 28,
-        "rope_scaling": None,
-        "rope_theta": 30_000.0,
-        "router_aux_loss_coef": 0.001,
-        "sliding_window": None,
-        "transformers_version": "4.57.6",
-    },
-    "5.24": {
-        "dtype": "bfloat16",
-        "layer_types": ["full_attention", "full_attention"],
-        "max_window_layers": 28,
-        "router_aux_loss_coef": 0.001,
-        "sliding_window": 0,
-        "transformers_version": "5.24.0",
-    },
-}
-
-
-def fuse(folder, layers=(0, 1)):
-    """Puts the experts of some layers together, as mergekit 0.1.5 writes them."""
-    for file in folder.glob("*.safetensors"):
-        held = load_file(file)
-        for i in layers:
-            prefix = f"model.layers.{i}.mlp.experts"
-            found = {
-                name: np.stack([held.pop(f"{prefix}.{e}.{name}_proj.weight") for e in range(8)])
-                for name in ("gate", "up", "down")
-            }
-            both = np.concatenate([found["gate"], found["up"]], axis=1)
-            held |= {f"{prefix}.gate_up_proj": both, f"{prefix}.down_proj": found["down"]}
-        save_file(held, file, {"format": "pt"})
-    return folder
-
-
-def say(folder, **fields):
-    path = folder / "config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | fields))
-    return folder
 
 
 def assert_same(folder, expected, dtype=np.float32):

@@ -7,8 +7,8 @@ import ml_dtypes
 import numpy as np
 import pytest
 import runs
+from hf_folders import SAVED_BY, fuse, say
 from safetensors.numpy import load_file, save_file
-from test_hf_resaved import SAVED_BY, fuse, say
 
 from emo_jax.checkpoint.checkpointer import Checkpointer
 from emo_jax.checks.folder import NAMED, compare_folder

@@ -11,9 +11,9 @@ from tiny import NO_POOL, UNIFORM, dense_config, tiny_config
 
 from emo_jax.batch import from_documents
 from emo_jax.config import MoeConfig
+from emo_jax.generation import cache as cache_lib
 from emo_jax.generation.decode import Generator, continue_tokens
 from emo_jax.generation.sampling import Sampling, allowed_logits, sample
-from emo_jax.generation.texts import cache as cache_lib
 from emo_jax.model.few_tokens import few_token_experts
 from emo_jax.model.transformer import ModelFunctions
 from emo_jax.moe.experts import ExpertWeights, experts

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from emo_jax.errors import DataError, UsageError
-from emo_jax.quickstart.run import sample
+from emo_jax.quickstart import sample
 from emo_jax.quickstart.sample import sample_corpus, split_long
 
 # Text, ids and order of all domains but code_python, which is that of the Python that runs.
