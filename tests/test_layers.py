@@ -16,10 +16,9 @@ ORDER: list[set[str]] = [
     {"evals", "saved"},
     {"generation", "hf", "selection"},
     {"checkpoint", "model", "report"},
-    {"moe", "run"},
-    {"data", "parallel"},
+    {"data", "moe", "run"},
     {"config"},
-    {"files"},
+    {"files", "parallel"},
     {"batch", "errors"},
 ]
 RANK = {name: i for i, group in enumerate(ORDER) for name in group}

@@ -8,13 +8,13 @@ with it gathers it, see `island.py`.
 import math
 from collections import Counter
 from collections.abc import Sequence
+from typing import Protocol
 
 import jax
 import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from emo_jax.config import MeshConfig
 from emo_jax.errors import ConfigError
 
 # From the slowest network to the fastest: neighbours along the last axis talk most.
@@ -48,7 +48,22 @@ def device_kind(mesh: Mesh | None) -> str:
     return (jax.devices() if mesh is None else mesh.devices.flat)[0].device_kind
 
 
-def axis_sizes(config: MeshConfig, num_devices: int, num_slices: int = 1) -> dict[str, int]:
+class AxisSizes(Protocol):
+    """Sizes of the mesh axes, such as `emo_jax.config.MeshConfig`; one may be -1, the rest."""
+
+    @property
+    def replica(self) -> int: ...  # noqa: D102
+    @property
+    def fsdp(self) -> int: ...  # noqa: D102
+    @property
+    def expert(self) -> int: ...  # noqa: D102
+    @property
+    def context(self) -> int: ...  # noqa: D102
+    @property
+    def tensor(self) -> int: ...  # noqa: D102
+
+
+def axis_sizes(config: AxisSizes, num_devices: int, num_slices: int = 1) -> dict[str, int]:
     """Size of every mesh axis, -1 replaced.
 
     Raises:
@@ -78,7 +93,7 @@ def axis_sizes(config: MeshConfig, num_devices: int, num_slices: int = 1) -> dic
     return sizes
 
 
-def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
+def make_mesh(config: AxisSizes, devices: Sequence[jax.Device] | None = None) -> Mesh:
     """The mesh of a run over all devices (or those given).
 
     Neighbours in the mesh are neighbours in the torus of a TPU slice; `replica` is the axis that
