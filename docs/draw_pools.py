@@ -10,12 +10,13 @@ import sys
 from pathlib import Path
 from xml.sax.saxutils import escape
 
-import jax.numpy as jnp
 import numpy as np
 
 from emo_jax.batch import from_documents
+from emo_jax.config import moe_of
 from emo_jax.data.store import TokenStore
-from emo_jax.model.transformer import ModelFunctions
+from emo_jax.model.functions import ModelFunctions
+from emo_jax.moe.pools import pools_of_size
 from emo_jax.saved.load import load_model
 
 LAYER, POOL = 1, 16
@@ -43,8 +44,9 @@ def documents(store: TokenStore) -> tuple[np.ndarray, np.ndarray, list[str]]:
 def router_sums(model, params, tokens, segments, groups, num_groups) -> np.ndarray:
     """Router probabilities of the layer, summed over the tokens of each group: (groups, R)."""
     batch = from_documents(tokens, segments)._replace(domain_ids=groups.astype(np.int32))
-    pool_size_LBG = jnp.full((model.config.model.num_layers, *tokens.shape), POOL, jnp.int32)
-    _, stats = model.hidden(params, batch, pool_size_LBG=pool_size_LBG, num_domains=num_groups)
+    shape = (model.config.model.num_layers, *tokens.shape)
+    pools = pools_of_size(moe_of(model.config).pool, POOL, shape)
+    _, stats = model.hidden(params, batch, pools=pools, num_domains=num_groups)
     return np.asarray(stats.domain_probs_MR)[LAYER]
 
 

@@ -41,7 +41,8 @@ from emo_jax.data.windows import Windows
 from emo_jax.errors import EmoError, UsageError
 from emo_jax.evals.heldout import evaluate, make_eval_step
 from emo_jax.files.atomic import write_atomic
-from emo_jax.model.transformer import ModelFunctions, Params
+from emo_jax.model.functions import ModelFunctions
+from emo_jax.model.params import Params
 from emo_jax.quickstart.sample import ALL_DOMAINS, sample_corpus
 from emo_jax.selection.budgets import budgets
 from emo_jax.selection.examples import pack, store_examples

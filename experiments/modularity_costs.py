@@ -28,7 +28,7 @@ def measure(folder: str) -> dict[str, Any]:
     import numpy as np
 
     from emo_jax.generation.decode import Generator
-    from emo_jax.model.transformer import ModelFunctions
+    from emo_jax.model.functions import ModelFunctions
     from emo_jax.saved.load import load_model
 
     def resident() -> int:
@@ -89,7 +89,7 @@ def make_untrained(folder: Path) -> None:
     from emo_jax.files.trees import flatten
     from emo_jax.hf.export import export_leaves
     from emo_jax.hf.sources import TreeSource
-    from emo_jax.model.transformer import ModelFunctions
+    from emo_jax.model.functions import ModelFunctions
 
     fields = get_config("emo")
     fields.name = "untrained"

@@ -19,7 +19,7 @@ from tiny import tiny_batch, tiny_config
 from emo_jax.aot.collectives import KINDS
 from emo_jax.batch import Batch
 from emo_jax.config import Config, MeshConfig
-from emo_jax.model.transformer import ModelFunctions
+from emo_jax.model.functions import ModelFunctions
 from emo_jax.parallel import processes
 from emo_jax.parallel.mesh import make_mesh, windows_sharding
 from emo_jax.parallel.rows import global_batch, own_rows

@@ -44,7 +44,8 @@ from emo_jax.files.json_files import (
 from emo_jax.files.partial import partial_folder, remove_left_over
 from emo_jax.files.steady import SteadyFiles
 from emo_jax.files.waiting import Patience
-from emo_jax.model.transformer import ModelFunctions, Params
+from emo_jax.model.functions import ModelFunctions
+from emo_jax.model.params import Params
 from emo_jax.parallel import mesh as mesh_lib
 from emo_jax.selection.budgets import experts_there
 from emo_jax.selection.examples import pack, shuffled_documents

@@ -41,7 +41,8 @@ from emo_jax.files.atomic import refuse_existing, refuse_unmakeable
 from emo_jax.files.json_files import dumps
 from emo_jax.files.partial import partial_folder
 from emo_jax.files.progress import Progress
-from emo_jax.model.transformer import ModelFunctions, Params
+from emo_jax.model.functions import ModelFunctions
+from emo_jax.model.params import Params
 from emo_jax.saved.load import ModelOnDisk, load_model
 from emo_jax.selection.variants import undropped, within_documents
 

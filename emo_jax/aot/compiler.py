@@ -153,7 +153,7 @@ def compile_step(
     import jax
 
     from emo_jax.batch import Batch, from_documents
-    from emo_jax.model.transformer import ModelFunctions
+    from emo_jax.model.functions import ModelFunctions
     from emo_jax.parallel import mesh as mesh_lib
     from emo_jax.training.optimizer import make_optimizer
     from emo_jax.training.state import abstract_state

@@ -18,7 +18,8 @@ from emo_jax.batch import Batch
 from emo_jax.bench.timing import NUM_BATCHES, batches
 from emo_jax.config import Config
 from emo_jax.errors import EmoError
-from emo_jax.model.transformer import ModelFunctions, Params
+from emo_jax.model.functions import ModelFunctions
+from emo_jax.model.params import Params
 from emo_jax.parallel import mesh as mesh_lib
 from emo_jax.training import flops
 from emo_jax.training.step import draw_pools, loss_and_grads
@@ -48,8 +49,8 @@ class _Gradients:
 
         def gradients(params: Params, batch: Batch) -> tuple[Params, Any]:
             rows = jnp.arange(batch.tokens.shape[0])
-            sizes = draw_pools(config, jnp.zeros((), jnp.int32), rows)
-            return loss_and_grads(params, batch, sizes, config=config, model=functions)
+            pools = draw_pools(config, jnp.zeros((), jnp.int32), rows)
+            return loss_and_grads(params, batch, pools, config=config, model=functions)
 
         everywhere = mesh_lib.replicated(mesh)
         self._run = jax.jit(gradients, out_shardings=(shardings, everywhere))

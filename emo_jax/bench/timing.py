@@ -23,7 +23,7 @@ from emo_jax.bench import memory
 from emo_jax.bench.breakdown import Breakdown, read_profile
 from emo_jax.config import Config
 from emo_jax.errors import EmoError
-from emo_jax.model.transformer import ModelFunctions
+from emo_jax.model.functions import ModelFunctions
 from emo_jax.parallel import mesh as mesh_lib
 from emo_jax.training import flops
 from emo_jax.training.optimizer import make_optimizer

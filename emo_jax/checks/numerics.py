@@ -22,14 +22,16 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from emo_jax.batch import Batch, from_documents
-from emo_jax.config import Config, OptimizerConfig, TrainConfig
+from emo_jax.config import Config, OptimizerConfig, TrainConfig, moe_of
 from emo_jax.errors import DataError, UsageError
 from emo_jax.files.trees import flatten
 from emo_jax.hf.export import export_model
 from emo_jax.hf.importing import import_model, import_tensors
 from emo_jax.hf.layouts import layout_named
 from emo_jax.hf.sources import TreeSource
-from emo_jax.model.transformer import ModelFunctions, Params
+from emo_jax.model.functions import ModelFunctions
+from emo_jax.model.params import Params
+from emo_jax.moe.pools import Pools
 from emo_jax.training.optimizer import learning_rate, make_optimizer
 from emo_jax.training.step import loss_and_grads
 
@@ -139,13 +141,15 @@ def _with_schedule(config: Config, *, peak: float, warmup: int, steps: int, micr
     )
 
 
-def _sizes(sizes: np.ndarray, layers: int, rows: int, seq_len: int) -> jax.Array:
-    """(L,B,S) pool sizes from a scalar, (B,G) or (L,B,G)."""
+def _pools(config: Config, sizes: np.ndarray, rows: int, seq_len: int) -> Pools:
+    """Pools of sizes (L,B,S) from a scalar, (B,G) or (L,B,G)."""
+    moe, layers = moe_of(config), config.model.num_layers
     sizes = np.asarray(sizes, np.int32)
     shape = (layers, rows, sizes.shape[-1] if sizes.ndim else 1)
     full = np.broadcast_to(sizes, shape)
     pad = seq_len - full.shape[-1]
-    return jnp.asarray(np.pad(full, ((0, 0), (0, 0), (0, max(pad, 0))), mode="edge"))
+    size_LBS = np.pad(full, ((0, 0), (0, 0), (0, max(pad, 0))), mode="edge")
+    return Pools(jnp.asarray(size_LBS), forced_experts=moe.pool.forced_experts)
 
 
 def _one_step(case: Path) -> dict[str, Quantity]:
@@ -154,28 +158,28 @@ def _one_step(case: Path) -> dict[str, Quantity]:
     ref_grads = _load(case / "grads.safetensors")
     ref_after = _load(case / "after_one_adamw_step.safetensors")
     config = _with_schedule(config, peak=float(ref["learning_rate"]), warmup=1, steps=1, micro=1)
-    V, L = config.model.vocab_size, config.model.num_layers
+    V = config.model.vocab_size
     model, optimizer = ModelFunctions(config), make_optimizer(config)
     batch = jax.tree.map(jnp.asarray, from_documents(ref["input_ids"], ref["segment_ids"]))
     window = jnp.zeros_like(batch.segment_ids)  # inference: the window is one document
     B, S = batch.tokens.shape
-    sizes = _sizes(ref["pool_size"], L, B, S)
+    pools = _pools(config, ref["pool_size"], B, S)
 
-    def logits(batch: Batch, sizes: jax.Array | None) -> np.ndarray:
-        run = jax.jit(lambda p: model.logits(p, batch, pool_size_LBG=sizes)[..., :V])
+    def logits(batch: Batch, pools: Pools | None) -> np.ndarray:
+        run = jax.jit(lambda p: model.logits(p, batch, pools=pools)[..., :V])
         return np.asarray(run(params))
 
     def after(grads: Params) -> dict[str, np.ndarray]:
         updates, _ = optimizer.update(grads, optimizer.init(params), params)
         return _hf_tensors(optax.apply_updates(params, updates), config)
 
-    grads, metrics = jax.jit(lambda p: loss_and_grads(p, batch, sizes, config=config, model=model))(
+    grads, metrics = jax.jit(lambda p: loss_and_grads(p, batch, pools, config=config, model=model))(
         params
     )
     inference = batch._replace(segment_ids=window, pool_ids=window)
     out = {
         "logits_inference": (logits(inference, None), ref["logits_inference"]),
-        "logits_train": (logits(batch, sizes), ref["logits_train"]),
+        "logits_train": (logits(batch, pools), ref["logits_train"]),
     }
     for name in ("ce_loss", "lm_z_loss", "router_aux_loss", "loss"):
         out[name] = (metrics[name], ref[name])
@@ -207,8 +211,8 @@ def _twenty_steps(case: Path) -> dict[str, Quantity]:
     opt_state = optimizer.init(params)
 
     @jax.jit
-    def step(params: Params, opt_state: Any, batch: Batch, sizes: jax.Array) -> tuple:
-        grads, metrics = loss_and_grads(params, batch, sizes, config=config, model=model)
+    def step(params: Params, opt_state: Any, batch: Batch, pools: Pools) -> tuple:
+        grads, metrics = loss_and_grads(params, batch, pools, config=config, model=model)
         updates, opt_state = optimizer.update(grads, opt_state, params)
         return optax.apply_updates(params, updates), opt_state, metrics, optax.tree.norm(grads)
 
@@ -219,8 +223,8 @@ def _twenty_steps(case: Path) -> dict[str, Quantity]:
         batch = from_documents(interleave(ref["input_ids"][i]), interleave(ref["segment_ids"][i]))
         sizes_mLBG = ref["pool_sizes"][i]
         sizes = np.stack([interleave(sizes_mLBG[:, layer]) for layer in range(sizes_mLBG.shape[1])])
-        sizes_LBG = _sizes(sizes, sizes.shape[0], B * micro, S)
-        params, opt_state, metrics, norm = step(params, opt_state, batch, sizes_LBG)
+        pools = _pools(config, sizes, B * micro, S)
+        params, opt_state, metrics, norm = step(params, opt_state, batch, pools)
         ours["ce_loss"].append(float(metrics["ce_loss"]))
         ours["grad_norm"].append(float(norm))
         ours["learning_rate"].append(float(schedule(jnp.asarray(i))))

@@ -24,7 +24,8 @@ from emo_jax.errors import ConfigError, DataError, UsageError
 from emo_jax.evals.heldout import evaluate, make_eval_step
 from emo_jax.evals.keep_k import select_scores
 from emo_jax.evals.text_bytes import TextBytes
-from emo_jax.model.transformer import ModelFunctions, Params
+from emo_jax.model.functions import ModelFunctions
+from emo_jax.model.params import Params
 from emo_jax.parallel import mesh as mesh_lib
 from emo_jax.selection.budgets import budgets, check_keep, keep_experts
 from emo_jax.selection.scores import choose_experts

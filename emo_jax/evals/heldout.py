@@ -18,8 +18,10 @@ import numpy as np
 
 from emo_jax.batch import Batch
 from emo_jax.config import Config
-from emo_jax.model.transformer import ModelFunctions, Params
+from emo_jax.model.functions import ModelFunctions
+from emo_jax.model.params import Params
 from emo_jax.model.vocab_loss import vocab_loss
+from emo_jax.moe.pools import pools_of_size
 
 
 @dataclass(frozen=True)
@@ -61,13 +63,14 @@ def make_eval_step(
         params: Params, batch: Batch, keep_LMR: jax.Array | None, pool_size: int
     ) -> dict[str, Any]:
         B, S = batch.tokens.shape
-        pool_size_LBG = None
+        pools = None
         if pool_size:
-            pool_size_LBG = jnp.full((config.model.num_layers, B, S), pool_size, jnp.int32)
+            assert config.moe is not None
+            pools = pools_of_size(config.moe.pool, pool_size, (config.model.num_layers, B, S))
         hidden_BSD, stats = model.hidden(
             params,
             batch,
-            pool_size_LBG=pool_size_LBG,
+            pools=pools,
             keep_LMR=keep_LMR,
             num_domains=num_domains if router_probs else 0,
         )

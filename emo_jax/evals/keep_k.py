@@ -13,7 +13,7 @@ import numpy as np
 from emo_jax.batch import Batch
 from emo_jax.config import Config
 from emo_jax.evals.heldout import evaluate
-from emo_jax.model.transformer import Params
+from emo_jax.model.params import Params
 from emo_jax.selection.budgets import keep_experts
 
 

@@ -13,7 +13,8 @@ from emo_jax.batch import Batch
 from emo_jax.config import Config
 from emo_jax.evals.heldout import evaluate, make_eval_step
 from emo_jax.evals.keep_k import keep_table
-from emo_jax.model.transformer import ModelFunctions, Params
+from emo_jax.model.functions import ModelFunctions
+from emo_jax.model.params import Params
 from emo_jax.selection.budgets import experts_there
 
 SHARES = (1.0, 0.75, 0.5, 0.375, 0.25, 0.1875, 0.125, 0.0625)  # of the experts, for the curve

@@ -16,7 +16,8 @@ import jax.numpy as jnp
 from emo_jax.batch import PADDING_ID, Batch
 from emo_jax.config import Config
 from emo_jax.model.attention import KeysValues
-from emo_jax.model.transformer import ModelFunctions, Params
+from emo_jax.model.functions import ModelFunctions
+from emo_jax.model.params import Params
 
 
 class Cache(NamedTuple):

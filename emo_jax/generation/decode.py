@@ -20,7 +20,8 @@ import numpy as np
 from emo_jax.config import seeds
 from emo_jax.generation.cache import Cache, append, inference_params, prefill
 from emo_jax.generation.sampling import Sampling, sample
-from emo_jax.model.transformer import ModelFunctions, Params
+from emo_jax.model.functions import ModelFunctions
+from emo_jax.model.params import Params
 
 MIN_PLACES = 16  # the least number of tokens that a program is compiled for
 STRETCH = 64  # tokens of a row made on the device before the host looks

@@ -9,7 +9,8 @@ from emo_jax.data.tokenizers import Tokenizer
 from emo_jax.errors import UsageError
 from emo_jax.generation.decode import Generator, Row, Speed
 from emo_jax.generation.sampling import Sampling
-from emo_jax.model.transformer import ModelFunctions, Params
+from emo_jax.model.functions import ModelFunctions
+from emo_jax.model.params import Params
 
 
 @dataclass(frozen=True, kw_only=True)

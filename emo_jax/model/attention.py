@@ -3,6 +3,7 @@
 Legend: B windows, S tokens (T keys), D width, H heads, h head size.
 """
 
+from collections.abc import Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -16,6 +17,7 @@ from emo_jax.config import ModelConfig
 from emo_jax.errors import ConfigError
 from emo_jax.model.attention_kernels import attend, default_backend
 from emo_jax.model.layers import rotary, weight
+from emo_jax.model.params import OUT_AXES, PROJECT_AXES, Leaf
 from emo_jax.parallel import mesh as mesh_lib
 from emo_jax.parallel.island import Island
 
@@ -62,9 +64,6 @@ class Weights(NamedTuple):
     out_HhD: jax.Array
 
 
-PROJECT_AXES, OUT_AXES = ("embed", "heads", None), ("heads", None, "embed")
-
-
 class Attention(nnx.Module):
     """Full multi-head attention with rotary embedding; scale 1/√h, softmax in float32.
 
@@ -76,20 +75,13 @@ class Attention(nnx.Module):
         self,
         config: ModelConfig,
         rngs: nnx.Rngs,
-        stack: tuple[int, ...] = (),
+        leaves: Mapping[str, Leaf],
         mesh: Mesh | None = None,
     ):
-        D, H, h, lead = (
-            config.embed_dim,
-            config.num_heads,
-            config.head_dim,
-            ("layers",) * len(stack),
-        )
-        shape, axes = (*stack, D, H, h), (*lead, *PROJECT_AXES)
-        self.query = weight(rngs, config, shape, axes)
-        self.key = weight(rngs, config, shape, axes)
-        self.value = weight(rngs, config, shape, axes)
-        self.out = weight(rngs, config, (*stack, H, h, D), (*lead, *OUT_AXES))
+        self.query = weight(rngs, config, leaves["query"])
+        self.key = weight(rngs, config, leaves["key"])
+        self.value = weight(rngs, config, leaves["value"])
+        self.out = weight(rngs, config, leaves["out"])
         self.theta = config.rope_theta
         self.island = Island(mesh)
         self.within_document = config.attention == "document"

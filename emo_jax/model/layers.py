@@ -3,7 +3,7 @@
 Legend: B windows, S tokens, D width, H heads, h head size, F hidden size.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -13,6 +13,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import Mesh
 
 from emo_jax.config import ModelConfig
+from emo_jax.model.params import DOWN_AXES, UP_AXES, Leaf
 from emo_jax.moe.grouped import swiglu
 from emo_jax.parallel import mesh as mesh_lib
 from emo_jax.parallel.island import Island
@@ -20,23 +21,18 @@ from emo_jax.parallel.island import Island
 INIT_CUT = 3.0  # truncation of the normal, in standard deviations (SPEC 1.3)
 
 
-def weight(
-    rngs: nnx.Rngs, config: ModelConfig, shape: Sequence[int], axes: Sequence[str | None]
-) -> nnx.Param:
+def weight(rngs: nnx.Rngs, config: ModelConfig, leaf: Leaf) -> nnx.Param:
     """A float32 matrix with its logical axes: normal of `init_std`, cut at three of them."""
-    draw = jax.random.truncated_normal(
-        rngs.params(), -INIT_CUT, INIT_CUT, tuple(shape), jnp.float32
-    )
-    return nnx.Param(config.init_std * draw, logical_axes=tuple(axes))
+    draw = jax.random.truncated_normal(rngs.params(), -INIT_CUT, INIT_CUT, leaf.shape, jnp.float32)
+    return nnx.Param(config.init_std * draw, logical_axes=leaf.axes)
 
 
 class RMSNorm(nnx.Module):
     """x · rsqrt(mean(x²) + eps) · scale in float32, cast back to the dtype of x."""
 
-    def __init__(self, config: ModelConfig, stack: tuple[int, ...] = ()):
-        axes = ("layers",) * len(stack) + (None,)
-        ones = jnp.ones((*stack, config.embed_dim), jnp.float32)
-        self.scale = nnx.Param(ones, logical_axes=axes)
+    def __init__(self, config: ModelConfig, leaves: Mapping[str, Leaf]):
+        leaf = leaves["scale"]
+        self.scale = nnx.Param(jnp.ones(leaf.shape, jnp.float32), logical_axes=leaf.axes)
         self.eps = config.norm_eps
 
     def __call__(self, x_BSD: jax.Array) -> jax.Array:
@@ -58,9 +54,6 @@ def rotary(x_BSHh: jax.Array, positions_BS: jax.Array, theta: float) -> jax.Arra
     return turned.astype(x_BSHh.dtype)
 
 
-UP_AXES, DOWN_AXES = ("embed", "mlp"), ("mlp", "embed")
-
-
 class DenseMlp(nnx.Module):
     """down( silu(gate(x)) · up(x) ) of hidden size `mlp_dim`.
 
@@ -71,13 +64,12 @@ class DenseMlp(nnx.Module):
         self,
         config: ModelConfig,
         rngs: nnx.Rngs,
-        stack: tuple[int, ...] = (),
+        leaves: Mapping[str, Leaf],
         mesh: Mesh | None = None,
     ):
-        D, F, lead = config.embed_dim, config.mlp_dim, ("layers",) * len(stack)
-        self.gate = weight(rngs, config, (*stack, D, F), (*lead, *UP_AXES))
-        self.up = weight(rngs, config, (*stack, D, F), (*lead, *UP_AXES))
-        self.down = weight(rngs, config, (*stack, F, D), (*lead, *DOWN_AXES))
+        self.gate = weight(rngs, config, leaves["gate"])
+        self.up = weight(rngs, config, leaves["up"])
+        self.down = weight(rngs, config, leaves["down"])
         self.island = Island(mesh)
 
     def __call__(self, x_BSD: jax.Array) -> jax.Array:

@@ -6,7 +6,7 @@ ones last), F hidden size of an expert or of a dense model.
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -14,42 +14,81 @@ import numpy as np
 from emo_jax.config import Config
 from emo_jax.errors import UsageError
 from emo_jax.files.trees import unflatten
+from emo_jax.moe.experts import DOWN_AXES as EXPERT_DOWN_AXES
+from emo_jax.moe.experts import GATE_UP_AXES
 
+Params = dict[str, Any]  # nested dict of float32 arrays
 Shape = tuple[int, ...]
+# Logical axes of the matrices; those of experts are in `emo_jax.moe.experts`.
+TABLE_AXES, HEAD_AXES = ("vocab", "embed"), ("embed", "vocab")
+PROJECT_AXES, OUT_AXES = ("embed", "heads", None), ("heads", None, "embed")
+UP_AXES, DOWN_AXES = ("embed", "mlp"), ("mlp", "embed")
 # Paths of the leaves of a mixture of experts.
 ROUTER = "layers/mlp/router/kernel"
 EXPERTS = ("layers/mlp/experts/gate", "layers/mlp/experts/up", "layers/mlp/experts/down")
 
 
-def leaf_shapes(config: Config) -> dict[str, Shape]:
-    """`{"layers/mlp/router/kernel": (L,D,E), …}`: every leaf of a model."""
+class Leaf(NamedTuple):
+    """A float32 parameter: its shape and the logical axes that `parallel.mesh` places it by."""
+
+    shape: Shape
+    axes: tuple[str | None, ...]
+
+
+def model_leaves(config: Config) -> dict[str, Leaf]:
+    """`{"layers/mlp/router/kernel": Leaf((L,D,E), …), …}`: every parameter of a model.
+
+    The modules of `emo_jax.model` make what is here, and files hold it under these names.
+    """
     model, moe = config.model, config.moe
-    V, L, D = model.padded_vocab_size, model.num_layers, model.embed_dim
+    V, D = model.padded_vocab_size, model.embed_dim
     H, Dh = model.num_heads, model.head_dim
-    mlp: dict[str, Shape]
     if moe is None:
         F = model.mlp_dim
-        mlp = {"gate": (L, D, F), "up": (L, D, F), "down": (L, F, D)}
+        mlp = {
+            "gate": Leaf((D, F), UP_AXES),
+            "up": Leaf((D, F), UP_AXES),
+            "down": Leaf((F, D), DOWN_AXES),
+        }
     else:
         E, F = moe.num_experts, moe.expert_dim
         mlp = {
-            "router/kernel": (L, D, E),
-            "experts/gate": (L, E, D, F),
-            "experts/up": (L, E, D, F),
-            "experts/down": (L, E, F, D),
+            "router/kernel": Leaf((D, E), ("embed", None)),
+            "experts/gate": Leaf((E, D, F), GATE_UP_AXES),
+            "experts/up": Leaf((E, D, F), GATE_UP_AXES),
+            "experts/down": Leaf((E, F, D), EXPERT_DOWN_AXES),
         }
-    return {
-        "embed/embedding": (V, D),
-        "layers/attention_norm/scale": (L, D),
-        "layers/attention/query": (L, D, H, Dh),
-        "layers/attention/key": (L, D, H, Dh),
-        "layers/attention/value": (L, D, H, Dh),
-        "layers/attention/out": (L, H, Dh, D),
-        "layers/mlp_norm/scale": (L, D),
-        **{f"layers/mlp/{name}": shape for name, shape in mlp.items()},
-        "final_norm/scale": (D,),
-        "lm_head/kernel": (D, V),
+    layer = {
+        "attention_norm/scale": Leaf((D,), (None,)),
+        "attention/query": Leaf((D, H, Dh), PROJECT_AXES),
+        "attention/key": Leaf((D, H, Dh), PROJECT_AXES),
+        "attention/value": Leaf((D, H, Dh), PROJECT_AXES),
+        "attention/out": Leaf((H, Dh, D), OUT_AXES),
+        "mlp_norm/scale": Leaf((D,), (None,)),
+        **{f"mlp/{name}": leaf for name, leaf in mlp.items()},
     }
+    # Layers are stacked, see `transformer`.
+    stacked = {
+        f"layers/{name}": Leaf((model.num_layers, *leaf.shape), ("layers", *leaf.axes))
+        for name, leaf in layer.items()
+    }
+    return {
+        "embed/embedding": Leaf((V, D), TABLE_AXES),
+        **stacked,
+        "final_norm/scale": Leaf((D,), (None,)),
+        "lm_head/kernel": Leaf((D, V), HEAD_AXES),
+    }
+
+
+def within(leaves: Mapping[str, Leaf], name: str) -> dict[str, Leaf]:
+    """The leaves below a name, without it."""
+    start = f"{name}/"
+    return {path.removeprefix(start): x for path, x in leaves.items() if path.startswith(start)}
+
+
+def leaf_shapes(config: Config) -> dict[str, Shape]:
+    """The shape of every parameter of a model, by its path."""
+    return {path: leaf.shape for path, leaf in model_leaves(config).items()}
 
 
 def unit_axes(path: str) -> tuple[int, ...]:

@@ -13,10 +13,9 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, PartitionSpec
 
+from emo_jax.model.params import HEAD_AXES
 from emo_jax.parallel import mesh as mesh_lib
 from emo_jax.parallel.island import Island
-
-HEAD_AXES = ("embed", "vocab")
 
 
 class VocabLoss(NamedTuple):

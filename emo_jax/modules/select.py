@@ -22,8 +22,8 @@ from emo_jax.files.atomic import refuse_existing
 from emo_jax.files.progress import Progress
 from emo_jax.hf.layouts import layout_for
 from emo_jax.hf.tensors import F32_BYTES
-from emo_jax.model.params import count_parameters
-from emo_jax.model.transformer import ModelFunctions, Params
+from emo_jax.model.functions import ModelFunctions
+from emo_jax.model.params import Params, count_parameters
 from emo_jax.modules.assemble import smaller_config
 from emo_jax.modules.folder import write_selected
 from emo_jax.saved.load import OpenedModel, load_model, open_model

@@ -37,7 +37,8 @@ from emo_jax.files.atomic import write_atomic
 from emo_jax.files.json_files import dumps, read_object
 from emo_jax.files.progress import Progress
 from emo_jax.generation.decode import continue_tokens
-from emo_jax.model.transformer import ModelFunctions, Params
+from emo_jax.model.functions import ModelFunctions
+from emo_jax.model.params import Params
 from emo_jax.quickstart.sample import sample_corpus
 from emo_jax.report.page import write_report
 from emo_jax.report.run import read_run

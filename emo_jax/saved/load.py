@@ -13,8 +13,7 @@ from emo_jax.hf import fields, import_model, tokenizer_files
 from emo_jax.hf.hf_config import SPECIAL_IDS, ids_for_others, special_ids
 from emo_jax.hf.importing import open_folder
 from emo_jax.hf.tensors import LeafSource
-from emo_jax.model.params import abstract_params
-from emo_jax.model.transformer import Params
+from emo_jax.model.params import Params, abstract_params
 from emo_jax.run.workdir import CONFIG_FILE, read_workdir_config
 from emo_jax.saved.transfer import tokenizer_of
 

@@ -32,8 +32,8 @@ from emo_jax.hf.importing import open_folder
 from emo_jax.hf.layouts import layout_for
 from emo_jax.hf.named_code import code_in, without_code
 from emo_jax.hf.tensors import F32_BYTES, LeafSource
+from emo_jax.model.functions import ModelFunctions
 from emo_jax.model.params import abstract_params, count_parameters, unit_axes
-from emo_jax.model.transformer import ModelFunctions
 from emo_jax.run.metrics_file import METRICS_FILE, number_in, read_metrics
 from emo_jax.run.workdir import CONFIG_FILE, TOKENIZER_FOLDER, claim_workdir, read_workdir_config
 from emo_jax.saved.selection_file import FILE as SELECTION_FILE

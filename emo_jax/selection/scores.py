@@ -18,17 +18,12 @@ import numpy as np
 from emo_jax.batch import Batch
 from emo_jax.config.names import Method
 from emo_jax.errors import UsageError
-from emo_jax.model.transformer import (
-    DecoderLayer,
-    ForwardInputs,
-    ModelFunctions,
-    MoeMlp,
-    Options,
-    Params,
-    PerLayer,
-)
+from emo_jax.model.functions import ModelFunctions
+from emo_jax.model.moe_mlp import MoeMlp, PerLayer
+from emo_jax.model.params import Params
+from emo_jax.model.transformer import DecoderLayer, ForwardInputs
 from emo_jax.moe.experts import experts
-from emo_jax.moe.router import Routing
+from emo_jax.moe.router import RouterTokens, Routing
 from emo_jax.parallel import mesh as mesh_lib
 from emo_jax.selection.budgets import choose_best, experts_there
 from emo_jax.selection.examples import Examples, pack
@@ -123,9 +118,10 @@ class _Sweep:
         whole = self._model.bind(params)
         there_LR = whole.there_LR()
         there_R = None if there_LR is None else jnp.asarray(there_LR)[number]
-        inputs = ForwardInputs(
-            batch.segment_ids, batch.pool_ids, batch.positions, batch.domain_ids, 1.0
+        router = RouterTokens(
+            batch.pool_ids, domain_ids_BS=batch.domain_ids, num_domains=self._num_domains
         )
+        inputs = ForwardInputs(batch.segment_ids, batch.positions, router)
         return whole.layer(number), inputs, PerLayer(keep_MR=keep_MR, there_R=there_R)
 
     def _scores(
@@ -136,9 +132,7 @@ class _Sweep:
         assert isinstance(layer.mlp, MoeMlp)
         x_BSD, _ = layer.attend(x_BSD, inputs)
         normed_BSD = layer.mlp_norm(x_BSD)
-        routing, stats = layer.mlp.route(
-            normed_BSD, inputs, per_layer, Options(num_domains=self._num_domains)
-        )
+        routing, stats = layer.mlp.route(normed_BSD, inputs.router, per_layer)
         if not self._easy_ep:
             return x_BSD, stats.domain_probs_MR
         return x_BSD, self._easy_ep_scores(layer.mlp, normed_BSD, routing, batch)
@@ -173,7 +167,7 @@ class _Sweep:
         """The residual stream after the experts that are kept for each domain."""
         layer, inputs, per_layer = self._at(params, number, batch, keep_MR)
         assert isinstance(layer.mlp, MoeMlp)
-        return x_BSD + layer.mlp(layer.mlp_norm(x_BSD), inputs, per_layer, Options())[0]
+        return x_BSD + layer.mlp(layer.mlp_norm(x_BSD), inputs.router, per_layer)[0]
 
 
 # Models are the same if they are one object: its next choice finds its programs here.

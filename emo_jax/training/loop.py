@@ -35,7 +35,7 @@ from emo_jax.evals.heldout import HeldOut, evaluate, make_eval_step
 from emo_jax.evals.keep_curve import in_halves, keep_curve
 from emo_jax.files.json_files import dumps
 from emo_jax.files.waiting import wait_unless
-from emo_jax.model.transformer import ModelFunctions
+from emo_jax.model.functions import ModelFunctions
 from emo_jax.parallel import mesh as mesh_lib
 from emo_jax.parallel import processes
 from emo_jax.parallel.rows import global_batch, own_rows

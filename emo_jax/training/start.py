@@ -18,7 +18,7 @@ from emo_jax.checkpoint.manifest import leaves_of
 from emo_jax.config import Config
 from emo_jax.data.stream import TokenSource
 from emo_jax.errors import CheckpointError, UsageError
-from emo_jax.model.transformer import ModelFunctions
+from emo_jax.model.functions import ModelFunctions
 from emo_jax.parallel import processes
 from emo_jax.run.workdir import all_succeed, refused_changes
 from emo_jax.training import init_from

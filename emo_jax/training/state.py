@@ -8,7 +8,8 @@ import optax
 from jax.sharding import Mesh
 
 from emo_jax.errors import ConfigError
-from emo_jax.model.transformer import ModelFunctions, Params
+from emo_jax.model.functions import ModelFunctions
+from emo_jax.model.params import Params
 from emo_jax.parallel import mesh as mesh_lib
 from emo_jax.training.freeze import is_unseen
 

@@ -12,9 +12,11 @@ import optax
 
 from emo_jax.batch import Batch
 from emo_jax.config import Config, seeds
-from emo_jax.model.transformer import ModelFunctions, Params
+from emo_jax.model.functions import ModelFunctions
+from emo_jax.model.params import Params
 from emo_jax.model.vocab_loss import vocab_loss
-from emo_jax.moe import pools
+from emo_jax.moe import pools as pools_lib
+from emo_jax.moe.pools import Pools
 from emo_jax.parallel import mesh as mesh_lib
 from emo_jax.training.freeze import trained_only
 from emo_jax.training.offload import keep_old
@@ -50,8 +52,8 @@ def label_metrics(batch: Batch) -> Metrics:
     }
 
 
-def draw_pools(config: Config, step: jax.Array, rows_B: jax.Array) -> jax.Array | None:
-    """Pool sizes (L,B,G) of a training step, G = S; None without pools.
+def draw_pools(config: Config, step: jax.Array, rows_B: jax.Array) -> Pools | None:
+    """Pools of a training step, sizes (L,B,G) with G = S; None without pools.
 
     Args:
       step: steps done before this one.
@@ -60,7 +62,7 @@ def draw_pools(config: Config, step: jax.Array, rows_B: jax.Array) -> jax.Array 
     if config.moe is None or config.moe.pool.kind == "none":
         return None
     key = jax.random.fold_in(seeds.key(config.seed), POOL_STREAM)
-    return pools.draw_pool_sizes(
+    return pools_lib.draw_pools(
         jax.random.fold_in(key, step),
         config.moe.pool,
         rows=rows_B,
@@ -72,7 +74,7 @@ def draw_pools(config: Config, step: jax.Array, rows_B: jax.Array) -> jax.Array 
 def micro_batch_loss(
     params: Params,
     batch: Batch,
-    pool_size_LBG: jax.Array | None,
+    pools: Pools | None,
     T: jax.Array,
     step_load_LR: jax.Array | None = None,
     *,
@@ -87,8 +89,7 @@ def micro_batch_loss(
     hidden_BSD, stats = model.hidden(
         params,
         batch,
-        pool_size_LBG=pool_size_LBG,
-        top_p=config.moe.pool.top_p if config.moe else 0.0,
+        pools=pools,
         loss_tokens=T,
         step_load_LR=step_load_LR,
     )
@@ -131,7 +132,7 @@ def micro_batch_loss(
 def step_load(
     params: Params,
     micro_batches: Batch,
-    pool_size_mLBG: jax.Array | None,
+    pools_m: Pools | None,
     *,
     config: Config,
     model: ModelFunctions,
@@ -145,14 +146,12 @@ def step_load(
     R = moe.num_routed_experts
 
     def body(counts_LR: jax.Array, xs: tuple) -> tuple[jax.Array, None]:
-        micro, pool_size_LBG = xs
-        _, stats = model.hidden(
-            params, micro, pool_size_LBG=pool_size_LBG, top_p=moe.pool.top_p, loss_tokens=1.0
-        )
+        micro, pools = xs
+        _, stats = model.hidden(params, micro, pools=pools, loss_tokens=1.0)
         return counts_LR + stats.counts_E[:, :R], None
 
     zeros_LR = jnp.zeros((config.model.num_layers, R), jnp.float32)
-    counts_LR, _ = jax.lax.scan(body, zeros_LR, (micro_batches, pool_size_mLBG))
+    counts_LR, _ = jax.lax.scan(body, zeros_LR, (micro_batches, pools_m))
     num_tokens = jnp.maximum((micro_batches.pool_ids >= 0).sum(), 1)
     return jax.lax.stop_gradient(counts_LR / num_tokens)
 
@@ -166,39 +165,38 @@ def _split(a: jax.Array, m: int, *, axis: int) -> jax.Array:
 def loss_and_grads(
     params: Params,
     batch: Batch,
-    pool_size_LBG: jax.Array | None,
+    pools: Pools | None,
     *,
     config: Config,
     model: ModelFunctions,
 ) -> tuple[Params, Metrics]:
     """Gradients of the whole step's loss and its metrics, over `train.micro_batches` parts."""
     T, m = loss_tokens(batch), config.train.micro_batches
-    if pool_size_LBG is not None:  # drawn where the windows are
-        by_window = jax.P(None, mesh_lib.WINDOW_AXES, None)
-        pool_size_LBG = mesh_lib.constrain(model.mesh, pool_size_LBG, by_window)
+    by_window = jax.P(None, mesh_lib.WINDOW_AXES, None)  # drawn where the windows are
+    pools = jax.tree.map(lambda a: mesh_lib.constrain(model.mesh, a, by_window), pools)
     grad_fn = jax.grad(micro_batch_loss, has_aux=True)
 
     def one(
-        batch: Batch, pool_size: jax.Array | None, load_LR: jax.Array | None = None
+        batch: Batch, pools: Pools | None, load_LR: jax.Array | None = None
     ) -> tuple[Params, Metrics]:
-        return grad_fn(params, batch, pool_size, T, load_LR, config=config, model=model)
+        return grad_fn(params, batch, pools, T, load_LR, config=config, model=model)
 
     if m == 1:
-        grads, metrics = one(batch, pool_size_LBG)
+        grads, metrics = one(batch, pools)
     else:
         micro_batches = jax.tree.map(lambda a: _split(a, m, axis=0), batch)
-        sizes_mLBG = None if pool_size_LBG is None else _split(pool_size_LBG, m, axis=1)
+        pools_m = jax.tree.map(lambda a: _split(a, m, axis=1), pools)
         load_LR = None
         if config.moe is not None and config.moe.balance_scope == "step":
-            load_LR = step_load(params, micro_batches, sizes_mLBG, config=config, model=model)
+            load_LR = step_load(params, micro_batches, pools_m, config=config, model=model)
 
         def body(total, xs):
-            micro, sizes = xs
-            return jax.tree.map(jnp.add, total, one(micro, sizes, load_LR)), None
+            micro, pools = xs
+            return jax.tree.map(jnp.add, total, one(micro, pools, load_LR)), None
 
-        xs = (micro_batches, sizes_mLBG)
-        first, sizes = jax.tree.map(lambda a: a[0], xs)
-        shapes = jax.eval_shape(one, first, sizes, load_LR)
+        xs = (micro_batches, pools_m)
+        first = jax.tree.map(lambda a: a[0], xs)
+        shapes = jax.eval_shape(one, *first, load_LR)
         zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
         (grads, metrics), _ = jax.lax.scan(body, zeros, xs)
 
@@ -243,10 +241,8 @@ def make_train_step(
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         with jax.named_scope("routing"):
-            pool_size_LBG = draw_pools(config, state.step, jnp.arange(batch.tokens.shape[0]))
-        grads, metrics = loss_and_grads(
-            state.params, batch, pool_size_LBG, config=config, model=model
-        )
+            pools = draw_pools(config, state.step, jnp.arange(batch.tokens.shape[0]))
+        grads, metrics = loss_and_grads(state.params, batch, pools, config=config, model=model)
         metrics |= label_metrics(batch)
         with jax.named_scope("optimizer"):
             return update(state, grads, metrics)

@@ -12,7 +12,7 @@ from case import NEW_TOKENS, Case, write_arrays
 from emo_jax.batch import PADDING_ID, from_documents
 from emo_jax.generation.decode import Generator
 from emo_jax.generation.texts import TextGenerator, TextSettings
-from emo_jax.model.transformer import ModelFunctions
+from emo_jax.model.functions import ModelFunctions
 from emo_jax.quickstart.sample import sample_corpus
 from emo_jax.saved.load import load_model
 

@@ -22,7 +22,7 @@ from emo_jax.config import MeshConfig
 from emo_jax.data.store import TokenStore
 from emo_jax.errors import DataError, UsageError
 from emo_jax.hf import export_model
-from emo_jax.model.transformer import ModelFunctions
+from emo_jax.model.functions import ModelFunctions
 from emo_jax.parallel.mesh import make_mesh
 from emo_jax.selection.examples import pack
 

@@ -187,7 +187,7 @@ def test_collectives_between_slices_are_counted():
 def test_memory_adds_up():
     found = _analysis()
     memory, config = found.step.memory, found.step.config
-    from emo_jax.model.transformer import ModelFunctions
+    from emo_jax.model.functions import ModelFunctions
 
     sizes = [leaf.size for leaf in jax.tree.leaves(ModelFunctions(config).abstract_params)]
     # Everything but the norms is cut into four.

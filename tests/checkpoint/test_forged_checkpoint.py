@@ -21,7 +21,7 @@ def imported(tmp_path_factory):
     import numpy as np
     from tiny import tiny_config
 
-    from emo_jax.model.transformer import ModelFunctions
+    from emo_jax.model.functions import ModelFunctions
 
     folder, config = tmp_path_factory.mktemp("imported"), tiny_config()
     params = jax.tree.map(np.asarray, jax.jit(ModelFunctions(config).init, static_argnums=0)(3))

@@ -11,7 +11,7 @@ from tiny import tiny_config
 from emo_jax.analysis.cluster import spherical_kmeans
 from emo_jax.config import seeds
 from emo_jax.generation.decode import Generator
-from emo_jax.model.transformer import ModelFunctions
+from emo_jax.model.functions import ModelFunctions
 from emo_jax.training.step import draw_pools
 
 # Of the same low or the same high 32 bits, by pairs.
@@ -29,7 +29,7 @@ def initial(seed):
 
 def pools(seed):
     config = dataclasses.replace(tiny_config(), seed=seed)
-    return jax.jit(lambda: draw_pools(config, 3, np.arange(2)))()
+    return jax.jit(lambda: draw_pools(config, 3, np.arange(2)).size_BG)()
 
 
 def generating(seed):

@@ -28,7 +28,7 @@ from emo_jax.evals.by_domain import (
 )
 from emo_jax.evals.heldout import evaluate, make_eval_step
 from emo_jax.evals.keep_k import keep_table
-from emo_jax.model.transformer import ModelFunctions
+from emo_jax.model.functions import ModelFunctions
 from emo_jax.parallel import mesh as mesh_lib
 from emo_jax.parallel.mesh import make_mesh
 

@@ -11,7 +11,7 @@ from tiny import NO_POOL, UNIFORM, tiny_batch, tiny_config
 from emo_jax.errors import UsageError
 from emo_jax.evals.heldout import evaluate, make_eval_step
 from emo_jax.evals.keep_k import KeepTable, keep_table
-from emo_jax.model.transformer import ModelFunctions
+from emo_jax.model.functions import ModelFunctions
 from emo_jax.selection.budgets import keep_experts
 
 M = 3

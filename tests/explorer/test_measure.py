@@ -8,7 +8,7 @@ from tiny import NO_POOL, tiny_batch, tiny_config
 from emo_jax.config import MeshConfig
 from emo_jax.evals.heldout import evaluate, make_eval_step
 from emo_jax.explorer.measure import keeps_of, rises_without
-from emo_jax.model.transformer import ModelFunctions
+from emo_jax.model.functions import ModelFunctions
 from emo_jax.parallel.mesh import make_mesh
 
 

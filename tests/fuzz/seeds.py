@@ -20,7 +20,7 @@ from emo_jax.data.tokenizers import byte_tokenizer, load_tokenizer, train_bpe
 from emo_jax.files.trees import flatten
 from emo_jax.hf import export_model
 from emo_jax.hf.sources import TreeSource
-from emo_jax.model.transformer import ModelFunctions
+from emo_jax.model.functions import ModelFunctions
 from emo_jax.modules.folder import write_selected
 from emo_jax.run.run_info import append_run_info, describe_run
 from emo_jax.saved.selection_file import Selection, fingerprint

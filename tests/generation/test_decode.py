@@ -15,7 +15,7 @@ from emo_jax.generation import cache as cache_lib
 from emo_jax.generation.decode import Generator, continue_tokens
 from emo_jax.generation.sampling import Sampling, allowed_logits, sample
 from emo_jax.model.few_tokens import few_token_experts
-from emo_jax.model.transformer import ModelFunctions
+from emo_jax.model.functions import ModelFunctions
 from emo_jax.moe.experts import ExpertWeights, experts
 from emo_jax.moe.router import Routing
 

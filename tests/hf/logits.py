@@ -10,7 +10,7 @@ TOLERANCE = 1e-4
 def our_logits(params, config, tokens):
     """Of our own model, one document a row: attention inside a document is then plain causal."""
     from emo_jax.batch import from_documents
-    from emo_jax.model.transformer import ModelFunctions
+    from emo_jax.model.functions import ModelFunctions
 
     batch = from_documents(tokens, np.zeros_like(tokens))
     logits = np.asarray(ModelFunctions(config).logits(params, batch))

@@ -13,7 +13,7 @@ from emo_jax.checkpoint.checkpointer import Checkpointer, restore_params
 from emo_jax.config.file import load_config
 from emo_jax.files.trees import flatten
 from emo_jax.hf import export_model, import_model
-from emo_jax.model.transformer import ModelFunctions
+from emo_jax.model.functions import ModelFunctions
 
 pytestmark = pytest.mark.system
 

@@ -8,7 +8,7 @@ import pytest
 
 from emo_jax.generation.decode import Generator
 from emo_jax.hf import export_model, import_model
-from emo_jax.model.transformer import ModelFunctions
+from emo_jax.model.functions import ModelFunctions
 
 pytestmark = pytest.mark.system
 

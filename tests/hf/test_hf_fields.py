@@ -11,7 +11,7 @@ from emo_jax.errors import HfFormatError
 from emo_jax.files.trees import flatten
 from emo_jax.hf import export_model, import_model
 from emo_jax.hf.fields import _BY_MODEL_TYPE
-from emo_jax.model.transformer import ModelFunctions
+from emo_jax.model.functions import ModelFunctions
 
 LLAMA = {"model_type": "llama", "architectures": ["LlamaForCausalLM"]}
 MISTRAL = {"model_type": "mistral", "architectures": ["MistralForCausalLM"]}

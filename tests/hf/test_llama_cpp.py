@@ -23,7 +23,7 @@ from emo_jax.files.trees import flatten
 from emo_jax.generation.decode import Generator
 from emo_jax.hf.gguf_export import TYPES, export_gguf
 from emo_jax.hf.sources import TreeSource
-from emo_jax.model.transformer import ModelFunctions
+from emo_jax.model.functions import ModelFunctions
 
 pytestmark = pytest.mark.slow
 

@@ -53,7 +53,7 @@ def test_greedy_tokens_are_ours(make_model, tmp_path, load, fits):
     from mlx_lm.generate import generate_step
 
     from emo_jax.generation.decode import Generator
-    from emo_jax.model.transformer import ModelFunctions
+    from emo_jax.model.functions import ModelFunctions
 
     params, config = make_model(fits=fits)
     model = load(export_model(params, config, tmp_path / "out"))

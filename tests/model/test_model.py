@@ -13,7 +13,8 @@ from emo_jax.batch import from_documents
 from emo_jax.config import PoolConfig, from_config_dict, presets
 from emo_jax.model.attention_kernels import attention_mask
 from emo_jax.model.blocked_attention import blocked_attention
-from emo_jax.model.transformer import ModelFunctions
+from emo_jax.model.functions import ModelFunctions
+from emo_jax.moe.pools import Pools, pools_of_size
 from emo_jax.training.flops import flops_per_token
 
 ALL = 10_000  # a pool of more experts than there are
@@ -55,8 +56,8 @@ def _logits(config, batch, *, sizes=None, keep_LMR=None, seed=0):
     model = ModelFunctions(config)
     params = model.init(seed)
     L, (B, S) = config.model.num_layers, batch.tokens.shape
-    pool = None if sizes is None else jnp.broadcast_to(jnp.asarray(sizes), (L, B, S))
-    return np.asarray(model.logits(params, batch, pool_size_LBG=pool, keep_LMR=keep_LMR))
+    pools = None if sizes is None else Pools(jnp.broadcast_to(jnp.asarray(sizes), (L, B, S)))
+    return np.asarray(model.logits(params, batch, pools=pools, keep_LMR=keep_LMR))
 
 
 def _documents():
@@ -181,12 +182,12 @@ def test_remat_changes_no_gradient():
     config = tiny_config()
     batch = tiny_batch(config)
     params = ModelFunctions(config).init(0)
-    sizes = jnp.full((2, *batch.tokens.shape), 3)
+    pools = Pools(jnp.full((2, *batch.tokens.shape), 3))
     cotangent = jax.random.normal(jax.random.key(1), (*batch.tokens.shape, 16))
 
     def grads(config):
         def loss(p):
-            hidden, stats = ModelFunctions(config).hidden(p, batch, pool_size_LBG=sizes)
+            hidden, stats = ModelFunctions(config).hidden(p, batch, pools=pools)
             return jnp.sum(hidden * cotangent) + stats.load_balance_loss.sum()
 
         return jax.jit(jax.grad(loss))(params)
@@ -233,7 +234,7 @@ def test_bfloat16_keeps_the_router_in_float32():
     config = tiny_config(compute_dtype="bfloat16", pool=PoolConfig(kind="fixed", size=3))
     model, batch = ModelFunctions(config), tiny_batch(config)
     params = model.init(0)
-    hidden, stats = model.hidden(params, batch, pool_size_LBG=jnp.full((2, 8, 32), 3))
+    hidden, stats = model.hidden(params, batch, pools=Pools(jnp.full((2, 8, 32), 3)))
     assert hidden.dtype == jnp.bfloat16
     assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(stats))
     float32 = tiny_config()
@@ -248,9 +249,10 @@ def test_the_pool_of_an_evaluation_has_its_size_whatever_the_training_pools_are(
     pool = PoolConfig(kind="top_p", top_p=0.3, min_size=2, max_size=7, eval_size=6)
     config = tiny_config(pool=pool)
     model, batch = ModelFunctions(config), tiny_batch(config)
-    params, sizes = model.init(0), jnp.full((2, *batch.tokens.shape), 6)
+    params, shape = model.init(0), (2, *batch.tokens.shape)
     tokens = (batch.pool_ids >= 0).sum()
-    _, stats = model.hidden(params, batch, pool_size_LBG=sizes)
+    _, stats = model.hidden(params, batch, pools=pools_of_size(pool, 6, shape))
     np.testing.assert_allclose(stats.pool_size_sum / tokens, 6)
-    _, stats = model.hidden(params, batch, pool_size_LBG=sizes, top_p=0.3)
+    pools = Pools(jnp.full(shape, 6), top_p=0.3, min_size=2)
+    _, stats = model.hidden(params, batch, pools=pools)
     assert (stats.pool_size_sum / tokens < 5).all()

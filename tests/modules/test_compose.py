@@ -12,7 +12,7 @@ from emo_jax.data.tokenizers import train_bpe
 from emo_jax.files.trees import flatten, unflatten
 from emo_jax.hf import export_model, import_model
 from emo_jax.hf.sources import TreeSource
-from emo_jax.model.transformer import ModelFunctions
+from emo_jax.model.functions import ModelFunctions
 from emo_jax.modules.folder import write_selected
 from emo_jax.saved.load import load_model
 from emo_jax.saved.selection_file import (

@@ -12,8 +12,9 @@ from emo_jax.errors import UsageError
 from emo_jax.files.trees import flatten, unflatten
 from emo_jax.hf import import_model
 from emo_jax.hf.sources import TreeSource
-from emo_jax.model.transformer import ModelFunctions
+from emo_jax.model.functions import ModelFunctions
 from emo_jax.modules.extend import extended
+from emo_jax.moe.pools import pools_of_size
 from emo_jax.saved.load import load_model
 from emo_jax.training.optimizer import make_optimizer
 from emo_jax.training.state import state_of
@@ -93,8 +94,8 @@ def test_new_experts_are_in_every_pool(params):
     source, larger = extended(TreeSource(flatten(params)), config, 2, init="random")
     model = ModelFunctions(larger)
     batch = tiny_batch(larger)
-    sizes = np.full((2, 8, 32), 2, np.int32)  # room for the forced ones alone
-    _, stats = jax.jit(model.hidden)(unflatten(_whole(source)), batch, pool_size_LBG=sizes)
+    pools = pools_of_size(larger.moe.pool, 2, (2, 8, 32))  # room for the forced ones alone
+    _, stats = jax.jit(model.hidden)(unflatten(_whole(source)), batch, pools=pools)
     counts_LE = np.asarray(stats.counts_E)
     assert (counts_LE[:, :7] == 0).all() and (counts_LE[:, 7:9] > 0).all()
 

@@ -12,7 +12,7 @@ from tiny import NO_POOL, tiny_batch, tiny_config
 
 from emo_jax.files.trees import flatten
 from emo_jax.hf import import_model
-from emo_jax.model.transformer import ModelFunctions
+from emo_jax.model.functions import ModelFunctions
 from emo_jax.run.metrics_file import read_metrics
 from emo_jax.saved.load import load_model
 from emo_jax.saved.selection_file import read_selection

@@ -16,8 +16,8 @@ from emo_jax.files.trees import flatten, unflatten
 from emo_jax.hf import import_model
 from emo_jax.hf.export import export_leaves
 from emo_jax.hf.sources import TreeSource
+from emo_jax.model.functions import ModelFunctions
 from emo_jax.model.params import count_parameters
-from emo_jax.model.transformer import ModelFunctions
 from emo_jax.modules.assemble import Assembled, Part, pruned
 from emo_jax.saved.load import load_model
 from emo_jax.saved.selection_file import fingerprint, read_selection

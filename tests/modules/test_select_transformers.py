@@ -9,7 +9,7 @@ from runs import emo_here
 
 from emo_jax.data.store import TokenStore
 from emo_jax.evals.heldout import evaluate, make_eval_step
-from emo_jax.model.transformer import ModelFunctions
+from emo_jax.model.functions import ModelFunctions
 from emo_jax.saved.load import load_model
 from emo_jax.saved.selection_file import read_selection
 from emo_jax.selection.examples import pack

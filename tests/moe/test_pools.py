@@ -43,7 +43,7 @@ def slow_pool(probs, ids, sizes, *, forced=0, top_p=0.0, min_size=0):
 def test_pool_is_the_experts_with_the_largest_sums(seed, forced):
     probs, ids, rng = _inputs(seed)
     sizes = rng.integers(1, R + 2, (B, S)).astype(np.int32)
-    ours = pools.pool_mask(probs, ids, jnp.asarray(sizes), forced_experts=forced)
+    ours = pools.pool_mask(probs, ids, pools.Pools(jnp.asarray(sizes), forced_experts=forced))
     np.testing.assert_array_equal(ours, slow_pool(probs, ids, sizes, forced=forced))
 
 
@@ -54,7 +54,9 @@ def test_top_p_is_the_smallest_set_with_that_mass(top_p, forced):
     probs = (probs**4 / (probs**4).sum(-1, keepdims=True)).astype(np.float32)
     sizes = np.full((B, S), 8, np.int32)
     options = {"top_p": top_p, "min_size": 3}
-    ours = pools.pool_mask(probs, ids, jnp.asarray(sizes), forced_experts=forced, **options)
+    ours = pools.pool_mask(
+        probs, ids, pools.Pools(jnp.asarray(sizes), forced_experts=forced, **options)
+    )
     np.testing.assert_array_equal(ours, slow_pool(probs, ids, sizes, forced=forced, **options))
 
 
@@ -64,13 +66,13 @@ def test_any_number_of_documents():
     ids = np.broadcast_to(np.arange(S, dtype=np.int32), (B, S))
     assert pools.DOCUMENT_BLOCK < S
     sizes = rng.integers(1, R + 1, (B, S)).astype(np.int32)
-    ours = pools.pool_mask(probs, ids, jnp.asarray(sizes))
+    ours = pools.pool_mask(probs, ids, pools.Pools(jnp.asarray(sizes)))
     np.testing.assert_array_equal(ours, slow_pool(probs, ids, sizes))
 
 
 def test_ties_go_to_the_lower_index():
     probs = np.full((B, S, R), 1 / R, np.float32)
-    keep = pools.pool_mask(probs, np.zeros((B, S), np.int32), jnp.full((B, S), 4))
+    keep = pools.pool_mask(probs, np.zeros((B, S), np.int32), pools.Pools(jnp.full((B, S), 4)))
     np.testing.assert_array_equal(keep[0, 0], np.arange(R) < 4)
 
 
@@ -78,7 +80,7 @@ def test_padding_is_restricted_by_nothing_and_adds_to_nothing():
     probs, ids, _ = _inputs()
     ids = np.zeros((B, S), np.int32)
     ids[:, S // 2 :] = -1
-    sizes = jnp.full((B, S), 3)
+    sizes = pools.Pools(jnp.full((B, S), 3))
     keep = pools.pool_mask(probs, ids, sizes)
     assert np.asarray(keep[:, S // 2 :]).all()
     other = probs.copy()
@@ -87,15 +89,14 @@ def test_padding_is_restricted_by_nothing_and_adds_to_nothing():
 
 
 def _draw(config, rows, documents=S, layers=4, key=0):
-    return np.asarray(
-        pools.draw_pool_sizes(
-            jax.random.key(key),
-            config,
-            rows=jnp.asarray(rows),
-            num_layers=layers,
-            num_documents=documents,
-        )
+    drawn = pools.draw_pools(
+        jax.random.key(key),
+        config,
+        rows=jnp.asarray(rows),
+        num_layers=layers,
+        num_documents=documents,
     )
+    return np.asarray(drawn.size_BG)
 
 
 def test_uniform_draw_covers_the_range_with_both_ends():

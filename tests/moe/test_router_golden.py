@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from emo_jax.config import MoeConfig, PoolConfig
-from emo_jax.moe.router import route
+from emo_jax.moe.pools import Pools
+from emo_jax.moe.router import RouterTokens, choose, statistics
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "router.npz"
 LIMIT = 1e-5
@@ -57,14 +58,12 @@ def test_router_equals_the_reference(name):
     train = bool(case["train"])
 
     def objective(x_BSD, router_weight_ED):
-        routing, stats = route(
-            x_BSD,
-            router_weight_ED.T,
-            moe,
-            pool_ids_BS=jnp.asarray(case["segment_ids"]),
-            pool_size_BG=jnp.asarray(case["pool_size"], jnp.int32),
-            loss_tokens=case["segment_ids"].size,
-        )
+        ids_BS = jnp.asarray(case["segment_ids"])
+        sizes_BG = jnp.asarray(case["pool_size"], jnp.int32)
+        pools = Pools(sizes_BG, forced_experts=moe.pool.forced_experts)
+        routing, probs = choose(x_BSD, router_weight_ED.T, moe, ids_BS, pools=pools)
+        tokens = RouterTokens(ids_BS, loss_tokens=ids_BS.size)
+        stats = statistics(routing, probs, moe, tokens)
         one_hot = jax.nn.one_hot(routing.indices_BSK, E - s)
         combine = jnp.sum(one_hot * routing.weights_BSK[..., None], axis=2)
         combine = jnp.concatenate([combine, jnp.ones((*combine.shape[:2], s))], axis=-1)

@@ -8,7 +8,7 @@ from tiny import tiny_config
 
 from emo_jax.config import MeshConfig
 from emo_jax.errors import ConfigError
-from emo_jax.model.transformer import ModelFunctions
+from emo_jax.model.functions import ModelFunctions
 from emo_jax.parallel import mesh as mesh_lib
 
 

@@ -13,7 +13,7 @@ from emo_jax.errors import UsageError
 from emo_jax.files.trees import flatten
 from emo_jax.hf import export_model, import_model
 from emo_jax.hf.sources import TreeSource
-from emo_jax.model.transformer import ModelFunctions
+from emo_jax.model.functions import ModelFunctions
 from emo_jax.modules.folder import write_selected
 from emo_jax.modules.union import open_module
 from emo_jax.saved.selection_file import Selection, fingerprint, read_selection

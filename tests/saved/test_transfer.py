@@ -23,7 +23,7 @@ from emo_jax.errors import CheckpointError, EmoError, HfFormatError, UsageError
 from emo_jax.files.trees import flatten
 from emo_jax.hf import export_model, import_model
 from emo_jax.hf.sources import FolderSource
-from emo_jax.model.transformer import ModelFunctions
+from emo_jax.model.functions import ModelFunctions
 from emo_jax.run.workdir import claim_workdir, read_workdir_config
 from emo_jax.saved.transfer import export_workdir, import_folder
 

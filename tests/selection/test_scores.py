@@ -10,7 +10,7 @@ from tiny import NO_POOL, tiny_config
 
 from emo_jax.config import MeshConfig
 from emo_jax.errors import UsageError
-from emo_jax.model.transformer import ModelFunctions
+from emo_jax.model.functions import ModelFunctions
 from emo_jax.parallel import mesh as mesh_lib
 from emo_jax.saved.selection_file import overlap
 from emo_jax.selection.budgets import budgets, parse_keep

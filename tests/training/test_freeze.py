@@ -10,7 +10,7 @@ from tiny import NO_POOL, UNIFORM, dense_config, tiny_batch, tiny_config
 from emo_jax.config.names import FROZEN_PARTS
 from emo_jax.errors import ConfigError
 from emo_jax.files.trees import flatten
-from emo_jax.model.transformer import ModelFunctions
+from emo_jax.model.functions import ModelFunctions
 from emo_jax.training.optimizer import make_optimizer
 from emo_jax.training.state import init_state
 from emo_jax.training.step import jit_train_step

@@ -19,7 +19,7 @@ from emo_jax.config import MeshConfig
 from emo_jax.config.file import load_config
 from emo_jax.data.loader import Loader
 from emo_jax.data.windows import open_windows
-from emo_jax.model.transformer import ModelFunctions
+from emo_jax.model.functions import ModelFunctions
 from emo_jax.parallel.mesh import make_mesh, windows_sharding
 from emo_jax.training import halt
 from emo_jax.training.optimizer import make_optimizer

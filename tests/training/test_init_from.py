@@ -22,7 +22,7 @@ from emo_jax.config.file import load_config
 from emo_jax.data.loader import Loader
 from emo_jax.data.raw import RawTokens
 from emo_jax.data.windows import open_windows
-from emo_jax.model.transformer import ModelFunctions
+from emo_jax.model.functions import ModelFunctions
 from emo_jax.parallel.mesh import make_mesh, windows_sharding
 from emo_jax.run.workdir import claim_workdir
 from emo_jax.training.init_from import InitFrom

@@ -13,7 +13,7 @@ from tiny import NO_POOL, dense_config, tiny_batch, tiny_config
 from emo_jax.batch import Batch
 from emo_jax.config import MeshConfig, PoolConfig
 from emo_jax.errors import ConfigError
-from emo_jax.model.transformer import ModelFunctions
+from emo_jax.model.functions import ModelFunctions
 from emo_jax.moe import exchange
 from emo_jax.parallel import collectives
 from emo_jax.parallel import stages as stages_lib

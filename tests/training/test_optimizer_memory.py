@@ -17,7 +17,7 @@ from emo_jax.checkpoint.checkpointer import Checkpointer
 from emo_jax.checkpoint.manifest import leaves_of
 from emo_jax.config import CheckpointConfig, MeshConfig
 from emo_jax.errors import CheckpointError, ConfigError
-from emo_jax.model.transformer import ModelFunctions
+from emo_jax.model.functions import ModelFunctions
 from emo_jax.parallel.mesh import make_mesh, windows_sharding
 from emo_jax.training import state as state_lib
 from emo_jax.training.optimizer import make_optimizer

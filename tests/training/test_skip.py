@@ -16,7 +16,7 @@ from tiny import tiny_batch, tiny_config
 
 from emo_jax.batch import Batch
 from emo_jax.config import MeshConfig, OptimizerConfig, TrainConfig
-from emo_jax.model.transformer import ModelFunctions
+from emo_jax.model.functions import ModelFunctions
 from emo_jax.parallel.mesh import make_mesh, windows_sharding
 from emo_jax.training.optimizer import decay_mask, learning_rate, make_optimizer
 from emo_jax.training.skip import skip_spikes

@@ -13,7 +13,7 @@ from tiny import NO_POOL, UNIFORM, dense_config, tiny_batch, tiny_config
 from emo_jax.batch import Batch, from_documents
 from emo_jax.config import MeshConfig, PoolConfig
 from emo_jax.errors import ConfigError
-from emo_jax.model.transformer import ModelFunctions
+from emo_jax.model.functions import ModelFunctions
 from emo_jax.moe.losses import load_balance_loss
 from emo_jax.parallel.mesh import make_mesh, windows_sharding
 from emo_jax.training.optimizer import decay_mask, learning_rate, make_optimizer
@@ -21,7 +21,7 @@ from emo_jax.training.state import abstract_state, init_state
 from emo_jax.training.step import draw_pools, jit_train_step, loss_and_grads, loss_tokens
 
 
-def _grads(config, batch, *, sizes="drawn", mesh=None, params=None):
+def _grads(config, batch, *, mesh=None, params=None):
     model = ModelFunctions(config, mesh)
     params = ModelFunctions(config).init(0) if params is None else params
     if mesh is not None:
@@ -29,9 +29,8 @@ def _grads(config, batch, *, sizes="drawn", mesh=None, params=None):
         batch = Batch(*(jax.device_put(a, windows_sharding(mesh)) for a in batch))
 
     def run(params, batch):
-        drawn = draw_pools(config, jnp.asarray(3), jnp.arange(batch.tokens.shape[0]))
-        pool_size = drawn if isinstance(sizes, str) else sizes
-        return loss_and_grads(params, batch, pool_size, config=config, model=model)
+        pools = draw_pools(config, jnp.asarray(3), jnp.arange(batch.tokens.shape[0]))
+        return loss_and_grads(params, batch, pools, config=config, model=model)
 
     return jax.device_get(jax.jit(run)(params, batch))
 
@@ -193,12 +192,12 @@ def test_micro_batches_see_the_same_pools_and_losses(micro_batches):
 def test_pool_draws_are_of_the_step_and_seed():
     config = tiny_config(pool=PoolConfig(kind="uniform", min_size=2, max_size=8))
     rows = jnp.arange(8)
-    draw = lambda c, step: np.asarray(draw_pools(c, jnp.asarray(step), rows))  # noqa: E731
+    draw = lambda c, step: np.asarray(draw_pools(c, jnp.asarray(step), rows).size_BG)  # noqa: E731
     np.testing.assert_array_equal(draw(config, 5), draw(config, 5))
     assert (draw(config, 5) != draw(config, 6)).any()
     assert (draw(config, 5) != draw(dataclasses.replace(config, seed=1), 5)).any()
     sharded = jax.jit(
-        lambda rows: draw_pools(config, jnp.asarray(5), rows),
+        lambda rows: draw_pools(config, jnp.asarray(5), rows).size_BG,
         in_shardings=jax.NamedSharding(make_mesh(MeshConfig()), jax.P("fsdp")),
     )(rows)
     np.testing.assert_array_equal(sharded, draw(config, 5))

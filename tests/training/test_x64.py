@@ -7,7 +7,7 @@ import runs
 from tiny import tiny_batch, tiny_config
 
 from emo_jax.evals.heldout import make_eval_step
-from emo_jax.model.transformer import ModelFunctions
+from emo_jax.model.functions import ModelFunctions
 from emo_jax.training.optimizer import make_optimizer
 from emo_jax.training.state import init_state
 from emo_jax.training.step import jit_train_step
