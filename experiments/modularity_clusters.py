@@ -15,7 +15,9 @@ from typing import Any
 import click
 
 from emo_jax.analysis.activations import Activations
-from emo_jax.analysis.sample import SampleSettings, cluster_table, write_activations
+from emo_jax.analysis.cluster_table import cluster_table
+from emo_jax.analysis.record import write_activations
+from emo_jax.analysis.sample import SampleSettings
 from emo_jax.data.store import TokenStore
 from emo_jax.files.atomic import write_atomic
 

@@ -13,8 +13,9 @@ import compiling
 import jax
 import numpy as np
 
-from emo_jax.checkpoint.checkpointer import _read, checkpoints_of
+from emo_jax.checkpoint.checkpointer import _read
 from emo_jax.checkpoint.manifest import read_manifest
+from emo_jax.checkpoint.reading import checkpoints_of
 from emo_jax.cli.app import _run
 from emo_jax.run.metrics_file import METRICS_FILE
 

@@ -19,16 +19,16 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import tensorstore as ts
 
+from emo_jax.analysis.sample import Sample
 from emo_jax.batch import Batch
 from emo_jax.config import Config
-from emo_jax.data.store import TokenStore
 from emo_jax.errors import DataError, UsageError, one_line
 from emo_jax.files.arrays import StoredArray
 from emo_jax.files.atomic import refuse_existing
@@ -48,7 +48,7 @@ from emo_jax.model.functions import ModelFunctions
 from emo_jax.model.params import Params
 from emo_jax.parallel import mesh as mesh_lib
 from emo_jax.selection.budgets import experts_there
-from emo_jax.selection.examples import pack, shuffled_documents
+from emo_jax.selection.examples import pack
 
 MANIFEST, FORMAT = "activations.json", "emo_jax activations"
 BATCH_TOKENS = 8192  # of a batch on one device, about
@@ -56,78 +56,6 @@ _CHUNK_TOKENS = 4096
 _WINDOW_STEP = 128  # windows that are shorter than the model's are a multiple of it
 _PIECE_BYTES = 64 << 20  # of float32 probabilities in memory at a time
 _ARRAYS = ("probs", "picks", "tokens", "doc_ends", "doc_domains")
-ALL_DOCUMENTS = "all documents"  # the one domain of a store that names none
-_SCAN = 50  # tokens of a store that are looked through for one of the sample, at most
-
-
-class Sample(NamedTuple):
-    """Documents to look at, as many tokens of each domain as there are of the others.
-
-    Attributes:
-      documents: (n,) int32 each, the first tokens of a document, its end included where it fits.
-      domain_ids: one a document.
-      domains: names, of those that have a document here; one of all where the store names none.
-      about: where they are from, and `missing`: domains without a document that is long enough.
-    """
-
-    documents: list[np.ndarray]
-    domain_ids: np.ndarray
-    domains: tuple[str, ...]
-    about: dict[str, Any]
-
-
-def sample_documents(
-    store: TokenStore,
-    split: str,
-    *,
-    tokens: int,
-    max_length: int = 512,
-    min_length: int = 32,
-    seed: int = 0,
-) -> Sample:
-    """Documents of a split in an order of the seed, evenly over its domains.
-
-    Args:
-      tokens: of all documents together, about: a domain that has fewer gives what it has.
-      max_length: of a document, the first ones.
-      min_length: shorter documents are left out.
-
-    Raises:
-      UsageError: no such split, or no document that is long enough.
-    """
-    if split not in store.splits:
-        raise UsageError(f"{store.path}: no split {split!r}; it has {', '.join(store.splits)}")
-    names = store.named_domains or (ALL_DOCUMENTS,)
-    wanted = max(1, tokens // len(names))
-    found: list[list[np.ndarray]] = [[] for _ in names]
-    left, budget = [wanted] * len(names), _SCAN * tokens
-    for document in shuffled_documents(store, split, seed + 1):
-        budget -= len(document.tokens)
-        at = document.domain_id if store.named_domains else 0
-        if len(document.tokens) >= min_length and left[at] > 0:
-            found[at].append(document.tokens[: min(max_length, max(left[at], min_length))])
-            left[at] -= len(found[at][-1])
-        if budget < 0 or max(left) <= 0:
-            break
-    documents = [ids for of_domain in found for ids in of_domain]
-    if not documents:
-        raise UsageError(
-            f"{store.path}, split {split}: no document of at least {min_length} tokens; ask for"
-            " shorter ones"
-        )
-    there = [of_domain for of_domain in found if of_domain]
-    ids = np.repeat(np.arange(len(there)), [len(of_domain) for of_domain in there])
-    about = {
-        "store": store.path,
-        "fingerprint": store.fingerprint,
-        "split": split,
-        "max_length": max_length,
-        "min_length": min_length,
-        "seed": seed,
-        "missing": [name for name, of_domain in zip(names, found, strict=True) if not of_domain],
-    }
-    present = tuple(name for name, of_domain in zip(names, found, strict=True) if of_domain)
-    return Sample(documents, ids.astype(np.int32), present, about)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,24 +7,20 @@ of its own. A folder without a manifest is an unfinished save and is never taken
 orbax notices neither a flipped byte nor a missing array; the manifest does.
 
 Memory on the host: `save` copies this process's shards off the devices once (orbax's staging) and
-returns; writing and reading then hold a bounded part more, see `_limit_gb`. All processes of a
+returns; writing and reading then hold a bounded part more, see `limit_gb`. All processes of a
 run share the file system and call the same methods in the same order.
 """
 
 import contextlib
 import logging
-import math
 import os
 import re
 import threading
 import time
-from collections.abc import Iterator, Mapping
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 
@@ -41,30 +37,23 @@ from emo_jax.checkpoint.manifest import (
     nest,
     newest_good,
     numbered,
-    param_specs,
     publish,
     read_manifest,
     remove,
     savable,
     versions,
 )
-from emo_jax.checkpoint.slices import WRITE_BYTES, SlicedLeaf, SliceReader, sliced_registry
+from emo_jax.checkpoint.reading import checkpoints_of, limit_gb, read_leaves
+from emo_jax.checkpoint.slices import WRITE_BYTES, SlicedLeaf, sliced_registry
 from emo_jax.config import CheckpointConfig
 from emo_jax.errors import CheckpointError, one_line
 from emo_jax.files.json_files import dumps
 from emo_jax.run.workdir import all_succeed
 
 _LOG = logging.getLogger(__name__)
-CHECKPOINTS, _DATA = "checkpoints", "data"  # in the workdir, and in the folder of a step
+_DATA = "data"  # in the folder of a step
 _CHUNK_BYTES = 64 * 2**20  # unit of reading: another mesh reads little more than its own shards
 _SAVE_TIMEOUT = 1800  # seconds that processes wait for each other's writes
-
-
-def checkpoints_of(workdir: str | os.PathLike[str]) -> epath.Path:
-    """The folder of a run's checkpoints; absolute, as orbax takes no other, or a URL."""
-    if "://" in os.fspath(workdir):
-        return epath.Path(workdir) / CHECKPOINTS
-    return epath.Path(Path(workdir).absolute()) / CHECKPOINTS
 
 
 class Checkpointer:
@@ -79,7 +68,6 @@ class Checkpointer:
         self._started: set[int] = set()  # the save under way, or none
         self._thread: threading.Thread | None = None
         self._error: CheckpointError | None = None
-        _quiet_orbax()
 
     def save(self, step: int, state: Any, extra: Mapping[str, Any]) -> bool:
         """Starts to save a pytree of arrays and `extra` (JSON); returns when the state is copied.
@@ -114,9 +102,11 @@ class Checkpointer:
             for path, leaf in leaves.items()
         ]
         self._saves += 1
+        logging.getLogger("absl").addFilter(self._without_orbax)
         try:
             writer = _start(folder / _DATA, f"step{step}.{self._saves}", leaves)
         except Exception as e:
+            self._log_all()
             self._undo(folder)
             raise self._failure(step, e) from e
         self._thread = threading.Thread(
@@ -197,7 +187,7 @@ class Checkpointer:
 
         def load(folder: epath.Path, manifest: dict[str, Any]) -> dict[LeafPath, Any]:
             compare(folder, manifest, wanted, ())
-            return dict(_read(folder, manifest, wanted))
+            return dict(read_leaves(folder, manifest, wanted))
 
         items = {item_of(path) for path in wanted}
         values, extra, found = newest_good(self._folder, step, items, load, self.skipped)
@@ -234,6 +224,7 @@ class Checkpointer:
             self._error = self._failure(step, e)
         with contextlib.suppress(BaseException):
             writer.close()
+        self._log_all()
         if self._error is not None:
             self._undo(folder)
         elif jax.process_index() == 0:
@@ -241,6 +232,18 @@ class Checkpointer:
                 self._retire(step)
             except OSError as e:
                 _LOG.warning("old checkpoints in %s stay: %s", self._folder, one_line(e))
+
+    def _without_orbax(self, record: logging.LogRecord) -> bool:
+        """A filter of absl's logger while a save is under way.
+
+        It drops the tracebacks that orbax logs of a failed write, which is reported once, in one
+        line.
+        """
+        ours = f"{os.sep}orbax{os.sep}" in record.pathname
+        return record.levelno < logging.ERROR or not ours
+
+    def _log_all(self) -> None:
+        logging.getLogger("absl").removeFilter(self._without_orbax)
 
     def _undo(self, folder: epath.Path) -> None:
         """Gives the space of a failed save back, as far as that goes; the disk may be full."""
@@ -317,7 +320,7 @@ def _start(folder: epath.Path, barrier: str, leaves: dict[LeafPath, Any]) -> Any
     """Copies the leaves to the host and lets orbax write them from there."""
     # A writer for each save: one that failed is not used again, and processes cannot meet at the
     # barrier of another save.
-    limit = _limit_gb(leaves.values())
+    limit = limit_gb(leaves.values())
     items: dict[str, dict[LeafPath, Any]] = {}
     for path, leaf in leaves.items():
         if leaf.size:  # orbax refuses empty arrays; their shape in the manifest says it all
@@ -367,96 +370,3 @@ def _save_args(path: LeafPath, leaf: Any) -> Any:
     if isinstance(leaf, SlicedLeaf):
         return ocp.SaveArgs(chunk_byte_size=WRITE_BYTES, shard_axes=leaf.chunk_axes)
     return ocp.SaveArgs(chunk_byte_size=_CHUNK_BYTES, shard_axes=axes)
-
-
-def restore_params(
-    workdir: str | os.PathLike[str], step: int | None = None, abstract_params: Any = None
-) -> tuple[Any, dict[str, Any], int]:
-    """The sub-tree `params` of a checkpoint as (params, extra, step), without the rest.
-
-    Nested dicts of host arrays, or the tree and shardings of `abstract_params` where given: what a
-    checkpoint of unknown origin says of its own shapes is better not believed.
-    """
-    wanted = None if abstract_params is None else leaves_of({"params": abstract_params})
-
-    def load(folder: epath.Path, manifest: dict[str, Any]) -> dict[LeafPath, Any]:
-        if wanted is not None:
-            compare(folder, manifest, wanted, ("params",))
-        return dict(_read(folder, manifest, wanted or param_specs(manifest)))
-
-    folder = checkpoints_of(workdir)
-    values, extra, found = newest_good(folder, step, {"params"}, load, [])
-    if wanted is None:
-        return nest(values).get("params", {}), extra, found
-    return like({"params": abstract_params}, values)["params"], extra, found
-
-
-def open_params(
-    workdir: str | os.PathLike[str], step: int | None = None, abstract_params: Any = None
-) -> tuple[SliceReader, dict[str, Any], int]:
-    """Like `restore_params`, to be read block by block: (reader, extra, step).
-
-    Paths are below `params`, joined by `/`. Memory holds the blocks that are asked for.
-    """
-    wanted = None if abstract_params is None else leaves_of({"params": abstract_params})
-
-    def load(folder: epath.Path, manifest: dict[str, Any]) -> SliceReader:
-        if wanted is not None:
-            compare(folder, manifest, wanted, ("params",))
-        specs = {"/".join(path[1:]): spec for path, spec in param_specs(manifest).items()}
-        return SliceReader(folder / manifest["data"] / "params", specs, ("params",))
-
-    return newest_good(checkpoints_of(workdir), step, {"params"}, load, [])
-
-
-def _read(
-    folder: epath.Path, manifest: dict[str, Any], wanted: Mapping[LeafPath, Any]
-) -> Iterator[tuple[LeafPath, Any]]:
-    empty = {path for path, spec in wanted.items() if math.prod(spec.shape) == 0}
-    for path in empty:
-        zeros, sharding = np.zeros(wanted[path].shape, wanted[path].dtype), _sharding(wanted[path])
-        yield path, zeros if sharding is None else jax.device_put(zeros, sharding)
-    for item in sorted({item_of(path) for path in wanted if path not in empty}):
-        specs = {p: x for p, x in wanted.items() if item_of(p) == item and p not in empty}
-        args = {
-            path: ocp.RestoreArgs(restore_type=np.ndarray)
-            if (sharding := _sharding(spec)) is None
-            else ocp.ArrayRestoreArgs(
-                sharding=sharding, global_shape=tuple(spec.shape), dtype=spec.dtype
-            )
-            for path, spec in specs.items()
-        }
-        handler = ocp.PyTreeCheckpointHandler(restore_concurrent_gb=_limit_gb(specs.values()))
-        try:
-            tree = handler.restore(
-                folder / manifest["data"] / item,
-                args=ocp.args.PyTreeRestore(
-                    item=nest(specs), restore_args=nest(args), partial_restore=True
-                ),
-            )
-        except Exception as e:
-            raise DamagedError(f"{item} cannot be read: {one_line(e)}") from e
-        yield from leaves_of(tree).items()
-
-
-def _sharding(spec: Any) -> Any:
-    return getattr(spec, "sharding", None)
-
-
-def _limit_gb(leaves: Any) -> int:
-    """Bytes, in GB, that orbax may have under way at once beyond the staged copy.
-
-    Its default of 96 GB can be a second copy of the state. It refuses an array above the limit
-    instead of waiting, and rounds reads up to whole chunks, hence twice the largest.
-    """
-    largest = max((math.prod(x.shape) * jnp.dtype(x.dtype).itemsize for x in leaves), default=0)
-    return max(2, math.ceil(2 * largest / 1e9))
-
-
-def _not_from_orbax(record: logging.LogRecord) -> bool:
-    return record.levelno < logging.ERROR or f"{os.sep}orbax{os.sep}" not in record.pathname
-
-
-def _quiet_orbax() -> None:
-    """Drops the tracebacks orbax logs for a failed write; it is reported once, in one line."""
-    logging.getLogger("absl").addFilter(_not_from_orbax)

@@ -69,7 +69,7 @@ def activations(model: str, data: str, output: str, **sample: Any) -> None:
     without a pool, attention is within documents. The folder holds zarr arrays; two models with the
     same tokenizer, store and options see the same tokens.
     """
-    from emo_jax.analysis.sample import write_activations
+    from emo_jax.analysis.record import write_activations
 
     found = write_activations(model, data, output, _settings(**sample), quiet=False)
     if missing := found.sample["missing"]:
@@ -112,7 +112,7 @@ def cluster(
     """
     if layer is not None and per_layer:
         raise UsageError("--layer and --per-layer: give one of them")
-    from emo_jax.analysis.sample import cluster_table
+    from emo_jax.analysis.cluster_table import cluster_table
 
     cluster_table(folders, clusters, layer=layer, per_layer=per_layer, seed=seed, output=output)
 

@@ -15,9 +15,7 @@ again (`files.arrays`); of object stores tensorstore asks several times by itsel
 """
 
 import copy
-import hashlib
 import os
-import stat
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -29,6 +27,7 @@ from emo_jax.data import foreign, raw, vocabularies
 from emo_jax.data.domain_groups import MOST_DOMAINS, DomainGroups, group_domains
 from emo_jax.data.json_tokenizer import JsonTokenizer
 from emo_jax.data.records import UNKNOWN_DOMAIN
+from emo_jax.data.store_files import StoreFiles, store_url
 from emo_jax.data.store_manifest import MANIFEST, parse_manifest
 from emo_jax.data.stream import SPLITS, Span, check_ids
 from emo_jax.data.tokenizer_base import Tokenizer
@@ -107,7 +106,7 @@ class TokenStore:
           DataError: it is not a store, or is damaged; names the file.
         """
         location = os.fspath(path)
-        files = _Files(location)
+        files = StoreFiles(location)
         content = files.read(MANIFEST)
         if content is None:
             if files.folder is not None and not files.folder.exists():
@@ -186,7 +185,7 @@ class TokenStore:
         return found
 
     def _read_tokenizer(self) -> Tokenizer:
-        files = _Files(self.path)
+        files = StoreFiles(self.path)
         if files.folder is not None:
             folder = files.folder / "tokenizer"
             return load_tokenizer(folder, trust=self._trust, within=files.folder)
@@ -229,7 +228,7 @@ class TokenStore:
           DataError: it is damaged, or another than the manifest says.
         """
         found = StoredArray(
-            {"driver": "zarr3", "kvstore": _url(self.path, name)},
+            {"driver": "zarr3", "kvstore": store_url(self.path, name)},
             name=f"{self.path}/{name}",
             patience=self._patience,
             context=lambda: self._context,
@@ -349,81 +348,3 @@ def _instead(folder: Path | None) -> str:
 
 def _rises(values: np.ndarray) -> bool:
     return bool((values[1:] > values[:-1]).all())
-
-
-def _url(path: str, name: str) -> Any:
-    """tensorstore's name of the folder `name` of a store."""
-    if "://" in path:
-        return f"{path.rstrip('/')}/{name}/"
-    return {"driver": "file", "path": f"{os.path.abspath(path)}/{name}/"}
-
-
-def _result(future: Any, where: str) -> Any:
-    """Waits; an error of tensorstore, which names the file, becomes a DataError."""
-    try:
-        return future.result()
-    except (ValueError, OSError) as error:
-        raise DataError(
-            f"{where}: cannot be read ({str(error).splitlines()[0]}); copy the store again or"
-            " prepare it again"
-        ) from error
-
-
-class _Files:
-    """The files of a store, local or remote."""
-
-    def __init__(self, location: str):
-        self.location = location
-        remote = "://" in location and not location.startswith("file://")
-        self.folder = None if remote else Path(location.removeprefix("file://"))
-
-    def read(self, name: str) -> bytes | None:
-        if self.folder is not None:
-            file = self.folder / name
-            return file.read_bytes() if file.is_file() else None
-        got = _result(self._kvstore().read(name), self.location)
-        return got.value if got.state == "value" else None
-
-    def _kvstore(self) -> Any:
-        return _result(ts.KvStore.open(self.location.rstrip("/") + "/"), self.location)
-
-    def check_sizes(self, files: dict[str, Any]) -> None:
-        """Every file there, and (where a look is cheap: on a local disk) of its size."""
-        if self.folder is None:
-            found = {key.decode() for key in _result(self._kvstore().list(), self.location)}
-            for name in files:
-                if name not in found:
-                    raise self._damaged(name, "missing")
-            return
-        for name, expected in files.items():
-            try:
-                status = (self.folder / name).stat()
-            except OSError:
-                raise self._damaged(name, "missing") from None
-            if not stat.S_ISREG(status.st_mode):  # a pipe would be waited for, a device has no end
-                raise self._damaged(name, "not a regular file")
-            size = status.st_size
-            if size != expected["bytes"]:
-                raise self._damaged(name, f"{size} bytes, should be {expected['bytes']}")
-
-    def steady(self, files: dict[str, Any], manifest: bytes) -> SteadyFiles | None:
-        """The local files as they are now."""
-        if self.folder is None:
-            return None
-        known = {name: expected["sha256"] for name, expected in files.items()}
-        return SteadyFiles(self.folder, {**known, MANIFEST: hashlib.sha256(manifest).hexdigest()})
-
-    def check_digests(self, files: dict[str, Any]) -> None:
-        for name, expected in files.items():
-            if self.folder is not None:
-                with (self.folder / name).open("rb") as stream:
-                    digest = hashlib.file_digest(stream, "sha256").hexdigest()
-            else:
-                digest = hashlib.sha256(self.read(name) or b"").hexdigest()
-            if digest != expected["sha256"]:
-                raise self._damaged(name, "content differs from its checksum")
-
-    def _damaged(self, name: str, why: str) -> DataError:
-        return DataError(
-            f"{self.location}/{name}: damaged ({why}); copy the store again or prepare it again"
-        )

@@ -12,16 +12,10 @@ from typing import Any
 import numpy as np
 
 from emo_jax import __version__
-from emo_jax.analysis.activations import ALL_DOCUMENTS, Sample, record_into
+from emo_jax.analysis.activations import record_into
 from emo_jax.analysis.cluster import check_count
-from emo_jax.analysis.sample import (
-    Opened,
-    SampleSettings,
-    check_model,
-    grouped,
-    recording,
-    sample_of,
-)
+from emo_jax.analysis.record import Opened, check_model, grouped, recording
+from emo_jax.analysis.sample import ALL_DOCUMENTS, Sample, SampleSettings, sample_of
 from emo_jax.analysis.texts import TokenTexts, token_texts
 from emo_jax.data.store import TokenStore
 from emo_jax.errors import UsageError, listed

@@ -4,7 +4,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from emo_jax.checkpoint.checkpointer import open_params, restore_params
+from emo_jax.checkpoint.reading import open_params, restore_params
 from emo_jax.config import Config
 from emo_jax.data.tokenizers import Tokenizer, load_tokenizer
 from emo_jax.errors import UsageError

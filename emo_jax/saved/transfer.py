@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from emo_jax.checkpoint.checkpointer import CHECKPOINTS, Checkpointer, open_params
+from emo_jax.checkpoint.checkpointer import Checkpointer
+from emo_jax.checkpoint.reading import CHECKPOINTS, open_params
 from emo_jax.checkpoint.slices import Block, SlicedLeaf
 from emo_jax.config import Config, to_dict
 from emo_jax.data.tokenizers import Tokenizer, has_tokenizer, load_tokenizer

@@ -9,8 +9,9 @@ import json
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
-from emo_jax.checkpoint.checkpointer import Checkpointer, checkpoints_of
+from emo_jax.checkpoint.checkpointer import Checkpointer
 from emo_jax.checkpoint.manifest import LeafPath, compare, read_manifest
+from emo_jax.checkpoint.reading import checkpoints_of
 from emo_jax.config import Config, differences, to_dict
 from emo_jax.data.store import TokenStore
 from emo_jax.data.stream import TokenSource

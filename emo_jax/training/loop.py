@@ -6,7 +6,6 @@ step k runs, so the device never waits for the log.
 """
 
 import contextlib
-import itertools
 import shutil
 import sys
 from collections.abc import Callable, Iterator
@@ -14,15 +13,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import numpy as np
 
 from emo_jax.batch import Batch
 from emo_jax.checkpoint.checkpointer import Checkpointer
 from emo_jax.config import Config, to_dict
-from emo_jax.data.loader import Loader, heldout_batches
+from emo_jax.data.loader import Loader
 from emo_jax.data.store import TokenStore
 from emo_jax.data.stream import TokenSource
-from emo_jax.data.windows import Windows, open_source, open_windows
+from emo_jax.data.windows import open_source, open_windows
 from emo_jax.errors import (
     CheckpointError,
     ConfigError,
@@ -31,8 +29,6 @@ from emo_jax.errors import (
     UsageError,
     one_line,
 )
-from emo_jax.evals.heldout import HeldOut, evaluate, make_eval_step
-from emo_jax.evals.keep_curve import in_halves, keep_curve
 from emo_jax.files.json_files import dumps
 from emo_jax.files.waiting import wait_unless
 from emo_jax.model.functions import ModelFunctions
@@ -44,6 +40,7 @@ from emo_jax.run.run_info import describe_run
 from emo_jax.run.workdir import INIT_FILE, TOKENIZER_FOLDER, all_succeed, claim_workdir
 from emo_jax.training import halt
 from emo_jax.training.clock import Clock
+from emo_jax.training.heldout_watch import HeldOutWatch
 from emo_jax.training.init_from import InitFrom
 from emo_jax.training.labels import LabelWatch
 from emo_jax.training.metrics import summarize
@@ -55,8 +52,6 @@ from emo_jax.training.step import jit_train_step
 from emo_jax.training.stop import StopRequest
 from emo_jax.training.trackers import make_trackers
 from emo_jax.training.tracking import Tracker
-
-HELD_OUT_SPLIT = "select"  # watched while training; "test" stays unseen until the end
 
 
 class _Running(NamedTuple):
@@ -109,28 +104,10 @@ class Trainer:
         self.windows = open_windows(config.data, source=source)
         check_vocab(config, source)
         processes.compare({"tokens of config.data.store": source.fingerprint})
-        self.heldout: Windows | None = None
-        self._grouped = ""
-        if (
-            config.train.eval_windows
-            and isinstance(source, TokenStore)
-            and source.count(HELD_OUT_SPLIT)
-        ):
-            held = source.grouped()
-            self._grouped = "" if held.groups is None else held.groups.note
-            self.heldout = open_windows(config.data, split=HELD_OUT_SPLIT, source=held)
         self.model = ModelFunctions(config, self.mesh)
+        self._watch = HeldOutWatch.of(config, self.model, source)
         self.optimizer = make_optimizer(config)
         self._batch_sharding = mesh_lib.windows_sharding(self.mesh)
-        self._eval_step = None
-        if self.heldout is not None:
-            self._eval_step = make_eval_step(
-                config, self.model, len(self.heldout.domains), router_probs=False
-            )
-        self._keep_step = None
-        if self.heldout is not None and config.train.eval_keep:
-            doubled = 2 * len(self.heldout.domains)  # see `keep_curve`
-            self._keep_step = make_eval_step(config, self.model, doubled, router_probs=True)
         self.train_step = jit_train_step(config, self.model, self.optimizer)
 
     def run(self) -> TrainState:
@@ -170,8 +147,8 @@ class Trainer:
             progress = TrainProgress(config.name, total=steps, done=start, enabled=shown)
             stack.callback(progress.close)
             progress.line(", ".join(f"{k}: {v}" for k, v in self.model.choices().items()))
-            if self._grouped:
-                progress.line(f"held-out losses: {self._grouped}")
+            if self._watch is not None and self._watch.note:
+                progress.line(f"held-out losses: {self._watch.note}")
             if start and begin.resumes:
                 progress.line(f"resumed at step {start}")
             if start >= steps:
@@ -309,7 +286,11 @@ class Trainer:
                 labels.check(window, last=last)
                 if last or (train.eval_every and step % train.eval_every == 0):
                     settle(early=True)
-                    self._evaluate(state, step, progress, log)
+                    if self._watch is not None:
+                        record, line = self._watch.measure(state.params, step)
+                        progress.line(line)
+                        if log:
+                            log.write(record)
                     clock.restart(step)
                 if last or step % save_every == 0:
                     settle(early=True)  # a run killed after the save goes on behind this step
@@ -367,71 +348,6 @@ class Trainer:
                     yield consumed, global_batch(batch, rows, where, size)
 
         return generate()
-
-    def _evaluate(
-        self, state: TrainState, step: int, progress: TrainProgress, log: Tracker | None
-    ) -> None:
-        if self.heldout is None or self._eval_step is None:
-            return
-        moe = self.config.moe
-        record: dict[str, Any] = {"step": step}
-        bad_M = np.zeros(len(self.heldout.domains), bool)
-        for pool_size in sorted({0, moe.pool.eval_size if moe else 0}):
-            batches = self._heldout_batches()
-            result = _measure(self._eval_step, state.params, batches, pool_size=pool_size)
-            record |= held_out_record(result, self.heldout.domains, pool_size)
-            bad_M |= result.broken_M
-        if self._keep_step is not None:
-            domains, step_of_keep = self.heldout.domains, self._keep_step
-
-            def run(keep_LMR: np.ndarray | None) -> HeldOut:
-                halves = in_halves(self._heldout_batches(), len(domains))
-                return _measure(step_of_keep, state.params, halves, keep_LMR=keep_LMR)
-
-            record |= keep_curve(self.config, run, domains, self.config.train.eval_keep)
-        broken = [d for d, bad in zip(self.heldout.domains, bad_M, strict=True) if bad]
-        more = f", not finite: {', '.join(broken[:5])}" if broken else ""
-        progress.line(f"step {step}: held-out loss {record['heldout_loss']:.4f}{more}")
-        if log:
-            log.write(record)
-
-    def _heldout_batches(self) -> Iterator[Batch]:
-        assert self.heldout is not None
-        train, where = self.config.train, self._batch_sharding
-        size = train.batch_size // train.micro_batches
-        rows = own_rows(where, size, self.config.data.seq_len)
-        batches = heldout_batches(
-            self.heldout, batch_size=size, max_windows=train.eval_windows, rows=rows
-        )
-        return (global_batch(batch, rows, where, size) for batch in batches)
-
-
-def _measure(
-    eval_step: Callable[..., dict[str, Any]],
-    params: Any,
-    batches: Iterator[Batch],
-    *,
-    keep_LMR: np.ndarray | None = None,
-    pool_size: int = 0,
-) -> HeldOut:
-    """`evaluate`, compiled on all processes before any of them runs it."""
-    first = next(batches)
-    processes.compile_together(eval_step, params, first, keep_LMR, pool_size=pool_size)
-    batches = itertools.chain([first], batches)
-    return evaluate(eval_step, params, batches, keep_LMR=keep_LMR, pool_size=pool_size)
-
-
-def held_out_record(result: HeldOut, domains: tuple[str, ...], pool_size: int) -> dict[str, Any]:
-    """Names for the log: `heldout_loss`, `heldout_loss/law`, and with a pool `… (pool=16)`.
-
-    Of every domain that has labels; one whose loss is not finite has it as it is.
-    """
-    suffix = f" (pool={pool_size})" if pool_size else ""
-    record = {f"heldout_loss{suffix}": result.loss}
-    for name, loss, labels in zip(domains, result.loss_M, result.labels_M, strict=True):
-        if labels:
-            record[f"heldout_loss/{name}{suffix}"] = float(loss)
-    return record
 
 
 def check_vocab(config: Config, source: TokenSource) -> None:

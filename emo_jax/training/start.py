@@ -13,8 +13,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from emo_jax.checkpoint.checkpointer import Checkpointer, restore_params
+from emo_jax.checkpoint.checkpointer import Checkpointer
 from emo_jax.checkpoint.manifest import leaves_of
+from emo_jax.checkpoint.reading import restore_params
 from emo_jax.config import Config
 from emo_jax.data.stream import TokenSource
 from emo_jax.errors import CheckpointError, UsageError

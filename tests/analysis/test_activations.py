@@ -10,14 +10,8 @@ from runs import emo_here
 from tiny import NO_POOL, dense_config, tiny_config
 
 from emo_jax.analysis import activations
-from emo_jax.analysis.activations import (
-    Activations,
-    Sample,
-    record,
-    same_documents,
-    sample_documents,
-    window_of,
-)
+from emo_jax.analysis.activations import Activations, record, same_documents, window_of
+from emo_jax.analysis.sample import Sample, sample_documents
 from emo_jax.config import MeshConfig
 from emo_jax.data.store import TokenStore
 from emo_jax.errors import DataError, UsageError

@@ -11,7 +11,8 @@ from jax.sharding import PartitionSpec
 from states import abstract_of, assert_same, mesh_of, state_of
 
 from emo_jax.checkpoint import manifest as manifest_lib
-from emo_jax.checkpoint.checkpointer import Checkpointer, open_params, restore_params
+from emo_jax.checkpoint.checkpointer import Checkpointer
+from emo_jax.checkpoint.reading import open_params, restore_params
 from emo_jax.config import CheckpointConfig
 from emo_jax.errors import CheckpointError
 

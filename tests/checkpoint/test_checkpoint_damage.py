@@ -8,7 +8,8 @@ import pytest
 from states import abstract_of, assert_same, state_of
 
 from emo_jax.checkpoint import manifest
-from emo_jax.checkpoint.checkpointer import Checkpointer, restore_params
+from emo_jax.checkpoint.checkpointer import Checkpointer
+from emo_jax.checkpoint.reading import restore_params
 from emo_jax.config import CheckpointConfig
 from emo_jax.errors import CheckpointError
 

@@ -7,7 +7,7 @@ import shutil
 import pytest
 
 from emo_jax.checkpoint import manifest
-from emo_jax.checkpoint.checkpointer import restore_params
+from emo_jax.checkpoint.reading import restore_params
 from emo_jax.errors import CheckpointError
 from emo_jax.hf import export_model
 from emo_jax.saved.load import load_model, open_model

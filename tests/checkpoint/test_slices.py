@@ -13,7 +13,8 @@ from etils import epath
 from jax.sharding import NamedSharding, PartitionSpec
 from states import assert_same, mesh_of
 
-from emo_jax.checkpoint.checkpointer import Checkpointer, open_params, restore_params
+from emo_jax.checkpoint.checkpointer import Checkpointer
+from emo_jax.checkpoint.reading import open_params, restore_params
 from emo_jax.checkpoint.slices import SlicedLeaf, SliceReader, blocks, extent
 from emo_jax.config import CheckpointConfig
 from emo_jax.errors import CheckpointError

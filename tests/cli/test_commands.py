@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import runs
 
-from emo_jax.checkpoint.checkpointer import restore_params
+from emo_jax.checkpoint.reading import restore_params
 from emo_jax.checks.numerics import SHIPPED_CASES
 from emo_jax.data.store import TokenStore
 from emo_jax.data.tokenizers import load_tokenizer

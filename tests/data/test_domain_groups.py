@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from emo_jax.analysis.activations import sample_documents
+from emo_jax.analysis.sample import sample_documents
 from emo_jax.data.domain_groups import group_domains
 from emo_jax.data.store import TokenStore
 from emo_jax.data.store_writer import SplitContent, write_store

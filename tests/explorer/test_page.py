@@ -11,8 +11,8 @@ import runs
 from pages import read_page
 from runs import emo_here
 
-from emo_jax.analysis.activations import Activations, Sample, sample_documents
-from emo_jax.analysis.sample import SampleSettings
+from emo_jax.analysis.activations import Activations
+from emo_jax.analysis.sample import Sample, SampleSettings, sample_documents
 from emo_jax.data.store import TokenStore
 from emo_jax.errors import UsageError
 from emo_jax.explorer import explore as exploring

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from emo_jax.analysis.activations import Activations
-from emo_jax.checkpoint.checkpointer import Checkpointer, restore_params
+from emo_jax.checkpoint.checkpointer import Checkpointer
+from emo_jax.checkpoint.reading import restore_params
 from emo_jax.config import CheckpointConfig
 from emo_jax.data.store import TokenStore
 from emo_jax.data.store_writer import SplitContent, write_store

@@ -12,7 +12,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import zstandard
 
-from emo_jax.analysis.activations import model_facts, record, sample_documents
+from emo_jax.analysis.activations import model_facts, record
+from emo_jax.analysis.sample import sample_documents
 from emo_jax.config import Config
 from emo_jax.data.pairs import pack_pairs, read_pairs, write_pairs
 from emo_jax.data.prepare import prepare

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import runs
 
-from emo_jax.checkpoint.checkpointer import Checkpointer, restore_params
+from emo_jax.checkpoint.checkpointer import Checkpointer
+from emo_jax.checkpoint.reading import restore_params
 from emo_jax.config.file import load_config
 from emo_jax.files.trees import flatten
 from emo_jax.hf import export_model, import_model

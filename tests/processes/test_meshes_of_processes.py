@@ -14,7 +14,7 @@ import runs
 from gradients import MESHES, differences, one_step, wide_config
 from tiny import tiny_config
 
-from emo_jax.checkpoint.checkpointer import restore_params
+from emo_jax.checkpoint.reading import restore_params
 from emo_jax.config import MeshConfig
 
 COUNTS = (1, 2, 4)  # processes, of eight devices together

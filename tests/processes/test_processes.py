@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import runs
 
-from emo_jax.checkpoint.checkpointer import restore_params
+from emo_jax.checkpoint.reading import restore_params
 
 pytestmark = pytest.mark.system
 

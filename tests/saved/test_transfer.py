@@ -16,7 +16,8 @@ import runs
 from jax.sharding import NamedSharding, PartitionSpec
 from safetensors.numpy import load_file, save_file
 
-from emo_jax.checkpoint.checkpointer import Checkpointer, restore_params
+from emo_jax.checkpoint.checkpointer import Checkpointer
+from emo_jax.checkpoint.reading import restore_params
 from emo_jax.checkpoint.slices import SliceReader
 from emo_jax.config import DataConfig, TrackingConfig, from_config_dict, to_dict
 from emo_jax.errors import CheckpointError, EmoError, HfFormatError, UsageError

@@ -14,7 +14,7 @@ from cases import few
 from tiny import dense_config, tiny_batch, tiny_config
 
 from emo_jax.batch import Batch
-from emo_jax.checkpoint.checkpointer import restore_params
+from emo_jax.checkpoint.reading import restore_params
 from emo_jax.config import MeshConfig
 from emo_jax.config.file import load_config
 from emo_jax.data.loader import Loader

@@ -16,7 +16,8 @@ from cases import few
 from tiny import NO_POOL, UNIFORM, tiny_batch, tiny_config
 
 from emo_jax.batch import Batch
-from emo_jax.checkpoint.checkpointer import Checkpointer, restore_params
+from emo_jax.checkpoint.checkpointer import Checkpointer
+from emo_jax.checkpoint.reading import restore_params
 from emo_jax.config import InitConfig, MeshConfig, to_dict
 from emo_jax.config.file import load_config
 from emo_jax.data.loader import Loader

@@ -7,7 +7,7 @@ import threading
 import pytest
 import runs
 
-from emo_jax.checkpoint.checkpointer import restore_params
+from emo_jax.checkpoint.reading import restore_params
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import time
 import pytest
 import runs
 
-from emo_jax.checkpoint.checkpointer import restore_params
+from emo_jax.checkpoint.reading import restore_params
 
 
 def _resume(argv, env, workdir, step):

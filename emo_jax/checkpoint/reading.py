@@ -1,0 +1,121 @@
+"""What a checkpoint holds, read: its parameters without the rest, whole or block by block."""
+
+import math
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+from etils import epath
+
+from emo_jax.checkpoint.manifest import (
+    DamagedError,
+    LeafPath,
+    compare,
+    item_of,
+    leaves_of,
+    like,
+    nest,
+    newest_good,
+    param_specs,
+)
+from emo_jax.checkpoint.slices import SliceReader
+from emo_jax.errors import one_line
+
+CHECKPOINTS = "checkpoints"  # in the workdir
+
+
+def checkpoints_of(workdir: str | os.PathLike[str]) -> epath.Path:
+    """The folder of a run's checkpoints; absolute, as orbax takes no other, or a URL."""
+    if "://" in os.fspath(workdir):
+        return epath.Path(workdir) / CHECKPOINTS
+    return epath.Path(Path(workdir).absolute()) / CHECKPOINTS
+
+
+def restore_params(
+    workdir: str | os.PathLike[str], step: int | None = None, abstract_params: Any = None
+) -> tuple[Any, dict[str, Any], int]:
+    """The sub-tree `params` of a checkpoint as (params, extra, step), without the rest.
+
+    Nested dicts of host arrays, or the tree and shardings of `abstract_params` where given: what a
+    checkpoint of unknown origin says of its own shapes is better not believed.
+    """
+    wanted = None if abstract_params is None else leaves_of({"params": abstract_params})
+
+    def load(folder: epath.Path, manifest: dict[str, Any]) -> dict[LeafPath, Any]:
+        if wanted is not None:
+            compare(folder, manifest, wanted, ("params",))
+        return dict(read_leaves(folder, manifest, wanted or param_specs(manifest)))
+
+    folder = checkpoints_of(workdir)
+    values, extra, found = newest_good(folder, step, {"params"}, load, [])
+    if wanted is None:
+        return nest(values).get("params", {}), extra, found
+    return like({"params": abstract_params}, values)["params"], extra, found
+
+
+def open_params(
+    workdir: str | os.PathLike[str], step: int | None = None, abstract_params: Any = None
+) -> tuple[SliceReader, dict[str, Any], int]:
+    """Like `restore_params`, to be read block by block: (reader, extra, step).
+
+    Paths are below `params`, joined by `/`. Memory holds the blocks that are asked for.
+    """
+    wanted = None if abstract_params is None else leaves_of({"params": abstract_params})
+
+    def load(folder: epath.Path, manifest: dict[str, Any]) -> SliceReader:
+        if wanted is not None:
+            compare(folder, manifest, wanted, ("params",))
+        specs = {"/".join(path[1:]): spec for path, spec in param_specs(manifest).items()}
+        return SliceReader(folder / manifest["data"] / "params", specs, ("params",))
+
+    return newest_good(checkpoints_of(workdir), step, {"params"}, load, [])
+
+
+def read_leaves(
+    folder: epath.Path, manifest: dict[str, Any], wanted: Mapping[LeafPath, Any]
+) -> Iterator[tuple[LeafPath, Any]]:
+    """The leaves that are wanted, as arrays where their specs say, item by item."""
+    empty = {path for path, spec in wanted.items() if math.prod(spec.shape) == 0}
+    for path in empty:
+        zeros, sharding = np.zeros(wanted[path].shape, wanted[path].dtype), _sharding(wanted[path])
+        yield path, zeros if sharding is None else jax.device_put(zeros, sharding)
+    for item in sorted({item_of(path) for path in wanted if path not in empty}):
+        specs = {p: x for p, x in wanted.items() if item_of(p) == item and p not in empty}
+        args = {
+            path: ocp.RestoreArgs(restore_type=np.ndarray)
+            if (sharding := _sharding(spec)) is None
+            else ocp.ArrayRestoreArgs(
+                sharding=sharding, global_shape=tuple(spec.shape), dtype=spec.dtype
+            )
+            for path, spec in specs.items()
+        }
+        handler = ocp.PyTreeCheckpointHandler(restore_concurrent_gb=limit_gb(specs.values()))
+        try:
+            tree = handler.restore(
+                folder / manifest["data"] / item,
+                args=ocp.args.PyTreeRestore(
+                    item=nest(specs), restore_args=nest(args), partial_restore=True
+                ),
+            )
+        except Exception as e:
+            raise DamagedError(f"{item} cannot be read: {one_line(e)}") from e
+        yield from leaves_of(tree).items()
+
+
+def _sharding(spec: Any) -> Any:
+    return getattr(spec, "sharding", None)
+
+
+def limit_gb(leaves: Any) -> int:
+    """Bytes, in GB, that orbax may have under way at once beyond the staged copy.
+
+    Its default of 96 GB can be a second copy of the state. It refuses an array above the limit
+    instead of waiting, and rounds reads up to whole chunks, hence twice the largest.
+    """
+    largest = max((math.prod(x.shape) * jnp.dtype(x.dtype).itemsize for x in leaves), default=0)
+    return max(2, math.ceil(2 * largest / 1e9))
