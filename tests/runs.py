@@ -13,9 +13,8 @@ import compiling
 import jax
 import numpy as np
 
-from emo_jax.checkpoint.checkpointer import _read
 from emo_jax.checkpoint.manifest import read_manifest
-from emo_jax.checkpoint.reading import checkpoints_of
+from emo_jax.checkpoint.reading import checkpoints_of, read_leaves
 from emo_jax.cli.app import _run
 from emo_jax.run.metrics_file import METRICS_FILE
 
@@ -169,7 +168,7 @@ def state_of(workdir: Path, step: int) -> dict[str, np.ndarray]:
         tuple(leaf["path"]): jax.ShapeDtypeStruct(leaf["shape"], leaf["dtype"])
         for leaf in manifest["leaves"]
     }
-    return {"/".join(path): np.asarray(x) for path, x in _read(folder, manifest, wanted)}
+    return {"/".join(path): np.asarray(x) for path, x in read_leaves(folder, manifest, wanted)}
 
 
 def flip_byte(file: Path) -> None:

@@ -70,9 +70,9 @@ def export(
     """Write a Hugging Face folder, a file for llama.cpp, or both, and push where asked."""
     from emo_jax.errors import UsageError
     from emo_jax.files.atomic import refuse_existing
+    from emo_jax.hf.fields import is_hugging_face
     from emo_jax.hf.push import check_repo, push_folder
     from emo_jax.run.workdir import CONFIG_FILE
-    from emo_jax.saved.load import is_hugging_face
     from emo_jax.saved.transfer import export_workdir
 
     at_step = workdir if step is None else f"{workdir}@{step}"

@@ -5,7 +5,15 @@ experiment files with overrides, `presets` has the named shapes and recipes.
 """
 
 from emo_jax.config.architecture import ModelConfig, MoeConfig, PoolConfig
-from emo_jax.config.fields import Config, differences, flatten, moe_of, portable, to_dict
+from emo_jax.config.fields import (
+    Config,
+    differences,
+    flatten,
+    may_change,
+    moe_of,
+    portable,
+    to_dict,
+)
 from emo_jax.config.parse import from_config_dict
 from emo_jax.config.sections import (
     CheckpointConfig,
@@ -32,6 +40,7 @@ __all__ = [
     "differences",
     "flatten",
     "from_config_dict",
+    "may_change",
     "moe_of",
     "portable",
     "to_dict",

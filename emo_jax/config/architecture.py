@@ -3,6 +3,7 @@
 import math
 from dataclasses import dataclass, field
 
+from emo_jax.config.changes import INIT, RECIPE, RESUME
 from emo_jax.config.checks import require
 from emo_jax.config.names import (
     AttentionBackend,
@@ -47,23 +48,25 @@ class MoeConfig:
     experts_per_layer: tuple[int, ...] = ()
     num_shared_experts: int = 1  # the last ones, used by every token with weight 1
     pool: PoolConfig = field(default_factory=PoolConfig)
-    load_balance_weight: float = 0.1  # divided by the number of layers in the loss
-    router_z_weight: float = 0.001  # likewise
+    # Divided by the number of layers in the loss.
+    load_balance_weight: float = field(default=0.1, metadata=RECIPE)
+    router_z_weight: float = field(default=0.001, metadata=RECIPE)  # likewise
     # Whose counts the load balance is of: a micro-batch's (the reference's), or the whole step's,
     # which takes one more forward pass where train.micro_batches is above 1.
-    balance_scope: BalanceScope = "micro"
+    balance_scope: BalanceScope = field(default="micro", metadata=RECIPE)
     # Whose picks it counts: all tokens', or (finetuning, SPEC 7.4) those of tokens that are labels.
     balance_tokens: BalanceTokens = "all"
-    backend: ExpertBackend = "auto"  # of the expert matrix products; auto: what suits the device
+    # Of the expert matrix products; `auto`: what suits the device.
+    backend: ExpertBackend = field(default="auto", metadata=RESUME)
     # How tokens reach experts on other devices (mesh.expert above 1); auto: ragged_all_to_all
     # where the devices have it.
-    dispatch: Dispatch = "auto"
+    dispatch: Dispatch = field(default="auto", metadata=RESUME)
     # Bound on the rows a device's experts take, in multiples of what balanced routing gives it;
     # what is over it is dropped and counted in `dropped`. 0: the worst case, nothing is dropped.
     receive_factor: float = 0.0
     # Parts of a device's tokens that go to other devices' experts one after the other. 0: as many
     # as share the experts, which keeps room for the worst case as large as for one device.
-    token_parts: int = 0
+    token_parts: int = field(default=0, metadata=RESUME)
 
     def __post_init__(self) -> None:
         n, k, s, pool = self.num_experts, self.top_k, self.num_shared_experts, self.pool
@@ -154,12 +157,14 @@ class ModelConfig:
     attention: AttentionScope = "document"  # what a token sees; window: across documents too
     rope_theta: float = 500_000.0
     norm_eps: float = 1e-6
-    init_std: float = 0.02  # truncated normal, cut at three of these
-    compute_dtype: Dtype = "bfloat16"  # parameters, router and losses are float32
-    attention_backend: AttentionBackend = "auto"  # auto: what suits the device
+    init_std: float = field(default=0.02, metadata=INIT)  # truncated normal, cut at three of these
+    # Parameters, router and losses are float32.
+    compute_dtype: Dtype = field(default="bfloat16", metadata=RECIPE)
+    # `auto`: what suits the device.
+    attention_backend: AttentionBackend = field(default="auto", metadata=RESUME)
     # What the backward pass computes again, to save memory. none: nothing; save_matmuls: all but
     # matrix products; save_attention: all but attention; full: whole layers.
-    remat: Remat = "none"
+    remat: Remat = field(default="none", metadata=RESUME)
 
     def __post_init__(self) -> None:
         for name in ("vocab_size", "num_layers", "embed_dim", "num_heads"):

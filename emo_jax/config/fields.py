@@ -5,11 +5,13 @@ and DESIGN in comments are docs/spec.md and docs/design.md.
 """
 
 import dataclasses
+import typing
 from dataclasses import dataclass, field
 from typing import Any
 
 from emo_jax.config import seeds
 from emo_jax.config.architecture import ModelConfig, MoeConfig
+from emo_jax.config.changes import INIT, KEY, RECIPE, RESUME
 from emo_jax.config.checks import nearest, require
 from emo_jax.config.sections import (
     CheckpointConfig,
@@ -26,17 +28,17 @@ from emo_jax.config.sections import (
 class Config:
     """One run."""
 
-    name: str  # shown, and that of the run in trackers
+    name: str = field(metadata=INIT)  # shown, and that of the run in trackers
     model: ModelConfig
-    train: TrainConfig
+    train: TrainConfig = field(metadata=RECIPE)
     moe: MoeConfig | None = None  # None: a dense model
-    data: DataConfig = field(default_factory=DataConfig)
-    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
-    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
-    mesh: MeshConfig = field(default_factory=MeshConfig)
-    tracking: TrackingConfig = field(default_factory=TrackingConfig)
-    init: InitConfig = field(default_factory=InitConfig)
-    seed: int = 0  # initialisation and pool draws
+    data: DataConfig = field(default_factory=DataConfig, metadata=RECIPE)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig, metadata=RECIPE)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig, metadata=RESUME)
+    mesh: MeshConfig = field(default_factory=MeshConfig, metadata=RESUME)
+    tracking: TrackingConfig = field(default_factory=TrackingConfig, metadata=RESUME)
+    init: InitConfig = field(default_factory=InitConfig, metadata=RESUME)
+    seed: int = field(default=0, metadata=RECIPE)  # initialisation and pool draws
 
     def __post_init__(self) -> None:
         named = self.name.isprintable() and bool(self.name.strip())
@@ -152,6 +154,27 @@ def differences(ours: Config, theirs: Config) -> list[str]:
     """One `field: theirs -> ours` line for every leaf in which two configs differ."""
     a, b = flatten(ours), flatten(theirs)
     return [f"{k}: {b.get(k)!r} -> {a.get(k)!r}" for k in sorted(a | b) if a.get(k) != b.get(k)]
+
+
+def section_of(kind: Any) -> type | None:
+    """The dataclass of a field annotated `Section` or `Section | None`."""
+    for option in typing.get_args(kind) or (kind,):
+        if isinstance(option, type) and dataclasses.is_dataclass(option):
+            return option
+    return None
+
+
+def may_change(name: str) -> str | None:
+    """When the field of a dotted name may differ, see `emo_jax.config.changes`; None: never."""
+    found: str | None = None
+    section: type = Config
+    for part in name.split("."):
+        fields = {f.name: f for f in dataclasses.fields(section)}
+        if part not in fields:
+            break
+        found = fields[part].metadata.get(KEY, found)
+        section = section_of(typing.get_type_hints(section)[part]) or section
+    return found
 
 
 def moe_of(config: Config) -> MoeConfig:

@@ -11,17 +11,9 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from emo_jax.config.checks import nearest
-from emo_jax.config.fields import Config
+from emo_jax.config.fields import Config, section_of
 from emo_jax.errors import ConfigError, clipped
 from emo_jax.files.json_files import is_text
-
-
-def section_of(kind: Any) -> type | None:
-    """The dataclass of a field annotated `Section` or `Section | None`."""
-    for option in typing.get_args(kind) or (kind,):
-        if isinstance(option, type) and dataclasses.is_dataclass(option):
-            return option
-    return None
 
 
 def _shown(value: Any) -> str:

@@ -1,8 +1,9 @@
 """Sections of the config that make a run: data, optimizer, loop, checkpoints, mesh, trackers."""
 
 import dataclasses
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from emo_jax.config.changes import RESUME
 from emo_jax.config.checks import nearest, require
 from emo_jax.config.names import FROZEN_PARTS, Dtype, RawDtype, Schedule, WandbMode
 from emo_jax.errors import ConfigError
@@ -16,12 +17,13 @@ DOLMA2_PAD_ID = 100_277
 class DataConfig:
     """Windows of a token store, or of headerless `.npy` token files read in place."""
 
-    store: str = ""  # folder of emo prepare, or patterns of .npy files with commas between
+    # Folder of emo prepare, or patterns of .npy files with commas between.
+    store: str = field(default="", metadata=RESUME)
     seq_len: int = 4096  # tokens of a window
     seed: int = 0  # order of the windows
     eos_starts_next_pool: bool = False  # the reference's off-by-one (SPEC 2.1)
     repetition_filter: bool = True  # mask windows with a short pattern repeated (SPEC 5.5)
-    prefetch: int = 2  # batches made ahead
+    prefetch: int = field(default=2, metadata=RESUME)  # batches made ahead
     raw_vocab_size: int = 100_278  # of .npy files, which do not say it; Dolma 2's (SPEC 5.1)
     raw_eos_id: int = DOLMA2_EOS_ID  # likewise: ends a document
     raw_pad_id: int = DOLMA2_PAD_ID  # likewise: fills a window; raw_eos_id if only that is given
@@ -64,7 +66,8 @@ class OptimizerConfig:
     b2: float = 0.95  # of its second
     eps: float = 1e-8
     first_moment_dtype: Dtype = "float32"  # bfloat16 saves 2 bytes a parameter
-    offload: bool = False  # keeps Adam's moments in the memory of the host
+    # Keeps Adam's moments in the memory of the host.
+    offload: bool = field(default=False, metadata=RESUME)
     weight_decay: float = 0.1  # decoupled; on everything but the input embedding
     clip_norm: float = 1.0  # of all gradients together
     # Parts that stay as they are, to the last bit: embeddings (input and output), attention, norms,
@@ -114,13 +117,15 @@ class TrainConfig:
     batch_size: int  # windows of a step, over all devices
     micro_batches: int = 1  # one after the other, to save memory
     z_loss_weight: float = 1e-5  # on logsumexp² of the vocabulary logits
-    loss_chunk: int = 1024  # tokens whose logits exist at once, per window row
-    log_every: int = 10  # steps
-    eval_every: int = 0  # steps; 0: only at the end
-    eval_windows: int = 64  # held-out windows per evaluation; 0: none
+    # Tokens whose logits exist at once, per window row.
+    loss_chunk: int = field(default=1024, metadata=RESUME)
+    log_every: int = field(default=10, metadata=RESUME)  # steps
+    eval_every: int = field(default=0, metadata=RESUME)  # steps; 0: only at the end
+    # Held-out windows per evaluation; 0: none.
+    eval_windows: int = field(default=64, metadata=RESUME)
     # Experts to keep of each layer, shared ones included: also the held-out loss with so many,
     # chosen for each domain on half of the windows and judged on the other half.
-    eval_keep: tuple[int, ...] = ()
+    eval_keep: tuple[int, ...] = field(default=(), metadata=RESUME)
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "micro_batches", "loss_chunk", "log_every"):

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from emo_jax.errors import HfFormatError, UsageError
-from emo_jax.files.json_files import Fields, NotReadableError
+from emo_jax.files.json_files import Fields, NotReadableError, read_object
 from emo_jax.hf.layouts import LAYOUTS, Layout
 
 
@@ -94,8 +94,22 @@ _OF_ANY = {
 _ALIASES = {"hidden_act": ("swish",), "mlp_only_layers": (None,)}  # of a fixed value's own name
 
 
-def is_hugging_face(hf: Mapping[str, Any]) -> bool:
-    """Whether a config.json is one of transformers rather than of a run."""
+def is_hugging_face(folder: Path) -> bool:
+    """Whether the config.json of a folder is one of transformers rather than of a run.
+
+    Raises:
+      UsageError: there is none, or it is damaged.
+    """
+    advice = "copy it again, or give another folder"
+    try:
+        return _is_of_transformers(
+            read_object(folder / "config.json", error=UsageError, advice=advice)
+        )
+    except FileNotFoundError:
+        raise UsageError(f"{folder}: no config.json; {advice}") from None
+
+
+def _is_of_transformers(hf: Mapping[str, Any]) -> bool:
     return "architectures" in hf or "model_type" in hf
 
 
@@ -138,7 +152,7 @@ def read_fields(hf: Mapping[str, Any], where: Path) -> tuple[Layout, dict[str, A
 
 
 def _architecture(hf: Mapping[str, Any], where: Path) -> _Architecture:
-    if not is_hugging_face(hf) and {"model", "train"} <= hf.keys():
+    if not _is_of_transformers(hf) and {"model", "train"} <= hf.keys():
         raise UsageError(
             f"{where.parent}: a run's workdir, not a Hugging Face folder; make one with emo export"
             f" {where.parent} --output FOLDER"

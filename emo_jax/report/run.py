@@ -8,7 +8,7 @@ from emo_jax.errors import UsageError, one_line
 from emo_jax.files.json_files import Fields, read_object
 from emo_jax.run.metrics_file import METRICS_FILE, number_in, numbers_in, read_metrics
 from emo_jax.run.run_info import read_run_info
-from emo_jax.run.workdir import CONFIG_FILE
+from emo_jax.run.workdir import CONFIG_FILE, split_step
 
 _WAY = re.compile(r" \((pool|keep)=\d+\)$")
 Points = tuple[list[int], list[float]]  # steps, values
@@ -100,8 +100,8 @@ def read_run(workdir: str | Path) -> Run:
       UsageError: it is no workdir, or nothing was logged yet.
     """
     path = Path(workdir)
-    folder, at, step = str(workdir).rpartition("@")
-    if at and folder and step.isdecimal() and not path.exists():
+    folder, step = split_step(workdir)
+    if step is not None:
         raise UsageError(f"{workdir}: a report is of the whole run; give {folder}, without @{step}")
     if not (path / METRICS_FILE).is_file():
         raise UsageError(f"{path}: no {METRICS_FILE} here; give the workdir of a run")

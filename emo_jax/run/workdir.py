@@ -9,11 +9,12 @@ import json
 import os
 from collections.abc import Callable, Mapping
 from functools import partial
+from pathlib import Path
 
 import jax
 from etils import epath
 
-from emo_jax.config import Config, differences, from_config_dict, to_dict
+from emo_jax.config import Config, differences, from_config_dict, may_change, to_dict
 from emo_jax.errors import ConfigError, EmoError, UsageError, one_line
 from emo_jax.files.atomic import write_atomic
 from emo_jax.files.inside import check_own_files
@@ -23,25 +24,6 @@ from emo_jax.parallel import processes
 CONFIG_FILE = "config.json"
 INIT_FILE = "init.json"  # of a workdir: whose checkpoint its run began from
 TOKENIZER_FOLDER = "tokenizer"  # of a workdir, and of a token store
-
-# What a resumed run may change: none of it alters what the run computes.
-_FREE_SECTIONS = ("checkpoint", "mesh", "tracking", "init")
-_FREE_FIELDS = (
-    "train.log_every",
-    "train.eval_every",
-    "train.eval_windows",
-    "train.eval_keep",
-    "data.prefetch",
-    "data.store",
-    "model.attention_backend",
-    "model.remat",
-    "moe.backend",
-    "moe.dispatch",
-    "moe.token_parts",
-    "optimizer.offload",
-    "train.loss_chunk",
-)
-
 
 _RECIPE = ("train", "optimizer")  # sections that a run may go on with otherwise, elsewhere
 
@@ -103,8 +85,19 @@ def claim_workdir(
 
 def is_free(difference: str) -> bool:
     """Whether a line of `differences` is of a field that does not alter what a run computes."""
-    name = difference.partition(":")[0]
-    return name in _FREE_FIELDS or name.partition(".")[0] in _FREE_SECTIONS
+    return may_change(difference.partition(":")[0]) == "resume"
+
+
+def split_step(path: str | os.PathLike[str]) -> tuple[Path, int | None]:
+    """The folder and the step of `WORKDIR@STEP`; a folder that is called so is no step of another.
+
+    None stands for no step: the newest, say.
+    """
+    text = os.fspath(path)
+    folder, at, step = text.rpartition("@")
+    if at and folder and step.isdecimal() and not Path(text).exists():
+        return Path(folder), int(step)
+    return Path(text), None
 
 
 def _claim(

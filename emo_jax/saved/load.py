@@ -8,13 +8,13 @@ from emo_jax.checkpoint.reading import open_params, restore_params
 from emo_jax.config import Config
 from emo_jax.data.tokenizers import Tokenizer, load_tokenizer
 from emo_jax.errors import UsageError
-from emo_jax.files.json_files import read_object
-from emo_jax.hf import fields, import_model, tokenizer_files
+from emo_jax.hf import import_model, tokenizer_files
+from emo_jax.hf.fields import is_hugging_face
 from emo_jax.hf.hf_config import SPECIAL_IDS, ids_for_others, special_ids
 from emo_jax.hf.importing import open_folder
 from emo_jax.hf.tensors import LeafSource
 from emo_jax.model.params import Params, abstract_params
-from emo_jax.run.workdir import CONFIG_FILE, read_workdir_config
+from emo_jax.run.workdir import CONFIG_FILE, read_workdir_config, split_step
 from emo_jax.saved.transfer import tokenizer_of
 
 
@@ -121,7 +121,7 @@ def open_model(path: str, *, trust: bool = False) -> OpenedModel:
 
 def _find(path: str) -> tuple[Path, int | None]:
     """The folder that is meant, and the step."""
-    folder, step = _split_step(path)
+    folder, step = split_step(path)
     if not folder.exists():
         raise UsageError(f"{path}: no such folder; give a run's workdir or a Hugging Face folder")
     if not (folder / CONFIG_FILE).is_file():
@@ -160,21 +160,3 @@ def _about(
         "folder": folder,
         "tokenizer_dir": tokenizer if has_json else None,
     }
-
-
-def _split_step(path: str) -> tuple[Path, int | None]:
-    folder, at, step = path.rpartition("@")
-    if at and folder and step.isdecimal() and not Path(path).exists():
-        return Path(folder), int(step)
-    return Path(path), None
-
-
-def is_hugging_face(folder: Path) -> bool:
-    """Whether the config.json of a folder is one of transformers rather than of a run."""
-    advice = "copy it again, or give another folder"
-    try:
-        return fields.is_hugging_face(
-            read_object(folder / CONFIG_FILE, error=UsageError, advice=advice)
-        )
-    except FileNotFoundError:
-        raise UsageError(f"{folder}: no {CONFIG_FILE}; {advice}") from None

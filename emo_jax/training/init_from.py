@@ -4,6 +4,7 @@ Everything here only looks; `start.py` makes the state. The source is kept in WO
 in every checkpoint.
 """
 
+import contextlib
 import hashlib
 import json
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any, Literal, NamedTuple, get_args
 from emo_jax.checkpoint.checkpointer import Checkpointer
 from emo_jax.checkpoint.manifest import LeafPath, compare, read_manifest
 from emo_jax.checkpoint.reading import checkpoints_of
-from emo_jax.config import Config, differences, to_dict
+from emo_jax.config import Config, differences, may_change, to_dict
 from emo_jax.data.store import TokenStore
 from emo_jax.data.stream import TokenSource
 from emo_jax.errors import CheckpointError, DataError, EmoError, UsageError, one_line
@@ -21,31 +22,18 @@ from emo_jax.files.json_files import (
     Fields,
     NotReadableError,
     parse,
-    read_object,
     read_regular,
 )
 from emo_jax.hf.fields import is_hugging_face
 from emo_jax.run.workdir import (
-    CONFIG_FILE,
     INIT_FILE,
     TOKENIZER_FOLDER,
-    is_free,
     read_workdir_config,
+    split_step,
 )
 
 Mode = Literal["weights", "weights+optimizer", "all"]
 MODES: tuple[str, ...] = get_args(Mode)
-
-# Never has to be expected: how something is computed or shown, not what.
-_FREE = ("name", "train.loss_chunk", "model.remat", "model.init_std", "moe.backend")
-# With parameters alone: the recipe is the new run's own.
-_RECIPE_SECTIONS = ("data", "optimizer", "train", "seed")
-_RECIPE_FIELDS = (
-    "model.compute_dtype",
-    "moe.load_balance_weight",
-    "moe.router_z_weight",
-    "moe.balance_scope",
-)
 
 
 class InitFrom(NamedTuple):
@@ -64,10 +52,8 @@ class InitFrom(NamedTuple):
         """
         if mode not in MODES:
             raise UsageError(f"--init {mode}: must be one of {', '.join(MODES)}")
-        folder, at, step = text.rpartition("@")
-        if at and folder and step.isdecimal() and not Path(text).exists():
-            return cls(Path(folder).absolute(), int(step), mode)
-        return cls(Path(text).absolute(), None, mode)
+        folder, step = split_step(text)
+        return cls(folder.absolute(), step, mode)
 
     def __str__(self) -> str:
         return f"--init-from {self.workdir}" + ("" if self.step is None else f"@{self.step}")
@@ -151,22 +137,18 @@ def windows_of(extra: dict[str, Any], where: str) -> int:
 
 
 def _config_of(asked: InitFrom) -> Config:
+    foreign = False
     try:
         return read_workdir_config(asked.workdir)
     except UsageError as e:
-        if _is_hugging_face(asked.workdir / CONFIG_FILE):
+        with contextlib.suppress(EmoError):
+            foreign = is_hugging_face(asked.workdir)
+        if foreign:
             raise UsageError(
                 f"{asked}: a Hugging Face folder, not a workdir; make one of it with emo import"
                 f" {asked.workdir} --workdir WORKDIR, and give that with --init weights"
             ) from e
         raise
-
-
-def _is_hugging_face(file: Path) -> bool:
-    try:
-        return is_hugging_face(read_object(file, advice="copy it again"))
-    except (OSError, EmoError):
-        return False
 
 
 def read_record(workdir: Path) -> dict[str, Any] | None:
@@ -238,11 +220,8 @@ def counted_differences(config: Config, theirs: Config, mode: str) -> list[str]:
     """`field: theirs -> ours` of the fields that matter to a run that takes over this much."""
 
     def counts(line: str) -> bool:
-        name = line.partition(":")[0]
-        if is_free(line) or name in _FREE:
-            return False
-        recipe = name.partition(".")[0] in _RECIPE_SECTIONS or name in _RECIPE_FIELDS
-        return not (mode == "weights" and recipe)
+        when = may_change(line.partition(":")[0])
+        return when not in ("resume", "init") and (when, mode) != ("weights", "weights")
 
     return [line for line in differences(config, theirs) if counts(line)]
 
