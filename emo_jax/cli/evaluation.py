@@ -10,6 +10,7 @@ import click
 
 from emo_jax.cli.app import TRUST, Items, Number, command, refuse_unwritable
 from emo_jax.config import seeds
+from emo_jax.config.names import METHODS, SPLIT_NAMES
 from emo_jax.errors import UsageError
 from emo_jax.files.json_files import dumps, is_text
 
@@ -201,7 +202,7 @@ def _whole_file(path: Path) -> Iterator[TextIO]:
 @click.option("--data", required=True, help="Token store, or .npy token files.")
 @click.option(
     "--split",
-    type=click.Choice(["test", "select", "train"]),
+    type=click.Choice(SPLIT_NAMES),
     default="test",
     show_default=True,
 )
@@ -229,7 +230,7 @@ def _whole_file(path: Path) -> Iterator[TextIO]:
 )
 @click.option(
     "--method",
-    type=click.Choice(["layerwise", "global", "easy_ep", "random"]),
+    type=click.Choice(METHODS),
     default="global",
     show_default=True,
     help="Of choosing them, see emo select.",

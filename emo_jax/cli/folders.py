@@ -6,6 +6,7 @@ from typing import Any
 import click
 
 from emo_jax.cli.app import command
+from emo_jax.config.names import GGUF_TYPES, LAYOUT_NAMES
 
 
 @command("emo export runs/tiny --output hf/tiny --layout qwen2_moe")
@@ -17,7 +18,7 @@ from emo_jax.cli.app import command
 )
 @click.option(
     "--layout",
-    type=click.Choice(["qwen2_moe", "llama", "emo"]),
+    type=click.Choice(LAYOUT_NAMES),
     default=None,
     help="qwen2_moe (experts) and llama (dense) load in stock transformers, and one of them is"
     " taken if not given; emo has the released checkpoints' names.",
@@ -34,7 +35,7 @@ from emo_jax.cli.app import command
 )
 @click.option(
     "--gguf-type",
-    type=click.Choice(["float32", "float16", "bfloat16", "q8_0"]),
+    type=click.Choice(GGUF_TYPES),
     default=None,
     show_default="float32",
     help="Of the matrices of --gguf.",

@@ -5,12 +5,13 @@ from pathlib import Path
 import click
 
 from emo_jax.cli.app import TRUST, Items, Number, command
+from emo_jax.config.names import FREEZES, METHODS, MOE_LAYOUT_NAMES, NEW_EXPERTS
 from emo_jax.errors import UsageError
 
 _MOST_DIGITS = 18  # of a number of experts or documents
 _LAYOUT = click.option(
     "--layout",
-    type=click.Choice(["qwen2_moe", "emo"]),
+    type=click.Choice(MOE_LAYOUT_NAMES),
     default=None,
     help="qwen2_moe, if not given, loads in stock transformers; emo has the released checkpoints'"
     " names.",
@@ -50,7 +51,7 @@ def counts(option: str, items: tuple[str, ...]) -> tuple[int, ...]:
 )
 @click.option(
     "--method",
-    type=click.Choice(["layerwise", "global", "easy_ep", "random"]),
+    type=click.Choice(METHODS),
     default="layerwise",
     show_default=True,
     help="layerwise: by router probability, in a model pruned up to there; global: in the whole"
@@ -240,7 +241,7 @@ def merge(
 @click.option("--output", default=None, help="Also write a Hugging Face folder at the end.")
 @click.option(
     "--layout",
-    type=click.Choice(["qwen2_moe", "emo", "llama"]),
+    type=click.Choice([*MOE_LAYOUT_NAMES, "llama"]),
     default=None,
     help="Of --output; if not given, what stock transformers loads.",
 )
@@ -252,7 +253,7 @@ def merge(
 )
 @click.option(
     "--freeze",
-    type=click.Choice(["none", "routed", "routed+shared", "all-but-router"]),
+    type=click.Choice(FREEZES),
     default="none",
     show_default=True,
     help="What stays as it is, to the last bit.",
@@ -347,7 +348,7 @@ def finetune(
 @click.option("--add", type=int, required=True, help="Routed experts to add to each layer.")
 @click.option(
     "--init",
-    type=click.Choice(["copy", "jitter", "random"]),
+    type=click.Choice(NEW_EXPERTS),
     default="jitter",
     show_default=True,
     help="Copies of experts that the seed draws, copies with 2 % noise, or fresh ones.",

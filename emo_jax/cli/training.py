@@ -5,6 +5,7 @@ from pathlib import Path
 import click
 
 from emo_jax.cli.app import Number, command
+from emo_jax.config.names import INIT_MODES
 from emo_jax.errors import UsageError
 
 
@@ -46,7 +47,7 @@ def quickstart(
 )
 @click.option(
     "--init",
-    type=click.Choice(["weights", "weights+optimizer", "all"]),
+    type=click.Choice(INIT_MODES),
     default=None,
     help="What --init-from takes over. all, if not given: optimizer, step and place in the data,"
     " so that the run goes on, as an anneal does. weights: parameters only. weights+optimizer:"

@@ -46,7 +46,7 @@ class EvalSettings:
       windows: at most this many of a split, spread evenly over it.
       pools: sizes of pools, in routed experts.
       keeps: experts to keep for each domain, the shared ones included.
-      method: how they are chosen, of `scores.METHODS`.
+      method: how they are chosen, of `emo_jax.config.names.Method`.
       allow_fewer: also fewer than top-k.
     """
 

@@ -7,20 +7,18 @@ Legend: L layers, R routed experts of the old model.
 """
 
 from collections.abc import Sequence
-from typing import Literal, get_args
 
 import numpy as np
 
 from emo_jax.checkpoint.slices import Block
 from emo_jax.config import Config, moe_of
 from emo_jax.config.extended import extended_config
+from emo_jax.config.names import NEW_EXPERTS
 from emo_jax.errors import UsageError
 from emo_jax.hf.tensors import LeafSource
 from emo_jax.model.params import EXPERTS, ROUTER, Shape
 from emo_jax.modules.assemble import Assembled, Part, Place
 
-Init = Literal["copy", "jitter", "random"]
-INITS: tuple[str, ...] = get_args(Init)
 MOST_ADDED = 4096  # experts of a layer; the largest models have some hundreds
 JITTER = 0.02  # standard deviation of the factor (SPEC 10)
 
@@ -44,8 +42,8 @@ def extended(
     Raises:
       UsageError: no such `init`, or none to add.
     """
-    if init not in INITS:
-        raise UsageError(f"--init {init}: must be one of {', '.join(INITS)}")
+    if init not in NEW_EXPERTS:
+        raise UsageError(f"--init {init}: must be one of {', '.join(NEW_EXPERTS)}")
     if not 1 <= add <= MOST_ADDED:
         raise UsageError(f"--add {add}: must be in 1..{MOST_ADDED}")
     larger, R = extended_config(config, add), moe_of(config).num_routed_experts

@@ -52,7 +52,7 @@ class SelectSettings:
     Attributes:
       keeps: `16` or `25%`, the shared experts included; one model each.
       per_layer: a count for each layer instead; empty: none.
-      method: of `scores.METHODS`.
+      method: of `emo_jax.config.names.Method`.
       examples: numbers of documents, ascending; None: all. The models are those of the last.
       max_tokens: of all examples, at most.
       min_tokens: of an example.

@@ -9,14 +9,14 @@ Legend: B windows, S tokens, L layers, D width, M domains, R routed experts, K r
 
 from collections.abc import Callable, Sequence
 from functools import lru_cache, partial
-from typing import NamedTuple, get_args
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from emo_jax.batch import Batch
-from emo_jax.config.names import Method
+from emo_jax.config.names import METHODS
 from emo_jax.errors import UsageError
 from emo_jax.model.functions import ModelFunctions
 from emo_jax.model.moe_mlp import MoeMlp, PerLayer
@@ -28,7 +28,6 @@ from emo_jax.parallel import mesh as mesh_lib
 from emo_jax.selection.budgets import choose_best, experts_there
 from emo_jax.selection.examples import Examples, pack
 
-METHODS: tuple[str, ...] = get_args(Method)
 BATCH_TOKENS = 8192  # of a batch on one device, about
 
 

@@ -8,12 +8,13 @@ import contextlib
 import hashlib
 import json
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, NamedTuple
 
 from emo_jax.checkpoint.checkpointer import Checkpointer
 from emo_jax.checkpoint.manifest import LeafPath, compare, read_manifest
 from emo_jax.checkpoint.reading import checkpoints_of
 from emo_jax.config import Config, differences, may_change, to_dict
+from emo_jax.config.names import INIT_MODES
 from emo_jax.data.store import TokenStore
 from emo_jax.data.stream import TokenSource
 from emo_jax.errors import CheckpointError, DataError, EmoError, UsageError, one_line
@@ -32,9 +33,6 @@ from emo_jax.run.workdir import (
     split_step,
 )
 
-Mode = Literal["weights", "weights+optimizer", "all"]
-MODES: tuple[str, ...] = get_args(Mode)
-
 
 class InitFrom(NamedTuple):
     """What the command line asks for."""
@@ -50,8 +48,8 @@ class InitFrom(NamedTuple):
         Raises:
           UsageError: no such mode.
         """
-        if mode not in MODES:
-            raise UsageError(f"--init {mode}: must be one of {', '.join(MODES)}")
+        if mode not in INIT_MODES:
+            raise UsageError(f"--init {mode}: must be one of {', '.join(INIT_MODES)}")
         folder, step = split_step(text)
         return cls(folder.absolute(), step, mode)
 
