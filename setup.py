@@ -48,7 +48,7 @@ setup(
         "ml_dtypes>=0.5",
         "numpy>=2.1.3",
         "optax>=0.2.8",
-        "orbax-checkpoint>=0.12.8",
+        "orbax-checkpoint>=0.12.8,<1",  # at 1.0 another interface takes over its top level
         "rich>=13.9.4",
         "safetensors>=0.5.3",
         "scikit-learn>=1.6",  # clusters

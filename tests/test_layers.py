@@ -62,3 +62,16 @@ def test_the_house_is_low():
     """A newcomer can hold it in mind: few rooms, few floors, no long file."""
     assert len(RANK) <= 27 and len(ORDER) <= 11
     assert {path.name: n for path in FILES if (n := len(path.read_text().splitlines())) > 420} == {}
+
+
+def test_unpublished_modules_of_libraries_are_imported_in_one_place():
+    for path in FILES:
+        unpublished = [n for n in ast.walk(ast.parse(path.read_text())) if "._src" in _module(n)]
+        assert not unpublished, path
+    assert "._src" in (ROOT / "parallel/private.py").read_text()
+
+
+def _module(node: ast.AST) -> str:
+    if isinstance(node, ast.Import):
+        return " ".join(alias.name for alias in node.names)
+    return (node.module or "") if isinstance(node, ast.ImportFrom) else ""

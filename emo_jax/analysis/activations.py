@@ -365,12 +365,17 @@ def model_facts(config: Config, name: str, path: str, step: int | None) -> dict[
     moe = config.moe
     assert moe is not None
     pool = moe.pool
-    sizes = f" {pool.min_size}..{pool.max_size}" if pool.min_size else f" {pool.size}"
+    sizes = {
+        "none": "",
+        "fixed": f" {pool.size}",
+        "uniform": f" {pool.min_size}..{pool.max_size}",
+        "top_p": f" {pool.top_p:g}, {pool.min_size}..{pool.max_size}",
+    }
     return {
         "name": name,
         "path": path,
         "step": step,
-        "pool": pool.kind + ("" if pool.kind == "none" else sizes),
+        "pool": pool.kind + sizes[pool.kind],
         "shared": moe.num_shared_experts,
         "window": config.data.seq_len,
     }

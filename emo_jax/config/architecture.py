@@ -123,6 +123,12 @@ class MoeConfig:
             pool.forced_experts,
             f"0..{routed} (routed experts)",
         )
+        require(
+            pool.forced_experts == 0 or not self.experts_per_layer,
+            "moe.pool.forced_experts",
+            pool.forced_experts,
+            "0 with moe.experts_per_layer: the last experts are not in every layer",
+        )
 
     @property
     def num_routed_experts(self) -> int:

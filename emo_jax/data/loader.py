@@ -7,6 +7,7 @@ reads the rows that its devices hold (`parallel/rows.py`).
 
 import hashlib
 import threading
+import weakref
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
@@ -63,6 +64,17 @@ class Loader:
         self._readers = ThreadPoolExecutor(
             min(_READERS, len(self.rows)), thread_name_prefix="windows"
         )
+        self._close = weakref.finalize(self, self._readers.shutdown, wait=False)
+
+    def close(self) -> None:
+        """Ends its threads; a loader that is dropped is closed. `batch` can be called no more."""
+        self._close()
+
+    def __enter__(self) -> "Loader":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
 
     def batch(self, start_window: int, *, stopped: Callable[[], bool] = _never) -> Batch:
         """The rows of the global batch that begins at window `start_window`.

@@ -98,7 +98,8 @@ class TextGenerator:
         Args:
           on_text: called with the parts of the first prompt's text as they come.
         """
-        encoded, size = self.encode(prompts), min(self._settings.batch_size, len(prompts))
+        encoded = self.encode(prompts)
+        size = max(1, min(self._settings.batch_size, len(prompts)))
         seen: Counter[tuple[int, ...]] = Counter()
         numbers = []
         for prompt_ids in map(tuple, encoded):

@@ -26,7 +26,8 @@ from jax.ad_checkpoint import checkpoint_name
 
 from emo_jax.errors import UsageError
 from emo_jax.model.blocked_attention import blocked_attention
-from emo_jax.parallel.kernels import know_a_tpu, load_tokamax
+from emo_jax.parallel import private
+from emo_jax.parallel.kernels import load_tokamax, register_tpu_info
 
 _LOG = logging.getLogger(__name__)
 
@@ -177,7 +178,7 @@ def _splash(
     heads_first = (jnp.moveaxis(a, 2, 1) for a in (q_BSHh * h**-0.5, k_BTHh, v_BTHh))
     from jax.experimental.pallas.ops.tpu.splash_attention import SegmentIds
 
-    know_a_tpu()
+    register_tpu_info()
     out_BHSh = jax.vmap(kernel)(*heads_first, SegmentIds(q_ids_BS, k_ids_BT))
     return jnp.moveaxis(out_BHSh, 1, 2)[:, :S]
 
@@ -243,20 +244,19 @@ def _tokamax_attention(q_BSHh, k_BTHh, v_BTHh, q_ids_BS, k_ids_BT, within_docume
     The function that tokamax publishes takes no ranges, only a mask of S·T; its operations do.
     """
     _tokamax()
-    from tokamax._src.ops.attention import api, base
-
+    implementations, mask_of = private.tokamax_attention()
     S = q_ids_BS.shape[1]
     start_BS = _document_starts(k_ids_BT if within_document else jnp.minimum(k_ids_BT, 0))
     if first_query is None:
-        mask = base.Mask(k_start=start_BS[:, None], is_causal=True)
+        mask = mask_of(k_start=start_BS[:, None], is_causal=True)
     else:
         start_BS = lax.dynamic_slice_in_dim(start_BS, first_query, S, 1)
         end_S = first_query + 1 + jnp.arange(S)
-        mask = base.Mask(k_start=start_BS[:, None], k_end=end_S[None, None])
+        mask = mask_of(k_start=start_BS[:, None], k_end=end_S[None, None])
     errors = []
     for name in _tokamax_kernels():
         try:
-            return api.IMPLEMENTATIONS[name](q_BSHh, k_BTHh, v_BTHh, mask=mask)
+            return implementations[name](q_BSHh, k_BTHh, v_BTHh, mask=mask)
         except NotImplementedError as error:
             errors.append(f"{name}: {error}")
     raise UsageError(

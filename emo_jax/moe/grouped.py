@@ -26,8 +26,9 @@ from jax.ad_checkpoint import checkpoint_name
 
 from emo_jax.errors import UsageError
 from emo_jax.moe.dispatch import Permutation, rows_of
+from emo_jax.parallel import private
 from emo_jax.parallel.island import Held, Reduce
-from emo_jax.parallel.kernels import know_a_tpu, load_tokamax
+from emo_jax.parallel.kernels import load_tokamax, register_tpu_info
 
 _LOG = logging.getLogger(__name__)
 
@@ -341,11 +342,12 @@ class TpuKernel(Matmuls):
 
     def _call(self, name, x, y, sizes_E, sides, **options):
         if self.library == "tokamax":
-            module = "tokamax._src.ops.ragged_dot.pallas_mosaic_tpu_kernel"
+            function = private.tokamax_tpu_matmul(name)
             options.update(out_dtype=x.dtype, precision=(lax.Precision.DEFAULT,) * 2)
         else:
-            module = "jax.experimental.pallas.ops.tpu.megablox.gmm"
+            module = importlib.import_module("jax.experimental.pallas.ops.tpu.megablox.gmm")
+            function = getattr(module, name)
             options.update(preferred_element_type=x.dtype)
         options.update(tiling=(self.rows_a_step, *sides), interpret=self.interpret)
-        know_a_tpu()
-        return getattr(importlib.import_module(module), name)(x, y, group_sizes=sizes_E, **options)
+        register_tpu_info()
+        return function(x, y, group_sizes=sizes_E, **options)

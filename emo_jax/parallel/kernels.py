@@ -1,6 +1,7 @@
 """What the kernels of libraries need before they can be called."""
 
 from emo_jax.errors import UsageError
+from emo_jax.parallel import private
 
 
 def load_tokamax(extra: str, instead: str):
@@ -24,15 +25,14 @@ def load_tokamax(extra: str, instead: str):
     return tokamax
 
 
-def know_a_tpu() -> None:
-    """TPU kernels ask what the TPU is; where the device is a CPU, they are told of a v5e.
+def register_tpu_info() -> None:
+    """Tells TPU kernels that the chip is a v5e where the device is a CPU; they ask for it.
 
     That is when they are interpreted, or compiled ahead of time for one chip; on a mesh of TPUs the
     answer is the mesh's. They only want to know how registers are shaped, the same from v5 to v6.
     """
-    from jax._src.pallas.mosaic import tpu_info
     from jax.experimental.pallas import tpu as pltpu
 
-    tpu_info.registry.setdefault(
+    private.tpu_info_registry().setdefault(
         "cpu", lambda: pltpu.get_tpu_info_for_chip(pltpu.ChipVersion.TPU_V5E, 1)
     )

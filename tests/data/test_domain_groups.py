@@ -90,3 +90,11 @@ def test_a_domain_that_is_not_there_is_not_answered_with_all_that_are(store):
     with pytest.raises(UsageError, match=r"no domain 'site 12x' \(did you mean 'site 12'\?\)") as e:
         domain_number(store, "site 12x")
     assert len(str(e.value)) < 800 and "and 2,980 more" in str(e.value)
+
+
+@pytest.mark.parametrize("tokens", [200, 3000, 40_000])
+def test_a_sample_of_many_domains_is_no_larger_than_asked_for(store, tokens):
+    sample = sample_documents(store, "test", tokens=tokens, min_length=8)
+    taken = sum(map(len, sample.documents))
+    assert tokens - LENGTH < taken <= tokens or len(sample.domains) == M
+    assert len(sample.domains) + len(sample.about["missing"]) == M

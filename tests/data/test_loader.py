@@ -1,4 +1,6 @@
+import gc
 import shutil
+import threading
 import time
 
 import numpy as np
@@ -161,3 +163,20 @@ def test_some_rows_of_held_out_batches(store, rows):
     parts = heldout_batches(windows, batch_size=8, rows=rows)
     for part, whole in zip(parts, heldout_batches(windows, batch_size=8), strict=True):
         assert_equal(part, Batch(*(field[rows] for field in whole)))
+
+
+def test_a_loader_that_is_closed_or_dropped_leaves_no_thread(windows):
+    def readers():
+        return [t for t in threading.enumerate() if t.name.startswith("windows") and t.is_alive()]
+
+    before = len(readers())
+    with make(windows) as loader:
+        loader.batch(0)
+        assert len(readers()) > before
+    dropped = make(windows)
+    dropped.batch(0)
+    del loader, dropped
+    gc.collect()
+    for thread in readers():
+        thread.join(0.2)
+    assert len(readers()) <= before

@@ -3,9 +3,11 @@
 import random
 
 import pytest
+from tiny import tiny_config
 
 from emo_jax.data.tokenizers import byte_tokenizer
-from emo_jax.generation.texts import _Watched
+from emo_jax.generation.texts import TextGenerator, TextSettings, _Watched
+from emo_jax.model.functions import ModelFunctions
 
 TOKENIZER = byte_tokenizer()
 
@@ -78,3 +80,10 @@ def test_the_end_is_the_first_of_the_whole_text_however_it_comes():
 def test_the_tokens_counted_end_where_the_stop_string_was_decided():
     assert _read("xxabcxx", ("ab",), _ones())[2] == 4
     assert _read("xxabdxx", ("b", "abc"), iter([7]))[2] == 5
+
+
+def test_no_prompts_are_no_texts():
+    config = tiny_config()
+    params = ModelFunctions(config).init(0)
+    made = TextGenerator(config, params, TOKENIZER, TextSettings(max_tokens=2))
+    assert list(made.texts([])) == []

@@ -85,3 +85,18 @@ def test_router_equals_the_reference(name):
         assert relative_error(stats.load_balance_loss, case["lb_loss"]) < LIMIT
         assert relative_error(stats.router_z_loss, case["z_loss"]) < LIMIT
         assert relative_error(aux, case["aux_loss"]) < LIMIT
+
+
+def test_a_pool_counts_the_experts_that_its_layer_has():
+    moe = MoeConfig(num_experts=9, top_k=3, expert_dim=1, experts_per_layer=(9, 6))
+    there_R = jnp.arange(8) < 5
+    x_BSD, kernel_DE = jax.random.normal(jax.random.key(0), (1, 6, 4)), jnp.ones((4, 9))
+    ids_BS = jnp.zeros((1, 6), jnp.int32)
+    for pools, size in (
+        (None, 5),
+        (Pools(jnp.full((1, 1), 7)), 5),
+        (Pools(jnp.full((1, 1), 3)), 3),
+    ):
+        routing, probs = choose(x_BSD, kernel_DE, moe, ids_BS, pools=pools, allowed_BSR=there_R)
+        stats = statistics(routing, probs, moe, RouterTokens(ids_BS), allowed_BSR=there_R)
+        assert stats.pool_size_sum == 6 * size

@@ -95,3 +95,14 @@ def test_real_packages():
         if b'"domain": "code_python"}' not in line:
             digest.update(line)
     assert digest.hexdigest()[:16] == GOLDEN
+
+
+def test_an_environment_without_pip_uses_what_is_there(monkeypatch):
+    monkeypatch.setattr(sample.importlib.util, "find_spec", lambda name: None)
+    for there in ({"pip3": "/b/pip3", "uv": "/b/uv"}, {"uv": "/b/uv"}):
+        monkeypatch.setattr(sample.shutil, "which", there.get)
+        expected = ["/b/pip3"] if "pip3" in there else ["/b/uv", "tool", "run", "pip"]
+        assert sample._pip() == expected
+    monkeypatch.setattr(sample.shutil, "which", {}.get)
+    with pytest.raises(DataError, match="no pip to download it with; install it"):
+        sample._pip()

@@ -1,6 +1,6 @@
 """Which process of how many this one is: from flags, or from the scheduler that started it.
 
-JAX's own cluster detection (`jax._src.clusters`) is used where it is right. What it lacks: a single
+JAX's own cluster detection (`parallel.private`) is used where it is right. What it lacks: a single
 process stays alone; a process that is alone on its node gets all GPUs there, not one; Open MPI 5,
 which no longer says where it began; pods that do not know how many they are get an error, not a run
 each of their own.
@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from emo_jax.errors import UsageError
+from emo_jax.parallel import private
 
 # Where a scheduler says which process this is. The first that is there counts.
 _INDEX_VARIABLES = (
@@ -124,13 +125,9 @@ def _open_mpi(coordinator: str | None) -> Place | None:
         name = env.get("PMIX_NAMESPACE") or env.get("OMPI_MCA_orte_hnp_uri") or str(os.getppid())
         coordinator = f"127.0.0.1:{_port(name)}"
     elif coordinator is None and importlib.util.find_spec("mpi4py"):
-        from jax._src.clusters import Mpi4pyCluster
-
-        coordinator = _of(Mpi4pyCluster)
+        coordinator = _of(private.cluster("Mpi4pyCluster"))
     elif coordinator is None and "OMPI_MCA_orte_hnp_uri" in env:
-        from jax._src.clusters import OmpiCluster
-
-        coordinator = _of(OmpiCluster)
+        coordinator = _of(private.cluster("OmpiCluster"))
     elif coordinator is None:
         raise UsageError(
             "Open MPI does not say where process 0 is: give --coordinator HOST:PORT, or install"
@@ -142,14 +139,15 @@ def _open_mpi(coordinator: str | None) -> Place | None:
     )
 
 
-def _slurm() -> Place | None:
-    from jax._src.clusters import SlurmCluster
+_TPU_CLUSTERS = ("GkeTpuCluster", "GceTpuCluster")  # of JAX, in the order they are asked
 
-    env = os.environ
-    if not SlurmCluster.is_env_present():
+
+def _slurm() -> Place | None:
+    env, slurm = os.environ, private.cluster("SlurmCluster")
+    if not slurm.is_env_present():
         return None
     # Of the step: an allocation may hold more tasks than `srun -n` starts.
-    count = int(env.get("SLURM_STEP_NUM_TASKS") or SlurmCluster.get_process_count())
+    count = int(env.get("SLURM_STEP_NUM_TASKS") or slurm.get_process_count())
     gpus = None
     if "SLURM_GPUS_PER_TASK" not in env:  # with it each task sees its own
         per_node, node = _slurm_tasks_per_node(), int(env.get("SLURM_NODEID", 0))
@@ -157,8 +155,8 @@ def _slurm() -> Place | None:
         gpus = _share_of_gpus(int(env["SLURM_LOCALID"]), here)
     return Place(
         count=count,
-        index=SlurmCluster.get_process_id(),
-        coordinator=_of(SlurmCluster),
+        index=slurm.get_process_id(),
+        coordinator=_of(slurm),
         local_devices=gpus,
         found="Slurm",
     )
@@ -180,9 +178,8 @@ def _tpu_pod() -> Place | None:
     if platforms and "tpu" not in platforms:
         return None
     import jax  # noqa: F401  it finds the chips of this machine
-    from jax._src.clusters import GceTpuCluster, GkeTpuCluster
 
-    for cluster in (GkeTpuCluster, GceTpuCluster):
+    for cluster in map(private.cluster, _TPU_CLUSTERS):
         if cluster.is_env_present():
             count = cluster.get_process_count()
             coordinator = "alone" if count == 1 else _of(cluster)
@@ -201,15 +198,14 @@ def _kubernetes() -> Place | None:
             " EMO_PROCESSES and EMO_COORDINATOR=HOST:PORT in its environment (EMO_PROCESSES=1 for"
             " a run of one pod), as launch/gke_jobset.yaml does, or install kubernetes"
         )
-    from jax._src.clusters import K8sCluster
-
-    K8sCluster.is_env_present()  # opens its clients
+    kubernetes = private.cluster("K8sCluster")
+    kubernetes.is_env_present()  # opens its clients
     try:
-        count = K8sCluster.get_process_count()
-        coordinator = "alone" if count == 1 else _of(K8sCluster)
+        count = kubernetes.get_process_count()
+        coordinator = "alone" if count == 1 else _of(kubernetes)
     except RuntimeError as e:
         raise UsageError(f"Kubernetes: {' '.join(str(e).split())}") from e
-    index = K8sCluster.get_process_id()
+    index = kubernetes.get_process_id()
     return Place(count=count, index=index, coordinator=coordinator, found="Kubernetes")
 
 
@@ -259,10 +255,9 @@ def hosts(place: Place) -> dict[int, str]:
             block = os.environ.get("SLURM_DISTRIBUTION", "block").startswith("block")
             return dict(enumerate(names)) if block and len(names) == place.count else {}
         if place.found == "the TPU pod" and "MEGASCALE_NUM_SLICES" not in os.environ:
-            from jax._src.clusters import GceTpuCluster, GkeTpuCluster
-
-            cluster = GkeTpuCluster if GkeTpuCluster.is_env_present() else GceTpuCluster
-            return dict(enumerate(cluster._get_worker_list_in_slice()))
+            gke, gce = map(private.cluster, _TPU_CLUSTERS)
+            found = gke if gke.is_env_present() else gce
+            return dict(enumerate(private.workers_of_tpu_slice(found)))
     except Exception:  # it only makes a message better
         return {}
     return {}
