@@ -111,7 +111,7 @@ def make_stores(output: Path) -> Stores:
     for is_held_out, target in ((False, stores.trained), (True, stores.held_out)):
         if not target.exists():
             inputs, tokenizer = [str(parts[is_held_out])], load_tokenizer(tokenizer_dir)
-            prepare(inputs, target, tokenizer, fractions=FRACTIONS)
+            prepare(inputs, target, tokenizer, fractions=FRACTIONS, quiet=False)
     return stores
 
 

@@ -12,7 +12,7 @@ ORDER: list[set[str]] = [
     {"cli"},
     {"bench", "quickstart"},
     {"aot", "checks", "explorer", "modules"},
-    {"analysis", "training"},
+    {"analysis", "api", "training"},
     {"evals", "saved"},
     {"generation", "hf", "selection"},
     {"checkpoint", "model", "report"},

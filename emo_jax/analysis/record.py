@@ -1,7 +1,7 @@
 """`emo activations`: a model and a store in, a folder out."""
 
+import os
 import sys
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -60,16 +60,53 @@ def check_model(model: ModelOnDisk, store: TokenStore) -> None:
         raise UsageError(f"{model.path}: {model.name} is dense, it has no experts to look at")
 
 
-def write_activations(
-    model: str, data: str, output: str | Path, settings: SampleSettings, *, quiet: bool = True
+def activations(
+    model: str | os.PathLike[str],
+    data: str | os.PathLike[str],
+    output: str | os.PathLike[str],
+    *,
+    split: str = "test",
+    tokens: int = 200_000,
+    max_length: int = 512,
+    min_length: int = 32,
+    seed: int = 0,
+    max_domains: int = 100,
+    quiet: bool = True,
 ) -> Activations:
-    """Records what a model's router says of a sample of a store.
+    """Records what a model's router says of every token of a sample of a store, for all layers.
+
+    Without a pool, and with attention within documents. Two models with the same tokenizer, store
+    and arguments see the same tokens.
+
+    Args:
+      model: `WORKDIR`, `WORKDIR@STEP`, or a Hugging Face folder.
+      data: a token store.
+      output: folder to make; `Activations.open` opens it again.
+      split: of the store.
+      tokens: to look at, at most, evenly over the domains.
+      max_length: tokens of a document, the first ones.
+      min_length: shorter documents are left out.
+      seed: of the documents.
+      max_domains: by name, the largest; all others are one.
+      quiet: show no progress.
+
+    Returns:
+      Probabilities (N,L,R), picks (N,L,K), tokens and documents, read when they are asked for.
 
     Raises:
       UsageError: nothing is written.
     """
     refuse_existing(output)
-    store = grouped(TokenStore.open(data), settings.max_domains)
+    model = os.fspath(model)
+    settings = SampleSettings(
+        split=split,
+        tokens=tokens,
+        max_length=max_length,
+        min_length=min_length,
+        seed=seed,
+        max_domains=max_domains,
+    )
+    store = grouped(TokenStore.open(data), max_domains)
     with Progress("activations", enabled=not quiet) as shown:
         shown.show(f"reading {model}")
         opened = Opened(model, store)

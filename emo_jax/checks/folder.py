@@ -1,6 +1,7 @@
 """A Hugging Face folder held against the run it came from: weights, config, ids."""
 
 import math
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,7 +52,10 @@ class Comparison:
 
 
 def compare_folder(
-    hf_dir: str | Path, against: str, *, on_bytes: Callable[[int], None] = lambda n: None
+    hf_dir: str | os.PathLike[str],
+    against: str,
+    *,
+    on_bytes: Callable[[int], None] = lambda n: None,
 ) -> Comparison:
     """Holds every tensor, the fields of config.json and the tokenizer of a folder against a run.
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import click
 
+import emo_jax
 from emo_jax.cli.app import TRUST, Number, command, refuse_unwritable
 from emo_jax.errors import UsageError, listed
 
@@ -69,9 +70,7 @@ def activations(model: str, data: str, output: str, **sample: Any) -> None:
     without a pool, attention is within documents. The folder holds zarr arrays; two models with the
     same tokenizer, store and options see the same tokens.
     """
-    from emo_jax.analysis.record import write_activations
-
-    found = write_activations(model, data, output, _settings(**sample), quiet=False)
+    found = emo_jax.activations(model, data, output, **sample, quiet=False)
     if missing := found.sample["missing"]:
         short = f"no document of {sample['min_length']} tokens was found of {listed(missing, 20)}"
         click.echo(f"emo: {short}", err=True)

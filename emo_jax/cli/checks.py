@@ -1,11 +1,10 @@
 """emo verify, emo bench."""
 
-import dataclasses
 from pathlib import Path
-from typing import Any
 
 import click
 
+import emo_jax
 from emo_jax.cli.app import Command, Number, cli, command, refuse_unwritable
 from emo_jax.errors import EmoError, UsageError
 from emo_jax.files.json_files import dumps
@@ -26,31 +25,13 @@ def verify(folder: str | None, against: str | None, json_file: str | None) -> No
     Face folder against the run it came from."""
     if json_file:
         refuse_unwritable("--json", Path(json_file))  # before minutes of work
-    if against is not None and folder is None:
-        raise UsageError(f"--against {against}: give the folder too, before it: emo verify HF_DIR")
-    results: dict[str, Any]
-    if folder is not None and against is not None:
-        from emo_jax.checks.folder import compare_folder
-
-        found = compare_folder(folder, against)
-        at = "" if found.step is None else f" at step {found.step}"
-        for line in found.differences:
-            click.echo(f"{folder}: {line}")
-        if not found.count:
-            click.echo(f"{folder}: as {against}{at}: {found.tensors} tensors, config, tokenizer")
-        results, failed = dataclasses.asdict(found), found.count
-        wrong = f"{folder}: {failed} differences from {against}{at}"
-    else:
-        from emo_jax.checks.numerics import verify_cases
-
-        results, failed = verify_cases(Path(folder) if folder else None, show=click.echo)
-        wrong = f"{failed} quantities are beyond their limits"
+    found = emo_jax.verify(folder, against=against, show=click.echo)
     if json_file:
         from emo_jax.files.atomic import write_atomic
 
-        write_atomic(Path(json_file), dumps(results, indent=2) + "\n")
-    if failed:
-        raise EmoError(wrong)
+        write_atomic(Path(json_file), dumps(found.results, indent=2) + "\n")
+    if not found.ok:
+        raise EmoError(found.summary)
 
 
 @cli.group(no_args_is_help=False)

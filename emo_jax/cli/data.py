@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+import emo_jax
 from emo_jax.cli.app import TRUST, Command, Number, cli, command
 from emo_jax.data.text_files import MAX_DOCUMENT_BYTES
 from emo_jax.errors import DataError
@@ -77,35 +78,22 @@ def prepare(
     them, and seqio tasks: seqio:MODULE:TASK or seqio:MODULE:TASK:SPLIT.
     """
     from emo_jax.data.document_filter import DocumentFilter
-    from emo_jax.data.prepare import prepare as run
-    from emo_jax.data.prepare import sample_texts
-    from emo_jax.data.store_writer import check_target
-    from emo_jax.data.tokenizers import load_tokenizer
 
-    check_target(output)
-    wanted = DocumentFilter(**bounds)
-    max_document_bytes = round(max_document_mb * 1e6)
-
-    def sample() -> Iterator[str]:
-        return sample_texts(
-            inputs,
-            text_field=text_field,
-            wanted=wanted,
-            max_document_bytes=max_document_bytes,
-        )
-
-    run(
+    emo_jax.prepare(
         inputs,
         output,
-        load_tokenizer(tokenizer, eos_id=eos_id, sample=sample, trust=trust),
+        tokenizer,
         text_field=text_field,
         id_field=id_field,
         domain_field=domain_field,
-        wanted=wanted,
-        max_document_bytes=max_document_bytes,
+        wanted=DocumentFilter(**bounds),
+        max_document_bytes=round(max_document_mb * 1e6),
         seed=seed,
         strict=strict,
         add_bos=add_bos,
+        eos_id=eos_id,
+        trust=trust,
+        quiet=False,
     )
 
 

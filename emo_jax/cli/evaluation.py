@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, TextIO
 
 import click
 
+import emo_jax
 from emo_jax.cli.app import TRUST, Items, Number, command, refuse_unwritable
 from emo_jax.config import seeds
 from emo_jax.config.names import METHODS, SPLIT_NAMES
@@ -108,10 +109,9 @@ def generate(
     if output:
         refuse_unwritable("--output", Path(output))
     from emo_jax.generation.sampling import Sampling
-    from emo_jax.generation.texts import TextGenerator, TextSettings
-    from emo_jax.saved.load import load_model
+    from emo_jax.generation.texts import TextSettings
 
-    loaded = load_model(model, trust=trust)
+    loaded = emo_jax.load(model, trust=trust)
     settings = TextSettings(
         max_tokens=max_tokens,
         sampling=Sampling(temperature, top_k or 0, top_p),
@@ -119,7 +119,7 @@ def generate(
         seed=seed,
         batch_size=batch_size,
     )
-    generator = TextGenerator(loaded.config, loaded.params, loaded.need_tokenizer(), settings)
+    generator = loaded.text_generator(settings)
     generator.encode(prompts)  # refuses before anything is made
     if output:
         with _whole_file(Path(output)) as stream:
@@ -267,61 +267,25 @@ def eval_(
         refuse_unwritable("--json", Path(json_file))
     from rich.console import Console
 
-    from emo_jax.checkpoint.manifest import versions
-    from emo_jax.evals import by_domain, report
     from emo_jax.files.atomic import write_atomic
     from emo_jax.files.progress import Progress
-    from emo_jax.saved.load import load_model
-    from emo_jax.selection.budgets import parse_keep
 
-    loaded = load_model(model, trust=trust)
-    config = loaded.config
-    moe, texts = config.moe, [text for given in keeps for text in given]
-    if moe is None and texts:
-        raise UsageError(f"--keep {texts[0]}: {config.name} is dense, it has no experts")
-    settings = by_domain.EvalSettings(
-        split=split,
-        windows=windows,
-        pools=pools,
-        keeps=tuple(parse_keep(t, moe, allow_fewer=allow_fewer) for t in texts) if moe else (),
-        method=method,
-        allow_fewer=allow_fewer,
-    )
-    by_domain.check_ways(config, settings)
-    chosen = by_domain.open_split(
-        data, config, split, loaded.tokenizer, max_domains=max_domains, trust=trust
-    )
-    if chosen.note:
-        click.echo(f"emo: {data}: {chosen.note} (--max-domains)", err=True)
-    mesh = by_domain.eval_mesh(config)
     with Progress("eval") as shown:
-        losses = by_domain.domain_losses(
-            config,
-            loaded.params,
-            chosen,
-            settings,
-            mesh=mesh,
+        found = emo_jax.evaluate(
+            model,
+            data,
+            split=split,
+            windows=windows,
+            pool=pools,
+            keep=[text for given in keeps for text in given],
+            method=method,
+            allow_fewer=allow_fewer,
+            max_domains=max_domains,
+            trust=trust,
             progress=shown.show,
+            note=lambda line: click.echo(f"emo: {line} (--max-domains)", err=True),
         )
-    step = "" if loaded.step is None else f", step {loaded.step}"
-    title = (
-        f"{loaded.name}{step}: {split} loss, nats a token ({losses.windows:,} of"
-        f" {losses.windows_there:,} windows of {config.data.seq_len:,} tokens)"
-    )
     width = None if sys.stdout.isatty() else _WIDTH  # in a file no line is broken
-    Console(highlight=False, width=width).print(report.to_table(losses, config, title))
-    if not json_file:
-        return
-    about = {
-        "model": {"name": loaded.name, "path": model, "step": loaded.step},
-        "data": {"path": data, "fingerprint": chosen.fingerprint},
-        "split": split,
-        "keep_method": method if settings.keeps else None,
-        "window_tokens": config.data.seq_len,
-        "attention": config.model.attention,
-        "compute_dtype": config.model.compute_dtype,
-        "devices": mesh.size,
-        "platform": mesh.devices.flat[0].platform,
-        "versions": versions(),
-    }
-    write_atomic(Path(json_file), dumps(about | report.to_json(losses), indent=1) + "\n")
+    Console(highlight=False, width=width).print(found.table())
+    if json_file:
+        write_atomic(Path(json_file), dumps(found.to_json(), indent=1) + "\n")

@@ -5,6 +5,7 @@ from typing import Any
 
 import click
 
+import emo_jax
 from emo_jax.cli.app import command
 from emo_jax.config.names import GGUF_TYPES, LAYOUT_NAMES
 
@@ -74,7 +75,6 @@ def export(
     from emo_jax.hf.fields import is_hugging_face
     from emo_jax.hf.push import check_repo, push_folder
     from emo_jax.run.workdir import CONFIG_FILE
-    from emo_jax.saved.transfer import export_workdir
 
     at_step = workdir if step is None else f"{workdir}@{step}"
     convert: dict[str, Any] = {"ids_alone": gguf_ids, "tokenizer_dir": tokenizer}
@@ -100,7 +100,7 @@ def export(
             from emo_jax.saved.gguf import check_convertible
 
             check_convertible(at_step, **convert)
-        made, layout = export_workdir(
+        made, layout = emo_jax.export(
             workdir, output, layout=layout, step=step, tokenizer_dir=tokenizer, quiet=False
         )
         click.echo(f"{made}: layout {layout}")
@@ -140,7 +140,5 @@ def export(
 )
 def import_(hf_dir: str, workdir: str) -> None:
     """Read a Hugging Face folder (qwen2_moe, llama or emo) into a workdir."""
-    from emo_jax.saved.transfer import import_folder
-
-    config = import_folder(hf_dir, workdir, quiet=False)
+    config = emo_jax.import_(hf_dir, workdir, quiet=False)
     click.echo(f"{workdir}: {config.name}, {config.model.num_layers} layers")

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import click
 
+import emo_jax
 from emo_jax.cli.app import TRUST, Items, Number, command
 from emo_jax.config.names import FREEZES, METHODS, MOE_LAYOUT_NAMES, NEW_EXPERTS
 from emo_jax.errors import UsageError
@@ -107,29 +108,23 @@ def select(
     Face folders with selection.json: what was kept, by which scores.
     """
     from emo_jax.files.atomic import refuse_existing
-    from emo_jax.modules.select import SelectSettings, stored_bytes
-    from emo_jax.modules.select import select as run
+    from emo_jax.modules.select import stored_bytes
 
     refuse_existing(Path(output))
     numbers = tuple(None if n == "all" else counts("--examples", (n,))[0] for n in examples)
-    if not numbers or 0 in numbers:
-        raise UsageError("--examples: must be numbers above 0, or all")
-    ordered = sorted(n for n in set(numbers) if n is not None)
-    made = run(
+    made = emo_jax.select(
         model,
         data,
         output,
-        SelectSettings(
-            keeps=keep,
-            per_layer=counts("--keep-per-layer", keep_per_layer),
-            method=method,
-            examples=(*ordered, *([None] if None in numbers else [])),
-            max_tokens=max_tokens,
-            min_tokens=min_tokens,
-            seed=seed,
-            allow_fewer=allow_fewer,
-            layout=layout,
-        ),
+        keep=keep,
+        keep_per_layer=counts("--keep-per-layer", keep_per_layer),
+        method=method,
+        examples=numbers,
+        max_tokens=max_tokens,
+        min_tokens=min_tokens,
+        seed=seed,
+        allow_fewer=allow_fewer,
+        layout=layout,
         trust=trust,
         quiet=False,
     )
@@ -176,9 +171,8 @@ def compose(
     """
     from emo_jax.config import moe_of
     from emo_jax.model.params import count_parameters
-    from emo_jax.modules.compose import compose_folders
 
-    folder, config = compose_folders(
+    folder, config = emo_jax.compose(
         modules, output, layout=layout, average=average, fill_from=fill_from, quiet=False
     )
     counts = [moe_of(config).experts_in(n) for n in range(config.model.num_layers)]
@@ -217,9 +211,9 @@ def merge(
     layout: str | None,
 ) -> None:
     """Put the routed experts of a (finetuned) module back into the whole model."""
-    from emo_jax.modules.compose import merge_folder
+    from emo_jax.modules.merge import merge as run
 
-    folder = merge_folder(
+    folder = run(
         module,
         into,
         output,
@@ -306,19 +300,15 @@ def finetune(
     other: the same command goes on where it stopped. Prompt and answer are tokenised apart, with
     nothing between them.
     """
-    from emo_jax.files.atomic import refuse_existing
     from emo_jax.training.stop import StopRequest
 
-    if output is not None:
-        refuse_existing(output)
-        if Path(output).resolve() == Path(workdir).resolve():
-            raise UsageError(f"--output {output}: is the --workdir; give another folder")
-    with StopRequest() as stop:
-        from emo_jax.modules.finetune import FinetuneSettings
-        from emo_jax.modules.finetune import finetune as run
-        from emo_jax.saved.transfer import export_workdir
-
-        settings = FinetuneSettings(
+    with StopRequest() as stop:  # before the slow imports
+        emo_jax.finetune(
+            model,
+            data,
+            workdir,
+            output=output,
+            layout=layout,
             prompt_field=prompt_field,
             answer_field=answer_field,
             freeze=freeze,
@@ -329,18 +319,10 @@ def finetune(
             window=window or 0,
             seed=seed,
             skip_unusable=skip_unusable,
-        )
-        run(
-            *(model, data, workdir, settings),
-            exports=output is not None,
-            layout=layout,
             stop=stop,
             trust=trust,
             quiet=False,
         )
-    if output is not None:
-        made, used = export_workdir(workdir, output, layout=layout, quiet=False)
-        click.echo(f"{made}: layout {used}")
 
 
 @command("emo extend runs/tiny --add 8 --output hf/extended")
@@ -362,11 +344,9 @@ def extend(model: str, add: int, init: str, seed: int, output: str, layout: str 
     Then emo import OUTPUT --workdir DIR, and emo train --init-from DIR@0 --init weights with a
     config like experiments/extension_tiny.py: all but the new experts stays as it is, bit for bit.
     """
-    from emo_jax.modules.compose import extend_folder
+    from emo_jax.modules.extend import extend as run
 
-    folder, config = extend_folder(
-        model, output, add=add, init=init, seed=seed, layout=layout, quiet=False
-    )
+    folder, config = run(model, output, add=add, init=init, seed=seed, layout=layout, quiet=False)
     assert config.moe is not None
     click.echo(
         f"{folder}: {config.moe.num_experts} experts a layer, the last {add} routed ones new"

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import click
 
+import emo_jax
 from emo_jax.cli.app import Number, command
 from emo_jax.config.names import INIT_MODES
 from emo_jax.errors import UsageError
@@ -117,9 +118,7 @@ def train(
     if init is not None and init_from is None:
         raise UsageError(f"--init {init} says what --init-from takes over; give --init-from too")
     with StopRequest() as stop:  # before the slow imports
-        from emo_jax.config.file import load_config
-
-        loaded = load_config(config, overrides)
+        loaded = emo_jax.load_config(config, overrides)
         from emo_jax.config import flatten
         from emo_jax.parallel.processes import joined
 
@@ -134,8 +133,6 @@ def train(
             silence_timeout=silence_timeout,
             stopped=lambda: stop.requested,
         ):
-            from emo_jax.training.init_from import InitFrom
-            from emo_jax.training.loop import Trainer
-
-            asked = None if init_from is None else InitFrom.parse(init_from, init or "all")
-            Trainer(loaded, workdir, init_from=asked, stop=stop).run()
+            emo_jax.train(
+                loaded, workdir, init_from=init_from, init=init or "all", stop=stop, quiet=False
+            )

@@ -16,7 +16,9 @@ import grain
 import numpy as np
 
 from emo_jax.batch import Batch
-from emo_jax.data.windows import Windows
+from emo_jax.config import Config
+from emo_jax.data.stream import TRAIN
+from emo_jax.data.windows import Windows, open_windows
 from emo_jax.errors import ConfigError
 from emo_jax.files.waiting import wait_unless
 
@@ -26,6 +28,37 @@ _LOOK_SECONDS = 0.1  # between looks whether to stop, while a batch is waited fo
 
 def _never() -> bool:
     return False
+
+
+def in_order(windows: Windows, seed: int) -> grain.MapDataset:
+    """Windows in the order of a seed, another one in every epoch, without end.
+
+    Item n is a function of (windows, seed, n) alone: a `Batch` with NumPy fields (S,).
+    """
+    # grain takes 32 bits and counts the seed up with the epoch, so that neighbouring seeds would
+    # share orders; a hash keeps them apart.
+    digest = hashlib.sha256(str(seed).encode()).digest()
+    shuffled = grain.MapDataset.source(windows).shuffle(seed=int.from_bytes(digest[:4], "little"))
+    return shuffled.repeat()
+
+
+def dataset(config: Config, *, split: str = TRAIN) -> grain.MapDataset:
+    """The windows of `config.data.store`, in the order in which a run with this config reads them.
+
+    Item n is window n of the run: a `Batch` with NumPy fields (S,), S being `data.seq_len`; step k
+    of the run reads items k·B to k·B + B - 1, B being `train.batch_size`. The dataset has no end:
+    every epoch has an order of its own. It may be mapped, filtered, batched and mixed as any other;
+    tensorstore reads are made when an item is asked for.
+
+    Args:
+      config: of `emo_jax.load_config`; its section `data`, and `data.store` in it.
+      split: "train", or "select" and "test" of a token store; in these no window is filtered.
+
+    Raises:
+      UsageError: no such store or split.
+      DataError: the store is damaged.
+    """
+    return in_order(open_windows(config.data, split=split), config.data.seed)
 
 
 class Loader:
@@ -53,14 +86,7 @@ class Loader:
     ):
         self.windows, self.batch_size, self.prefetch = windows, batch_size, prefetch
         self.rows = _checked_rows(batch_size, rows)
-        # grain takes 32 bits and counts the seed up with the epoch, so that neighbouring seeds
-        # would share orders; a hash keeps them apart.
-        digest = hashlib.sha256(str(seed).encode()).digest()
-        self._order = (
-            grain.MapDataset.source(windows)
-            .shuffle(seed=int.from_bytes(digest[:4], "little"))
-            .repeat()
-        )
+        self._order = in_order(windows, seed)
         self._readers = ThreadPoolExecutor(
             min(_READERS, len(self.rows)), thread_name_prefix="windows"
         )

@@ -30,6 +30,7 @@ from emo_jax.data.store_writer import (
 from emo_jax.data.stream import SPLITS, check_ids, token_dtype
 from emo_jax.data.text_files import MAX_DOCUMENT_BYTES
 from emo_jax.data.tokenizer_base import Tokenizer
+from emo_jax.data.tokenizers import load_tokenizer
 from emo_jax.errors import DataError, UsageError
 from emo_jax.files.partial import partial_folder, remove_left_over
 from emo_jax.files.progress import Progress
@@ -74,7 +75,7 @@ class PrepareReport:
 def prepare(
     inputs: Sequence[str | os.PathLike[str]],
     output: str | os.PathLike[str],
-    tokenizer: Tokenizer,
+    tokenizer: Tokenizer | str | os.PathLike[str],
     *,
     text_field: str = "text",
     id_field: str = "id",
@@ -85,7 +86,9 @@ def prepare(
     add_bos: bool = False,
     max_document_bytes: int = MAX_DOCUMENT_BYTES,
     fractions: tuple[float, float, float] = DEFAULT_FRACTIONS,
-    progress: bool = True,
+    eos_id: int | None = None,
+    trust: bool = False,
+    quiet: bool = True,
 ) -> PrepareReport:
     """Writes the token store of some documents.
 
@@ -96,15 +99,18 @@ def prepare(
     Args:
       inputs: files and folders, see `read_documents`.
       output: a folder that does not exist yet, or is empty.
-      tokenizer: kept in the store.
-      text_field: key or column of the text; likewise `id_field` and `domain_field`.
+      tokenizer: kept in the store; also what `load_tokenizer` takes: a tokenizer.json, a folder
+        with one, a SentencePiece .model, "bytes", or seqio:MODULE:VOCABULARY.
+      text_field, id_field, domain_field: keys or columns of a record; a dot looks inside (a.b).
       wanted: the documents wanted; it and what it dropped is kept in the manifest.
       seed: of the order of documents.
       strict: fail at the first unusable document.
       add_bos: begin every document with the tokenizer's beginning-of-document token.
       max_document_bytes: longer documents are left out, see `read_documents`.
       fractions: of the documents for train, select and test; they add up to 1.
-      progress: show progress.
+      eos_id: of a tokenizer that is named, the id that ends a document, whatever its files say.
+      trust: a tokenizer that is named may be code that a file names.
+      quiet: show no progress and no table.
 
     Raises:
       UsageError: an input is missing, the output is in use, or the fractions are wrong.
@@ -113,8 +119,21 @@ def prepare(
     started = time.monotonic()
     _check_fractions(fractions)
     target = check_target(output)
-    tokenizer.ready()
     report, wanted = ReadReport(), wanted or DocumentFilter()
+    if not isinstance(tokenizer, Tokenizer):
+        tokenizer = load_tokenizer(
+            os.fspath(tokenizer),
+            eos_id=eos_id,
+            sample=lambda: _sample_texts(
+                inputs,
+                quiet=quiet,
+                text_field=text_field,
+                wanted=wanted,
+                max_document_bytes=max_document_bytes,
+            ),
+            trust=trust,
+        )
+    tokenizer.ready()
     if add_bos and tokenizer.bos_id is None:
         raise UsageError(
             "--add-bos: the tokenizer names no beginning-of-document token; name one as bos_token"
@@ -136,7 +155,7 @@ def prepare(
     notes = [*tokenizer.notes, *remove_left_over(target, (PARTIAL, _SPOOL), (*TOP, _TOKENS))]
     try:
         with (
-            Progress("prepare", progress) as shown,
+            Progress("prepare", not quiet) as shown,
             partial_folder(target, _SPOOL) as scratch,
             contextlib.closing(
                 _Spool(scratch / _TOKENS, tokenizer, seed, wanted, add_bos=add_bos)
@@ -150,7 +169,7 @@ def prepare(
     # The files were hashed as they were written.
     store = TokenStore.open(target, verify=False)
     made = PrepareReport(store, report, time.monotonic() - started, tuple(notes))
-    if progress:
+    if not quiet:
         print(made.table(), flush=True)
     return made
 
@@ -192,16 +211,16 @@ def _write(
     return notes
 
 
-def sample_texts(
+def _sample_texts(
     inputs: Sequence[str | os.PathLike[str]],
     *,
-    progress: bool = True,
+    quiet: bool,
     text_field: str = "text",
     wanted: DocumentFilter | None = None,
     max_document_bytes: int = MAX_DOCUMENT_BYTES,
 ) -> Iterator[str]:
     """The first texts of every input, 16 million characters in all."""
-    with Progress("tokenizer", progress) as shown:
+    with Progress("tokenizer", not quiet) as shown:
         for given in inputs:
             left = _SAMPLE_CHARS // len(inputs)
             try:

@@ -55,3 +55,11 @@ class Tokenizer(abc.ABC):
     @abc.abstractmethod
     def save(self, folder: str | Path) -> None:
         """Writes the files that `load_tokenizer` reads."""
+
+    def documents(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """Ids of each text as a document of training, int32: with what begins and ends it."""
+        begin = [] if self.first_id is None else [self.first_id]
+        return [
+            np.concatenate([begin, ids, [self.eos_id]]).astype(np.int32)
+            for ids in self.encode_batch(texts)
+        ]

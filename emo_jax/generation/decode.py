@@ -78,8 +78,12 @@ class Generator:
     def __post_init__(self) -> None:
         self.window: int = self.model.config.data.seq_len
         self.params = inference_params(self.model.config, self.params)
-        self._key = seeds.key(self.seed)
+        self.reseed(self.seed)
         self._programs: dict[tuple, Any] = {}
+
+    def reseed(self, seed: int) -> None:
+        """Draws what a generator of this seed would; nothing is compiled again."""
+        self.seed, self._key = seed, seeds.key(seed)
 
     def generate(
         self,
@@ -181,7 +185,7 @@ class Generator:
     ) -> tuple[_Open, np.ndarray]:
         places = self._places(limit_B.max())
         args = (self.params, tokens_BS, length_B, limit_B, keys_B)
-        name = ("prefill", tokens_BS.shape, places)
+        name = ("prefill", self.sampling, tokens_BS.shape, places)
         program = self._program(name, partial(self._prefill, places=places), *args)
         begin = time.perf_counter()
         opened = jax.block_until_ready(program(*args))
@@ -200,7 +204,7 @@ class Generator:
         self, opened: _Open, limit_B: np.ndarray, keys_B: jax.Array, steps: int
     ) -> tuple[_Open, np.ndarray, float]:
         args = (opened, self.params, limit_B, keys_B, np.int32(steps))
-        name = ("decode", opened.cache.entries.keys.shape)
+        name = ("decode", self.sampling, opened.cache.entries.keys.shape)
         program = self._program(name, self._decode, *args, donate=(0,))
         begin = time.perf_counter()
         opened, new_BC = program(*args)

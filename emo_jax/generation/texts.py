@@ -50,24 +50,33 @@ class Text:
 class TextGenerator:
     """Continues texts with one model.
 
+    Args:
+      generator: of this model and tokenizer, with what it has compiled; None: a new one.
+
     Raises:
       UsageError: a setting that is not possible.
     """
 
     def __init__(
-        self, config: Config, params: Params, tokenizer: Tokenizer, settings: TextSettings
+        self,
+        config: Config,
+        params: Params,
+        tokenizer: Tokenizer,
+        settings: TextSettings,
+        *,
+        generator: Generator | None = None,
     ):
         if not all(settings.stop):
             raise UsageError("--stop '': an empty string is in every text; leave it out")
         self._tokenizer, self._settings = tokenizer, settings
-        self._generator = Generator(
-            ModelFunctions(config), params, tokenizer.eos_id, settings.sampling, settings.seed
-        )
+        self.generator = generator or Generator(ModelFunctions(config), params, tokenizer.eos_id)
+        self.generator.sampling = settings.sampling
+        self.generator.reseed(settings.seed)
 
     @property
     def speed(self) -> Speed:
         """Of all that was made so far."""
-        return self._generator.speed
+        return self.generator.speed
 
     def encode(self, prompts: Sequence[str]) -> list[list[int]]:
         """Ids of each prompt; of an empty one the token behind which a document begins.
@@ -77,7 +86,7 @@ class TextGenerator:
         Raises:
           UsageError: a prompt that leaves no room in the window.
         """
-        room = self._generator.window - 1
+        room = self.generator.window - 1
         bos = self._tokenizer.first_id
         begin = [] if bos is None else [bos]
         texts = self._tokenizer.encode_batch(list(prompts))
@@ -86,7 +95,7 @@ class TextGenerator:
             if len(ids) > room:
                 raise UsageError(
                     f"prompt {number}: {len(ids)} tokens, the model's window of"
-                    f" {self._generator.window} allows {room}; give a shorter one"
+                    f" {self.generator.window} allows {room}; give a shorter one"
                 )
         return [ids or [self._tokenizer.eos_id] for ids in encoded]
 
@@ -118,7 +127,7 @@ class TextGenerator:
                 return [one.stopped for one in watched]
 
             needed = bool(self._settings.stop) or tell is not None
-            rows = self._generator.generate(
+            rows = self.generator.generate(
                 ids,
                 self._settings.max_tokens,
                 rows=size,

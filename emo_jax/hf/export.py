@@ -37,7 +37,7 @@ _LOG = logging.getLogger(__name__)
 
 
 def export_model(
-    params: Mapping[str, Any], config: Config, output: str | Path, **options: Any
+    params: Mapping[str, Any], config: Config, output: str | os.PathLike[str], **options: Any
 ) -> Path:
     """`export_leaves` of parameters in memory: a nested dict of NumPy or JAX arrays.
 
@@ -49,10 +49,10 @@ def export_model(
 def export_leaves(
     source: LeafSource,
     config: Config,
-    output: str | Path,
+    output: str | os.PathLike[str],
     *,
     layout: str | None = None,
-    tokenizer_dir: str | Path | None = None,
+    tokenizer_dir: str | os.PathLike[str] | None = None,
     adds_bos: bool | None = None,
     eos_token_id: int | None = None,
     pad_token_id: int | None = None,

@@ -1,6 +1,7 @@
 """A Hugging Face folder → parameters and config. Nothing is guessed: every name is asserted."""
 
 import math
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -34,7 +35,7 @@ OTHER_FILES = (
 )
 
 
-def open_folder(folder: str | Path) -> tuple[FolderSource, Config, Layout]:
+def open_folder(folder: str | os.PathLike[str]) -> tuple[FolderSource, Config, Layout]:
     """A folder's parameters, to be read block by block, their config, and the layout they are in.
 
     Args:
@@ -90,7 +91,7 @@ def _load_config(folder: Path) -> dict[str, Any]:
     return load_json(folder / "config.json")
 
 
-def import_model(folder: str | Path) -> tuple[dict[str, Any], Config]:
+def import_model(folder: str | os.PathLike[str]) -> tuple[dict[str, Any], Config]:
     """Reads a folder into memory: a nested dict of float32 NumPy arrays, and their config.
 
     Memory: the parameters once, and a slice. See `open_folder`.
@@ -99,7 +100,9 @@ def import_model(folder: str | Path) -> tuple[dict[str, Any], Config]:
     return _read_tree(source), config
 
 
-def import_tensors(path: str | Path, config: Config, *, layout: str = "emo") -> dict[str, Any]:
+def import_tensors(
+    path: str | os.PathLike[str], config: Config, *, layout: str = "emo"
+) -> dict[str, Any]:
     """One safetensors file with a layout's names (gradients, say) as a tree like the parameters.
 
     Raises:

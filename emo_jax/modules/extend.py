@@ -6,7 +6,10 @@ The new experts are the last routed ones and in every pool (`moe.pool.forced_exp
 Legend: L layers, R routed experts of the old model.
 """
 
+import logging
+import os
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 
@@ -15,11 +18,18 @@ from emo_jax.config import Config, moe_of
 from emo_jax.config.extended import extended_config
 from emo_jax.config.names import NEW_EXPERTS
 from emo_jax.errors import UsageError
+from emo_jax.files.atomic import refuse_existing
+from emo_jax.files.progress import Progress
+from emo_jax.hf.card import Card
+from emo_jax.hf.export import export_leaves
 from emo_jax.hf.tensors import LeafSource
 from emo_jax.model.params import EXPERTS, ROUTER, Shape
 from emo_jax.modules.assemble import Assembled, Part, Place
+from emo_jax.modules.folder import open_with_experts, selection_of
+from emo_jax.saved.selection_file import FILE
 
 MOST_ADDED = 4096  # experts of a layer; the largest models have some hundreds
+_LOG = logging.getLogger(__name__)
 JITTER = 0.02  # standard deviation of the factor (SPEC 10)
 
 
@@ -91,3 +101,42 @@ class Extended:
         which = (ROUTER, *EXPERTS).index(path)
         rng = np.random.default_rng([self._seed, which, layer, expert])
         return rng.standard_normal(sizes, np.float32)
+
+
+def extend(
+    model: str | os.PathLike[str],
+    output: str | os.PathLike[str],
+    *,
+    add: int,
+    init: str,
+    seed: int = 0,
+    layout: str | None = None,
+    quiet: bool = True,
+) -> tuple[Path, Config]:
+    """Writes a model with more routed experts.
+
+    Of a module it makes a model of its own: the new experts are none of the parent's.
+
+    Raises:
+      UsageError: a dense model, nothing to add, or a `selection.json` that is not of the model.
+    """
+    refuse_existing(output)
+    with Progress("extend", enabled=not quiet) as shown:
+        opened = open_with_experts(model)
+        if selection_of(opened) is not None:
+            _LOG.warning(
+                "%s: is a module, and with experts that its parent does not have it is none any"
+                " more: %s gets no %s",
+                *(model, output, FILE),
+            )
+        source, larger = extended(opened.source, opened.config, add, init=init, seed=seed)
+        shown.show(f"writing {output}")
+        folder = export_leaves(
+            source,
+            larger,
+            output,
+            layout=layout,
+            **opened.for_export,
+            card=Card(facts={"extended from": opened.name, "new experts": add, "made by": init}),
+        )
+    return folder, larger

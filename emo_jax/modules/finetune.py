@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import math
+import os
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from emo_jax.config import (
 from emo_jax.data.pairs import SUFFIX, Packed, pack_pairs, read_pairs, write_pairs
 from emo_jax.errors import UsageError
 from emo_jax.evals.by_domain import mesh_that_fits
-from emo_jax.files.atomic import write_atomic
+from emo_jax.files.atomic import refuse_existing, write_atomic
 from emo_jax.files.json_files import dumps, read_object
 from emo_jax.files.progress import Progress
 from emo_jax.files.trees import flatten
@@ -32,7 +33,7 @@ from emo_jax.hf.layouts import layout_for
 from emo_jax.hf.sources import TreeSource
 from emo_jax.run.workdir import CONFIG_FILE, TOKENIZER_FOLDER, read_workdir_config
 from emo_jax.saved.load import LoadedModel, load_model
-from emo_jax.saved.transfer import import_leaves, selection_for_run
+from emo_jax.saved.transfer import export, import_leaves, selection_for_run
 from emo_jax.selection.variants import within_documents
 from emo_jax.training.loop import Trainer
 from emo_jax.training.stop import StopRequest
@@ -73,29 +74,102 @@ class FinetuneSettings:
 
 
 def finetune(
-    model: str,
-    data: str,
-    workdir: str | Path,
-    settings: FinetuneSettings,
+    model: str | os.PathLike[str],
+    data: str | os.PathLike[str],
+    workdir: str | os.PathLike[str],
     *,
-    exports: bool = False,
+    output: str | os.PathLike[str] | None = None,
     layout: str | None = None,
+    prompt_field: str = "prompt",
+    answer_field: str = "answer",
+    freeze: str = "none",
+    epochs: float = 1.0,
+    batch_size: int = 32,
+    micro_batches: int = 1,
+    peak_lr: float = 5e-5,
+    window: int = 0,
+    seed: int = 0,
+    skip_unusable: bool = False,
     stop: StopRequest | None = None,
     trust: bool = False,
     quiet: bool = True,
 ) -> str:
-    """Trains, or goes on training; the workdir is a run like any other.
+    """Trains a model, or a module, on answers to prompts; an existing run in `workdir` continues.
+
+    Parameters and optimizer are float32, there is no pool, and the loss is that of the answers.
+    The workdir is a run like any other: `emo_jax.load(workdir)` is the finetuned model.
 
     Args:
+      model: `WORKDIR`, `WORKDIR@STEP`, or a Hugging Face folder.
+      data: JSON lines of prompts and answers.
+      workdir: a new or empty folder, or that of the run to continue.
+      output: a Hugging Face folder to make at the end.
+      layout: of `output`; None: what stock transformers loads.
+      prompt_field, answer_field: keys of a line.
+      freeze: what stays as it is, to the last bit: "none", "routed" (experts), "routed+shared", or
+        "all-but-router".
+      epochs: over the pairs, above 0.
+      batch_size: pairs of a step, about: as many windows as hold so many.
+      micro_batches: parts of a batch, one after the other, to save memory.
+      peak_lr: learning rate after a tenth of the steps; then it falls to 0.
+      window: tokens; 0: the model's.
+      seed: of the order of the pairs.
+      skip_unusable: leave out lines that are no pair, or longer than the window.
+      stop: a request to stop that the caller watches already.
       trust: the model's tokenizer may be code that a file names.
-      exports: a Hugging Face folder of this layout is to be made of it, so the layout must fit.
+      quiet: show no progress.
 
     Returns:
       What was used of the data, in one line.
 
     Raises:
       UsageError, DataError: nothing is written.
+      PreemptedError: stopped by a signal, with the state saved: the same call continues.
     """
+    if output is not None:
+        refuse_existing(output)
+        if Path(output).resolve() == Path(workdir).resolve():
+            raise UsageError(f"--output {output}: is the --workdir; give another folder")
+    settings = FinetuneSettings(
+        prompt_field=prompt_field,
+        answer_field=answer_field,
+        freeze=freeze,
+        epochs=epochs,
+        batch_size=batch_size,
+        micro_batches=micro_batches,
+        peak_lr=peak_lr,
+        window=window,
+        seed=seed,
+        skip_unusable=skip_unusable,
+    )
+    used = _train(
+        *(os.fspath(model), os.fspath(data), workdir, settings),
+        exports=output is not None,
+        layout=layout,
+        stop=stop,
+        trust=trust,
+        quiet=quiet,
+    )
+    if output is not None:
+        made, name = export(workdir, output, layout=layout, quiet=quiet)
+        if not quiet:
+            print(f"{made}: layout {name}", flush=True)
+    return used
+
+
+def _train(
+    model: str,
+    data: str,
+    workdir: str | os.PathLike[str],
+    settings: "FinetuneSettings",
+    *,
+    exports: bool,
+    layout: str | None,
+    stop: StopRequest | None,
+    trust: bool,
+    quiet: bool,
+) -> str:
+    """The run itself; `exports`: its layout must fit."""
     folder = Path(workdir).absolute()
     with Progress("finetune", enabled=not quiet) as shown:
         shown.show(f"reading {model}")

@@ -3,24 +3,27 @@
 Legend: L layers, R routed experts.
 """
 
+import os
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from emo_jax.config import Config
+from emo_jax.errors import UsageError
 from emo_jax.hf.card import Card
 from emo_jax.hf.export import export_leaves
 from emo_jax.hf.tensors import LeafSource
 from emo_jax.modules.assemble import pruned
-from emo_jax.saved.selection_file import Selection, selection_files
+from emo_jax.saved.load import OpenedModel, open_model
+from emo_jax.saved.selection_file import Selection, selection_beside, selection_files
 
 
 def write_selected(
     source: LeafSource,
     config: Config,
     kept_LR: np.ndarray,
-    output: str | Path,
+    output: str | os.PathLike[str],
     selection: Selection,
     **options: Any,
 ) -> tuple[Path, Config]:
@@ -34,7 +37,11 @@ def write_selected(
 
 
 def write_module(
-    source: LeafSource, config: Config, output: str | Path, selection: Selection, **options: Any
+    source: LeafSource,
+    config: Config,
+    output: str | os.PathLike[str],
+    selection: Selection,
+    **options: Any,
 ) -> Path:
     """`export_leaves` with `selection.json`, which gets the digest of the experts."""
     facts = {
@@ -50,3 +57,17 @@ def write_module(
         files=selection_files(selection, source, config),
         **options,
     )
+
+
+def open_with_experts(path: str | os.PathLike[str]) -> OpenedModel:
+    """`open_model`; raises UsageError for a dense model."""
+    opened = open_model(os.fspath(path))
+    if opened.config.moe is None:
+        raise UsageError(f"{path}: {opened.config.name} is dense, it has no experts")
+    return opened
+
+
+def selection_of(model: OpenedModel) -> Selection | None:
+    """What a model that is a module says of its parent. That of a run has no digest."""
+    of_folder = model.source if model.step is None else None
+    return selection_beside(model.folder, model.config, of_folder)

@@ -5,6 +5,7 @@ Legend: L layers, R routed experts.
 
 import dataclasses
 import logging
+import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -46,29 +47,18 @@ from emo_jax.selection.variants import undropped, within_documents
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class SelectSettings:
-    """What to choose by.
+class _SelectSettings:
+    """What to choose by, as `select` is told; `examples` ascend, and the last make the models."""
 
-    Attributes:
-      keeps: `16` or `25%`, the shared experts included; one model each.
-      per_layer: a count for each layer instead; empty: none.
-      method: of `emo_jax.config.names.Method`.
-      examples: numbers of documents, ascending; None: all. The models are those of the last.
-      max_tokens: of all examples, at most.
-      min_tokens: of an example.
-      allow_fewer: also fewer experts than top-k.
-      layout: of the folders; None: what stock transformers loads, but for unequal layers.
-    """
-
-    keeps: tuple[str, ...] = ()
-    per_layer: tuple[int, ...] = ()
-    method: str = "layerwise"
-    examples: tuple[int | None, ...] = (None,)
-    max_tokens: int = 1_000_000
-    min_tokens: int = 1
-    seed: int = 0
-    allow_fewer: bool = False
-    layout: str | None = None
+    keeps: tuple[str, ...]
+    per_layer: tuple[int, ...]
+    method: str
+    examples: tuple[int | None, ...]
+    max_tokens: int
+    min_tokens: int
+    seed: int
+    allow_fewer: bool
+    layout: str | None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -93,22 +83,67 @@ class Selected:
 
 
 def select(
-    model: str,
-    data: str,
-    output: str | Path,
-    settings: SelectSettings,
+    model: str | os.PathLike[str],
+    data: str | os.PathLike[str],
+    output: str | os.PathLike[str],
     *,
+    keep: int | str | Sequence[int | str] = (),
+    keep_per_layer: Sequence[int] = (),
+    method: str = "layerwise",
+    examples: int | Sequence[int | None] | None = None,
+    max_tokens: int = 1_000_000,
+    min_tokens: int = 1,
+    seed: int = 0,
+    allow_fewer: bool = False,
+    layout: str | None = None,
     trust: bool = False,
     quiet: bool = True,
 ) -> list[Selected]:
-    """Chooses experts and writes the models: one in `output`, or one for each keep below it.
+    """Keeps the experts that a domain uses, and writes the smaller models as Hugging Face folders.
+
+    One model is written in `output`, several as `output/keep-N`. Each has a `selection.json`: what
+    was kept, by which scores.
 
     Args:
+      model: `WORKDIR`, `WORKDIR@STEP`, or a Hugging Face folder.
+      data: what to choose by: split "select" of a token store, of one domain (`STORE:DOMAIN`) or
+        all; or a file of documents.
+      output: folder to make.
+      keep: experts of each layer, the shared ones included: a count (16) or a share ("25%"). Of
+        several, one model each.
+      keep_per_layer: a count for each layer instead.
+      method: "layerwise" (router probability, in a model pruned up to there), "global" (in the
+        whole model), "easy_ep" (what experts add), or "random" (by the seed).
+      examples: documents to choose by; None: all. Of several numbers the largest makes the model,
+        and `Selected.overlaps` says how far fewer choose the same.
+      max_tokens: of all examples, at most.
+      min_tokens: of an example; shorter documents are left out.
+      seed: of which examples.
+      allow_fewer: also fewer experts than a token uses.
+      layout: "qwen2_moe" or "emo"; None: what stock transformers loads, but for unequal layers.
       trust: the model's tokenizer, which `data` of text needs, may be code that a file names.
+      quiet: show no progress.
 
     Raises:
       UsageError: nothing is written.
     """
+    model, data = os.fspath(model), os.fspath(data)
+    keeps = (keep,) if isinstance(keep, int | str) else keep
+    numbers = examples if isinstance(examples, Sequence) else (examples,)
+    ordered = sorted({n for n in numbers if n is not None})
+    settings = _SelectSettings(
+        keeps=tuple(map(str, keeps)),
+        per_layer=tuple(keep_per_layer),
+        method=method,
+        examples=(*ordered, *([None] if None in numbers else [])),
+        max_tokens=max_tokens,
+        min_tokens=min_tokens,
+        seed=seed,
+        allow_fewer=allow_fewer,
+        layout=layout,
+    )
+    if (ordered and ordered[0] < 1) or not numbers:
+        raise UsageError("--examples: must be numbers above 0, or all")
     opened = open_model(model, trust=trust)
     config = opened.config
     if config.moe is None:
@@ -122,23 +157,23 @@ def select(
     for routed_L in wanted.values():  # what no layout holds is refused before it is looked for
         layout_for(smaller_config(config, routed_L), layout)
     with Progress("select", enabled=not quiet) as shown:
-        examples = _read_examples(opened, data, settings, shown.show)
-        there = len(examples.documents)
+        read = _read_examples(opened, data, settings, shown.show)
+        there = len(read.documents)
         if more := [n for n in settings.examples if n is not None and n > there]:
             raise UsageError(
-                f"--examples {max(more)}: {examples.source} has {there} within --max-tokens"
+                f"--examples {max(more)}: {read.source} has {there} within --max-tokens"
                 f" {settings.max_tokens}; ask for fewer, or raise it"
             )
         parent_print = fingerprint(opened.source, config)
         chooser = _Chooser(opened, settings, shown.show)
-        given = examples.first(settings.examples[-1])
+        given = read.first(settings.examples[-1])
         made = []
         for label, routed_L in wanted.items():
             choice = chooser.choose(given, routed_L, label)
             kept_LR = choice.kept_LMR[:, 0]
             overlaps = {
                 number: overlap(
-                    chooser.choose(examples.first(number), routed_L, label).kept_LMR[:, 0], kept_LR
+                    chooser.choose(read.first(number), routed_L, label).kept_LMR[:, 0], kept_LR
                 )
                 for number in settings.examples[:-1]
                 if number is not None
@@ -186,7 +221,7 @@ def stored_bytes(parameters: int) -> int:
 
 
 def _budgets(
-    config: Config, settings: SelectSettings
+    config: Config, settings: _SelectSettings
 ) -> tuple[dict[str, list[int]], str | None, tuple[str, ...]]:
     """Routed experts of each layer, by what the folder is to be called; its layout; notes."""
     moe, fewer, layout = moe_of(config), settings.allow_fewer, settings.layout
@@ -211,7 +246,7 @@ def _budgets(
 
 
 def _read_examples(
-    model: OpenedModel, data: str, settings: SelectSettings, say: Callable[[str], None]
+    model: OpenedModel, data: str, settings: _SelectSettings, say: Callable[[str], None]
 ) -> Examples:
     say(f"reading examples of {data}")
     numbers = [n for n in settings.examples if n is not None]
@@ -238,18 +273,16 @@ def _read_examples(
 
 
 def _file_examples(
-    model: OpenedModel, file: str, settings: SelectSettings, number: int | None
+    model: OpenedModel, file: str, settings: _SelectSettings, number: int | None
 ) -> Examples:
     """Documents of a file, in its order, with the model's tokenizer."""
     tokenizer, report = model.need_tokenizer(), ReadReport()
 
     def documents() -> Iterator[np.ndarray]:
         for document in read_documents([file], report=report):
-            ids = np.append(tokenizer.encode_batch([document.text])[0], tokenizer.eos_id)
-            if tokenizer.first_id is not None:
-                ids = np.insert(ids, 0, tokenizer.first_id)
+            (ids,) = tokenizer.documents([document.text])
             if len(ids) >= settings.min_tokens:
-                yield ids.astype(np.int32)
+                yield ids
 
     found, _ = take(documents(), number, settings.max_tokens)
     if report.skipped:
@@ -263,7 +296,7 @@ def _file_examples(
 class _Chooser:
     """Choices by number of examples; scores that do not depend on the budget are kept."""
 
-    def __init__(self, opened: OpenedModel, settings: SelectSettings, say: Callable[[str], None]):
+    def __init__(self, opened: OpenedModel, settings: _SelectSettings, say: Callable[[str], None]):
         self._settings, self._say = settings, say
         self._config = undropped(within_documents(opened.config))
         self._model = ModelFunctions(self._config, eval_mesh(self._config))
@@ -304,7 +337,7 @@ class _Chooser:
 
 
 def _about(
-    settings: SelectSettings, examples: Examples, overlaps: dict[int, float], label: str
+    settings: _SelectSettings, examples: Examples, overlaps: dict[int, float], label: str
 ) -> dict[str, Any]:
     return {
         "method": settings.method,

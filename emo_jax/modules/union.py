@@ -3,6 +3,7 @@
 Legend: L layers, R routed experts of the parent.
 """
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -43,7 +44,7 @@ class Composed(NamedTuple):
     selection: Selection
 
 
-def open_module(path: str | Path) -> Module:
+def open_module(path: str | os.PathLike[str]) -> Module:
     """A folder that `emo select`, `emo compose` or an export of a finetuned module made.
 
     Raises:
@@ -55,7 +56,7 @@ def open_module(path: str | Path) -> Module:
     return Module(Path(path), source, config, selection)
 
 
-def compose(
+def union(
     modules: Sequence[Module],
     *,
     average: bool = False,

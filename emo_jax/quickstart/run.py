@@ -42,7 +42,7 @@ from emo_jax.model.params import Params
 from emo_jax.quickstart.sample import sample_corpus
 from emo_jax.report.page import write_report
 from emo_jax.report.run import read_run
-from emo_jax.saved.transfer import export_workdir
+from emo_jax.saved.transfer import export
 from emo_jax.selection.variants import within_documents
 from emo_jax.training.loop import Trainer
 
@@ -115,7 +115,7 @@ def run_quickstart(documents: list[str], output: Path, *, steps: int | None = No
     stages.start("export to a Hugging Face folder and generate")
     folder = output / "hf" / "emo_tiny"
     if not folder.exists():
-        export_workdir(workdirs["emo_tiny"], folder, layout="qwen2_moe")
+        export(workdirs["emo_tiny"], folder, layout="qwen2_moe")
     config, params = tables["emo_tiny"]
     # The text of a document is not markup.
     console.print(_generated(folder, config, params, store), markup=False)
@@ -163,7 +163,7 @@ def _store(documents: list[str], output: Path, stages: _Stages, console: Console
     stages.start("token store")
     if target.exists():
         return TokenStore.open(target)
-    return prepare(documents, target, load_tokenizer(tokenizer_dir)).store
+    return prepare(documents, target, load_tokenizer(tokenizer_dir), quiet=False).store
 
 
 def _some_texts(documents: list[str]) -> Iterator[str]:

@@ -63,7 +63,7 @@ class Selection:
         return dumps(fields, indent=1) + "\n"
 
 
-def read_selection(folder: str | Path) -> Selection:
+def read_selection(folder: str | os.PathLike[str]) -> Selection:
     """The file of a selected model, in itself possible; `check_selection` holds it to the weights.
 
     Raises:
@@ -123,7 +123,10 @@ _NAMES = {"format", *(field.name for field in dataclasses.fields(Selection))}
 
 
 def check_selection(
-    folder: str | Path, selection: Selection, config: Config, source: LeafSource | None = None
+    folder: str | os.PathLike[str],
+    selection: Selection,
+    config: Config,
+    source: LeafSource | None = None,
 ) -> None:
     """Raises UsageError where a selection is not of the model that it lies beside.
 
@@ -162,7 +165,7 @@ def check_selection(
 
 
 def selection_beside(
-    folder: str | Path, config: Config, source: LeafSource | None = None
+    folder: str | os.PathLike[str], config: Config, source: LeafSource | None = None
 ) -> Selection | None:
     """What a model's folder says of its parent, held to the model; None where it says nothing.
 

@@ -65,7 +65,7 @@ def check_tokenizer(given: Path, trained: Tokenizer | None, of_run: object) -> N
         )
 
 
-def export_workdir(
+def export(
     workdir: str | os.PathLike[str],
     output: str | os.PathLike[str],
     *,
@@ -77,6 +77,15 @@ def export_workdir(
     """Writes the newest good checkpoint of a run, or that of `step`, as a Hugging Face folder.
 
     Memory: a few slices of the checkpoint, see `emo_jax.checkpoint.slices`.
+
+    Args:
+      workdir: of the run.
+      output: folder to make.
+      step: of the checkpoint.
+      layout: "qwen2_moe" (experts) and "llama" (dense) load in stock transformers, and the one that
+        fits is taken for None; "emo" has the released checkpoints' names.
+      tokenizer_dir: folder of the tokenizer; None: the run's own.
+      quiet: show no progress.
 
     Returns:
       The folder, and the name of the layout: the one given, or the one stock transformers loads.
@@ -175,13 +184,21 @@ def _last_losses(workdir: Path, step: int) -> dict[str, float]:
     return losses
 
 
-def import_folder(
+def import_(
     hf_dir: str | os.PathLike[str], workdir: str | os.PathLike[str], *, quiet: bool = True
 ) -> Config:
     """Makes a workdir that holds a Hugging Face folder's model as step 0: parameters alone.
 
     It appears when it is whole: one without its checkpoint would train from random parameters.
     Memory: a few slices of the model, see `emo_jax.checkpoint.slices`.
+
+    Args:
+      hf_dir: a Hugging Face folder of layout "qwen2_moe", "llama" or "emo".
+      workdir: folder to make.
+      quiet: show no progress.
+
+    Returns:
+      The config of the model.
 
     Raises:
       HfFormatError: the folder is of another architecture or incomplete.

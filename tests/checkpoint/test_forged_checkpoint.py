@@ -11,7 +11,7 @@ from emo_jax.checkpoint.reading import restore_params
 from emo_jax.errors import CheckpointError
 from emo_jax.hf import export_model
 from emo_jax.saved.load import load_model, open_model
-from emo_jax.saved.transfer import export_workdir, import_folder
+from emo_jax.saved.transfer import export, import_
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +26,7 @@ def imported(tmp_path_factory):
     folder, config = tmp_path_factory.mktemp("imported"), tiny_config()
     params = jax.tree.map(np.asarray, jax.jit(ModelFunctions(config).init, static_argnums=0)(3))
     export_model(params, config, folder / "hf")
-    import_folder(folder / "hf", folder / "run")
+    import_(folder / "hf", folder / "run")
     return folder / "run"
 
 
@@ -109,7 +109,7 @@ def test_a_link_among_the_files(forged, tmp_path):
     load_model(str(forged))
 
 
-@pytest.mark.parametrize("use", [load_model, open_model, lambda w: export_workdir(w, w + "-hf")])
+@pytest.mark.parametrize("use", [load_model, open_model, lambda w: export(w, w + "-hf")])
 @pytest.mark.parametrize(
     ("place", "size", "named"),
     [

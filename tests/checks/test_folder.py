@@ -16,7 +16,7 @@ from emo_jax.config import to_dict
 from emo_jax.data.tokenizers import load_tokenizer, train_bpe
 from emo_jax.hf import export_model
 from emo_jax.run.workdir import TOKENIZER_FOLDER, claim_workdir
-from emo_jax.saved.transfer import export_workdir
+from emo_jax.saved.transfer import export
 
 TEXTS = ["the court finds for the plaintiff in the matter of the bread"] * 4
 
@@ -36,7 +36,7 @@ def made(make_model, tmp_path):
                 params["final_norm"]["scale"] = params["final_norm"]["scale"] + np.float32(1)
                 checkpointer.save(step, {"params": params, "step": np.int32(step)}, extra)
                 checkpointer.wait()
-        folder, _ = export_workdir(workdir, tmp_path / "hf", layout=fits)
+        folder, _ = export(workdir, tmp_path / "hf", layout=fits)
         return folder, workdir
 
     return make

@@ -29,7 +29,7 @@ def corpus(tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def store_path(corpus, tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("stores") / "bytes"
-    prepare([corpus], path, byte_tokenizer(), progress=False)
+    prepare([corpus], path, byte_tokenizer())
     return path
 
 

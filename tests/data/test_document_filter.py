@@ -99,7 +99,7 @@ def splits_of(store: TokenStore) -> dict[str, list[str]]:
 def test_the_others_stay_where_they_are(corpus, store, tmp_path):
     """Dropping documents moves none of the others to another split, or past one another."""
     wanted = DocumentFilter(min_chars=20, min_tokens=40, max_tokens=100)
-    report = prepare([corpus], tmp_path / "s", byte_tokenizer(), wanted=wanted, progress=False)
+    report = prepare([corpus], tmp_path / "s", byte_tokenizer(), wanted=wanted)
     before, after = splits_of(store), splits_of(report.store)
     assert after == {s: [t for t in ts if 40 <= len(t) <= 100] for s, ts in before.items()}
     assert all(after.values())
@@ -116,11 +116,11 @@ def test_the_end_of_a_document_is_no_token_of_it(tmp_path):
     path = tmp_path / "a.jsonl"
     path.write_text('{"text": "xxx"}\n{"text": "xxxx"}\n')
     wanted = DocumentFilter(max_tokens=3)
-    store = prepare([path], tmp_path / "s", byte_tokenizer(), wanted=wanted, progress=False)
+    store = prepare([path], tmp_path / "s", byte_tokenizer(), wanted=wanted)
     assert store.store.count("train") == 4
     with pytest.raises(DataError, match=r"no document is left .1 dropped by --max-tokens 2, 1 .*"):
         wanted = DocumentFilter(max_tokens=2, min_chars=4)
-        prepare([path], tmp_path / "t", byte_tokenizer(), wanted=wanted, progress=False)
+        prepare([path], tmp_path / "t", byte_tokenizer(), wanted=wanted)
 
 
 @pytest.mark.parametrize(

@@ -628,7 +628,7 @@ def _(path):
             write(path / str(i) / name, "{}")
         refused(path / str(i), message, UsageError)
     texts = write(path / "a.jsonl", "".join(f'{{"text": "{n}"}}\n' for n in range(9)))
-    prepare([texts], path / "store", byte_tokenizer(), progress=False)
+    prepare([texts], path / "store", byte_tokenizer())
     refused(path / "store", "a token store of emo prepare; train on it", UsageError)
     np.arange(9, dtype=np.uint16).tofile(write(path / "bin/a.bin", b""))
     write(path / "bin/a.idx", b"MMIDIDX\0\0")

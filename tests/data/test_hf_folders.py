@@ -83,7 +83,7 @@ def test_one_end_and_no_beginning_unless_asked(request, corpus, tmp_path, kind):
     found = {}
     for add_bos in (False, True):
         name = tmp_path / f"store-{add_bos}"
-        prepare([corpus], name, tokenizer, add_bos=add_bos, fractions=(1, 0, 0), progress=False)
+        prepare([corpus], name, tokenizer, add_bos=add_bos, fractions=(1, 0, 0))
         store = TokenStore.open(name)
         documents = [d.tokens for d in store.documents("train", 0, 10**6)]
         assert len(documents) == 601
@@ -160,7 +160,7 @@ def test_settings_that_are_not_json(llama, tmp_path):
 def test_a_store_of_an_earlier_version_knows_its_tokenizer(llama, corpus, tmp_path):
     """Its manifest names the tokenizer by what is around a text as well."""
     tokenizer = load_tokenizer(save(tmp_path / "tok", Tokenizer.from_str(llama), CONFIG))
-    prepare([corpus], tmp_path / "s", tokenizer, progress=False)
+    prepare([corpus], tmp_path / "s", tokenizer)
     store = TokenStore.open(tmp_path / "s")
     saved = json.loads((tmp_path / "s/tokenizer/tokenizer.json").read_text())
     canonical = json.dumps(saved, sort_keys=True, separators=(",", ":"))

@@ -31,7 +31,7 @@ def content(folder):
 def test_the_store_is_that_of_the_same_jsonl(corpus, store_path, tmp_path, compression):
     records = [json.loads(line) for line in corpus.read_text().splitlines()]
     path = write(tmp_path / "a.parquet", records, compression=compression, row_group_size=70)
-    report = prepare([path], tmp_path / "store", byte_tokenizer(), progress=False)
+    report = prepare([path], tmp_path / "store", byte_tokenizer())
     assert report.read.documents == 600
     assert content(tmp_path / "store") == content(store_path)
 

@@ -25,9 +25,9 @@ def test_same_input_same_store(corpus, store, tmp_path, monkeypatch):
     shuffled.write_text("".join(reversed(corpus.read_text().splitlines(keepends=True))))
     monkeypatch.setattr(prepare_lib, "_BATCH_CHARS", 1000)
     monkeypatch.setattr(prepare_lib, "_BLOCK_TOKENS", 100)
-    again = prepare([shuffled], tmp_path / "a", byte_tokenizer(), progress=False).store
+    again = prepare([shuffled], tmp_path / "a", byte_tokenizer()).store
     assert again.fingerprint == store.fingerprint
-    other = prepare([corpus], tmp_path / "b", byte_tokenizer(), seed=1, progress=False).store
+    other = prepare([corpus], tmp_path / "b", byte_tokenizer(), seed=1).store
     for split in store.splits:
         assert texts(other, split) != texts(store, split)
         assert sorted(texts(other, split)) == sorted(texts(store, split))
@@ -40,7 +40,6 @@ def test_pieces_of_a_document_share_a_split(tmp_path):
         tmp_path / "s",
         byte_tokenizer(),
         fractions=(0.4, 0.3, 0.3),
-        progress=False,
     ).store
     owners = [{text.split()[0] for text in texts(store, split)} for split in store.splits]
     assert len(owners) == 3
@@ -62,7 +61,7 @@ def test_report(tmp_path, capsys):
 def test_table_of_many_domains(tmp_path):
     records = [{"text": "x" * (1 + i), "domain": f"site-{i:03}"} for i in range(60)]
     path = write(tmp_path / "a.jsonl", records)
-    report = prepare([path], tmp_path / "s", byte_tokenizer(), progress=False)
+    report = prepare([path], tmp_path / "s", byte_tokenizer())
     assert report.table().count("site-") == 40
     assert "(20 smaller domains not listed)" in report.table()
 
@@ -72,7 +71,7 @@ def test_a_document_without_tokens_is_counted(tmp_path):
     encode = tokenizer.encode_batch
     tokenizer.encode_batch = lambda texts: encode([text.strip("x") for text in texts])
     path = write(tmp_path / "a.jsonl", [{"text": "x"}, {"text": "yy"}])
-    report = prepare([path], tmp_path / "s", tokenizer, progress=False)
+    report = prepare([path], tmp_path / "s", tokenizer)
     assert (report.read.documents, dict(report.read.skipped)) == (1, {"no tokens": 1})
     assert report.store.count("train") == 3
 
@@ -106,9 +105,7 @@ def test_wrong_fractions(tmp_path, fractions):
 
 
 def test_no_held_out_splits(corpus, tmp_path):
-    report = prepare(
-        [corpus], tmp_path / "s", byte_tokenizer(), fractions=(1, 0, 0), progress=False
-    )
+    report = prepare([corpus], tmp_path / "s", byte_tokenizer(), fractions=(1, 0, 0))
     assert report.store.splits == ("train",)
     assert not report.notes
 
@@ -118,7 +115,7 @@ def test_a_failure_leaves_nothing_behind(tmp_path, content):
     path = tmp_path / "a.jsonl"
     path.write_text(content)
     with pytest.raises(DataError, match="no usable document"):
-        prepare([path], tmp_path / "out" / "s", byte_tokenizer(), progress=False)
+        prepare([path], tmp_path / "out" / "s", byte_tokenizer())
     assert list((tmp_path / "out").iterdir()) == []
 
 
@@ -128,5 +125,5 @@ def test_full_disk(corpus, tmp_path, monkeypatch):
 
     monkeypatch.setattr(store_writer, "_write", full)
     with pytest.raises(DataError, match=r"cannot be written .*No space left.*free or choose"):
-        prepare([corpus], tmp_path / "out" / "s", byte_tokenizer(), progress=False)
+        prepare([corpus], tmp_path / "out" / "s", byte_tokenizer())
     assert list((tmp_path / "out").iterdir()) == []

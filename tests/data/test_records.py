@@ -18,7 +18,7 @@ def test_nan_is_no_id_and_no_domain(tmp_path):
     found = list(read_documents([INPUTS / "nanid.jsonl"]))
     assert len({d.id for d in found}) == len(found) == 60
     assert {d.domain for d in found} == {"unknown"}
-    made = prepare([INPUTS / "nanid.jsonl"], tmp_path / "s", byte_tokenizer(), progress=False)
+    made = prepare([INPUTS / "nanid.jsonl"], tmp_path / "s", byte_tokenizer())
     assert made.store.splits == ("train", "select", "test") and not made.notes
     found = list(read_documents([INPUTS / "floatid.jsonl"]))
     assert len({d.id for d in found}) == len(found) == 60

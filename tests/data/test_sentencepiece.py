@@ -115,7 +115,7 @@ def test_kept_when_asked(models):
 @pytest.mark.parametrize("name", ["bpe", "kept"])
 def test_store_and_back(models, corpus, tmp_path, name):
     tokenizer = load_tokenizer(models / f"{name}.model", sample=texts)
-    store = prepare([corpus], tmp_path / "s", tokenizer, progress=False).store
+    store = prepare([corpus], tmp_path / "s", tokenizer).store
     assert store.tokenizer_fingerprint == tokenizer.fingerprint
     remote = TokenStore.open(f"file://{tmp_path}/s")
     for opened in (store, remote):
@@ -144,7 +144,7 @@ print(store.documents("train", 0, 1)[0].tokens[-1] == store.tokenizer().eos_id)
 
 def test_training_needs_no_sentencepiece(models, corpus, tmp_path):
     """Reading a store, and keeping its tokenizer in a workdir, loads none of the libraries."""
-    prepare([corpus], tmp_path / "s", load_tokenizer(models / "kept.model"), progress=False)
+    prepare([corpus], tmp_path / "s", load_tokenizer(models / "kept.model"))
     done = subprocess.run(
         [sys.executable, "-c", UNINSTALLED, str(tmp_path / "s"), str(tmp_path / "t")],
         capture_output=True,

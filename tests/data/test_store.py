@@ -166,7 +166,7 @@ def test_another_store_in_its_place(copy, tmp_path, corpus, monkeypatch, verifie
     monkeypatch.setattr(store_lib, "VERIFY_BELOW_BYTES", 10**9 if verified else 0)
     stream, good = _in_use(copy)
     copy.rename(tmp_path / "old")
-    prepare([corpus], copy, byte_tokenizer(), progress=False, seed=1)
+    prepare([corpus], copy, byte_tokenizer(), seed=1)
     with pytest.raises(DataError, match=r"tokens/c/0: .*(was replaced or changed|has \d+ bytes)"):
         stream.read(0, 64)
     shutil.rmtree(copy)
@@ -252,16 +252,16 @@ def test_id_outside_the_vocabulary(tmp_path):
 def test_never_overwrites(store_path, corpus, tmp_path):
     before = (store_path / "store.json").read_bytes()
     with pytest.raises(UsageError, match="is a token store; give a new folder") as caught:
-        prepare([corpus], store_path, byte_tokenizer(), progress=False)
+        prepare([corpus], store_path, byte_tokenizer())
     assert caught.value.exit_code == 2
     assert (store_path / "store.json").read_bytes() == before
     (tmp_path / "mine.txt").write_text("keep")
     with pytest.raises(UsageError, match="is not empty"):
-        prepare([corpus], tmp_path, byte_tokenizer(), progress=False)
+        prepare([corpus], tmp_path, byte_tokenizer())
     with pytest.raises(UsageError, match="is a file"):
-        prepare([corpus], tmp_path / "mine.txt", byte_tokenizer(), progress=False)
+        prepare([corpus], tmp_path / "mine.txt", byte_tokenizer())
     with pytest.raises(UsageError, match="write the store to a local folder"):
-        prepare([corpus], "gs://bucket/store", byte_tokenizer(), progress=False)
+        prepare([corpus], "gs://bucket/store", byte_tokenizer())
     assert [p.name for p in tmp_path.iterdir()] == ["mine.txt"]
 
 

@@ -69,7 +69,7 @@ def test_a_vocabulary_of_the_users(module, corpus, tmp_path):
     tokenizer = load_tokenizer(f"{module}:Letters")
     assert (tokenizer.vocab_size, tokenizer.eos_id, tokenizer.pad_id) == (264, 1, 0)
     assert tokenizer.encode_batch(["ab"])[0].tolist() == [97 + 8, 98 + 8]
-    store = prepare([corpus], tmp_path / "s", tokenizer, progress=False).store
+    store = prepare([corpus], tmp_path / "s", tokenizer).store
     again = TokenStore.open(tmp_path / "s", trust=True).tokenizer()
     assert isinstance(again, KeptTokenizer)
     store.check_tokenizer(again.fingerprint)
@@ -83,7 +83,7 @@ def test_a_vocabulary_of_the_users(module, corpus, tmp_path):
 
 def test_no_file_names_code(module, corpus, tmp_path):
     """The file says which code; without `trust` nothing of it is imported."""
-    store = prepare([corpus], tmp_path / "s", load_tokenizer(f"{module}:Letters"), progress=False)
+    store = prepare([corpus], tmp_path / "s", load_tokenizer(f"{module}:Letters"))
     name, file = f"{module}:Letters", tmp_path / "s/tokenizer/vocabulary.json"
     sys.modules.pop("emo_test_vocabularies")
     found = store.store.tokenizer()
@@ -94,7 +94,7 @@ def test_no_file_names_code(module, corpus, tmp_path):
         said = str(refused.value)
         assert str(file) in said and name in said and "--trust" in said and "\n" not in said
     with pytest.raises(UsageError, match="--trust"):  # a folder that is typed holds a file too
-        prepare([corpus], tmp_path / "t", load_tokenizer(file.parent), progress=False)
+        prepare([corpus], tmp_path / "t", load_tokenizer(file.parent))
     assert not (tmp_path / "t").exists() and "emo_test_vocabularies" not in sys.modules
     assert load_tokenizer(file.parent, trust=True).encode_batch(["a"])[0].tolist() == [105]
     assert "emo_test_vocabularies" in sys.modules
@@ -202,7 +202,7 @@ def test_ids_that_are_there_already(module, tmp_path):
     )
     pq.write_table(pa.table({"text": [[11, 12]], "id": ["d"]}), tmp_path / "b.parquet")
     tokenizer = load_tokenizer(f"{module}:PASS")
-    report = prepare([tmp_path], tmp_path / "s", tokenizer, fractions=(1, 0, 0), progress=False)
+    report = prepare([tmp_path], tmp_path / "s", tokenizer, fractions=(1, 0, 0))
     found = sorted(d.tokens.tolist() for d in report.store.documents("train", 0, 9))
     assert found == [[5, 6, 9], [7, 8, 9], [11, 12, 9]]
     assert dict(report.read.skipped) == {"field 'text' is not a string": 1}
@@ -211,10 +211,10 @@ def test_ids_that_are_there_already(module, tmp_path):
     for text, named in (([5, 9, 6], "end-of-document id 9; make a"), ([1000], "outside the vocab")):
         (tmp_path / "c.jsonl").write_text(json.dumps({"text": text}))
         with pytest.raises(DataError, match=named):
-            prepare([tmp_path / "c.jsonl"], tmp_path / "t", tokenizer, progress=False)
+            prepare([tmp_path / "c.jsonl"], tmp_path / "t", tokenizer)
     (tmp_path / "c.jsonl").write_text('{"text": "words"}')
     with pytest.raises(DataError, match="text 'words': not ids"):
-        prepare([tmp_path / "c.jsonl"], tmp_path / "t", tokenizer, progress=False)
+        prepare([tmp_path / "c.jsonl"], tmp_path / "t", tokenizer)
     assert next(read_documents([tmp_path / "c.jsonl"])).text == "words"  # of other tokenizers
 
 

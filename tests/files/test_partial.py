@@ -48,15 +48,15 @@ def hidden(folder):
 
 def test_of_a_killed_process_goes_with_the_next_run(worker, corpus, tmp_path):
     assert hidden(tmp_path) == ["spool", "tmp"]
-    report = prepare([corpus], tmp_path / "store", byte_tokenizer(), progress=False)
+    report = prepare([corpus], tmp_path / "store", byte_tokenizer())
     assert not report.notes and hidden(tmp_path) == ["spool", "tmp"]  # it is at work
     (tmp_path / "store").rename(tmp_path / "first")
-    prepare([corpus], tmp_path / "other", byte_tokenizer(), progress=False)
+    prepare([corpus], tmp_path / "other", byte_tokenizer())
     os.kill(worker.pid, signal.SIGKILL)
     worker.wait()
-    prepare([corpus], tmp_path / "another", byte_tokenizer(), progress=False)
+    prepare([corpus], tmp_path / "another", byte_tokenizer())
     assert hidden(tmp_path) == ["spool", "tmp"]  # of another name
-    report = prepare([corpus], tmp_path / "store", byte_tokenizer(), progress=False)
+    report = prepare([corpus], tmp_path / "store", byte_tokenizer())
     assert not hidden(tmp_path)
     assert len(report.notes) == 2 and all("removed" in note for note in report.notes)
 

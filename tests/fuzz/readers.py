@@ -39,7 +39,7 @@ def _documents(folder: Path, out: Path) -> None:
     from emo_jax.data.prepare import prepare
     from emo_jax.data.tokenizers import byte_tokenizer
 
-    prepare([folder], out / "store", byte_tokenizer(), progress=False)
+    prepare([folder], out / "store", byte_tokenizer())
 
 
 def _pairs(folder: Path, out: Path) -> None:
@@ -127,7 +127,7 @@ def _leaves(tree: Any) -> None:
 def _run(folder: Path, out: Path) -> None:
     from emo_jax.checkpoint.checkpointer import Checkpointer
     from emo_jax.saved.load import load_model, open_model
-    from emo_jax.saved.transfer import export_workdir
+    from emo_jax.saved.transfer import export
 
     found = load_model(str(folder))
     _leaves(found.params)
@@ -137,7 +137,7 @@ def _run(folder: Path, out: Path) -> None:
         for step in checkpointer.steps():
             checkpointer.read_extra(step)
             checkpointer.items(step)
-    export_workdir(folder, out / "hf")
+    export(folder, out / "hf")
 
 
 def _log(folder: Path, out: Path) -> None:
@@ -184,24 +184,24 @@ def _records(folder: Path, out: Path) -> None:
 
 
 def _module(folder: Path, out: Path) -> None:
-    from emo_jax.modules.union import compose, open_module
-    from emo_jax.saved.transfer import import_folder
+    from emo_jax.modules.union import open_module, union
+    from emo_jax.saved.transfer import import_
 
     module = open_module(folder)
-    made = compose([module, module])
+    made = union([module, module])
     made.source.read("layers/mlp/experts/gate", tuple(slice(0, 1) for _ in range(4)))
-    import_folder(folder, out / "run")
+    import_(folder, out / "run")
 
 
 def _hf(folder: Path, out: Path) -> None:
     from emo_jax.saved.load import load_model
-    from emo_jax.saved.transfer import import_folder
+    from emo_jax.saved.transfer import import_
 
     found = load_model(str(folder))
     _leaves(found.params)
     if found.tokenizer is not None:
         found.tokenizer.encode_batch(TEXTS)
-    import_folder(folder, out / "run")
+    import_(folder, out / "run")
 
 
 def _activations(folder: Path, out: Path) -> None:

@@ -25,7 +25,7 @@ from emo_jax.model.functions import ModelFunctions
 from emo_jax.modules.folder import write_selected
 from emo_jax.run.run_info import append_run_info, describe_run
 from emo_jax.saved.selection_file import Selection, fingerprint
-from emo_jax.saved.transfer import import_folder
+from emo_jax.saved.transfer import import_
 
 WORDS = {"cooking": "flour butter salt oven", "law": "court judge statute appeal"}
 
@@ -87,7 +87,7 @@ def make_tokenizers(folder: Path) -> None:
 def make_store(folder: Path) -> None:
     """A token store of bytes."""
     source = folder / "jsonl/a.jsonl"
-    prepare([source], folder / "store", byte_tokenizer(), progress=False, fractions=(0.6, 0.2, 0.2))
+    prepare([source], folder / "store", byte_tokenizer(), fractions=(0.6, 0.2, 0.2))
 
 
 def config_of_seeds() -> Config:
@@ -119,7 +119,7 @@ def make_models(folder: Path) -> None:
         scores=((0.5, 0.25, 0.125, 0.1, 0.1, 0.1, 0.1),) * 2,
     )
     write_selected(source, config, kept_LR, folder / "module", selection, tokenizer_dir=tokenizer)
-    import_folder(folder / "hf", folder / "run")
+    import_(folder / "hf", folder / "run")
     _log(folder / "run", config)
     model = ModelFunctions(config, _mesh())
     sample = sample_documents(store, "train", tokens=200, min_length=8, max_length=64)

@@ -14,7 +14,7 @@ from emo_jax.errors import EmoError, HfFormatError, UsageError
 from emo_jax.hf import export_model, import_model
 from emo_jax.hf.importing import OTHER_FILES
 from emo_jax.saved.load import open_model
-from emo_jax.saved.transfer import import_folder
+from emo_jax.saved.transfer import import_
 
 MANY = {
     "num_hidden_layers": 10**7,
@@ -181,7 +181,7 @@ def test_a_section_of_ours_that_is_none(qwen, section):
 
 
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors", *OTHER_FILES])
-@pytest.mark.parametrize("by", [import_model, open_model, import_folder])
+@pytest.mark.parametrize("by", [import_model, open_model, import_])
 def test_links_that_leave_the_folder(qwen, tmp_path, name, by):
     """What they lead to would be read, copied into a workdir or an export, and pushed."""
     secret = tmp_path / "secret"
@@ -190,7 +190,7 @@ def test_links_that_leave_the_folder(qwen, tmp_path, name, by):
     else:
         secret.write_text("mine")
     (qwen / name).symlink_to(secret)
-    call = (lambda folder: by(folder, tmp_path / "new")) if by is import_folder else by
+    call = (lambda folder: by(folder, tmp_path / "new")) if by is import_ else by
     refused(qwen, name, f"a link to {secret}, outside", by=lambda folder: call(str(folder)))
     assert not (tmp_path / "new").exists()
 

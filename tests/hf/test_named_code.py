@@ -9,7 +9,7 @@ from emo_jax.errors import HfFormatError
 from emo_jax.hf import export_model
 from emo_jax.hf.named_code import naming_code
 from emo_jax.hf.push import push_folder
-from emo_jax.saved.transfer import export_workdir, import_folder
+from emo_jax.saved.transfer import export, import_
 
 CODE = {
     "auto_map": {"AutoTokenizer": ["someone/else--tokenization.Run", None]},
@@ -38,11 +38,11 @@ def names_none(folder):
 def test_an_import_leaves_it_out_and_says_so(folder, tmp_path, caplog):
     for name in ("config.json", "tokenizer_config.json"):
         change(folder / name, **CODE)
-    import_folder(folder, tmp_path / "run")
+    import_(folder, tmp_path / "run")
     for name in ("config.json", "tokenizer_config.json"):
         said = "names code, which is left out: auto_map, trust_remote_code, tokenizer_class"
         assert f"{folder / name}: {said}" in caplog.text
-    export_workdir(tmp_path / "run", tmp_path / "again")
+    export(tmp_path / "run", tmp_path / "again")
     assert (tmp_path / "again/tokenizer.json").exists()
     for made in ("run", "again"):
         names_none(tmp_path / made)
@@ -58,7 +58,7 @@ def test_an_export_with_the_tokenizer_of_somebody_else_leaves_it_out(folder, mak
 def test_a_tokenizer_that_is_kept_to_be_mended(folder, tmp_path, caplog, broken):
     """One that names an end that it does not have; or whose settings others read, and not we."""
     change(folder / "tokenizer_config.json", **CODE, eos_token="\ud800" if broken else "<none>")
-    import_folder(folder, tmp_path / "run")
+    import_(folder, tmp_path / "run")
     assert "the tokenizer is kept as it is, to be mended" in caplog.text
     kept = tmp_path / "run/tokenizer"
     assert (kept / "tokenizer.json").read_bytes() == (folder / "tokenizer.json").read_bytes()

@@ -14,8 +14,8 @@ from tokenizers import Tokenizer
 from emo_jax.data.tokenizers import load_tokenizer
 from emo_jax.errors import DataError, UsageError
 from emo_jax.hf import export_model, tokenizer_files
+from emo_jax.saved import transfer
 from emo_jax.saved.load import load_model
-from emo_jax.saved.transfer import export_workdir, import_folder
 
 TEXTS = tokenizer_kinds.texts()
 CASES = [
@@ -85,7 +85,7 @@ def test_an_import_knows_the_tokenizer_and_exports_it_alike(
     sources, export, tmp_path, kind, begins
 ):
     folder, trained = export(sources[kind], begins), load_tokenizer(sources[kind])
-    import_folder(folder, tmp_path / "run")
+    transfer.import_(folder, tmp_path / "run")
     kept = load_tokenizer(tmp_path / "run/tokenizer")
     for again in (kept, load_model(str(folder)).tokenizer):
         assert again.fingerprint == trained.fingerprint
@@ -94,7 +94,7 @@ def test_an_import_knows_the_tokenizer_and_exports_it_alike(
             trained.bos_id if begins else None,
             trained.eos_id,
         )
-    second, _ = export_workdir(tmp_path / "run", tmp_path / "again")
+    second, _ = transfer.export(tmp_path / "run", tmp_path / "again")
     for name in (*tokenizer_files.WRITTEN, "generation_config.json"):
         assert (second / name).read_bytes() == (folder / name).read_bytes(), name
 
@@ -131,7 +131,7 @@ def test_a_folder_of_others_begins_as_its_post_processor_does(
     said = read(folder, "config.json")
     del said["emo_jax"]
     (folder / "config.json").write_text(json.dumps(said))
-    import_folder(folder, tmp_path / "run")
+    transfer.import_(folder, tmp_path / "run")
     assert load_tokenizer(tmp_path / "run/tokenizer").adds_bos == begins
     assert load_model(str(folder)).tokenizer.adds_bos == begins
     settings = read(folder, "tokenizer_config.json")
@@ -156,8 +156,8 @@ def test_exports_of_earlier_versions_are_read_as_their_store_was(sources, export
     for name in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copyfile(sources["llama"] / name, folder / name)
     assert load_model(str(folder)).tokenizer.adds_bos is False
-    import_folder(folder, tmp_path / "run")
-    second, _ = export_workdir(tmp_path / "run", tmp_path / "again")
+    transfer.import_(folder, tmp_path / "run")
+    second, _ = transfer.export(tmp_path / "run", tmp_path / "again")
     theirs = Tokenizer.from_file(str(second / "tokenizer.json"))
     assert (
         theirs.encode("The court").ids

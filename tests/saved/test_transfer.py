@@ -26,7 +26,7 @@ from emo_jax.hf import export_model, import_model
 from emo_jax.hf.sources import FolderSource
 from emo_jax.model.functions import ModelFunctions
 from emo_jax.run.workdir import claim_workdir, read_workdir_config
-from emo_jax.saved.transfer import export_workdir, import_folder
+from emo_jax.saved.transfer import export, import_
 
 TOKENIZER_SIZE, PADDED = 100_278, 100_352  # SPEC 1.1
 
@@ -77,22 +77,22 @@ def same(ours: dict, theirs: dict) -> bool:
 def test_a_folder_goes_through_a_workdir_bit_for_bit(run, tmp_path, layout, shared):
     """The streamed way and the one in memory write the same bytes."""
     workdir, params = run(shared=shared, fits=layout)
-    hf, made = export_workdir(workdir, tmp_path / "hf", layout=layout)
+    hf, made = export(workdir, tmp_path / "hf", layout=layout)
     assert made == layout
     _, config = import_model(hf)
     in_memory = export_model(params, config, tmp_path / "memory", layout=layout)
     assert same(weights(hf), weights(in_memory))
-    imported = import_folder(hf, tmp_path / "again")
+    imported = import_(hf, tmp_path / "again")
     assert imported == config and imported.moe == config.moe
-    export_workdir(tmp_path / "again", tmp_path / "hf2", layout=layout)
+    export(tmp_path / "again", tmp_path / "hf2", layout=layout)
     assert same(weights(hf), weights(tmp_path / "hf2"))
     assert same(flatten(restore_params(tmp_path / "again")[0]), flatten(import_model(hf)[0]))
 
 
 def test_an_import_holds_parameters_alone(run, tmp_path):
     workdir, _ = run()
-    export_workdir(workdir, tmp_path / "hf")
-    config = import_folder(tmp_path / "hf", tmp_path / "new")
+    export(workdir, tmp_path / "hf")
+    config = import_(tmp_path / "hf", tmp_path / "new")
     with Checkpointer(tmp_path / "new", config.checkpoint) as checkpointer:
         assert checkpointer.steps() == [0]
         assert checkpointer.items(0) == {"params"}
@@ -121,7 +121,7 @@ def test_both_vocabulary_sizes_through_the_shapes_of_training(
         said = json.loads((hf / "config.json").read_text())
         del said["emo_jax"]
         (hf / "config.json").write_text(json.dumps(said | {"vocab_size": rows}))
-    imported = import_folder(hf, tmp_path / "run")
+    imported = import_(hf, tmp_path / "run")
     size = rows if not ours else TOKENIZER_SIZE
     assert imported.model.vocab_size == size
     assert imported.model.padded_vocab_size == PADDED
@@ -140,7 +140,7 @@ def test_both_vocabulary_sizes_through_the_shapes_of_training(
     restored, _, _ = restore_params(tmp_path / "run", 0, abstract)
     assert restored["embed"]["embedding"].sharding.spec == PartitionSpec("x")
     export_model(restored, imported, tmp_path / "trained")
-    export_workdir(tmp_path / "run", tmp_path / "again")
+    export(tmp_path / "run", tmp_path / "again")
     stored = load_file(hf / "model.safetensors")
     expected = {n: v[:size] if n in names else v for n, v in stored.items()}
     assert same(weights(tmp_path / "again"), expected)
@@ -149,7 +149,7 @@ def test_both_vocabulary_sizes_through_the_shapes_of_training(
 
 def test_the_files_of_a_folder_tell_the_run_and_not_the_machine(run, tmp_path):
     workdir, _ = run()
-    hf, _ = export_workdir(workdir, tmp_path / "hf")
+    hf, _ = export(workdir, tmp_path / "hf")
     texts = {p.name: p.read_text() for p in hf.iterdir() if p.suffix in (".json", ".md")}
     assert set(texts) == {"config.json", "generation_config.json", "README.md"}
     for name, text in texts.items():
@@ -181,7 +181,7 @@ def test_an_import_takes_no_place_for_data_and_metrics_over(make_model, tmp_path
     section["data"]["store"] = "/somewhere"
     section["tracking"] |= {"wandb_project": "theirs", "mlflow_uri": "https://203.0.113.1"}
     (hf / "config.json").write_text(json.dumps(said))
-    assert import_folder(hf, tmp_path / "run") == config
+    assert import_(hf, tmp_path / "run") == config
     assert read_workdir_config(tmp_path / "run") == config
     assert import_model(hf)[1] == config
     named = from_config_dict(section)
@@ -198,8 +198,8 @@ def test_names_of_the_shards_are_those_of_the_libraries(make_model, tmp_path):
     n = len(files)
     assert n > 2
     assert files == [f"model-{i:05d}-of-{n:05d}.safetensors" for i in range(1, n + 1)]
-    import_folder(hf, tmp_path / "again")
-    export_workdir(tmp_path / "again", tmp_path / "hf2")
+    import_(hf, tmp_path / "again")
+    export(tmp_path / "again", tmp_path / "hf2")
     assert same(weights(hf), weights(tmp_path / "hf2"))
 
 
@@ -208,9 +208,9 @@ def test_a_wrong_layout_is_refused_before_the_checkpoint_is_read(run, tmp_path):
         workdir, _ = run(f"run{dense}", dense=dense)
         (workdir / "checkpoints/3/manifest.json").unlink()
         with pytest.raises(UsageError, match="is for"):
-            export_workdir(workdir, tmp_path / "hf", layout=layout)
+            export(workdir, tmp_path / "hf", layout=layout)
         with pytest.raises(CheckpointError):
-            export_workdir(workdir, tmp_path / "hf")
+            export(workdir, tmp_path / "hf")
 
 
 # --- what goes wrong -----------------------------------------------------------------------------
@@ -239,17 +239,17 @@ def test_a_full_disk_while_exporting(run, tmp_path, request):
     before = sorted(tmp_path.iterdir())
     request.getfixturevalue("no_large_files")
     with pytest.raises(EmoError) as error:
-        export_workdir(workdir, tmp_path / "hf")
+        export(workdir, tmp_path / "hf")
     one_line(error, tmp_path / "hf", "cannot be written", "File too large", "export again")
     assert sorted(tmp_path.iterdir()) == before
 
 
 def test_a_full_disk_while_importing(run, tmp_path, request):
-    hf, _ = export_workdir(run(vocab=2000)[0], tmp_path / "hf")
+    hf, _ = export(run(vocab=2000)[0], tmp_path / "hf")
     before = sorted(tmp_path.iterdir())
     request.getfixturevalue("no_large_files")
     with pytest.raises(EmoError) as error:
-        import_folder(hf, tmp_path / "new")
+        import_(hf, tmp_path / "new")
     one_line(error, "File too large")
     assert sorted(tmp_path.iterdir()) == before
 
@@ -257,7 +257,7 @@ def test_a_full_disk_while_importing(run, tmp_path, request):
 @pytest.mark.parametrize("block", [1, 2, 16])
 def test_an_interrupted_import_stops_and_leaves_nothing(run, tmp_path, monkeypatch, block):
     """At any of its 16 slices: the first comes while the writer is still starting."""
-    hf, _ = export_workdir(run()[0], tmp_path / "hf")
+    hf, _ = export(run()[0], tmp_path / "hf")
     before, read, blocks = sorted(tmp_path.iterdir()), FolderSource.read, []
     handler = signal.getsignal(signal.SIGINT)
 
@@ -270,7 +270,7 @@ def test_an_interrupted_import_stops_and_leaves_nothing(run, tmp_path, monkeypat
 
     monkeypatch.setattr(FolderSource, "read", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        import_folder(hf, tmp_path / "new")
+        import_(hf, tmp_path / "new")
     assert len(blocks) < block + 6  # those that were under way
     assert sorted(tmp_path.iterdir()) == before
     assert signal.getsignal(signal.SIGINT) is handler
@@ -278,14 +278,14 @@ def test_an_interrupted_import_stops_and_leaves_nothing(run, tmp_path, monkeypat
 
 def test_outputs_that_cannot_be_made(run, tmp_path):
     workdir, _ = run()
-    hf, _ = export_workdir(workdir, tmp_path / "hf")
+    hf, _ = export(workdir, tmp_path / "hf")
     below_a_file = tmp_path / "file" / "below"
     below_a_file.parent.write_text("mine")
     with pytest.raises(EmoError) as error:
-        export_workdir(workdir, below_a_file)
+        export(workdir, below_a_file)
     one_line(error, below_a_file, "cannot be written")
     with pytest.raises(UsageError) as error:
-        import_folder(hf, below_a_file)
+        import_(hf, below_a_file)
     one_line(error, below_a_file, "cannot be made a workdir")
     assert below_a_file.parent.read_text() == "mine"
 
@@ -293,7 +293,7 @@ def test_outputs_that_cannot_be_made(run, tmp_path):
 def test_a_shard_cut_short_after_its_header_was_read(run, tmp_path, monkeypatch):
     """By somebody who copies over it, say: nothing half imported is left."""
     monkeypatch.setenv("EMO_READ_WAIT", "0.2")
-    hf, _ = export_workdir(run()[0], tmp_path / "hf")
+    hf, _ = export(run()[0], tmp_path / "hf")
     before = sorted(tmp_path.iterdir())
     file, claim = hf / "model.safetensors", claim_workdir
 
@@ -303,7 +303,7 @@ def test_a_shard_cut_short_after_its_header_was_read(run, tmp_path, monkeypatch)
 
     monkeypatch.setattr("emo_jax.saved.transfer.claim_workdir", cut)
     with pytest.raises(EmoError) as error:
-        import_folder(hf, tmp_path / "new")
+        import_(hf, tmp_path / "new")
     size = file.stat().st_size
     said = f"has {size} bytes, had {size + 100_000} when it was opened; bring the folder back"
     one_line(error, file, said)
@@ -311,22 +311,22 @@ def test_a_shard_cut_short_after_its_header_was_read(run, tmp_path, monkeypatch)
 
 
 def test_a_dense_folder_with_experts_in_our_section(run, tmp_path):
-    hf, _ = export_workdir(run(dense=True)[0], tmp_path / "hf")
-    experts, _ = export_workdir(run("other")[0], tmp_path / "experts")
+    hf, _ = export(run(dense=True)[0], tmp_path / "hf")
+    experts, _ = export(run("other")[0], tmp_path / "experts")
     said = json.loads((hf / "config.json").read_text())
     theirs = json.loads((experts / "config.json").read_text())
     (hf / "config.json").write_text(json.dumps(said | {"emo_jax": theirs["emo_jax"]}))
     with pytest.raises(HfFormatError) as error:
-        import_folder(hf, tmp_path / "new")
+        import_(hf, tmp_path / "new")
     one_line(error, hf / "config.json", "no model for layout llama")
     assert not (tmp_path / "new").exists()
 
 
 def test_a_workdir_is_no_folder_of_transformers_nor_the_other_way_round(run, tmp_path, capsys):
     workdir, _ = run()
-    hf, _ = export_workdir(workdir, tmp_path / "hf")
+    hf, _ = export(workdir, tmp_path / "hf")
     with pytest.raises(UsageError) as error:
-        import_folder(workdir, tmp_path / "new")
+        import_(workdir, tmp_path / "new")
     one_line(error, f"{workdir}: a run's workdir", f"emo export {workdir} --output")
     assert runs.emo_here("export", hf, "--output", tmp_path / "new") == 2
     line = capsys.readouterr().err
@@ -341,17 +341,17 @@ def test_what_a_killed_export_left_is_removed_by_the_next(run, tmp_path, caplog)
         folder.mkdir()
         (folder / "model.safetensors").write_bytes(b"half")
     (other / "notes.txt").write_text("mine")
-    export_workdir(workdir, tmp_path / "hf")
+    export(workdir, tmp_path / "hf")
     assert not left.exists() and str(left) in caplog.text
     assert (other / "notes.txt").read_text() == "mine"
 
 
 def test_what_a_killed_import_left_is_removed_by_the_next(run, tmp_path, caplog):
     workdir, _ = run()
-    hf, _ = export_workdir(workdir, tmp_path / "hf")
+    hf, _ = export(workdir, tmp_path / "hf")
     left = tmp_path / f".new.{'0' * 16}.partial"
     (left / "checkpoints/0").mkdir(parents=True)
-    import_folder(hf, tmp_path / "new")
+    import_(hf, tmp_path / "new")
     assert not left.exists() and str(left) in caplog.text
 
 
@@ -359,7 +359,7 @@ def test_an_output_that_is_a_link(run, tmp_path):
     workdir, _ = run()
     (tmp_path / "disk").mkdir()
     (tmp_path / "hf").symlink_to(tmp_path / "disk")
-    export_workdir(workdir, tmp_path / "hf")
+    export(workdir, tmp_path / "hf")
     assert (tmp_path / "hf").is_symlink() and (tmp_path / "disk/config.json").exists()
 
 
@@ -373,6 +373,6 @@ def test_a_checkpoint_that_its_run_retires_meanwhile(run, tmp_path, monkeypatch)
 
     monkeypatch.setattr(SliceReader, "_read", retired)
     with pytest.raises(CheckpointError) as error:
-        export_workdir(workdir, tmp_path / "hf")
+        export(workdir, tmp_path / "hf")
     one_line(error, workdir, "was removed while it was read", "try again")
     assert sorted(tmp_path.iterdir()) == [workdir]

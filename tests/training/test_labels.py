@@ -22,7 +22,7 @@ def _store(tmp_path, name, texts):
     file = tmp_path / f"{name}.jsonl"
     lines = [json.dumps({"text": text, "id": f"{name}{i}"}) for i, text in enumerate(texts)]
     file.write_text("\n".join(lines) + "\n")
-    prepare([file], tmp_path / name, byte_tokenizer(), progress=False)
+    prepare([file], tmp_path / name, byte_tokenizer())
     return tmp_path / name
 
 

@@ -1,0 +1,68 @@
+"""`emo verify`: this machine's numerics, or a Hugging Face folder."""
+
+import dataclasses
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from emo_jax.checks.folder import compare_folder
+from emo_jax.checks.numerics import verify_cases
+from emo_jax.errors import UsageError
+
+
+@dataclasses.dataclass(frozen=True)
+class Verification:
+    """What was found.
+
+    Attributes:
+      results: of numerics, `{"case/quantity": {"error", "limit", "ok"}}`; of a folder, the fields
+        of `checks.folder.Comparison`.
+      failed: quantities beyond their limits, or differences.
+      summary: of what failed, in one line.
+    """
+
+    results: dict[str, Any]
+    failed: int
+    summary: str
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing failed."""
+        return not self.failed
+
+
+def verify(
+    folder: str | os.PathLike[str] | None = None,
+    *,
+    against: str | os.PathLike[str] | None = None,
+    show: Callable[[str], Any] = lambda line: None,
+) -> Verification:
+    """Compares this machine's numerics with golden numbers of the PyTorch reference.
+
+    With `against`, compares a Hugging Face folder with the run it came from instead: every tensor,
+    the fields of config.json, and the tokenizer.
+
+    Args:
+      folder: a case of golden numbers; None: all that come with the package. Or the Hugging Face
+        folder.
+      against: `WORKDIR`, `WORKDIR@STEP`, or another Hugging Face folder.
+      show: is told every line of the report.
+
+    Raises:
+      UsageError: no such case, folder or run.
+      HfFormatError: the folder cannot be read, or is of another architecture.
+    """
+    if against is None:
+        results, failed = verify_cases(None if folder is None else Path(folder), show=show)
+        return Verification(results, failed, f"{failed} quantities are beyond their limits")
+    if folder is None:
+        raise UsageError(f"--against {against}: give the folder too, before it: emo verify HF_DIR")
+    found = compare_folder(folder, os.fspath(against))
+    at = "" if found.step is None else f" at step {found.step}"
+    for line in found.differences:
+        show(f"{folder}: {line}")
+    if not found.count:
+        show(f"{folder}: as {against}{at}: {found.tensors} tensors, config, tokenizer")
+    summary = f"{folder}: {found.count} differences from {against}{at}"
+    return Verification(dataclasses.asdict(found), found.count, summary)
