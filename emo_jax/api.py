@@ -21,6 +21,7 @@ from emo_jax.evals.by_domain import (
     eval_mesh,
     open_split,
 )
+from emo_jax.evals.keep import DEFAULT_METHOD
 from emo_jax.evals.text_loss import TextLosses
 from emo_jax.generation.decode import Generator
 from emo_jax.generation.sampling import Sampling
@@ -188,7 +189,7 @@ def evaluate(
     windows: int = 1024,
     pool: int | Sequence[int] = (),
     keep: int | str | Sequence[int | str] = (),
-    method: str = "global",
+    method: str = DEFAULT_METHOD,
     allow_fewer: bool = False,
     max_domains: int = MOST_DOMAINS,
     trust: bool = False,

@@ -21,14 +21,13 @@ from emo_jax.data.stream import TRAIN, TokenSource
 from emo_jax.data.tokenizers import Tokenizer
 from emo_jax.data.windows import Windows, open_source
 from emo_jax.errors import ConfigError, DataError, UsageError
-from emo_jax.evals.heldout import evaluate, make_eval_step
-from emo_jax.evals.keep_k import select_scores
+from emo_jax.evals.heldout import HeldOut, evaluate, make_eval_step
+from emo_jax.evals.keep import DEFAULT_METHOD, choose, losses_kept
 from emo_jax.evals.text_bytes import TextBytes
 from emo_jax.model.functions import ModelFunctions
 from emo_jax.model.params import Params
 from emo_jax.parallel import mesh as mesh_lib
-from emo_jax.selection.budgets import budgets, check_keep, keep_experts
-from emo_jax.selection.scores import choose_experts
+from emo_jax.selection.budgets import check_keep
 from emo_jax.selection.variants import undropped, within_documents
 
 SELECT = "select"  # the split that experts are chosen on
@@ -54,7 +53,7 @@ class EvalSettings:
     windows: int = 1024
     pools: tuple[int, ...] = ()
     keeps: tuple[int, ...] = ()
-    method: str = "global"
+    method: str = DEFAULT_METHOD
     allow_fewer: bool = False
 
 
@@ -282,13 +281,24 @@ def domain_losses(
             batches = data.batches(progress, f"{data.split} loss, attention within documents")
             sums[WITHIN] = evaluate(keep_step, params, batches).ce_sum_M
         select = Pass(data.like(SELECT), settings.windows, mesh)
-        select_windows = select.count
-        choose = _chooser(within, params, select, settings, mesh=mesh, progress=progress)
-        for keep in dict.fromkeys(settings.keeps):
-            keep_LMR, unseen_M = choose(keep)
-            batches = data.batches(progress, f"{data.split} loss, {keep} experts kept")
-            kept = evaluate(keep_step, params, batches, keep_LMR=keep_LMR)
-            sums[f"keep={keep}"] = np.where(unseen_M, np.nan, kept.ce_sum_M)
+        select_windows, what = select.count, "choosing experts on select"
+        choice = choose(
+            ModelFunctions(within, mesh),
+            params,
+            select.batches(progress, what),
+            len(domains),
+            method=settings.method,
+            allow_fewer=settings.allow_fewer,
+            progress=lambda line: progress(f"{what}: {line}"),
+        )
+        left, unseen_M = iter(dict.fromkeys(settings.keeps)), choice.unseen_M
+
+        def judge(keep_LMR: np.ndarray) -> HeldOut:
+            batches = data.batches(progress, f"{data.split} loss, {next(left)} experts kept")
+            return evaluate(keep_step, params, batches, keep_LMR=keep_LMR)
+
+        for keep, kept in losses_kept(choice, settings.keeps, judge).items():
+            sums[f"keep={keep}"] = kept.ce_sum_M
     return DomainLosses(
         domains=domains,
         labels_M=full.labels_M,
@@ -299,49 +309,6 @@ def domain_losses(
         select_windows=select_windows,
         unseen_M=unseen_M,
     )
-
-
-def _chooser(
-    config: Config,
-    params: Params,
-    select: "Pass",
-    settings: EvalSettings,
-    *,
-    mesh: Mesh,
-    progress: Callable[[str], None],
-) -> Callable[[int], tuple[np.ndarray, np.ndarray]]:
-    """Says which experts each domain keeps (L,M,R), and which domains (M,) had none to choose by.
-
-    Router probabilities of the whole model are summed in one pass. The other methods hold all
-    windows of the split on the devices.
-    """
-    model, M = ModelFunctions(config, mesh), len(select.domains)
-    what = "choosing experts on select"
-    if settings.method == "global":
-        step = make_eval_step(config, model, M)
-        scores_LMR, unseen_M = select_scores(step, params, select.batches(progress, what))
-        return lambda keep: (
-            keep_experts(scores_LMR, config, keep, allow_fewer=settings.allow_fewer),
-            unseen_M,
-        )
-    seen_M = np.zeros(M + 1, np.int64)
-
-    def count(batch: Batch) -> None:
-        np.add(seen_M, np.bincount(batch.domain_ids.ravel() + 1, minlength=M + 1), out=seen_M)
-
-    batches = list(select.batches(progress, what, count))
-    unseen_M = (seen_M[1:] == 0) & (settings.method != "random")
-
-    def choose(keep: int) -> tuple[np.ndarray, np.ndarray]:
-        routed_L = budgets(config, [keep], allow_fewer=settings.allow_fewer)
-        choice = choose_experts(
-            *(settings.method, model, params, batches, routed_L),
-            num_domains=M,
-            progress=lambda line: progress(f"{what}: keep {keep}, {line}"),
-        )
-        return choice.kept_LMR, unseen_M
-
-    return choose
 
 
 class Pass:

@@ -44,6 +44,12 @@ class HeldOut:
         labels = self.labels_M.sum()
         return float(self.ce_sum_M.sum() / labels) if labels else math.nan
 
+    def of_domains(self, which: slice) -> "HeldOut":
+        """The same of some domains."""
+        probs_LMR = self.router_probs_LMR
+        part_LMR = None if probs_LMR is None else probs_LMR[:, which]
+        return HeldOut(self.ce_sum_M[which], self.labels_M[which], part_LMR)
+
     @property
     def broken_M(self) -> np.ndarray:
         """Domains whose loss is not finite."""

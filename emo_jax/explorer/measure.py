@@ -11,8 +11,8 @@ import numpy as np
 
 from emo_jax.batch import Batch
 from emo_jax.config import Config
-from emo_jax.evals.heldout import evaluate, make_eval_step
-from emo_jax.evals.keep_k import keep_table
+from emo_jax.evals.heldout import HeldOut, evaluate, make_eval_step
+from emo_jax.evals.keep import DEFAULT_METHOD, choose, losses_kept
 from emo_jax.model.functions import ModelFunctions
 from emo_jax.model.params import Params
 from emo_jax.selection.budgets import experts_there
@@ -44,30 +44,34 @@ def keep_curves(
     """
     config = model.config
     keeps = keeps_of(config)
-    step = make_eval_step(config, model, len(domains))
-    table = keep_table(
-        config,
-        step,
-        params,
-        domains=domains,
-        select_batches=select,
-        test_batches=test,
-        keeps=keeps[1:],
-        progress=progress,
-    )
-    assert table.scores_LMR is not None
-    losses = np.stack([table.full_M, *table.kept.values()], axis=1)
-    order_LMR = np.argsort(-table.scores_LMR, axis=-1, kind="stable")
+    M = len(domains)
+    params, select, test = jax.device_put((params, list(select), list(test)))
+    progress("router probabilities on the select split")
+    choice = choose(model, params, select, M)
+    step = make_eval_step(config, model, M, router_probs=False)
+    progress("test loss with all experts")
+    full = evaluate(step, params, test)
+    left = iter(keeps[1:])
+
+    def judge(keep_LMR: np.ndarray) -> HeldOut:
+        progress(f"test loss with {next(left)} of {keeps[0]} experts")
+        return evaluate(step, params, test, keep_LMR=keep_LMR)
+
+    kept = losses_kept(choice, keeps[1:], judge)
+    assert choice.scores_LMR is not None
+    measured_M = (full.labels_M > 0) & ~(choice.unseen_M if kept else False)
+    losses = np.stack([full.loss_M, *(one.loss_M for one in kept.values())], axis=1)
+    order_LMR = np.argsort(-choice.scores_LMR, axis=-1, kind="stable")
     rank_LMR = np.argsort(order_LMR, axis=-1)
-    seen_M = table.scores_LMR.sum(axis=(0, 2)) > 0
+    seen_M = ~choice.unseen_M
     return {
-        "method": "global",
+        "method": DEFAULT_METHOD,
         "keeps": keeps,
         "loss": [[round(float(x), 4) if np.isfinite(x) else None for x in row] for row in losses],
         "not_finite": [
             name
-            for name, row, complete in zip(domains, losses, table.complete_M, strict=True)
-            if complete and not np.isfinite(row).all()
+            for name, row, measured in zip(domains, losses, measured_M, strict=True)
+            if measured and not np.isfinite(row).all()
         ],
         "rank": [
             [

@@ -6,7 +6,6 @@ that was stopped goes on where it was.
 """
 
 import importlib.util
-import math
 import random
 import time
 from collections.abc import Iterator
@@ -15,23 +14,23 @@ from typing import Any
 
 import jax
 import numpy as np
-from rich import box
 from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 
 from emo_jax.analysis.sample import SampleSettings
-from emo_jax.batch import Batch
-from emo_jax.config import Config, from_config_dict, presets
+from emo_jax.config import Config, from_config_dict, moe_of, presets
 from emo_jax.data.documents import read_documents
-from emo_jax.data.loader import heldout_batches
 from emo_jax.data.prepare import prepare
 from emo_jax.data.store import TokenStore
 from emo_jax.data.tokenizers import Tokenizer, load_tokenizer, train_bpe
-from emo_jax.data.windows import open_windows
 from emo_jax.errors import DataError, UsageError
-from emo_jax.evals.heldout import make_eval_step
-from emo_jax.evals.keep_k import KeepTable, keep_table
+from emo_jax.evals.by_domain import (
+    DomainLosses,
+    EvalSettings,
+    domain_losses,
+    eval_mesh,
+    open_split,
+)
+from emo_jax.evals.report import to_json, to_table
 from emo_jax.explorer.explore import ExploreSettings, explore
 from emo_jax.files.atomic import write_atomic
 from emo_jax.files.json_files import dumps, read_object
@@ -43,7 +42,6 @@ from emo_jax.quickstart.sample import sample_corpus
 from emo_jax.report.page import write_report
 from emo_jax.report.run import read_run
 from emo_jax.saved.transfer import export
-from emo_jax.selection.variants import within_documents
 from emo_jax.training.loop import Trainer
 
 SETTINGS_FILE = "quickstart.json"
@@ -52,7 +50,6 @@ TOKENIZER_MB = 4.0  # text the tokenizer is trained on
 VOCAB_SIZE = 2048
 KEEP_PERCENT = (50.0, 25.0, 12.5)
 EVAL_WINDOWS = 512  # of the select and of the test split, at most
-EVAL_BATCH = 16
 PROMPT_TOKENS, GENERATED_TOKENS = 24, 40
 PAGE_TOKENS, PAGE_CLUSTERS, PAGE_WINDOWS = 40_000, 32, 64  # of the explorer's page
 
@@ -107,9 +104,10 @@ def run_quickstart(documents: list[str], output: Path, *, steps: int | None = No
     stages.start("keep a part of the experts, domain by domain")
     results = {}
     for name, (config, params) in tables.items():
-        table = _keep_table(config, params, store)
-        results[name] = table.to_json()
-        console.print(_render(config, table))
+        losses = _losses(config, params, output / "store")
+        results[name] = to_json(losses)
+        title = f"{name}: test loss (nats a token) with all and with a part of the experts"
+        console.print(to_table(losses, config, title))
     write_atomic(output / "keep_k.json", dumps(results, indent=1) + "\n")
 
     stages.start("export to a Hugging Face folder and generate")
@@ -198,72 +196,24 @@ def _keeps(num_experts: int) -> tuple[int, ...]:
     return tuple(round(num_experts * percent / 100) for percent in KEEP_PERCENT)
 
 
-def _heldout(config: Config, store: TokenStore, split: str) -> list[Batch]:
-    windows = open_windows(config.data, split=split, source=store)
-    return list(heldout_batches(windows, batch_size=EVAL_BATCH, max_windows=EVAL_WINDOWS))
-
-
-def _keep_table(config: Config, params: Params, store: TokenStore) -> KeepTable:
-    # A pruned model serves one document at a time: attention stays within the document.
-    within = within_documents(config)
-    assert config.moe is not None
-    keeps = _keeps(config.moe.num_experts)
-    with Progress(config.name) as shown:
-        return keep_table(
-            config,
-            make_eval_step(within, ModelFunctions(within), len(store.domains)),
-            params,
-            domains=store.domains,
-            select_batches=_heldout(config, store, "select"),
-            test_batches=_heldout(config, store, "test"),
-            keeps=keeps,
-            progress=lambda line: shown.show(line, always=True),
-        )
-
-
-def _render(config: Config, table: KeepTable) -> Table:
-    assert config.moe is not None
-    out = Table(
-        title=f"{config.name}: test loss (nats a token) with all and with a part of the experts",
-        box=box.SIMPLE_HEAD,
-        padding=(0, 0),
-        collapse_padding=True,
+def _losses(config: Config, params: Params, path: Path) -> DomainLosses:
+    """Test losses of each domain, with all and with a part of the experts."""
+    moe = moe_of(config)
+    settings = EvalSettings(
+        windows=EVAL_WINDOWS,
+        pools=(moe.pool.eval_size,) if moe.pool.eval_size else (),
+        keeps=_keeps(moe.num_experts),
     )
-    out.add_column("domain", no_wrap=True)
-    out.add_column(f"all {config.moe.num_experts}", justify="right")
-    if table.pool_loss_M is not None:
-        out.add_column(f"pool={table.pool_size}", justify="right")
-    for keep, percent in zip(table.kept, KEEP_PERCENT, strict=True):
-        out.add_column(f"{percent:g} % ({keep})", justify="right")
-    rows = table.rows()
-    any_complete = bool(table.complete_M.any())
-    tested = [*table.tested_M.tolist(), any_complete]
-    complete = [*table.complete_M.tolist(), any_complete]
-    for i, (name, values) in enumerate(rows):
-        last = i == len(rows) - 1
-        pools = 0 if table.pool_loss_M is None else 1
-        cells = [
-            _cell(value, value - values[0], measured=tested[i] if n < pools else complete[i])
-            for n, value in enumerate(values[1:])
-        ]
-        out.add_row(
-            escape(name),
-            _cell(values[0], measured=tested[i]),
-            *cells,
-            end_section=i == len(rows) - 2,
-            style="bold" if last else "",
+    chosen = open_split(str(path), config, settings.split, None)
+    with Progress(config.name) as shown:
+        return domain_losses(
+            config,
+            params,
+            chosen,
+            settings,
+            mesh=eval_mesh(config),
+            progress=lambda line: shown.show(f"{config.name}: {line}"),
         )
-    return out
-
-
-def _cell(loss: float, rise: float | None = None, *, measured: bool) -> str:
-    """A loss and its rise over that of all experts; a dash where it was not measured."""
-    if math.isnan(loss) and not measured:
-        return "–"
-    if rise is None or not math.isfinite(rise):
-        return f"{loss:.3f}"
-    colour = "red" if rise > 0.15 else "yellow" if rise > 0.05 else "green"
-    return f"{loss:.3f} [{colour}]({rise:+.2f})[/{colour}]"
 
 
 def _generated(folder: Path, config: Config, params: Params, store: TokenStore) -> str:

@@ -13,7 +13,7 @@ from emo_jax.data.store import TokenStore
 from emo_jax.data.stream import TokenSource
 from emo_jax.data.windows import Windows, open_windows
 from emo_jax.evals.heldout import HeldOut, evaluate, make_eval_step
-from emo_jax.evals.keep_curve import in_halves, keep_curve
+from emo_jax.evals.keep import in_halves, keep_curve
 from emo_jax.model.functions import ModelFunctions
 from emo_jax.parallel import mesh as mesh_lib
 from emo_jax.parallel import processes

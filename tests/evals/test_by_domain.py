@@ -1,17 +1,20 @@
 """Losses of a split by domain: what they are of, and what is refused."""
 
 import dataclasses
+import io
 import json
 import math
+import re
 
 import jax
 import numpy as np
 import pytest
 from cases import few
+from rich.console import Console
 from tiny import NO_POOL, UNIFORM, dense_config, tiny_config
 
 from emo_jax.batch import Batch
-from emo_jax.config import MeshConfig
+from emo_jax.config import MeshConfig, from_config_dict, presets
 from emo_jax.data.prepare import prepare
 from emo_jax.data.store import TokenStore
 from emo_jax.data.tokenizers import load_tokenizer
@@ -20,6 +23,7 @@ from emo_jax.evals import report
 from emo_jax.evals.by_domain import (
     FULL,
     WITHIN,
+    DomainLosses,
     EvalSettings,
     check_ways,
     domain_losses,
@@ -27,7 +31,7 @@ from emo_jax.evals.by_domain import (
     open_split,
 )
 from emo_jax.evals.heldout import evaluate, make_eval_step
-from emo_jax.evals.keep_k import keep_table
+from emo_jax.evals.keep import choose, losses_kept
 from emo_jax.model.functions import ModelFunctions
 from emo_jax.parallel import mesh as mesh_lib
 from emo_jax.parallel.mesh import make_mesh
@@ -100,7 +104,7 @@ def test_a_mesh_is_found_for_any_width():
 
 
 @pytest.mark.parametrize("attention", few(["document", "window"]))
-def test_pools_and_kept_experts_are_those_of_the_keep_table(store, attention):
+def test_pools_and_kept_experts_are_those_of_a_model_that_has_them(store, attention):
     config = _config(pool=UNIFORM, attention=attention)
     settings = EvalSettings(pools=(3, 2, 3), keeps=(8, 4, 3))
     said = []
@@ -111,25 +115,19 @@ def test_pools_and_kept_experts_are_those_of_the_keep_table(store, attention):
         for split in ("select", "test")
     )
     step = make_eval_step(within.config, within, 2)
-    table = keep_table(
-        config,
-        step,
-        params,
-        domains=found.domains,
-        select_batches=select,
-        test_batches=test,
-        keeps=[8, 4, 3],
-    )
+    full = evaluate(step, params, test)
+    choice = choose(within, params, select, 2)
+    kept = losses_kept(choice, [8, 4, 3], lambda k: evaluate(step, params, test, keep_LMR=k))
     crossing = attention == "window"
     assert list(found.ce_sum_CM) == [
         *(FULL, "pool=3", "pool=2"),
         *([WITHIN] if crossing else []),
         *("keep=8", "keep=4", "keep=3"),
     ]
-    for keep, loss in table.kept.items():
-        np.testing.assert_allclose(found.loss_M(f"keep={keep}"), loss, rtol=1e-5)
-    np.testing.assert_allclose(found.loss_M(WITHIN if crossing else FULL), table.full_M, rtol=1e-5)
-    np.testing.assert_allclose(found.loss_M("keep=8"), table.full_M, rtol=1e-5)
+    for keep, one in kept.items():
+        np.testing.assert_allclose(found.loss_M(f"keep={keep}"), one.loss_M, rtol=1e-5)
+    np.testing.assert_allclose(found.loss_M(WITHIN if crossing else FULL), full.loss_M, rtol=1e-5)
+    np.testing.assert_allclose(found.loss_M("keep=8"), full.loss_M, rtol=1e-5)
     own = ModelFunctions(config)
     pooled = evaluate(make_eval_step(config, own, 2), params, test, pool_size=3)
     np.testing.assert_allclose(found.loss_M("pool=3"), pooled.loss_M, rtol=1e-5)
@@ -286,3 +284,71 @@ def test_a_table_of_many_domains_shows_the_largest(store):
     assert next(iter(table.columns[0].cells)) == "d60"
     assert "40 largest of 100" in str(table.caption)
     assert len(report.to_json(many)["domains"]) == 100
+
+
+# --- the table -----------------------------------------------------------------------------------
+
+
+def _table_of(domains, full, kept, *, labels, unseen, **console):
+    """The losses of some domains, each label of which is a nat of its own, and their table."""
+    labels_M = np.asarray(labels, float)
+    losses = DomainLosses(
+        domains=tuple(domains),
+        labels_M=labels_M,
+        bytes_M=None,
+        ce_sum_CM={
+            FULL: np.asarray(full) * labels_M,
+            **{f"keep={keep}": np.asarray(loss_M) * labels_M for keep, loss_M in kept.items()},
+        },
+        windows=1,
+        windows_there=1,
+        select_windows=1,
+        unseen_M=np.asarray(unseen),
+    )
+    out = Console(width=140, file=io.StringIO(), **console)
+    out.print(report.to_table(losses, from_config_dict(presets.stdmoe_tiny()), "title"))
+    text = out.file.getvalue()
+    plain = [re.sub(r"\x1b\[[\d;]*m", "", line).split() for line in text.splitlines()]
+    return losses, text, {words[0]: words[1:] for words in plain if words}
+
+
+def test_a_loss_that_was_not_measured_is_a_dash():
+    nan = np.nan
+    kept = {keep: [1.2, nan, nan] for keep in (32, 16, 8)}
+    losses, coloured, rows = _table_of(
+        ["a", "unselected", "untested"],
+        [1.0, 2.0, nan],
+        kept,
+        labels=[5, 5, 0],
+        unseen=[False, True, False],
+        force_terminal=True,
+        color_system="standard",
+    )
+    assert rows["a"] == ["5", "–", "1.000", *(["1.200", "(+0.20)"] * 3)]
+    assert rows["unselected"] == ["5", "–", "2.000", "–", "–", "–"]
+    assert rows["untested"] == ["0", "–", *["–"] * 4]
+    assert rows["mean"] == ["of", "domains", *rows["a"][1:]]  # the only one with every loss
+    (line,) = (line for line in coloured.splitlines() if "unselected" in line and "–" in line)
+    assert "\x1b[3" not in line  # no colour
+    written = json.loads(json.dumps(report.to_json(losses), allow_nan=False))
+    of = {name: d["keep"]["8"]["loss_nats_per_token"] for name, d in written["domains"].items()}
+    assert of == {"a": pytest.approx(1.2), "unselected": None, "untested": None}
+    assert written["domains_left_out_of_overall_and_mean"] == ["unselected"]
+
+
+def test_a_loss_that_is_not_finite_is_no_dash():
+    nan = np.nan
+    kept = {32: [1.2, nan], 16: [nan, nan], 8: [1.3, nan]}
+    _, _, rows = _table_of(["a", "broken"], [1.0, nan], kept, labels=[5, 5], unseen=[False, False])
+    assert rows["a"] == ["5", "–", "1.000", "1.200", "(+0.20)", "nan", "1.300", "(+0.30)"]
+    assert rows["broken"] == ["5", "–", *["nan"] * 4]
+    assert rows["mean"] == ["of", "domains", "–", *["nan"] * 4]
+
+
+def test_a_table_without_any_loss():
+    nothing = [np.nan] * 2
+    losses, _, rows = _table_of(
+        ["a", "b"], [1.0, 1.0], {8: nothing}, labels=[5, 5], unseen=[True] * 2
+    )
+    assert rows["mean"][2:] == ["–"] * 3 and np.isnan(losses.mean("keep=8")[0])
+    assert report.to_json(losses)["mean_of_domains"]["keep"]["8"]["loss_nats_per_token"] is None

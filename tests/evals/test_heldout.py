@@ -1,18 +1,18 @@
 """Held-out losses by domain, and the choice of experts that a domain keeps."""
 
-import json
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from tiny import NO_POOL, UNIFORM, tiny_batch, tiny_config
 
+from emo_jax.config.names import METHODS
 from emo_jax.errors import UsageError
 from emo_jax.evals.heldout import evaluate, make_eval_step
-from emo_jax.evals.keep_k import KeepTable, keep_table
+from emo_jax.evals.keep import choose, losses_kept
 from emo_jax.model.functions import ModelFunctions
 from emo_jax.selection.budgets import keep_experts
+from emo_jax.selection.scores import choose_experts
 
 M = 3
 DOMAINS = ["a", "b", "c"]
@@ -98,90 +98,42 @@ def test_kept_experts_are_the_best_and_count_the_shared_one():
     assert keep_experts(scores, config, 2, allow_fewer=True).sum() == 2
 
 
-def test_table_keeps_what_the_select_split_says():
+@pytest.mark.parametrize("method", METHODS)
+def test_experts_are_kept_as_the_select_split_says(method):
     config = tiny_config(pool=UNIFORM)
-    params = ModelFunctions(config).init(0)
+    model = ModelFunctions(config)
+    params = model.init(0)
     select, test = _batches(config), _batches(config, 3)[2:]
-    step = make_eval_step(config, ModelFunctions(config), M)
-    table = keep_table(
-        config,
-        step,
-        params,
-        domains=DOMAINS,
-        select_batches=select,
-        test_batches=test,
-        keeps=[8, 4],
-    )
-    np.testing.assert_allclose(table.kept[8], table.full_M, rtol=1e-6)
-    scores = evaluate(step, params, select).router_probs_LMR
-    keep = keep_experts(scores, config, 4)
-    expected = evaluate(step, params, test, keep_LMR=keep).loss_M
-    np.testing.assert_allclose(table.kept[4], expected, rtol=1e-6)
-    assert table.pool_size == 3 and table.pool_loss_M is not None
-    name, means = table.rows()[-1]
-    assert name == "mean"
-    np.testing.assert_allclose(means[0], table.full_M.mean())
-    np.testing.assert_allclose(
-        table.to_json()["mean_rise"]["4"], (table.kept[4] - table.full_M).mean()
-    )
+    step = make_eval_step(config, model, M, router_probs=False)
+    choice = choose(model, params, select, M, method=method)
+    kept = losses_kept(choice, [8, 4, 4], lambda k: evaluate(step, params, test, keep_LMR=k))
+    assert list(kept) == [8, 4]
+    full = evaluate(step, params, test)
+    np.testing.assert_allclose(kept[8].loss_M, full.loss_M, rtol=1e-6)
+    if method == "global":
+        scores = evaluate(make_eval_step(config, model, M), params, select).router_probs_LMR
+        keep_LMR = keep_experts(scores, config, 4)
+    else:
+        keep_LMR = choose_experts(method, model, params, select, [3, 3], num_domains=M).kept_LMR
+    expected = evaluate(step, params, test, keep_LMR=keep_LMR).loss_M
+    np.testing.assert_allclose(kept[4].loss_M, expected, rtol=1e-6)
+    assert (choice.scores_LMR is None) == (method != "global")
 
 
-def test_a_domain_that_a_split_lacks_has_no_losses():
+@pytest.mark.parametrize("method", ["global", "layerwise"])
+def test_a_domain_that_a_split_lacks_has_no_losses(method):
     """`b` has no select tokens, so nothing chose its experts; `c` has no test tokens."""
     config = tiny_config(pool=UNIFORM)
-    params, batches = ModelFunctions(config).init(0), _batches(config)
+    model, batches = ModelFunctions(config), _batches(config)
+    params = model.init(0)
     without = [
         [b._replace(domain_ids=np.where(b.domain_ids == m, 0, b.domain_ids)) for b in batches]
         for m in range(M)
     ]
-    said = []
-    table = keep_table(
-        config,
-        make_eval_step(config, ModelFunctions(config), M),
-        params,
-        domains=DOMAINS,
-        select_batches=without[1],
-        test_batches=without[2],
-        keeps=[4],
-        progress=said.append,
-    )
-    np.testing.assert_array_equal(np.isnan(table.full_M), [False, False, True])
-    np.testing.assert_array_equal(np.isnan(table.pool_loss_M), [False, False, True])
-    np.testing.assert_array_equal(np.isnan(table.kept[4]), [False, True, True])
-    assert len(said) == 4
-    rows = dict(table.rows())
-    np.testing.assert_array_equal(rows["mean"], rows["a"])  # the only one with every loss
-    written = json.loads(json.dumps(table.to_json(), allow_nan=False))
-    assert written["full"][2] is None and written["kept"]["4"][1:] == [None, None]
-    np.testing.assert_allclose(written["mean_rise"]["4"], table.kept[4][0] - table.full_M[0])
-
-
-def test_a_table_without_any_loss():
-    nothing = np.full(2, np.nan)
-    table = KeepTable(
-        domains=["a", "b"],
-        full_M=np.ones(2),
-        kept={4: nothing},
-        pool_size=0,
-        pool_loss_M=None,
-        tested_M=np.ones(2, bool),
-        unseen_M=np.ones(2, bool),
-    )
-    assert np.isnan(table.rows()[-1][1]).all()
-    assert table.to_json()["mean_rise"] == {"4": None}
-
-
-def test_a_loss_that_is_not_finite_is_seen_in_the_means():
-    nan = np.nan
-    table = KeepTable(
-        domains=["a", "broken", "unseen"],
-        full_M=np.array([1.0, nan, 2.0]),
-        kept={4: np.array([1.5, nan, nan])},
-        pool_size=0,
-        pool_loss_M=None,
-        tested_M=np.ones(3, bool),
-        unseen_M=np.array([False, False, True]),
-    )
-    assert np.isnan(table.rows()[-1][1]).all()
-    written = json.loads(json.dumps(table.to_json(), allow_nan=False))
-    assert written["mean_rise"] == {"4": None} and written["full"] == [1.0, None, 2.0]
+    step = make_eval_step(config, model, M, router_probs=False)
+    choice = choose(model, params, without[1], M, method=method)
+    kept = losses_kept(choice, [4], lambda k: evaluate(step, params, without[2], keep_LMR=k))
+    np.testing.assert_array_equal(choice.unseen_M, [False, True, False])
+    full = evaluate(step, params, without[2])
+    np.testing.assert_array_equal(np.isnan(full.loss_M), [False, False, True])
+    np.testing.assert_array_equal(np.isnan(kept[4].loss_M), [False, True, True])

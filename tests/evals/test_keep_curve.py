@@ -11,7 +11,7 @@ from tiny import NO_POOL, tiny_batch, tiny_config
 
 from emo_jax.errors import ConfigError
 from emo_jax.evals.heldout import evaluate, make_eval_step
-from emo_jax.evals.keep_curve import in_halves, keep_curve
+from emo_jax.evals.keep import in_halves, keep_curve
 from emo_jax.model.functions import ModelFunctions
 from emo_jax.selection.budgets import keep_experts
 

@@ -1,0 +1,166 @@
+"""Losses with a part of the experts: chosen for each domain on some windows, judged on others.
+
+Each domain's tokens see that domain's experts only, as in a pruned model. While a run trains, both
+are done in one pass (`in_halves`): experts are chosen on every other held-out window and judged on
+the others, so that a lucky choice does not look like modularity; in a small split they are
+neighbours, and a document may be in both.
+
+Legend: B windows, L layers, M domains, R routed experts.
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterable, Iterator, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from emo_jax.batch import Batch
+from emo_jax.config import Config
+from emo_jax.config.names import Method
+from emo_jax.evals.heldout import HeldOut, evaluate, make_eval_step
+from emo_jax.model.functions import ModelFunctions
+from emo_jax.model.params import Params
+from emo_jax.selection.budgets import budgets, keep_experts
+from emo_jax.selection.scores import choose_experts
+
+# One pass over the windows, whatever the numbers of experts. `emo select`, which has whole
+# documents of one domain, takes "layerwise".
+DEFAULT_METHOD: Method = "global"
+
+
+@dataclasses.dataclass(frozen=True)
+class ExpertChoice:
+    """The experts that each domain keeps, by their number.
+
+    Attributes:
+      kept: of a number of experts, the shared ones included: (L,M,R) bool.
+      unseen_M: bool, domains without a token to choose by: nothing was chosen for them.
+      scores_LMR: what decides, where that does not depend on the number; None: it does.
+    """
+
+    kept: Callable[[int], np.ndarray]
+    unseen_M: np.ndarray
+    scores_LMR: np.ndarray | None = None
+
+
+def by_router(
+    config: Config, router_probs_LMR: np.ndarray, *, allow_fewer: bool = False
+) -> ExpertChoice:
+    """By router probabilities summed over a domain's tokens (SPEC 7.2, method 4)."""
+    return ExpertChoice(
+        lambda keep: keep_experts(router_probs_LMR, config, keep, allow_fewer=allow_fewer),
+        router_probs_LMR.sum(axis=(0, 2)) == 0,
+        router_probs_LMR,
+    )
+
+
+def choose(
+    model: ModelFunctions,
+    params: Params,
+    batches: Iterable[Batch],
+    num_domains: int,
+    *,
+    method: str = DEFAULT_METHOD,
+    allow_fewer: bool = False,
+    progress: Callable[[str], None] = lambda _: None,
+) -> ExpertChoice:
+    """Chooses experts for every domain of some windows.
+
+    Args:
+      model: of a config whose attention stays within the document: a part of a model serves one
+        document at a time.
+      batches: read once. All but the method "global" hold them on the devices, with their hidden
+        states.
+      method: see `emo_jax.selection.scores.choose_experts`.
+      progress: is told what is being done.
+    """
+    config = model.config
+    if method == "global":
+        step = make_eval_step(config, model, num_domains)
+        router_probs_LMR = evaluate(step, params, batches).router_probs_LMR
+        assert router_probs_LMR is not None
+        return by_router(config, router_probs_LMR, allow_fewer=allow_fewer)
+    held, seen_M = [], np.zeros(num_domains + 1, np.int64)
+    for batch in batches:
+        ids_N = np.asarray(batch.domain_ids).ravel() + 1
+        seen_M += np.bincount(ids_N, minlength=num_domains + 1)
+        held.append(batch)
+
+    def kept(keep: int) -> np.ndarray:
+        routed_L = budgets(config, [keep], allow_fewer=allow_fewer)
+        return choose_experts(
+            *(method, model, params, held, routed_L),
+            num_domains=num_domains,
+            progress=lambda line: progress(f"keep {keep}, {line}"),
+        ).kept_LMR
+
+    return ExpertChoice(kept, (seen_M[1:] == 0) & (method != "random"))
+
+
+def losses_kept(
+    choice: ExpertChoice, keeps: Sequence[int], judge: Callable[[np.ndarray], HeldOut]
+) -> dict[int, HeldOut]:
+    """What `judge` measures with the experts kept (L,M,R), by their number; NaN where unseen."""
+    found = {}
+    for keep in dict.fromkeys(keeps):
+        measured = judge(choice.kept(keep))
+        ce_sum_M = np.where(choice.unseen_M, np.nan, measured.ce_sum_M)
+        found[keep] = dataclasses.replace(measured, ce_sum_M=ce_sum_M)
+    return found
+
+
+# --- while a run trains ---------------------------------------------------------------------------
+
+
+def in_halves(batches: Iterable[Batch], num_domains: int) -> Iterator[Batch]:
+    """Batches in which domain m of every second window is m + M."""
+    first = 0
+    for batch in batches:
+        B = batch.domain_ids.shape[0]
+        yield batch._replace(domain_ids=_halved(batch.domain_ids, first % 2, num_domains))
+        first += B
+
+
+@jax.jit
+def _halved(ids_BS: jax.Array, first: int, num_domains: int) -> jax.Array:
+    second_B1 = (first + jnp.arange(ids_BS.shape[0])[:, None]) % 2 == 1
+    return jnp.where(second_B1 & (ids_BS >= 0), ids_BS + num_domains, ids_BS)
+
+
+def keep_curve(
+    config: Config,
+    run: Callable[[np.ndarray | None], HeldOut],
+    domains: Sequence[str],
+    keeps: Sequence[int],
+) -> dict[str, float]:
+    """Losses and rises, nats a token, by name: `heldout_rise (keep=16)`, `heldout_rise/law …`.
+
+    The rise is over the loss with all experts on the same windows; means are over the domains that
+    are in windows of both kinds, each of the same weight.
+
+    Args:
+      run: `evaluate` on batches of `in_halves` with a step for 2·M domains and router
+        probabilities; is given the experts to keep (L,2M,R), or None.
+    """
+    M = len(domains)
+    full = run(None)
+    assert full.router_probs_LMR is not None
+    choice = by_router(config, full.router_probs_LMR[:, :M])
+    judged = full.of_domains(slice(M, None))
+    both = np.flatnonzero((full.labels_M[:M] > 0) & (judged.labels_M > 0))
+
+    def judge(keep_LMR: np.ndarray) -> HeldOut:
+        return run(np.concatenate([keep_LMR, keep_LMR], axis=1)).of_domains(slice(M, None))
+
+    record: dict[str, float] = {}
+    for keep, kept in losses_kept(choice, keeps, judge).items():
+        loss_M = kept.loss_M
+        rise_M = loss_M - judged.loss_M
+        if not len(both):
+            continue
+        record[f"heldout_loss (keep={keep})"] = float(loss_M[both].mean())
+        record[f"heldout_rise (keep={keep})"] = float(rise_M[both].mean())
+        for m in both.tolist():
+            record[f"heldout_rise/{domains[m]} (keep={keep})"] = float(rise_M[m])
+    return record
