@@ -1,4 +1,4 @@
-"""Nested dicts and the flat ones whose keys are paths through them."""
+"""Converts between nested dicts and flat ones whose keys are paths through them."""
 
 from collections.abc import Mapping
 from typing import Any
