@@ -1,4 +1,7 @@
-"""How domains spread over experts (SPEC 8.5)."""
+"""How domains spread over experts (SPEC 8.5).
+
+Legend: N tokens, D documents, M domains, L layers, R routed experts, K routed picks.
+"""
 
 from typing import NamedTuple
 

@@ -1,4 +1,7 @@
-"""Samples of a store's documents to analyse a model with."""
+"""Samples of a store's documents to analyse a model with.
+
+Legend: n documents.
+"""
 
 import dataclasses
 from typing import Any, NamedTuple

@@ -1,4 +1,7 @@
-"""The text of each token of a document, and the token types that stand out in part of a sample."""
+"""The text of each token of a document, and the token types that stand out in part of a sample.
+
+Legend: N tokens, T token types.
+"""
 
 from collections.abc import Sequence
 from typing import NamedTuple
