@@ -143,7 +143,7 @@ class Activations:
 
     @property
     def num_tokens(self) -> int:
-        """N."""
+        """Number of tokens, N."""
         return len(self.tokens_N)
 
     @property

@@ -45,7 +45,7 @@ class Clusters(NamedTuple):
 
     @property
     def number(self) -> int:
-        """C."""
+        """Number of clusters, C."""
         return len(self.centres_CP)
 
 

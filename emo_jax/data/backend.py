@@ -25,7 +25,7 @@ def failing_as(what: str, advice: str) -> Iterator[None]:
         yield
     except (KeyboardInterrupt, SystemExit, GeneratorExit, MemoryError):
         raise
-    except BaseException as reason:  # bare Exceptions, and pyo3_runtime.PanicException
+    except BaseException as reason:  # plain Exceptions, and pyo3_runtime.PanicException
         raise DataError(f"{what} ({one_line(reason, 200)}); {advice}") from reason
 
 

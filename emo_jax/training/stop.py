@@ -19,7 +19,7 @@ class StopRequest:
         self.requested = False
         self._depth = 0
         self._old: dict[int, Any] = {}
-        self._calls, self._asked, self._next = 0, (0, 0.0), 0  # asked: at which call, and when
+        self._calls, self._asked, self._next = 0, (0, 0.0), 0  # asked: call number and time
 
     def __enter__(self) -> "StopRequest":
         self._depth += 1
