@@ -137,8 +137,8 @@ def load_tokenizer(
       sample: texts on which a `.model` and its conversion to a tokenizer.json must agree.
       trust: code that a file names may be imported and called, see `vocabularies`; a `seqio:` spec
         comes from the caller and needs no trust.
-      within: a data folder that `spec` is part of; no link may lead out of it. None: the folder that
-        `spec` is or is in.
+      within: a data folder that `spec` is part of; no link may lead out of it. None: the folder
+        that `spec` is or is in.
 
     Raises:
       UsageError: no such file or folder, or `eos_id` is not an id.
