@@ -1,1 +1,1 @@
-"""What the experts of a model do: activations, clusters, coverage, texts."""
+"""Analysis of what a model's experts do: activations, clusters, coverage, texts."""

@@ -1,4 +1,4 @@
-"""What the router says of every token of a sample, on disk: analysis reads it piece by piece.
+"""The router's output for every token of a sample, on disk, to be analysed piece by piece.
 
     FOLDER/activations.json   the model, the sample, the names of its domains
     FOLDER/probs       (N,L,R) float16: router probabilities, without a pool
@@ -7,8 +7,8 @@
     FOLDER/doc_ends    (D,) int64: where each document ends
     FOLDER/doc_domains (D,) int32
 
-Picks are the router's own: in float16 some probabilities are equal that were not. zarr arrays,
-through tensorstore.
+Picks are the router's own: in float16, probabilities may be equal that differed in float32. The
+arrays are zarr, written and read through tensorstore.
 
 Legend: N tokens, D documents, M domains, B windows, S tokens of a window, L layers, R routed
 experts, K routed picks.
@@ -51,16 +51,16 @@ from emo_jax.selection.budgets import experts_there
 from emo_jax.selection.examples import pack
 
 MANIFEST, FORMAT = "activations.json", "emo_jax activations"
-BATCH_TOKENS = 8192  # of a batch on one device, about
+BATCH_TOKENS = 8192  # tokens of a batch per device, roughly
 _CHUNK_TOKENS = 4096
-_WINDOW_STEP = 128  # windows that are shorter than the model's are a multiple of it
-_PIECE_BYTES = 64 << 20  # of float32 probabilities in memory at a time
+_WINDOW_STEP = 128  # windows shorter than the model's are a multiple of it
+_PIECE_BYTES = 64 << 20  # float32 probabilities in memory at a time
 _ARRAYS = ("probs", "picks", "tokens", "doc_ends", "doc_domains")
 
 
 @dataclasses.dataclass(frozen=True)
 class Activations:
-    """What `record` wrote; arrays are read when they are asked for.
+    """What `record` wrote; large arrays are read on request.
 
     Attributes:
       about: the model: name, path, step, pool, shared experts, tokens of its window.
@@ -86,7 +86,7 @@ class Activations:
         """Opens a folder.
 
         Raises:
-          UsageError: there is none.
+          UsageError: there are no activations in it.
           DataError: it is damaged.
         """
         path = Path(folder)
@@ -130,7 +130,7 @@ class Activations:
             raise DataError(f"{path}: damaged ({one_line(error)}); make it again") from error
 
     def check(self) -> None:
-        """Raises NotReadableError where numbers point outside of what they are of."""
+        """Raises NotReadableError if indices or counts do not match what they refer to."""
         ends_D, domains_D = self.doc_ends_D, self.doc_domains_D
         if not len(ends_D) or len(ends_D) != len(domains_D) or ends_D[-1] != self.num_tokens:
             raise NotReadableError("documents that are not those of the tokens")
@@ -143,7 +143,7 @@ class Activations:
 
     @property
     def num_tokens(self) -> int:
-        """N."""
+        """Number of tokens, N."""
         return len(self.tokens_N)
 
     @property
@@ -158,17 +158,21 @@ class Activations:
         return self.doc_domains_D[self.documents_N]
 
     def probs(self, where: slice) -> np.ndarray:
-        """Router probabilities (n,L,R) of some tokens, float32; DataError where they are none."""
+        """Returns router probabilities (n,L,R) of some tokens, float32.
+
+        Raises:
+          DataError: they are not valid probabilities.
+        """
         found = self._read("probs", where).astype(np.float32)
-        if not ((found >= 0) & (found <= 1)).all():  # of NaN neither holds
+        if not ((found >= 0) & (found <= 1)).all():  # both are false for NaN
             raise self._damaged("probs", where, "numbers that are no probabilities")
         return found
 
     def picks(self, where: slice) -> np.ndarray:
-        """Routed experts (n,L,K) that some tokens pick, the likeliest first; int32.
+        """Returns the routed experts (n,L,K) that some tokens pick, the likeliest first; int32.
 
         Raises:
-          DataError: they are no experts.
+          DataError: they are not valid experts.
         """
         found = self._read("picks", where).astype(np.int32)
         if not ((found >= 0) & (found < self.num_routed)).all():
@@ -176,7 +180,7 @@ class Activations:
         return found
 
     def pieces(self) -> Iterator[tuple[slice, np.ndarray]]:
-        """Probabilities of all tokens, some megabytes at a time, with where they are."""
+        """Yields the probabilities of all tokens with their slice, some megabytes at a time."""
         size = max(1, _PIECE_BYTES // (4 * self.num_layers * self.num_routed))
         for start in range(0, self.num_tokens, size):
             where = slice(start, min(start + size, self.num_tokens))
@@ -201,15 +205,15 @@ def record(
     pad_id: int = 0,
     progress: Callable[[str], None] = lambda _: None,
 ) -> Activations:
-    """Runs the model over a sample and writes what its router says, a batch at a time.
+    """Runs the model over a sample and writes its router's output, a batch at a time.
 
     Args:
-      model: on a mesh; of a config `within_documents`.
+      model: a model on a mesh, with a `within_documents` config.
       params: on the devices.
 
     Raises:
-      UsageError: the output is there, or the model is dense.
-      DataError: the model gives no numbers for a token.
+      UsageError: the output exists, or the model is dense.
+      DataError: the model's output for a token is not finite.
     """
     folder = Path(output)
     refuse_existing(folder)
@@ -232,7 +236,7 @@ def record_into(
     pad_id: int = 0,
     progress: Callable[[str], None] = lambda _: None,
 ) -> Activations:
-    """`record` into an empty folder of the caller's, who knows when it is whole."""
+    """Does what `record` does, in an empty folder of the caller, who knows when it is complete."""
     config, mesh = model.config, model.mesh
     assert mesh is not None
     if config.moe is None:
@@ -248,7 +252,7 @@ def record_into(
     writing: list[Any] = []
     for batch in pack(sample.documents, S, rows, pad_id):
         placed = jax.tree.map(lambda a: jax.device_put(a, where), batch)
-        # Rows hold the documents one after the other, so do their tokens.
+        # Rows contain the documents in order, and so their tokens.
         valid_BS = batch.segment_ids >= 0
         found = [np.asarray(a)[valid_BS] for a in step(params, placed)]
         _check_finite(found[0], sample, done, about)
@@ -283,7 +287,7 @@ def record_into(
 
 
 def _check_finite(probs: np.ndarray, sample: Sample, first: int, about: dict[str, Any]) -> None:
-    """Raises DataError where tokens [first, …) of a sample have probabilities that are none."""
+    """Raises DataError if tokens [first, …) of a sample have probabilities that are not finite."""
     bad = np.flatnonzero(~np.isfinite(probs).all(axis=(1, 2)))
     if len(bad):
         ends_D = np.cumsum([len(ids) for ids in sample.documents])
@@ -295,13 +299,13 @@ def _check_finite(probs: np.ndarray, sample: Sample, first: int, about: dict[str
 
 
 def window_of(config: Config, sample: Sample) -> int:
-    """Tokens the model reads at a time: its window, or what the longest document needs of it."""
+    """Returns the tokens read at a time: the model's window, or fewer for short documents."""
     longest = max(map(len, sample.documents))
     return min(config.data.seq_len, -(-longest // _WINDOW_STEP) * _WINDOW_STEP)
 
 
 def _step(model: ModelFunctions) -> Callable[[Params, Batch], tuple[jax.Array, jax.Array]]:
-    """Of a batch: router probabilities (B,S,L,R) float16, picks (B,S,L,K) uint16."""
+    """Returns a function of a batch: probabilities (B,S,L,R) float16 and picks (B,S,L,K) uint16."""
     moe = model.config.moe
     assert moe is not None
     K = moe.num_routed_picks
@@ -309,7 +313,7 @@ def _step(model: ModelFunctions) -> Callable[[Params, Batch], tuple[jax.Array, j
     def look(params: Params, batch: Batch) -> tuple[jax.Array, jax.Array]:
         _, stats = model.hidden(params, batch, token_probs=True)
         probs_BSLR = jnp.moveaxis(stats.probs_BSR, 0, 2)
-        # What the router does with the same float32 numbers, where there is no pool.
+        # Like the router on the same float32 numbers, without a pool.
         picks_BSLK = jax.lax.top_k(probs_BSLR, K)[1]
         return probs_BSLR.astype(jnp.float16), picks_BSLK.astype(jnp.uint16)
 
@@ -329,7 +333,7 @@ def _create(folder: Path, name: str, shape: Sequence[int], dtype: Any) -> ts.Ten
 
 
 def _open(folder: Path, name: str, files: SteadyFiles, *, wait: bool = True) -> StoredArray:
-    """Raises DataError where it cannot be opened, and when it is read where a chunk is missing."""
+    """Raises DataError if it cannot be opened, and on reading if a chunk is missing."""
     patience = Patience(
         DataError,
         away="bring the folder back, or make it again",
@@ -352,7 +356,7 @@ def _spec(folder: Path, name: str) -> dict[str, Any]:
 
 
 def same_documents(first: Activations, other: Activations) -> bool:
-    """Whether two models were shown the same tokens."""
+    """Whether two models were given the same tokens."""
     return (
         first.domains == other.domains
         and np.array_equal(first.doc_ends_D, other.doc_ends_D)
@@ -361,7 +365,7 @@ def same_documents(first: Activations, other: Activations) -> bool:
 
 
 def model_facts(config: Config, name: str, path: str, step: int | None) -> dict[str, Any]:
-    """What `record` writes of a model."""
+    """Returns what `record` writes about a model."""
     moe = config.moe
     assert moe is not None
     pool = moe.pool

@@ -1,8 +1,8 @@
-"""Groups of tokens or documents that use the same experts (SPEC 8).
+"""Clusters of tokens or documents that use the same experts (SPEC 8).
 
-Router probabilities of all layers side by side, their mean taken away, reduced to the components
-that hold 95 % of the variance, of length 1; then spherical k-means. What the groups are is told by
-the domains they hold (topics) and by how many different token types they hold (words).
+The router probabilities of all layers are concatenated, centred, reduced to the components that
+explain 95 % of the variance, and scaled to length 1; then clustered by spherical k-means. Scores
+tell what the clusters are about, by the domains (topics) and the token types (words) in them.
 
 Legend: N rows (tokens or documents), F = L·R features, P components, C clusters, M domains.
 """
@@ -19,22 +19,22 @@ from sklearn.metrics import normalized_mutual_info_score, silhouette_score
 from emo_jax.analysis.activations import Activations
 from emo_jax.errors import UsageError
 
-# SPEC 8.3, but for the rows that components and first centres are fitted on.
+# SPEC 8.3, except for the rows that the components and first centres are fitted on.
 VARIANCE = 0.95
-ROUNDS, TOLERANCE = 20, 1e-6  # of the refinement
+ROUNDS, TOLERANCE = 20, 1e-6  # for the refinement rounds
 SILHOUETTE_ROWS = 10_000
 FIT_ROWS = 100_000
 
 
 class Clusters(NamedTuple):
-    """Groups, and how good they are.
+    """Clusters, and how well they fit.
 
     Attributes:
       ids_N: int32.
       closeness_N: cosine of a row with its centre, float32.
       centres_CP: of length 1, float32.
       components: P.
-      rounds: of the refinement.
+      rounds: number of refinement rounds.
     """
 
     ids_N: np.ndarray
@@ -45,19 +45,19 @@ class Clusters(NamedTuple):
 
     @property
     def number(self) -> int:
-        """C."""
+        """Number of clusters, C."""
         return len(self.centres_CP)
 
 
 class Features(NamedTuple):
-    """Rows to group: N of them, read a piece at a time."""
+    """Rows to cluster: N of them, read piece by piece."""
 
     rows: int
     pieces: Callable[[], Iterable[tuple[slice, np.ndarray]]]  # (where, (n,F) float32)
 
 
 def token_features(found: Activations, layer: int | None = None) -> Features:
-    """Each token's router probabilities, of one layer or of all."""
+    """Returns each token's router probabilities, in one layer or in all."""
     chosen = _layers(found.num_layers, layer)
 
     def pieces() -> Iterator[tuple[slice, np.ndarray]]:
@@ -68,13 +68,13 @@ def token_features(found: Activations, layer: int | None = None) -> Features:
 
 
 def document_features(means_DLR: np.ndarray, layer: int | None = None) -> Features:
-    """Each document's mean router probabilities, of one layer or of all."""
+    """Returns each document's mean router probabilities, in one layer or in all."""
     means_DF = means_DLR[:, _layers(means_DLR.shape[1], layer)].reshape(len(means_DLR), -1)
     return Features(len(means_DF), lambda: [(slice(0, len(means_DF)), means_DF)])
 
 
 def document_means(found: Activations) -> np.ndarray:
-    """Mean router probabilities of each document, (D,L,R) float32."""
+    """Returns each document's mean router probabilities, (D,L,R) float32."""
     D = len(found.doc_ends_D)
     sums = np.zeros((D, found.num_layers, found.num_routed), np.float64)
     documents_N = found.documents_N
@@ -93,9 +93,9 @@ def _layers(num_layers: int, layer: int | None) -> slice:
 
 
 def reduced(features: Features, seed: int = 0) -> np.ndarray:
-    """Rows (N,P) float32 of length 1: the components with 95 % of the variance, without the mean.
+    """Returns rows (N,P) float32 of length 1: centred, with components for 95 % of the variance.
 
-    Components are fitted on at most `FIT_ROWS` rows, drawn by the seed.
+    The components are fitted on at most `FIT_ROWS` rows, drawn with the seed.
     """
     N = features.rows
     if N == 1:  # no variance
@@ -105,7 +105,7 @@ def reduced(features: Features, seed: int = 0) -> np.ndarray:
     for where, rows in features.pieces():
         first, last = np.searchsorted(fit_on, [where.start, where.stop])
         drawn.append(rows[fit_on[first:last] - where.start])
-    # All components are needed to know how many hold so much.
+    # All components are needed to know how many explain that much.
     pca = PCA(svd_solver="covariance_eigh").fit(np.concatenate(drawn))
     held = np.cumsum(pca.explained_variance_ratio_)
     P = int(np.searchsorted(held, VARIANCE) + 1) if np.isfinite(held[-1]) else 1
@@ -118,10 +118,10 @@ def reduced(features: Features, seed: int = 0) -> np.ndarray:
 
 
 def spherical_kmeans(rows_NP: np.ndarray, count: int, seed: int = 0) -> Clusters:
-    """Groups rows of length 1 by the cosine.
+    """Clusters rows of length 1 by cosine.
 
-    First centres are of scikit-learn's mini-batch k-means on at most `FIT_ROWS` rows; then at most
-    20 rounds over all of them.
+    The first centres come from scikit-learn's mini-batch k-means on at most `FIT_ROWS` rows; at
+    most 20 rounds over all rows follow.
 
     Raises:
       UsageError: more clusters than rows.
@@ -139,7 +139,7 @@ def spherical_kmeans(rows_NP: np.ndarray, count: int, seed: int = 0) -> Clusters
     while rounds < ROUNDS:
         rounds += 1
         moved_CP = _unit(sums_CP).astype(np.float32)
-        # A group that lost all its rows begins anew at those that fit theirs least.
+        # A cluster without rows restarts at one of the rows that fit their own cluster least.
         empty = np.flatnonzero(np.bincount(ids_N, minlength=count) == 0)
         moved_CP[empty] = rows_NP[np.argsort(close_N, kind="stable")[: len(empty)]]
         shift = float(np.abs(moved_CP - centres_CP).max())
@@ -157,7 +157,7 @@ def check_count(count: int, rows: int) -> None:
 
 
 def _assigned(rows_NP: np.ndarray, centres_CP: np.ndarray) -> tuple[np.ndarray, ...]:
-    """The nearest centre of each row, the cosine with it, and the sum of each centre's rows."""
+    """Returns each row's nearest centre, its cosine with it, and the sum of each centre's rows."""
     N, C = len(rows_NP), len(centres_CP)
     ids_N, close_N = np.empty(N, np.int32), np.empty(N, np.float32)
     sums_CP = np.zeros(centres_CP.shape, np.float64)
@@ -176,14 +176,14 @@ def _unit(rows: np.ndarray) -> np.ndarray:
 
 
 class Scores(NamedTuple):
-    """What groups are about; NaN where it cannot be told.
+    """What clusters are about; NaN where that is undefined.
 
     Attributes:
-      silhouette: of at most 10 000 rows, by the cosine.
-      purity: share of rows that are of their group's most frequent domain.
-      nmi: normalised mutual information with the domains. It and purity want two of them.
-      token_entropy: bits, of the token types in a group, mean over tokens. Few bits: words rather
-        than topics.
+      silhouette: over at most 10 000 rows, by cosine.
+      purity: share of rows that belong to their cluster's most frequent domain.
+      nmi: normalised mutual information with the domains. It and purity need two domains.
+      token_entropy: bits, entropy of the token types in a cluster, averaged over tokens. Few bits
+        mean words rather than topics.
       token_nmi: normalised mutual information with the token types; NaN for documents.
     """
 
@@ -201,10 +201,10 @@ def scores(
     tokens: tuple[np.ndarray, np.ndarray],
     seed: int = 0,
 ) -> Scores:
-    """How good groups are, and what they are about.
+    """Scores how good clusters are, and what they are about.
 
     Args:
-      domains_N: of each row.
+      domains_N: domain of each row.
       tokens: token types, and the row that each token belongs to.
     """
     ids_N = clusters.ids_N
@@ -215,7 +215,7 @@ def scores(
     if 1 < groups < len(drawn):
         silhouette = float(silhouette_score(rows_NP[drawn], ids_N[drawn], metric="cosine"))
     purity = nmi = nan
-    if len(np.unique(domains_N)) > 1:  # of one domain there is nothing to tell apart
+    if len(np.unique(domains_N)) > 1:  # with one domain there is nothing to distinguish
         table = contingency(ids_N, domains_N, clusters.number, int(domains_N.max()) + 1)
         purity = float(table.max(axis=1).sum() / table.sum())
         nmi = float(normalized_mutual_info_score(domains_N, ids_N))
@@ -239,7 +239,7 @@ class Grouped(NamedTuple):
 
 
 def groups_of(found: Activations, made: Clusters, documents: bool) -> list[dict[str, Any]]:
-    """Size, tokens by domain and entropy of token types (bits) of each group."""
+    """Returns the size, tokens by domain and entropy of token types (bits) of each cluster."""
     groups_N = made.ids_N[found.documents_N] if documents else made.ids_N
     C, M = made.number, len(found.domains)
     tokens_CM = contingency(groups_N, found.domains_N, C, M)
@@ -257,7 +257,7 @@ def groups_of(found: Activations, made: Clusters, documents: bool) -> list[dict[
 def group_tokens(
     found: Activations, count: int, *, layer: int | None = None, seed: int = 0
 ) -> Grouped:
-    """Clusters of tokens, by one layer or by all."""
+    """Clusters tokens, by one layer or by all."""
     rows_NP = reduced(token_features(found, layer), seed)
     made = spherical_kmeans(rows_NP, count, seed)
     types = (found.tokens_N, np.arange(found.num_tokens))
@@ -272,10 +272,10 @@ def group_documents(
     layer: int | None = None,
     seed: int = 0,
 ) -> Grouped:
-    """Clusters of documents, by one layer or by all; no more than there are documents.
+    """Clusters documents, by one layer or by all, into no more clusters than documents.
 
     Args:
-      means_DLR: of `document_means`.
+      means_DLR: from `document_means`.
     """
     rows_DP = reduced(document_features(means_DLR, layer), seed)
     made = spherical_kmeans(rows_DP, min(count, len(rows_DP)), seed)
@@ -284,7 +284,7 @@ def group_documents(
 
 
 def numbers(scores: Scores) -> dict[str, float | None]:
-    """By name, null for NaN, which JSON has not."""
+    """Returns the scores by name, with null for NaN, which JSON does not have."""
     return {
         name: None if math.isnan(value) else round(value, 4)
         for name, value in scores._asdict().items()
@@ -292,19 +292,19 @@ def numbers(scores: Scores) -> dict[str, float | None]:
 
 
 def contingency(groups: np.ndarray, labels: np.ndarray, C: int, M: int) -> np.ndarray:
-    """Counts (C,M) of labels 0..M-1 in groups 0..C-1."""
+    """Returns counts (C,M) of labels 0..M-1 in groups 0..C-1."""
     return np.bincount(groups.astype(np.int64) * M + labels, minlength=C * M).reshape(C, M)
 
 
 def entropy_of_types(types: np.ndarray) -> float:
-    """Bits, of how often each token type is there."""
+    """Returns the entropy, in bits, of the frequencies of token types."""
     _, counts = np.unique(types, return_counts=True)
     shares = counts / max(counts.sum(), 1)
     return float(-(shares * np.log2(shares)).sum())
 
 
 def _type_entropy(groups: np.ndarray, types: np.ndarray) -> float:
-    """`entropy_of_types` of each group, weighted by its tokens."""
+    """Returns `entropy_of_types` averaged over groups, weighted by their tokens."""
     order = np.argsort(groups, kind="stable")
     sizes = np.bincount(groups)
     parts = np.split(types[order], np.cumsum(sizes)[:-1])

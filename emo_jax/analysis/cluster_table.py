@@ -1,4 +1,4 @@
-"""`emo cluster`: folders of `emo activations` in, a table out."""
+"""`emo cluster`: turns folders of `emo activations` into a table."""
 
 import itertools
 import os
@@ -29,7 +29,7 @@ from emo_jax.files.progress import Progress
 
 
 class Row(NamedTuple):
-    """Clusters of one model: of tokens or documents, by one layer or by all."""
+    """Clusters of one model's tokens or documents, by one layer or by all."""
 
     folder: str
     model: str
@@ -40,7 +40,7 @@ class Row(NamedTuple):
     scores: Scores
 
     def to_json(self) -> dict[str, Any]:
-        """Its fields; null where a score cannot be told."""
+        """Returns its fields, with null for a score that is undefined."""
         return self._asdict() | {"scores": numbers(self.scores)}
 
 
@@ -56,11 +56,11 @@ def cluster_table(
     """Clusters the tokens and documents of folders of `emo activations`, and prints a table.
 
     Args:
-      output: folder to make: `clusters.json` has the table and every group, and an .npy file for
-        each line of the table the group of each row.
+      output: folder to create, with the table and every cluster in `clusters.json`, and for each
+        line of the table an .npy file with the cluster of each row.
 
     Raises:
-      UsageError: a layer that is not there, or more clusters than tokens.
+      UsageError: a layer that does not exist, or more clusters than tokens.
     """
     if output is not None:
         refuse_unmakeable("--output", output)
@@ -108,7 +108,7 @@ def _print_table(rows: Sequence[Row], alike: bool) -> None:
         cells = [f"{getattr(row.scores, name):.3f}".replace("nan", "–") for name in SCORE_NAMES]
         counts = [str(row.clusters), str(row.components)]
         table.add_row(escape(row.folder), row.of, _layer_name(row.layer), *counts, *cells)
-    width = None if sys.stdout.isatty() else _WIDTH  # in a file no line is broken
+    width = None if sys.stdout.isatty() else _WIDTH  # lines are not wrapped in a file
     Console(highlight=False, width=width).print(table)
 
 

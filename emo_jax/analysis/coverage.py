@@ -11,15 +11,15 @@ from emo_jax.analysis.activations import Activations
 
 
 class Coverage(NamedTuple):
-    """Of every domain and layer.
+    """Expert use by domain and layer.
 
     Attributes:
       use_LMR: mean router probability over a domain's tokens; sums to 1.
       picked_LMR: share of a domain's tokens that pick an expert; sums to K.
       load_LR: share of all picks; sums to 1.
-      together_LRR: share of tokens that pick both; the diagonal: that pick it.
-      tokens_M: of each domain.
-      experts_L: routed experts that each layer has; the others' numbers are 0.
+      together_LRR: share of tokens that pick both experts; on the diagonal, that pick the one.
+      tokens_M: tokens of each domain.
+      experts_L: routed experts that each layer has; numbers of experts it lacks are 0.
     """
 
     use_LMR: np.ndarray
@@ -31,18 +31,18 @@ class Coverage(NamedTuple):
 
     @property
     def experts_LM(self) -> np.ndarray:
-        """Experts with more than their even share of the probability."""
+        """Number of experts with more than an even share of the probability."""
         return (self.use_LMR > 1.0 / self.experts_L[:, None, None]).sum(axis=-1)
 
     @property
     def entropy_LM(self) -> np.ndarray:
-        """Bits, of `use_LMR`; at most log2 R."""
+        """Entropy of `use_LMR` in bits; at most log2 R."""
         p = self.use_LMR
         return -np.where(p > 0, p * np.log2(np.maximum(p, 1e-30)), 0.0).sum(axis=-1)
 
     @property
     def similarity_LMM(self) -> np.ndarray:
-        """Cosine of what two domains use."""
+        """Cosine similarity of the expert use of two domains."""
         unit = self.use_LMR / np.maximum(
             np.linalg.norm(self.use_LMR, axis=-1, keepdims=True), 1e-30
         )
@@ -50,13 +50,13 @@ class Coverage(NamedTuple):
 
     @property
     def distance_LMM(self) -> np.ndarray:
-        """Euclidean, of what two domains use."""
+        """Euclidean distance between the expert use of two domains."""
         apart = self.use_LMR[:, :, None] - self.use_LMR[:, None]
         return np.linalg.norm(apart, axis=-1)
 
     @property
     def companions_LRR(self) -> np.ndarray:
-        """How often two experts are picked together over what chance would; 0 on the diagonal."""
+        """How often two experts are picked together, relative to chance; 0 on the diagonal."""
         alone_LR = np.diagonal(self.together_LRR, axis1=1, axis2=2)
         expected = alone_LR[:, :, None] * alone_LR[:, None]
         lift = np.where(expected > 0, self.together_LRR / np.maximum(expected, 1e-30), 0.0)
@@ -65,7 +65,7 @@ class Coverage(NamedTuple):
 
 
 def coverage(found: Activations) -> Coverage:
-    """One pass over the activations."""
+    """Computes coverage in one pass over the activations."""
     L, R, K = found.num_layers, found.num_routed, found.num_picks
     M, domains_N = len(found.domains), found.domains_N
     use = np.zeros((M, L, R))

@@ -1,4 +1,4 @@
-"""`emo activations`: a model and a store in, a folder out."""
+"""`emo activations`: turns a model and a store into a folder of activations."""
 
 import os
 import sys
@@ -22,11 +22,11 @@ from emo_jax.selection.variants import undropped, within_documents
 
 
 class Opened:
-    """A model on the devices, and the store it is shown.
+    """A model on the devices, and the store to run it on.
 
     Attributes:
-      config: of the model as it is looked at.
-      facts: of the model as it was trained.
+      config: config that the model is run with here.
+      facts: facts about the model as it was trained.
     """
 
     def __init__(self, path: str, store: TokenStore):
@@ -39,14 +39,14 @@ class Opened:
         self.params: Params = jax.device_put(loaded.params, self.model.param_shardings())
 
     def windows(self, split: str, most: int) -> list[Batch]:
-        """Some of a split, on the devices."""
+        """Returns some windows of a split, on the devices."""
         assert self.model.mesh is not None
         windows = Windows(self.store, self.config.data.seq_len, split=split)
         return list(Pass(windows, most, self.model.mesh).batches(lambda _: None, split))
 
 
 def grouped(store: TokenStore, most: int) -> TokenStore:
-    """The store with few domains; says so where it has more."""
+    """Returns the store with few domains; prints a note if it has more."""
     few = store.grouped(most)
     if few.groups is not None:
         print(f"emo: {store.path}: {few.groups.note} (--max-domains)", file=sys.stderr, flush=True)
@@ -54,7 +54,7 @@ def grouped(store: TokenStore, most: int) -> TokenStore:
 
 
 def check_model(model: ModelOnDisk, store: TokenStore) -> None:
-    """Raises UsageError for a model without experts, or of another tokenizer than the store's."""
+    """Raises UsageError for a model without experts, or with another tokenizer than the store's."""
     check_source(store.path, store, model.config, model.tokenizer)
     if model.config.moe is None:
         raise UsageError(f"{model.path}: {model.name} is dense, it has no experts to look at")
@@ -115,7 +115,7 @@ def activations(
 
 
 def recording(opened: Opened, shown: Progress) -> dict[str, Any]:
-    """What `record` and `record_into` want of an opened model, but for the sample and the place."""
+    """Returns the arguments of `record` and `record_into`, except for the sample and the output."""
     return {
         "model": opened.model,
         "params": opened.params,

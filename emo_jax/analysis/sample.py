@@ -1,4 +1,4 @@
-"""The documents of a store that a model is looked at with.
+"""Samples of a store's documents to analyse a model with.
 
 Legend: n documents.
 """
@@ -14,17 +14,17 @@ from emo_jax.errors import UsageError
 from emo_jax.selection.examples import shuffled_documents
 
 ALL_DOCUMENTS = "all documents"  # the one domain of a store that names none
-_SCAN = 50  # tokens of a store that are looked through for one of the sample, at most
+_SCAN = 50  # store tokens to search, at most, per token of the sample
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SampleSettings:
-    """What documents are looked at.
+    """Which documents to sample.
 
     Attributes:
-      tokens: of all documents, evenly over the domains.
+      tokens: total for all documents, spread evenly over the domains.
       max_length, min_length: tokens of a document.
-      max_domains: by name, the largest; all others are one.
+      max_domains: the largest, which keep their names; all others are one.
     """
 
     split: str = "test"
@@ -36,12 +36,12 @@ class SampleSettings:
 
 
 class Sample(NamedTuple):
-    """Documents to look at, as many tokens of each domain as there are of the others.
+    """Sampled documents, with equally many tokens of each domain.
 
     Attributes:
-      documents: (n,) int32 each, the first tokens of a document, its end included where it fits.
-      domain_ids: one a document.
-      domains: names, of those that have a document here; one of all where the store names none.
+      documents: (n,) int32 each, the first tokens of a document, including its end if it fits.
+      domain_ids: one per document.
+      domains: names of the domains that have a document here; one for all if the store names none.
       about: where they are from, and `missing`: domains without a document that is long enough.
     """
 
@@ -60,13 +60,13 @@ def sample_documents(
     min_length: int = 32,
     seed: int = 0,
 ) -> Sample:
-    """Documents of a split in an order of the seed, evenly over its domains.
+    """Samples documents of a split in a seeded order, evenly over its domains.
 
     Args:
-      tokens: of all documents together, at most, but for a first document. Of more domains than
-        `tokens` has documents of `min_length` for, only some are in the sample.
-      max_length: of a document, the first ones.
-      min_length: shorter documents are left out.
+      tokens: limit for all documents together, except for a first document. If there are more
+        domains than this allows documents of `min_length`, only some are in the sample.
+      max_length: tokens of a document that are used, from its start.
+      min_length: shorter documents are skipped.
 
     Raises:
       UsageError: no such split, or no document that is long enough.
@@ -108,7 +108,7 @@ def sample_documents(
 
 
 def sample_of(store: TokenStore, settings: SampleSettings) -> Sample:
-    """The documents that settings ask for."""
+    """Returns the documents that the settings describe."""
     return sample_documents(
         store,
         settings.split,

@@ -1,4 +1,4 @@
-"""What each token of a document shows, and which token types stand out in a part of a sample.
+"""The text of each token of a document, and the token types that stand out in part of a sample.
 
 Legend: N tokens, T token types.
 """
@@ -10,17 +10,17 @@ import numpy as np
 
 from emo_jax.data.tokenizer_base import Tokenizer
 
-_SEEN = 4  # tokens of before that a decoder needs to see: it may drop a first space
+_SEEN = 4  # preceding tokens that a decoder must see: it may drop a first space
 _UNFINISHED = "\N{REPLACEMENT CHARACTER}"
 
 
 class TokenTexts(NamedTuple):
-    """The text of each token in its place: texts of a document together are the document.
+    """The text of each token in place: a document's texts together are the document.
 
     Attributes:
-      texts: different ones.
-      index_N: into `texts`, int32. A token that ends within a character shows nothing; the one that
-        completes it shows the character.
+      texts: the different texts.
+      index_N: index into `texts`, int32. A token that ends within a character has an empty text;
+        the one that completes it has the character.
     """
 
     texts: list[str]
@@ -28,7 +28,7 @@ class TokenTexts(NamedTuple):
 
 
 def token_texts(documents: Sequence[np.ndarray], tokenizer: Tokenizer | None) -> TokenTexts:
-    """Texts of the tokens of some documents; their ids where there is no tokenizer."""
+    """Returns the texts of some documents' tokens, or their ids if there is no tokenizer."""
     numbers: dict[str, int] = {}
     index: list[int] = []
     for ids_n in documents:
@@ -38,7 +38,7 @@ def token_texts(documents: Sequence[np.ndarray], tokenizer: Tokenizer | None) ->
 
 
 def _texts(ids: list[int], tokenizer: Tokenizer) -> list[str]:
-    """One for each id, by what it adds to the text of the ids before it."""
+    """Returns one text per id: what it adds to the text of the ids before it."""
     out: list[str] = []
     begin, done = 0, 0  # ids[done:] are not shown yet
     for end in range(1, len(ids) + 1):
@@ -55,21 +55,21 @@ def _texts(ids: list[int], tokenizer: Tokenizer) -> list[str]:
 def standing_out(
     inside: np.ndarray, everywhere: np.ndarray, most: int = 12, least: int = 3
 ) -> list[tuple[int, float]]:
-    """Token types that a part of a sample has more often than the whole: [(type, lift), …].
+    """Returns token types that are more frequent in part of a sample: [(type, lift), …].
 
-    Ordered by how many more there are than expected, which neither a word that is everywhere nor
-    one that is there twice leads; `lift` is found over expected.
+    Ordered by the excess over the expected count, which favours neither words that are everywhere
+    nor words that occur twice; `lift` is the observed over the expected count.
 
     Args:
       inside: counts (T,) in the part.
-      everywhere: counts (T,) in all.
-      least: occurrences in the part.
+      everywhere: counts (T,) in the whole sample.
+      least: minimum occurrences in the part.
     """
     total, part = everywhere.sum(), inside.sum()
     if not total or not part:
         return []
     expected = everywhere * (part / total)
-    # Log-likelihood ratio of each type's count, as of a Poisson variable (Dunning 1993).
+    # Log-likelihood ratio of each type's count, taken as a Poisson variable (Dunning 1993).
     with np.errstate(divide="ignore", invalid="ignore"):
         lift = np.where(expected > 0, inside / expected, 0.0)
         gain = np.where((inside >= least) & (lift > 1), inside * np.log(lift), 0.0)

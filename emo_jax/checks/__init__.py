@@ -1,1 +1,1 @@
-"""`emo verify`: numerics against golden numbers, a folder against the run it came from."""
+"""`emo verify`: checks numerics against golden values, and a folder against its run."""

@@ -1,4 +1,4 @@
-"""A Hugging Face folder held against the run it came from: weights, config, ids."""
+"""Compares a Hugging Face folder with the run it came from: weights, config, ids."""
 
 import math
 import os
@@ -24,7 +24,7 @@ from emo_jax.hf.tensors import HfTensor, LeafSource
 from emo_jax.hf.weights import READABLE_DTYPES, StoredTensor
 from emo_jax.saved.load import OpenedModel, open_model
 
-NAMED = 20  # differences of one kind that are named; of more their number is said
+NAMED = 20  # differences of one kind that are listed; any more are only counted
 _TEXTS = (
     "The court finds for the plaintiff.",
     "  two spaces,\ttabs\r\nand\n\n\nlines  ",
@@ -40,9 +40,10 @@ class Comparison:
     """What differs, and how much was compared.
 
     Attributes:
-      differences: a line each; of more than `NAMED` of one kind, the last says how many more.
-      count: of all of them.
-      step: of the run's checkpoint; None for a Hugging Face folder.
+      differences: one line each; if one kind has more than `NAMED`, its last line says how many
+        more.
+      count: number of all differences.
+      step: step of the run's checkpoint; None for a Hugging Face folder.
     """
 
     differences: list[str]
@@ -57,26 +58,26 @@ def compare_folder(
     *,
     on_bytes: Callable[[int], None] = lambda n: None,
 ) -> Comparison:
-    """Holds every tensor, the fields of config.json and the tokenizer of a folder against a run.
+    """Compares a folder's tensors, config.json fields and tokenizer with those of a run.
 
-    A folder that others saved again is compared as what it means: names of fields and tensors as
-    transformers writes them, and of a half precision the run's numbers as it rounds them.
+    A folder that another program saved again is compared by meaning: names of fields and tensors as
+    transformers writes them, and, in half precision, the run's numbers rounded alike.
 
     Args:
-      hf_dir: of any layout.
+      hf_dir: a folder in any layout.
       against: WORKDIR (its newest good checkpoint), WORKDIR@STEP, or another Hugging Face folder.
-      on_bytes: told of every piece of the weights that was compared.
+      on_bytes: called with the size of every piece of the weights that was compared.
 
     Raises:
-      HfFormatError: the folder cannot be read, or is of another architecture.
-      UsageError: `against` is no model, or none that fits into the folder's layout.
+      HfFormatError: the folder cannot be read, or has another architecture.
+      UsageError: `against` is not a model, or not one that fits the folder's layout.
     """
     folder, run = Path(hf_dir), open_model(against)
     layout, hf, headers = read_folder(folder)
     config = portable(run.config)
     try:
         layout_for(config, layout.name)
-    except UsageError as error:  # a dense model and one of experts, say
+    except UsageError as error:  # for example, a dense model and one with experts
         return Comparison([f"config.json: {error}"], 1, 0, run.step)
     if layout.fused_experts:
         headers = apart(headers, config)
@@ -128,7 +129,7 @@ def _differing_weights(
 
 
 def _differing(tensor: HfTensor, stored: StoredTensor, source: LeafSource) -> str | None:
-    """What differs in one tensor, in a line."""
+    """Returns what differs in one tensor, as one line."""
     rows = vocab_rows(tensor.shape[0]) if tensor.is_vocab else tensor.shape[:1]
     if stored.shape not in [(n, *tensor.shape[1:]) for n in rows]:
         return f"has shape {stored.shape}, the run's has {tensor.shape}"
@@ -155,7 +156,8 @@ def _bits(value: np.ndarray) -> np.ndarray:
 
 # --- config.json ----------------------------------------------------------------------------------
 
-# What other programs write otherwise: compared by what it means, or of no model's function.
+# Fields that other programs write differently: compared by meaning, or irrelevant to the model's
+# function.
 _OTHERWISE = {
     *("architectures", "model_type", "torch_dtype", "transformers_version", "use_cache"),
     *("rope_parameters", "qkv_bias", "hidden_act", "mlp_only_layers", OUR_SECTION),
@@ -165,7 +167,7 @@ _OTHERWISE = {
 def _differing_fields(
     hf: Mapping[str, Any], expected: Mapping[str, Any], config: Config
 ) -> Iterator[str]:
-    """`hf`: the fields as `read_fields` gives them, which has looked at what is fixed."""
+    """Yields differing fields; `hf` is from `read_fields`, which has checked the fixed fields."""
     for name in sorted((expected.keys() & hf.keys()) - _OTHERWISE):
         if hf[name] != expected[name]:
             yield f"config.json: {name} = {hf[name]!r}, the run's is {expected[name]!r}"
@@ -183,17 +185,17 @@ def _differing_fields(
 
 
 def _differing_tokenizers(folder: Path, hf: Mapping[str, Any], run: OpenedModel) -> Iterator[str]:
-    """Of a run that has one."""
+    """Yields differences in the tokenizer, if the run has one."""
     ours = run.tokenizer
     if ours is None:
         return
     written = ours.for_others() if isinstance(ours, JsonTokenizer) else ours
     for file, said in (("config.json", hf), ("generation_config.json", _generation(folder))):
         for name, i in ids_for_others(written).items():
-            # transformers leaves out what is null; generation may end at several ids.
+            # transformers omits null fields; generation may end at several ids.
             if said is not None and said.get(name) not in (i, [i]):
                 yield f"{file}: {name} = {said.get(name)!r}, the run's is {i!r}"
-    if run.tokenizer_dir is None:  # kept as it is, which is no file that an export has
+    if run.tokenizer_dir is None:  # kept as is, so an export has no file of it
         return
     if not (folder / "tokenizer.json").exists():
         yield "tokenizer.json: missing"

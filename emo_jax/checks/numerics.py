@@ -1,9 +1,9 @@
-"""`emo verify`: this machine's numerics against golden numbers of the PyTorch reference.
+"""`emo verify`: compares this machine's numerics with golden values of the PyTorch reference.
 
 A case is a folder: `config.json` and `model.safetensors` in the released layout, and either
 `case.npz` with `grads.safetensors` and `after_one_adamw_step.safetensors` (one step), or `run.npz`
 (twenty). Matmuls run at the highest precision. The error of a quantity is ‖ours − ref‖ / ‖ref‖;
-where ‖ref‖ is 0 ours must be exactly 0.
+where ‖ref‖ is 0, ours must be exactly 0.
 """
 
 import contextlib
@@ -39,19 +39,19 @@ SHIPPED_CASES = Path(__file__).parent / "cases"
 
 
 class Quantity(NamedTuple):
-    """An error and what it may be."""
+    """An error and its limit."""
 
     error: float
     limit: float
 
     @property
     def ok(self) -> bool:
-        """Within the limit; never for NaN."""
+        """Whether the error is within the limit; False for NaN."""
         return self.error <= self.limit
 
 
 def relative_error(ours: Any, ref: Any) -> float:
-    """‖ours − ref‖ / ‖ref‖ in float64; 0 or infinite where ‖ref‖ is 0; infinite for NaN."""
+    """Returns ‖ours − ref‖ / ‖ref‖ in float64; 0 or inf if ‖ref‖ is 0; inf for NaN."""
     ours, ref = np.asarray(ours, np.float64), np.asarray(ref, np.float64)
     if ours.shape != ref.shape:
         return float("inf")
@@ -64,7 +64,7 @@ def relative_error(ours: Any, ref: Any) -> float:
 
 
 def worst_tensor(ours: Mapping[str, Any], ref: Mapping[str, Any]) -> float:
-    """The largest relative error of any tensor; infinite when the names differ."""
+    """Returns the largest relative error of any tensor; infinite if the names differ."""
     if set(ours) != set(ref):
         return float("inf")
     return max(relative_error(ours[name], ref[name]) for name in ref)
@@ -100,7 +100,7 @@ def verify_cases(
 
 
 def verify_case(case: Path) -> dict[str, Quantity]:
-    """Every quantity of a case."""
+    """Computes every quantity of a case."""
     if not case.is_dir():
         raise UsageError(f"{case}: no such folder; give a case with case.npz or run.npz")
     with jax.default_matmul_precision("highest"):
@@ -127,13 +127,13 @@ def _load(path: Path) -> dict[str, np.ndarray]:
 
 
 def _hf_tensors(tree: Params, config: Config) -> dict[str, np.ndarray]:
-    """A parameter-shaped tree under the released names."""
+    """Returns a parameter-shaped tree under the released names."""
     source = TreeSource(flatten(jax.device_get(tree)))
     return {tensor.name: tensor.read(source) for tensor in layout_named("emo").tensors(config)}
 
 
 def _with_schedule(config: Config, *, peak: float, warmup: int, steps: int, micro: int) -> Config:
-    """The case's recipe: everything that is not in the files is the default, SPEC 4."""
+    """Applies the case's recipe: everything that is not in the files is the default, SPEC 4."""
     return dataclasses.replace(
         config,
         optimizer=OptimizerConfig(peak_lr=peak, warmup_steps=warmup),
@@ -142,7 +142,7 @@ def _with_schedule(config: Config, *, peak: float, warmup: int, steps: int, micr
 
 
 def _pools(config: Config, sizes: np.ndarray, rows: int, seq_len: int) -> Pools:
-    """Pools of sizes (L,B,S) from a scalar, (B,G) or (L,B,G)."""
+    """Makes pools of sizes (L,B,S) from a scalar, (B,G) or (L,B,G)."""
     moe, layers = moe_of(config), config.model.num_layers
     sizes = np.asarray(sizes, np.int32)
     shape = (layers, rows, sizes.shape[-1] if sizes.ndim else 1)
@@ -238,7 +238,7 @@ def _twenty_steps(case: Path) -> dict[str, Quantity]:
 
 
 def _export_import(case: Path, params: Params, config: Config) -> float:
-    """0 when exporting gives the case's own tensors back, names and bits; else infinite."""
+    """Returns 0 if exporting reproduces the case's own tensors, names and bits; else infinity."""
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory())) / "out"
         export_model(params, config, folder, layout="emo")

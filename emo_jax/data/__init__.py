@@ -1,4 +1,4 @@
-"""Documents to batches: read, tokenise, store, cut into windows, load.
+"""From documents to batches: read, tokenise, store, cut into windows, load.
 
 `documents` -> `tokenizers` -> `prepare` -> `store` (or `raw` files) -> `windows` -> `loader`.
 """

@@ -1,4 +1,4 @@
-"""Files that may be packed (.gz, .zst), read as a stream; one that is cut short is an error."""
+"""Streaming reads of files that may be compressed (.gz, .zst); a truncated file is an error."""
 
 import gzip
 import io
@@ -15,34 +15,34 @@ PACKED = (".gz", ".zst")
 READ_ERRORS = (OSError, EOFError, zlib.error, zstandard.ZstdError, NotReadableError)
 _GZIP = b"\x1f\x8b"
 _ZSTD = b"\x28\xb5\x2f\xfd"
-_SKIPPABLE = b"\x2a\x4d\x18"  # of zstd too, behind a byte 0x50..0x5f
-# A zstd block of 4 bytes may stand for 128 KiB: at most 64 MiB come of a step.
+_SKIPPABLE = b"\x2a\x4d\x18"  # a zstd skippable frame, after one byte 0x50..0x5f
+# A 4-byte zstd block can expand to 128 KiB, so one step yields at most 64 MiB.
 _STEP = 1 << 11
-# Of text ten times is usual. A packed file of some KB that goes on for hours is no text.
-GROWTH, ALWAYS = 1000, 1 << 26  # times its size, as gzip at most; what any file may grow to
+# Text usually compresses tenfold. A file of a few KB that unpacks for hours is not text.
+GROWTH, ALWAYS = 1000, 1 << 26  # gzip's maximum expansion; the size that any file may unpack to
 
 
 def packing(path: Path) -> str:
-    """`.gz` or `.zst` where a file's name ends so, in capitals too; else nothing."""
+    """Returns `.gz` or `.zst` if a file's name ends in it, in any case, else an empty string."""
     suffix = path.suffix.lower()
     return suffix if suffix in PACKED else ""
 
 
 def unreadable(path: Path, error: BaseException) -> DataError:
-    """What a user is told of one of READ_ERRORS."""
+    """Returns the error to show a user for one of READ_ERRORS."""
     reason = getattr(error, "strerror", None) or one_line(error)
     advice = "copy it again or leave it out" if path.is_file() else "save what it gives in a file"
     return DataError(f"{path}: cannot be read ({reason}); {advice}")
 
 
 def open_packed(path: Path) -> IO[bytes]:
-    """A file for reading, unpacked where its name ends in .gz or .zst.
+    """Opens a file for reading, decompressing it if its name ends in .gz or .zst.
 
-    What is held does not grow with what it unpacks to. Reading raises one of READ_ERRORS where the
-    file is damaged or cut short.
+    Memory use does not grow with the uncompressed size. Reading raises one of READ_ERRORS if the
+    file is damaged or truncated.
 
     Raises:
-      NotReadableError: not a regular file, or not packed as its name says.
+      NotReadableError: not a regular file, or not compressed as its name says.
       OSError: it cannot be opened.
     """
     file = open_regular(path)
@@ -65,7 +65,7 @@ def _zstd_frame() -> Any:
 
 
 class _Bounded(io.RawIOBase):
-    """What is unpacked of a file, as long as it is no more than the file can hold of text."""
+    """A decompressed stream that fails once it is larger than any text of that file size."""
 
     def __init__(self, unpacked: Any, file: IO[bytes]):
         self._unpacked, self._file, self._given = unpacked, file, 0
@@ -85,18 +85,18 @@ class _Bounded(io.RawIOBase):
 
     def close(self) -> None:
         self._unpacked.close()
-        self._file.close()  # which a GzipFile leaves open
+        self._file.close()  # GzipFile leaves it open
         super().close()
 
 
 class _ZstdReader(io.RawIOBase):
-    """Frames of a .zst file; unlike zstandard's own reader it notices a file cut short."""
+    """The frames of a .zst file; unlike zstandard's own reader, it detects truncation."""
 
     def __init__(self, file: IO[bytes]):
         self._file = file
         self._frame = _zstd_frame()
         self._ready = memoryview(b"")
-        self._inside = False  # a frame has begun and not ended
+        self._inside = False  # a frame has started but not ended
 
     def readable(self) -> bool:
         return True

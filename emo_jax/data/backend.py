@@ -1,8 +1,8 @@
-"""The library `tokenizers`, with every failure of it as an error of ours.
+"""The `tokenizers` library, with all its failures turned into our errors.
 
-It is written in Rust, and panics where a file makes no sense to it: in loading, and in encoding or
-decoding too. A panic is a BaseException, so that `except Exception` lets it through, and what it
-prints goes to standard error by itself.
+The library is written in Rust and panics on files that make no sense to it, while loading and also
+while encoding or decoding. A panic is a BaseException, so `except Exception` does not catch it, and
+it prints its message to standard error by itself.
 """
 
 import contextlib
@@ -20,20 +20,20 @@ _LARGEST_ID = 2**31 - 1
 
 @contextlib.contextmanager
 def failing_as(what: str, advice: str) -> Iterator[None]:
-    """Whatever the library raises inside becomes a DataError: `WHAT (the reason); ADVICE`."""
+    """Turns whatever the library raises inside into a DataError: `WHAT (the reason); ADVICE`."""
     try:
         yield
     except (KeyboardInterrupt, SystemExit, GeneratorExit, MemoryError):
         raise
-    except BaseException as reason:  # bare Exceptions, and pyo3_runtime.PanicException
+    except BaseException as reason:  # plain Exceptions, and pyo3_runtime.PanicException
         raise DataError(f"{what} ({one_line(reason, 200)}); {advice}") from reason
 
 
 def load(content: str, where: str) -> Tokenizer:
-    """The text of a tokenizer.json as the library's tokenizer.
+    """Loads the text of a tokenizer.json as the library's tokenizer.
 
     Raises:
-      DataError: it is none.
+      DataError: it is not a tokenizer.json.
     """
     with failing_as(f"{where}: not a tokenizer.json", "save it again"), silent_panics():
         _check_prefix(json.loads(content))
@@ -45,9 +45,10 @@ def load(content: str, where: str) -> Tokenizer:
 
 
 def _check_prefix(value: Any) -> None:
-    """Raises ValueError where the library would take a prefix off a token that is shorter.
+    """Raises ValueError if the library would strip a prefix from a token that is shorter.
 
-    It cuts bytes, whatever characters they are of, and ends the process where none come of it.
+    The library cuts bytes regardless of character boundaries, and aborts the process if what
+    remains is not text.
     """
     model = value.get("model") if isinstance(value, dict) else None
     prefix = model.get("continuing_subword_prefix") if isinstance(model, dict) else None
@@ -62,10 +63,10 @@ def _check_prefix(value: Any) -> None:
 
 @contextlib.contextmanager
 def silent_panics() -> Iterator[None]:
-    """Nothing on standard error meanwhile: what a panic says is in its exception too."""
+    """Silences standard error inside: a panic's message is in its exception too."""
     try:
         kept = os.dup(2)
-    except OSError:  # there is none
+    except OSError:  # standard error is closed
         yield
         return
     nowhere = os.open(os.devnull, os.O_WRONLY)

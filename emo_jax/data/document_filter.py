@@ -1,7 +1,7 @@
-"""Which documents of a corpus a user wants: by length and by language.
+"""Selects documents of a corpus by length and language.
 
-The split and the order of a document follow from its own id, so that leaving some out does not move
-the others (but for corpora so small that a split had to be filled, see `prepare.assign_splits`).
+A document's split and position follow from its own id, so leaving some out does not move the others
+(except in corpora so small that a split had to be filled, see `prepare.assign_splits`).
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,13 +13,13 @@ from emo_jax.errors import UsageError
 
 @dataclass(frozen=True)
 class DocumentFilter:
-    """Bounds are inclusive; None is no bound. A document must pass all of them.
+    """Criteria that a document must all pass. Bounds are inclusive; None means no bound.
 
     Attributes:
-      min_chars: of the text; likewise `max_chars`.
-      min_tokens: of the document without its end; likewise `max_tokens`.
-      language_field: field of the record; dots lead inside.
-      languages: to keep, compared without regard to case; empty keeps all.
+      min_chars: bound on the length of the text; likewise `max_chars`.
+      min_tokens: bound on the length of the document without its end; likewise `max_tokens`.
+      language_field: field of the record that holds the language; dots reach into objects.
+      languages: languages to keep, compared case-insensitively; empty keeps all.
     """
 
     min_chars: int | None = None
@@ -43,7 +43,7 @@ class DocumentFilter:
                 )
 
     def against_text(self, text: str, language: Any) -> str | None:
-        """The filter that leaves a text out, as the user typed it; None where it passes."""
+        """Returns the filter that rejects a text, as the user typed it; None if the text passes."""
         if self.languages:
             found = best_language(language)
             if found is None:
@@ -53,11 +53,11 @@ class DocumentFilter:
         return _outside(len(text), self.min_chars, self.max_chars, "chars")
 
     def against_tokens(self, count: int) -> str | None:
-        """The filter that leaves a document of so many tokens out; None where it passes."""
+        """Returns the filter that rejects a document of `count` tokens; None if it passes."""
         return _outside(count, self.min_tokens, self.max_tokens, "tokens")
 
     def settings(self) -> dict[str, Any]:
-        """What was asked for; empty where nothing was."""
+        """Returns the filters that are set; empty if none is."""
         names = ("min_chars", "max_chars", "min_tokens", "max_tokens")
         found: dict[str, Any] = {
             name: getattr(self, name) for name in names if getattr(self, name) is not None
@@ -77,11 +77,11 @@ def _outside(size: int, low: int | None, high: int | None, what: str) -> str | N
 
 
 def best_language(value: Any) -> str | None:
-    """The language of a document out of what corpora write; None where it is not known.
+    """Returns a document's language from the forms that corpora use; None if it is unknown.
 
-    A string is taken as it is. Of a mapping of languages to scores (also as a list of pairs) the
-    one with the highest score is taken, the first in the alphabet of equal ones. Of a list of
-    strings the first is taken: such lists begin with the main language.
+    A string is taken as is. From a mapping of languages to scores (or a list of such pairs), the
+    language with the highest score is taken, and the alphabetically first among equals. From a list
+    of strings, the first is taken: such lists start with the main language.
     """
     if isinstance(value, bytes):
         value = value.decode("utf-8", "replace")

@@ -1,7 +1,7 @@
-"""Readers: JSONL, Parquet and text files, folders of them and seqio tasks, as one stream.
+"""Reads JSONL, Parquet and text files, folders of them and seqio tasks as one stream.
 
-Nothing is held in memory but a few documents. What cannot be used is counted, and the first few
-cases are named, so that a broken line is neither fatal nor silent.
+Only a few documents are held in memory. Unusable input is counted and its first few cases are
+named, so a broken line is neither fatal nor silent.
 """
 
 import os
@@ -36,27 +36,27 @@ def read_documents(
     registers, see `seqio_tasks`.
 
     A JSONL line (`.jsonl`, `.ndjson`, `.json`, each also `.gz` or `.zst`) or a row of a Parquet
-    file (`.parquet`) is one document; without a domain it is "unknown", without an id its
+    file (`.parquet`) is one document; without a domain it is "unknown", without an id its id is
     `file:number`. A text file is one document: its id is the relative path, its domain the first
-    sub-folder. Of a folder with lines or rows only these and `.txt` and `.md` files are read, of
-    any other folder every file that is a text; see `input_files` and `foreign`.
+    sub-folder. In a folder that has lines or rows, only these and `.txt` and `.md` files are read;
+    in any other folder, every file that is text. See `input_files` and `foreign`.
 
     Args:
       inputs: files, folders, patterns of them, or seqio tasks.
-      text_field: key or column of the text; likewise `id_field` and `domain_field`. A dot leads
-        inside: `metadata.source`.
-      wanted: the documents wanted; the others are counted in `report.dropped`.
+      text_field: key or column of the text; likewise `id_field` and `domain_field`. A dot reaches
+        into an object: `metadata.source`.
+      wanted: the documents to keep; the others are counted in `report.dropped`.
       ids: the texts are token ids, see `Documents`.
-      strict: stop at the first document that cannot be used.
-      max_document_bytes: of a line, a text file or a row's text; what is longer is left out.
-      report: filled while reading, where given.
+      strict: stop at the first unusable document.
+      max_document_bytes: limit for a line, a text file or a row's text; longer ones are skipped.
+      report: filled in while reading, if given.
 
     Raises:
-      UsageError: at once, for a path that does not exist, a file or folder of another kind, or one
-        that mixes splits.
-      DataError: at once, for a Parquet file that is damaged or has no such column, and a file that
-        holds something else than its name says; later for a damaged archive, no usable document at
-        all, or (strict) a bad document.
+      UsageError: immediately, for a path that does not exist, an unsupported file or folder, or a
+        folder that mixes splits.
+      DataError: immediately, for a Parquet file that is damaged or lacks a column, and for a file
+        whose content is not what its name says; while reading, for a damaged archive, no usable
+        document at all, or (strict) an unusable document.
     """
     report = report if report is not None else ReadReport()
     report.strict = strict
@@ -164,7 +164,7 @@ def _read_text(file: File, made: Documents, max_bytes: int) -> Iterator[Document
         if other is None:
             made.report.skip(where, str(error))
             return
-    if other is foreign.POINTER:  # what it stands for would be missing
+    if other is foreign.POINTER:  # the file it stands for would be missing
         raise DataError(f"{where}: {other.what}; {other.advice}")
     if other is not None:
         input_files.leave_out(made.report, file.path, str(other))

@@ -1,7 +1,7 @@
-"""Few domains out of many: the largest by name, all others as one.
+"""Groups many domains into few: the largest by name, all others as one.
 
-A store may have as many domains as the web has sites. What is measured of each (a row of a table, a
-heat map, experts to keep) means nothing for one of three documents, and does not fit anywhere.
+A store may have as many domains as the web has sites. Per-domain results (a table row, a heat map,
+experts to keep) mean nothing for a domain of three documents, and would not fit anywhere.
 
 Legend: M domains.
 """
@@ -11,13 +11,15 @@ from typing import NamedTuple
 
 import numpy as np
 
-MOST_DOMAINS = 100  # by name, where not said otherwise
+MOST_DOMAINS = 100  # kept by name, unless set otherwise
 
 
 class DomainGroups(NamedTuple):
-    """Attributes:
-    names: the domains by name, in the order that they had, and that of the others.
-    of_M: (M,) int32 index into `names` for each domain.
+    """The groups of a store's domains.
+
+    Attributes:
+      names: the domains kept by name, in their original order, then the name for all others.
+      of_M: (M,) int32 index into `names` for each domain.
     """
 
     names: tuple[str, ...]
@@ -25,7 +27,7 @@ class DomainGroups(NamedTuple):
 
     @property
     def note(self) -> str:
-        """What was put together, for the user."""
+        """Returns a note for the user that says what was grouped."""
         total, named = len(self.of_M), len(self.names) - 1
         return f"{total:,} domains: the {named:,} largest by name, {self.names[-1]!r} as one"
 
@@ -33,9 +35,9 @@ class DomainGroups(NamedTuple):
 def group_domains(
     domains: Sequence[str], tokens_M: Sequence[int], most: int
 ) -> DomainGroups | None:
-    """The `most` domains of the most tokens, and one of all others; None where there are few.
+    """Groups all but the `most` domains with the most tokens; None if there are few domains.
 
-    Of equal ones those that come first.
+    Ties go to the domain that comes first.
     """
     if len(domains) <= most + 1:
         return None

@@ -1,7 +1,7 @@
-"""Files and folders that hold no documents as we read them, told by their names and first bytes.
+"""Recognises files and folders in unsupported formats by their names and first bytes.
 
-Each is named with the way on. What is read as text would else become a document of what is none: a
-table, an archive, the tokens of another trainer.
+Each comes with advice. Read as text, such a file would become a document that is not one: a table,
+an archive, another trainer's tokens.
 """
 
 import re
@@ -28,7 +28,7 @@ class Foreign(NamedTuple):
 
     @property
     def is_data(self) -> bool:
-        """Whether it is what a data set is made of, so that a README beside it is none of it."""
+        """Whether data sets are made of it, so that a README next to it is not a document."""
         return self.may_hold_text and self not in (PAPER, PRETTY)
 
 
@@ -104,12 +104,12 @@ _SUFFIXES = {
 _DATATROVE = re.compile(r"\.ds(\.(index|metadata|loss))?$", re.IGNORECASE)
 _TFRECORD_SHARD = re.compile(r"\.(tfrecords?|array_record)-\d+-of-\d+$", re.IGNORECASE)
 
-# (where, bytes): what stands at the beginning of a file.
+# (offset, bytes, kind): magic bytes near the start of a file.
 _MAGIC: tuple[tuple[int, bytes, Foreign], ...] = (
     (0, b"version https://git-lfs.github.com/spec/", POINTER),
     (0, b"PAR1", PARQUET),
     (0, b"ARROW1\0\0", ARROW),
-    (0, b"\xff\xff\xff\xff", ARROW),  # a stream of Arrow
+    (0, b"\xff\xff\xff\xff", ARROW),  # an Arrow stream
     (0, b"\x93NUMPY", NUMPY),
     (0, b"MMIDIDX\0\0", MEGATRON),
     (0, b"SQLite format 3\0", DATABASE),
@@ -138,20 +138,20 @@ _MAGIC: tuple[tuple[int, bytes, Foreign], ...] = (
 )
 _TEXTS = (POINTER, PAPER, WARC)
 _BZIP = re.compile(rb"BZh[1-9]1AY&SY")
-_LOOK_AT = 8192  # bytes that are searched for NULs, as git does
+_LOOK_AT = 8192  # bytes searched for NULs, as git does
 
 
 _OF_FORM = (ARRAY, PRETTY, GZIP, ZSTD, PACKED, ZIP, TAR, POINTER)
 
 
 def as_lines(other: Foreign) -> Foreign:
-    """Where only lines are read: the way on is another where a table is no way."""
+    """Changes the advice for a caller that reads only lines, where Parquet is not an option."""
     keep = other in _OF_FORM or not other.may_hold_text
     return other if keep else other._replace(advice="write it as lines of JSON")
 
 
 def of_name(path: Path) -> Foreign | None:
-    """What a file is by its ending, packed or not."""
+    """Returns what a file is by its extension, compressed or not; None if it is not foreign."""
     if _DATATROVE.search(path.name):
         return DATATROVE
     if _TFRECORD_SHARD.search(path.name):
@@ -167,10 +167,10 @@ def _is_megatron(path: Path) -> bool:
 
 
 def of_content(start: bytes) -> Foreign | None:
-    """What a file is by its first bytes, as `text_files.read_chunks` gives them."""
+    """Returns what a file is by its first bytes, as `text_files.read_chunks` yields them."""
     binary = b"\0" in start[:_LOOK_AT]
     for where, magic, kind in _MAGIC:
-        # A text may begin with "ID3" too.
+        # A text may also start with "ID3".
         if start.startswith(magic, where) and (binary or kind in _TEXTS or not magic.isalnum()):
             return kind
     if _BZIP.match(start):
@@ -179,9 +179,9 @@ def of_content(start: bytes) -> Foreign | None:
 
 
 def of_text(start: bytes, text_field: str) -> Foreign | None:
-    """What a text file is instead, by its first bytes: also lines of JSON of another name.
+    """Returns what a text file is instead, by its first bytes, including misnamed JSON lines.
 
-    Of a single line only the field of the text tells it from what programs write.
+    For a single line, only the text field tells a document from the output of some program.
     """
     first, _, more = start.lstrip().partition(b"\n")
     if first[:1] == b"{" and isinstance(value := _value(first), dict):
@@ -193,15 +193,15 @@ def of_text(start: bytes, text_field: str) -> Foreign | None:
 
 
 def of_lines(start: bytes) -> Foreign | None:
-    """What a file of lines of JSON is instead, by its first bytes."""
+    """Returns what a file of JSON lines is instead, by its first bytes."""
     if start.lstrip()[:1] not in (b"[", b"{"):
         return of_content(start)
     first, newline, more = start.lstrip().partition(b"\n")
     value = _value(first)
-    if value is not None:  # a line; those that are lists are counted one by one
+    if value is not None:  # a line; lines that are lists are counted one by one
         return ARRAY if isinstance(value, list) and not more.strip() else None
     if isinstance(_value(more.lstrip().partition(b"\n")[0]), dict):
-        return None  # lines, of which the first is broken
+        return None  # lines, the first of them broken
     inside = first.strip()[1:].strip()
     if first[:1] == b"[":
         return ARRAY if not inside or inside[:1] in b"{[" else None
@@ -216,7 +216,7 @@ def _value(line: bytes) -> Any:
 
 
 def of_folder(path: Path) -> Foreign | None:
-    """What a whole folder is."""
+    """Returns what a whole folder is; None if it is not foreign."""
     index = path / "index.json"
     if index.is_file():
         if next(path.glob("*.mds*"), None) is not None:

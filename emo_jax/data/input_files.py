@@ -1,7 +1,7 @@
-"""Which files an input has, and what kind each is of: nothing is left out without a word.
+"""Lists the files of an input and the kind of each; nothing is skipped silently.
 
-An input is looked at before anything is read: what cannot be used is found now, not after the hours
-that the files before it take.
+An input is checked before anything is read, so that an unusable file is found immediately, not
+after the hours that the files before it take.
 """
 
 import functools
@@ -28,24 +28,25 @@ _JSONL = (".jsonl", ".ndjson", ".json")
 _TEXT = (".txt", ".md")
 _PARQUET = ".parquet"
 LINES, ROWS, TEXT = "jsonl", "parquet", "text"
-_POINTER_BYTES = 1024  # of Git LFS, at most
+_POINTER_BYTES = 1024  # maximum size of a Git LFS pointer
 
-# Files that describe a data set, which are no documents of it.
+# Files that describe a data set and are not documents of it.
 _PAPERS = re.compile(
     r"(readme|licen[cs]e)([._-].*)?"
     r"|(copying|notice|citation|changelog|contributing|authors|datasheet|dataset_?card)(\.\w+)?",
     re.IGNORECASE,
 )
 _ABOUT = {"dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json"}
-_PLAIN = (".txt", ".tokens")  # as texts are called that come in splits
+_PLAIN = (".txt", ".tokens")  # extensions of text corpora that come in splits
 
 
 class File(NamedTuple):
     """A file of an input.
 
     Attributes:
-      name: in ids: the path in the input, whose own place must not move documents between splits.
-      domain: of documents that name none: the first sub-folder.
+      name: used in ids: the path in the input, so that moving the input does not move documents
+        between splits.
+      domain: used for documents that name none: the first sub-folder.
       kind: LINES, ROWS or TEXT.
     """
 
@@ -57,12 +58,12 @@ class File(NamedTuple):
 
 @dataclass
 class Input:
-    """A file or folder that was looked at.
+    """A file or folder that has been checked.
 
     Attributes:
-      has_records: it has lines of JSON or rows of Parquet.
-      has_data: it has these or a data set of another kind.
-      left_out: files that are of another kind than their names say.
+      has_records: it has JSON lines or Parquet rows.
+      has_data: it has those or a data set in another format.
+      left_out: files whose content is not what their names say.
     """
 
     path: Path
@@ -71,7 +72,7 @@ class Input:
     left_out: set[Path] = field(default_factory=set)
 
     def files(self) -> Iterator[File]:
-        """The files to read, sorted within each folder."""
+        """Yields the files to read, sorted within each folder."""
         if self.path.is_file():
             yield _explicit(self.path)
             return
@@ -85,10 +86,10 @@ class Input:
 
 
 def expand(inputs: Sequence[str | os.PathLike[str]]) -> Iterator[str]:
-    """The inputs with the files that fit in the place of a pattern such as `data/train-*.parquet`.
+    """Yields the inputs, with a pattern such as `data/train-*.parquet` replaced by its matches.
 
     Raises:
-      UsageError: a pattern that nothing fits, or that fits several splits.
+      UsageError: a pattern that matches nothing, or matches several splits.
     """
     for path in inputs:
         given = os.fspath(path)
@@ -96,7 +97,7 @@ def expand(inputs: Sequence[str | os.PathLike[str]]) -> Iterator[str]:
             yield given
             continue
         found = sorted(glob.glob(given, recursive=True))
-        if "**" in given:  # a folder would be read beside the files in it
+        if "**" in given:  # else a folder would be read as well as the files in it
             found = [name for name in found if not os.path.isdir(name)]
         if not found:
             raise UsageError(f"{given}: no file fits this pattern")
@@ -111,13 +112,13 @@ def look_at(
     text_field: str,
     check_rows: Callable[[Path], None],
 ) -> Input:
-    """Looks at all files of an input, and fills the report with what is left out.
+    """Checks all files of an input, and adds to the report what is skipped.
 
     Args:
-      check_rows: called with each Parquet file.
+      check_rows: called with the path of each Parquet file.
 
     Raises:
-      UsageError: no such file or folder, a file of another kind, or splits that would be mixed.
+      UsageError: no such file or folder, an unsupported file, or splits that would be mixed.
       DataError: a file that cannot be read.
     """
     if not os.path.lexists(path):
@@ -181,7 +182,7 @@ def look_at(
 
 
 def leave_out_papers(found: Sequence[Input], report: ReadReport) -> list[Input]:
-    """The files that describe the data beside them, which `FOLDER/*` names too."""
+    """Returns the inputs that describe the data next to them, which `FOLDER/*` matches too."""
     data = {i.path.resolve().parent for i in found if i.has_data}
     papers = [
         i
@@ -194,11 +195,11 @@ def leave_out_papers(found: Sequence[Input], report: ReadReport) -> list[Input]:
 
 
 def refuse_foreign(path: Path, kind: str | None) -> None:
-    """Looks at the name and the first bytes of a file that is to be of lines or texts.
+    """Checks the name and the first bytes of a file that should hold lines or texts.
 
     Raises:
-      UsageError: no such file.
-      DataError: it cannot be read, or is of another kind.
+      UsageError: no such file, or a folder.
+      DataError: it cannot be read, or is something else.
     """
     if not path.exists():
         raise UsageError(f"{path}: no such file; give one that is there")
@@ -214,7 +215,7 @@ def _refuse(path: Path, other: Foreign | None) -> None:
 
 
 def kind_of(path: Path) -> str | None:
-    """LINES, ROWS or TEXT, by the ending; None of any other."""
+    """Returns LINES, ROWS or TEXT, by the extension; None for any other."""
     suffix = path.suffix.lower()
     if suffix == _PARQUET:
         return ROWS
@@ -224,7 +225,7 @@ def kind_of(path: Path) -> str | None:
 
 
 def _explicit(path: Path) -> File:
-    """A file that the user names."""
+    """Returns a file that the user names."""
     kind = kind_of(path) or (TEXT if _is_plain(path) else None)
     if kind is None:
         other = foreign.of_name(path) or _other(path, kind)
@@ -238,7 +239,7 @@ def _explicit(path: Path) -> File:
 
 
 def _other(path: Path, kind: str | None) -> Foreign | None:
-    """What a file of lines or text is instead, by its first bytes."""
+    """Returns what a file of lines or text is instead, by its first bytes; None if it is one."""
     return (foreign.of_lines if kind == LINES else foreign.of_content)(_start(path))
 
 
@@ -250,7 +251,7 @@ def _start(path: Path) -> bytes:
 
 
 def _is_of_lines(file: Path, found: Input, report: ReadReport) -> bool:
-    """Whether a file of a folder is of lines of JSON; it is left out where not."""
+    """Returns whether a file in a folder holds JSON lines; if not, it is skipped."""
     other = _other(file, LINES)
     if other is foreign.POINTER:
         raise DataError(f"{file}: {other.what}; {other.advice}")
@@ -268,7 +269,7 @@ def _check_rows(path: Path, check: Callable[[Path], None]) -> None:
 
 
 def _has_records(path: Path, text_field: str) -> bool:
-    """Whether a .json file is of documents; a .jsonl file always is."""
+    """Returns whether a .json file holds documents; a .jsonl file always does."""
     if path.suffix.lower() != ".json":
         return True
     line = read_start(path).lstrip().partition(b"\n")[0]
@@ -276,17 +277,17 @@ def _has_records(path: Path, text_field: str) -> bool:
 
 
 def _is_about(path: Path) -> bool:
-    """Whether a file describes the data beside it."""
+    """Returns whether a file describes the data next to it."""
     if path.name.lower() in _ABOUT:
         return True
     return kind_of(path) in (TEXT, None) and bool(_PAPERS.fullmatch(path.name))
 
 
 def leave_out(report: ReadReport, file: Path, what: str) -> None:
-    """Counts a file that is of another kind.
+    """Counts a file of another kind as skipped.
 
     Raises:
-      DataError: at once, when strict.
+      DataError: immediately, if strict.
     """
     if report.strict:
         raise DataError(f"{file}: {what} (leave out --strict to leave such files out)")
@@ -301,9 +302,9 @@ def _say_nothing(file: Path, what: str) -> None:
 
 
 def _walk(path: Path, left: Callable[[Path, str], None]) -> Iterator[tuple[Path, str, str]]:
-    """(path, name, domain) of every file under a folder, hidden ones left out.
+    """Yields (path, name, domain) of every file under a folder, except hidden ones.
 
-    Links are followed, unless they lead to what is read anyway.
+    Links are followed, unless they lead to something that is read anyway.
     """
     root = path.resolve()
     seen = {_identity(root)}
@@ -335,7 +336,7 @@ def _walk(path: Path, left: Callable[[Path, str], None]) -> Iterator[tuple[Path,
 
 
 def _hidden_in(root: Path, link: Path) -> bool | None:
-    """Whether what a link leads to is hidden below `root`; None where it is not below it."""
+    """Returns whether a link's target is hidden below `root`; None if it is not below it."""
     target = link.resolve()
     if not target.is_relative_to(root):
         return None
@@ -348,7 +349,7 @@ def _identity(path: Path) -> tuple[int, int]:
 
 
 def _check_there(path: Path) -> int:
-    """The mode of a file or folder; a link to nothing is an error, not an absence."""
+    """Returns the mode of a file or folder; a dangling link is an error, not an absence."""
     try:
         return path.stat().st_mode
     except OSError as error:
@@ -366,7 +367,7 @@ def _unlisted(error: OSError) -> None:
 
 
 def _refuse_mixed_pattern(pattern: str, found: list[str]) -> None:
-    """As a folder is refused whose files are of several splits."""
+    """Refuses a pattern whose matches are of several splits, as is done for a folder."""
     folders = Path(pattern).parts
     fixed = Path(*itertools.takewhile(lambda part: not glob.has_magic(part), folders))
     splits: dict[str, list[str]] = {}

@@ -1,4 +1,4 @@
-"""A tokenizer that is a `tokenizer.json`, as Hugging Face's libraries read it."""
+"""A tokenizer defined by a `tokenizer.json`, as Hugging Face's libraries read it."""
 
 import copy
 import hashlib
@@ -19,8 +19,8 @@ from emo_jax.files.json_files import dumps
 _ANOTHER = "use another tokenizer"
 
 FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
-# Of a tokenizer.json, what no id of a text depends on: whoever saves it again writes these anew.
-_MODEL_DEFAULTS = (  # null or false, and then the same as left out
+# Parts of a tokenizer.json that ids do not depend on; saving it again rewrites them.
+_MODEL_DEFAULTS = (  # null or false means the same as absent
     "dropout",
     "unk_token",
     "continuing_subword_prefix",
@@ -38,9 +38,9 @@ class JsonTokenizer(Tokenizer):
     Args:
       content: the text of a `tokenizer.json`.
       eos: the token that ends a document.
-      pad: the token that fills a window; `eos` where there is none.
+      pad: the token that fills a window; None: `eos`.
       bos: the token that may begin a document.
-      where: named in errors.
+      where: used in error messages.
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class JsonTokenizer(Tokenizer):
             self._id(token, where) for token in (self.eos_token, self.pad_token)
         )
         self.bos_id = self._id(bos, where) if bos else None
-        # Ids may have gaps: what counts is the size of the table that they index.
+        # Ids may have gaps: what counts is the size of the table they index.
         self.vocab_size = max(self._json.get_vocab(with_added_tokens=True).values()) + 1
         failing = backend.failing_as(f"{where}: cannot encode its own tokens", "save it again")
         with failing, backend.silent_panics():
@@ -75,7 +75,7 @@ class JsonTokenizer(Tokenizer):
 
     @property
     def earlier_fingerprint(self) -> str:
-        """By which stores of earlier versions name it: of all of the content as it was saved."""
+        """The fingerprint that older stores record: a hash of the whole content as it was saved."""
         canonical = json.dumps(json.loads(self._content), sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(canonical.encode()).hexdigest()
 
@@ -89,7 +89,7 @@ class JsonTokenizer(Tokenizer):
         return i in self._json.encode(f"a{text}b", add_special_tokens=False).ids
 
     def _keep_special_text_apart(self) -> None:
-        """Unigram models (T5's) find "</s>" as they find any piece: such strings are cut in two."""
+        """Cuts special tokens in text in two: Unigram models (T5's) match "</s>" like any piece."""
         special = {t.content: i for i, t in self._json.get_added_tokens_decoder().items()}
         marked = {t.content for t in self._json.get_added_tokens_decoder().values() if t.special}
         found = [t for t in sorted(marked) if len(t) > 1 and self._spells(t, special[t])]
@@ -104,10 +104,10 @@ class JsonTokenizer(Tokenizer):
 
     @property
     def fields(self) -> dict[str, Any]:
-        """The content of a tokenizer.json that gives these ids, whoever reads it.
+        """The content of a tokenizer.json that gives these ids with any reader.
 
-        Nothing is put around a text but the beginning of a document, where `adds_bos`, and nothing
-        is cut off or filled up.
+        Nothing is added to a text except the beginning of a document, if `adds_bos`, and nothing is
+        truncated or padded.
         """
         byte_level = [p for p in _steps(self._fields.get("post_processor")) if _is_byte_level(p)]
         around = [*byte_level[:1], *([self._begins()] if self.adds_bos else [])]
@@ -119,7 +119,7 @@ class JsonTokenizer(Tokenizer):
         }
 
     def _begins(self) -> dict[str, Any]:
-        """A post-processor that puts the token in front that documents begin with."""
+        """Returns a post-processor that prepends the token that documents begin with."""
         token = self._json.id_to_token(self.bos_id or 0)
         first = {"SpecialToken": {"id": token, "type_id": 0}}
         a, b = ({"Sequence": {"id": name, "type_id": n}} for n, name in enumerate("AB"))
@@ -131,9 +131,9 @@ class JsonTokenizer(Tokenizer):
         }
 
     def begin_as_post_processor(self) -> None:
-        """Documents begin with what the post-processor of the content puts in front, if anything.
+        """Makes documents begin with what the content's post-processor prepends, if anything.
 
-        That becomes `bos_token` where none is named.
+        That token becomes `bos_token` if none is named.
         """
         with backend.failing_as(f"{self._where}: cannot encode a text", _ANOTHER):
             plain = self._json.encode("a", add_special_tokens=False).ids
@@ -144,11 +144,11 @@ class JsonTokenizer(Tokenizer):
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What a `tokenizer_config.json` must say, for the same ids in transformers 4 and 5.
+        """The content of a `tokenizer_config.json` that gives the same ids in transformers 4 and 5.
 
-        Without a class transformers 5 takes the architecture's own, which splits text its own way;
-        this one is known to both. Version 4 makes token_type_ids unless told what a model takes,
-        and takes a prefix space away from `ByteLevel` unless told to leave it.
+        Without a class, transformers 5 uses the architecture's own, which splits text its own way;
+        this one is known to both versions. Version 4 makes token_type_ids unless told which inputs
+        a model takes, and removes the prefix space of `ByteLevel` unless told to keep it.
         """
         before = self._fields.get("pre_tokenizer") or {}
         prefix = before.get("add_prefix_space")
@@ -166,15 +166,16 @@ class JsonTokenizer(Tokenizer):
 
     @property
     def special_tokens(self) -> dict[str, str]:
-        """What a `special_tokens_map.json` says."""
+        """The content of a `special_tokens_map.json`."""
         tokens = {"eos_token": self.eos_token, "pad_token": self.pad_token}
         return tokens | ({"bos_token": self.bos_token} if self.bos_token else {})
 
     def for_others(self) -> "JsonTokenizer":
-        """The same ids, with no special token named that would change them elsewhere.
+        """Returns a tokenizer with the same ids, without special tokens that change them elsewhere.
 
-        Evaluations put a beginning that is named in front of a text, whatever the documents began
-        with; and transformers finds a token that is named in no text, though a text can spell it.
+        Evaluation tools prepend a beginning-of-document token if one is named, whatever the
+        documents began with; and transformers never matches a named special token in text, although
+        a text may spell it.
         """
         decoder = self._json.get_added_tokens_decoder().values()
         plain = {token.content for token in decoder if not token.special}
@@ -186,13 +187,13 @@ class JsonTokenizer(Tokenizer):
         return made
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
-        """Ids of each text, int32 and without an end of document; uses all cores."""
+        """Returns the ids of each text, int32 and without an end of document; uses all cores."""
         with backend.failing_as(f"{self._where}: cannot encode a text", _ANOTHER):
             encoded = self._json.encode_batch_fast(list(texts), add_special_tokens=False)
         return [np.asarray(e.ids, np.int32) for e in encoded]
 
     def decode(self, ids: Iterable[int], *, skip_special: bool = True) -> str:
-        """The text of some ids; special tokens are left out unless asked for."""
+        """Returns the text of some ids; special tokens are dropped by default."""
         with backend.failing_as(f"{self._where}: cannot decode ids", _ANOTHER):
             return self._json.decode([int(i) for i in ids], skip_special_tokens=skip_special)
 
@@ -202,7 +203,7 @@ class JsonTokenizer(Tokenizer):
 
 
 def write_files(folder: str | Path, *values: dict[str, Any]) -> None:
-    """Writes the contents of `FILES`."""
+    """Writes the given contents to `FILES`."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     for name, value in zip(FILES, values, strict=True):
@@ -211,7 +212,7 @@ def write_files(folder: str | Path, *values: dict[str, Any]) -> None:
 
 
 def _load(content: str, where: str) -> _Backend:
-    """The library's tokenizer, with nothing cut off or filled up, and no token found in a text."""
+    """Loads the library's tokenizer: no truncation, no padding, no special tokens in a text."""
     made = backend.load(content, where)
     made.encode_special_tokens = True  # a document may quote "</s>"
     made.no_truncation()
@@ -220,40 +221,40 @@ def _load(content: str, where: str) -> _Backend:
 
 
 def _steps(processor: dict[str, Any] | None) -> list[dict[str, Any]]:
-    """The post-processors of a sequence, of a single one, or none."""
+    """Returns the post-processors in a sequence, a single one as a list, or an empty list."""
     if not processor:
         return []
     return processor["processors"] if processor.get("type") == "Sequence" else [processor]
 
 
 def _is_byte_level(processor: dict[str, Any]) -> bool:
-    """One that adds no token: it leaves the space in front of a word out of the word's offsets."""
+    """Returns whether it is ByteLevel, which adds no token but trims spaces from word offsets."""
     return processor.get("type") == "ByteLevel"
 
 
 def _canonical(model: dict[str, Any]) -> dict[str, Any]:
-    """A model as any version of the library saves it again."""
+    """Returns a model in the form that every version of the library saves it in."""
     left_out = {k for k in _MODEL_DEFAULTS if model.get(k) in (None, False)}
     kept = {k: v for k, v in model.items() if k not in left_out}
     if "merges" in kept:
         kept["merges"] = [m.split(" ") if isinstance(m, str) else m for m in kept["merges"]]
-    if isinstance(kept.get("vocab"), list):  # unigram; reading moves a float64 by a last bit
+    if isinstance(kept.get("vocab"), list):  # unigram; reading changes the last bit of a float64
         kept["vocab"] = [[token, float(np.float32(score))] for token, score in kept["vocab"]]
     return kept
 
 
 def _fingerprint(fields: dict[str, Any]) -> str:
-    """Of what the ids of a text depend on, not of how a version of the library writes it."""
+    """Hashes what the ids of a text depend on, not how a library version writes it."""
     counted = fields | {"model": _canonical(fields["model"])} | dict.fromkeys(_AROUND)
     canonical = json.dumps(counted, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).hexdigest()
 
 
 def token_of(content: str, i: int, where: str) -> str:
-    """The token with an id, in the text of a tokenizer.json.
+    """Returns the token with id `i`, from the text of a tokenizer.json.
 
     Raises:
-      UsageError: there is none.
+      UsageError: there is no such token.
     """
     found = backend.load(content, where).id_to_token(i) if 0 <= i < 2**32 else None
     if found is None:

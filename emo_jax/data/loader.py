@@ -1,8 +1,8 @@
-"""Batches by number: which windows a batch holds follows from (seed, windows consumed) alone.
+"""Batches by number: a batch's windows follow from (seed, windows consumed) alone.
 
-There is no state to save but one integer. Hosts, restarts and changed batch sizes see the same
-order, because a batch is a slice of it: windows [start, start + batch_size), of which each process
-reads the rows that its devices hold (`parallel/rows.py`).
+The only state to save is one integer. Hosts, restarts and changed batch sizes see the same order,
+because a batch is a slice of it: windows [start, start + batch_size), of which each process reads
+the rows that its devices hold (`parallel/rows.py`).
 """
 
 import hashlib
@@ -22,8 +22,8 @@ from emo_jax.data.windows import Windows, open_windows
 from emo_jax.errors import ConfigError
 from emo_jax.files.waiting import wait_unless
 
-_READERS = 8  # rows read at once; what is waited for is the storage
-_LOOK_SECONDS = 0.1  # between looks whether to stop, while a batch is waited for
+_READERS = 8  # rows read at once; the threads mostly wait for storage
+_LOOK_SECONDS = 0.1  # between checks whether to stop, while waiting for a batch
 
 
 def _never() -> bool:
@@ -35,8 +35,8 @@ def in_order(windows: Windows, seed: int) -> grain.MapDataset:
 
     Item n is a function of (windows, seed, n) alone: a `Batch` with NumPy fields (S,).
     """
-    # grain takes 32 bits and counts the seed up with the epoch, so that neighbouring seeds would
-    # share orders; a hash keeps them apart.
+    # grain takes 32 bits and adds the epoch to the seed, so neighbouring seeds would share orders;
+    # a hash keeps them apart.
     digest = hashlib.sha256(str(seed).encode()).digest()
     shuffled = grain.MapDataset.source(windows).shuffle(seed=int.from_bytes(digest[:4], "little"))
     return shuffled.repeat()
@@ -65,11 +65,11 @@ class Loader:
     """Shuffled training batches.
 
     Args:
-      windows: what to shuffle; each epoch has an order of its own.
+      windows: what to shuffle; each epoch has its own order.
       batch_size: B, rows of the global batch.
-      seed: of the order.
-      rows: of the batch, those to read, in order; None: all.
-      prefetch: batches made ahead by `iterate`.
+      seed: seed of the order.
+      rows: rows of the batch to read, in order; None: all.
+      prefetch: batches that `iterate` prepares ahead.
 
     Raises:
       ConfigError: a row is not in the batch.
@@ -93,7 +93,7 @@ class Loader:
         self._close = weakref.finalize(self, self._readers.shutdown, wait=False)
 
     def close(self) -> None:
-        """Ends its threads; a loader that is dropped is closed. `batch` can be called no more."""
+        """Ends its threads, as dropping the loader does; `batch` cannot be called afterwards."""
         self._close()
 
     def __enter__(self) -> "Loader":
@@ -103,10 +103,10 @@ class Loader:
         self.close()
 
     def batch(self, start_window: int, *, stopped: Callable[[], bool] = _never) -> Batch:
-        """The rows of the global batch that begins at window `start_window`.
+        """Returns the rows of the global batch that starts at window `start_window`.
 
         Args:
-          stopped: when it says so, files that are away are not waited for.
+          stopped: once it returns True, the call does not wait for files that are unavailable.
 
         Returns:
           NumPy fields, (rows, S).
@@ -122,13 +122,13 @@ class Loader:
     def iterate(
         self, start_window: int = 0, *, stopped: Callable[[], bool] = _never
     ) -> Generator[tuple[int, Batch], None, None]:
-        """(Windows consumed after this batch, batch), made ahead in the background; without end.
+        """Yields (windows consumed after this batch, batch) endlessly, preparing batches ahead.
 
-        An error in making a batch is raised when that batch is asked for. Close the iterator (or
+        An error in preparing a batch is raised when that batch is requested. Close the iterator (or
         drop it) to stop the background work.
 
         Args:
-          stopped: asked while a batch is not ready yet: the iterator ends when it says so.
+          stopped: called while a batch is not ready; the iterator ends once it returns True.
         """
         closed = threading.Event()
         background = ThreadPoolExecutor(1, thread_name_prefix="batches")
@@ -157,13 +157,13 @@ def heldout_batches(
     max_windows: int | None = None,
     rows: Sequence[int] | None = None,
 ) -> Iterator[Batch]:
-    """Held-out windows in order, the same on every call; the last batch is filled with padding.
+    """Yields held-out windows in order, the same on every call; the last batch is padded.
 
     Args:
-      windows: of the split "select" or "test".
+      windows: windows of the split "select" or "test".
       batch_size: B, rows of the global batch.
-      max_windows: where there are more, this many of them, spread evenly over the split.
-      rows: of a batch, those to read, in order; None: all.
+      max_windows: if there are more, read this many of them, spread evenly over the split.
+      rows: rows of each batch to read, in order; None: all.
 
     Yields:
       These rows of each batch, (rows, S).
@@ -179,7 +179,7 @@ def heldout_batches(
 
 
 def stack(rows: Sequence[Batch]) -> Batch:
-    """Windows with fields (S,) as one batch with fields (B,S)."""
+    """Stacks windows with fields (S,) into one batch with fields (B,S)."""
     return Batch(*(np.stack(field) for field in zip(*rows, strict=True)))
 
 

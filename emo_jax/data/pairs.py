@@ -1,8 +1,7 @@
 """Prompts and answers for finetuning: tokenised and packed once, then windows like any others.
 
-A file of lines `{"prompt": …, "answer": …}` becomes `NAME.pairs.npz`, in which several pairs stand
-side by side in a window and none is cut. Only the answers, and the end of document behind each,
-count in the loss.
+A file of lines `{"prompt": …, "answer": …}` becomes `NAME.pairs.npz`, in which a window holds
+several whole pairs. Only the answers, and the end of document after each, count in the loss.
 
 Legend: S tokens of a window, N windows.
 """
@@ -44,15 +43,15 @@ class Pair(NamedTuple):
 
 @dataclass(frozen=True)
 class Packed:
-    """Pairs as windows.
+    """Pairs packed into windows.
 
     Attributes:
       tokens_NS: int32.
       segment_ids_NS: int32, pair of the token within its window; -1 padding.
-      loss_mask_NS: float32, 1 where the next token is of an answer or ends it.
-      pairs: that are in the windows.
-      too_long: of those that are longer than a window, where they are.
-      unusable: likewise of lines that are no pair, and why.
+      loss_mask_NS: float32, 1 where the next token belongs to an answer or ends it.
+      pairs: number of pairs in the windows.
+      too_long: locations of pairs that are longer than a window.
+      unusable: locations of lines that are not pairs, with the reason.
     """
 
     tokens_NS: np.ndarray
@@ -64,7 +63,7 @@ class Packed:
 
     @property
     def arrays(self) -> dict[str, np.ndarray]:
-        """As they are kept on disk."""
+        """The arrays as they are stored on disk."""
         return {
             "tokens": self.tokens_NS,
             "segment_ids": self.segment_ids_NS,
@@ -73,11 +72,11 @@ class Packed:
 
     @property
     def digest(self) -> str:
-        """Of the windows: the fingerprint of their `PairStore`."""
+        """Hash of the windows: the fingerprint of their `PairStore`."""
         return _digest(self.arrays)
 
     def refuse_unusable(self, file: str) -> None:
-        """Raises DataError where lines would have to be left out; the first are named."""
+        """Raises DataError if lines would have to be skipped, naming the first of them."""
         bad = [*self.unusable, *self.too_long]
         if bad:
             raise DataError(
@@ -87,7 +86,7 @@ class Packed:
             )
 
     def summary(self) -> str:
-        """One line; the first of what was left out are named."""
+        """Returns one line that names the first of what was skipped."""
         text = f"{self.pairs} pairs in {len(self.tokens_NS)} windows"
         for what, where in (("longer than a window", self.too_long), ("unusable", self.unusable)):
             if where:
@@ -96,18 +95,18 @@ class Packed:
 
 
 def _first(bad: Sequence[str]) -> str:
-    """The first of some lines."""
+    """Joins the first few of some lines."""
     return ", ".join(bad[:NUM_EXAMPLES]) + (", …" if len(bad) > NUM_EXAMPLES else "")
 
 
 def read_pairs(
     file: str | Path, *, prompt_field: str = "prompt", answer_field: str = "answer"
 ) -> Iterator[Pair | str]:
-    """The pairs of a JSONL file, which may be packed; a line that is none as where it is and why.
+    """Yields the pairs of a JSONL file, compressed or not; for a bad line, where it is and why.
 
     Raises:
       UsageError: no such file.
-      DataError: it cannot be read, or is of another kind.
+      DataError: it cannot be read, or is something else.
     """
     path = Path(file)
     input_files.refuse_foreign(path, input_files.LINES)
@@ -136,9 +135,9 @@ def read_pairs(
 
 
 def pack_pairs(found: Sequence[Pair | str], tokenizer: Tokenizer, seq_len: int) -> Packed:
-    """Pairs packed in their order, each whole in one window.
+    """Packs pairs in order, each whole in one window.
 
-    Prompt and answer are tokenised apart, as when a model is asked.
+    Prompt and answer are tokenised separately, as when a model is prompted.
 
     Raises:
       DataError: no pair can be used.
@@ -175,13 +174,13 @@ def pack_pairs(found: Sequence[Pair | str], tokenizer: Tokenizer, seq_len: int) 
             end = start + len(ids)
             tokens[n, start:end] = ids
             segments[n, start:end] = number
-            mask[n, start + answer_at - 1 : end - 1] = 1.0  # position t is about token t + 1
+            mask[n, start + answer_at - 1 : end - 1] = 1.0  # position t predicts token t + 1
             start = end
     return Packed(tokens, segments, mask, sum(map(len, rows)), tuple(too_long), unusable)
 
 
 class PairStore:
-    """Packed pairs on disk, a `TokenSource` of one training stream."""
+    """Packed pairs on disk, a `TokenSource` with one training stream."""
 
     domains: tuple[str, ...] = ()
 
@@ -200,7 +199,7 @@ class PairStore:
         """Reads what `write_pairs` wrote.
 
         Raises:
-          UsageError: nothing is there.
+          UsageError: there is no such file.
           DataError: it is damaged.
         """
         location = os.fspath(path)
@@ -222,12 +221,12 @@ class PairStore:
         return (TRAIN,)
 
     def streams(self, split: str) -> list["PairStream"]:
-        """The one stream of training."""
+        """Returns the one training stream; none for another split."""
         return [self._stream] if split == TRAIN else []
 
 
 def _check(about: Fields, arrays: dict[str, np.ndarray]) -> None:
-    """Raises NotReadableError where a file of pairs is none."""
+    """Raises NotReadableError if the contents are not those of a pairs file."""
     if about.integer("format") != _FORMAT or about.text("digest") != _digest(arrays):
         raise NotReadableError("its checksum does not fit")
     last = about.integer("vocab_size", low=1, high=MAX_IDS) - 1
@@ -258,7 +257,7 @@ class PairStream:
         self.num_tokens = self._tokens.size
 
     def read(self, start: int, stop: int) -> Span:
-        """Tokens [start, stop)."""
+        """Returns tokens [start, stop)."""
         part = slice(start, stop)
         tokens = self._tokens[part]
         nowhere = np.full(tokens.shape, -1, np.int32)
@@ -266,7 +265,7 @@ class PairStream:
 
 
 def write_pairs(path: str | Path, packed: Packed, tokenizer: Tokenizer) -> None:
-    """Writes the windows; the file appears when it is whole."""
+    """Writes the windows; the file appears once it is complete."""
     path = Path(path)
     about = {
         "format": _FORMAT,

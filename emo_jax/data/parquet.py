@@ -1,4 +1,4 @@
-"""Rows of Parquet files, a few at a time: what is held does not grow with a file or a row group.
+"""Reads rows of Parquet files a few at a time; memory does not grow with files or row groups.
 
 The only place that imports pyarrow.
 """
@@ -14,24 +14,24 @@ from emo_jax.errors import DataError, UsageError
 
 _BATCH_BYTES = 1 << 22
 _BATCH_ROWS = 1024
-_LEAST_REFUSED = 1 << 26  # bytes a row
+_LEAST_REFUSED = 1 << 26  # bytes per row
 
 
 def check_installed(file: Path) -> None:
-    """Raises UsageError where pyarrow is not installed."""
+    """Raises UsageError if pyarrow is not installed."""
     if importlib.util.find_spec("pyarrow") is None:
         raise UsageError(f"{file}: pyarrow is not installed; pip install 'emo-jax[prepare]'")
 
 
 class Columns:
-    """What is asked of Parquet files. A field may be inside a struct: `metadata.lang`.
+    """The columns to read from Parquet files. A field may be inside a struct: `metadata.lang`.
 
     Args:
-      text: holds the text, see `--text-field`.
-      names: fields of ids and domains, by the option that names each.
-      language: holds the language, where it is asked for.
+      text: column of the text, see `--text-field`.
+      names: columns of ids and domains, by the option that names each.
+      language: column of the language, if it is needed.
       ids: the text may be a list of token ids.
-      max_bytes: of a text.
+      max_bytes: limit for a text.
     """
 
     def __init__(
@@ -47,12 +47,12 @@ class Columns:
         self._ids, self._max_bytes = ids, max_bytes
 
     def check(self, file: Path) -> None:
-        """Looks at the end of a file, which says what is in it.
+        """Checks the footer of a file, which describes its contents.
 
         Raises:
           UsageError: pyarrow is not installed.
-          DataError: not a Parquet file, cut short, without one of the columns, or with one of
-            another kind.
+          DataError: not a Parquet file, truncated, without one of the columns, or with one of an
+            unsupported type.
         """
         check_installed(file)
         with _open(file) as parquet:
@@ -86,7 +86,7 @@ class Columns:
                 )
 
     def rows(self, file: Path) -> Iterator[tuple[dict[str, Any], str]]:
-        """(record, "") of every row, with those of the fields that are there; or why it is none.
+        """Yields (record, "") for each row, with the fields that exist, or ({}, why) if unusable.
 
         Raises:
           DataError: the file is damaged.
@@ -120,7 +120,7 @@ _INVALID = object()
 
 
 def _values(batch: Any, name: str) -> list[Any]:
-    """The column or inner field `name` of some rows, as Python's values."""
+    """Returns the column or inner field `name` of some rows as Python values."""
     array = _inner(batch, name)
     if _is_moment(_plain(array.type)):
         return _moments(array)
@@ -138,14 +138,14 @@ def _value(item: Any) -> Any:
 
 
 def _inner(rows: Any, name: str) -> Any:
-    """As `records.lookup` finds it in each row."""
+    """Finds a field as `records.lookup` does in each row."""
     import pyarrow.compute
 
     if isinstance(rows, pyarrow.RecordBatch):
         names, field = rows.schema.names, rows.column
     else:
         names = [rows.type.field(i).name for i in range(rows.type.num_fields)]
-        # Null where the struct is.
+        # Null where the struct is null.
         field = functools.partial(pyarrow.compute.struct_field, rows)
     if name in names:
         return field(names.index(name))
@@ -154,7 +154,7 @@ def _inner(rows: Any, name: str) -> Any:
 
 
 def _type_of(fields: Any, name: str) -> Any:
-    """The type of a field of a schema or struct; None where there is none."""
+    """Returns the type of a field of a schema or struct; None if there is no such field."""
     names = [field.name for field in fields]
     if name in names:
         return fields.field(names.index(name)).type
@@ -171,7 +171,7 @@ def _type_of(fields: Any, name: str) -> Any:
 
 
 def _plain(kind: Any) -> Any:
-    """The type of the values of a dictionary column."""
+    """Returns the type of the values of a dictionary column; any other type as is."""
     import pyarrow.types as types
 
     return kind.value_type if types.is_dictionary(kind) else kind
@@ -218,14 +218,14 @@ def _is_nanoseconds(kind: Any) -> bool:
 
 
 def _moments(array: Any) -> list[Any]:
-    """Points in time; the numbers that stand for them where Python's calendar or zones end."""
+    """Converts points in time; beyond Python's calendar or zones, to the stored numbers."""
     import pyarrow as pa
 
     if array.type != _plain(array.type):
         array = array.dictionary_decode()
     try:
         return _nanoseconds(array) if _is_nanoseconds(array.type) else array.to_pylist()
-    except (OverflowError, ValueError):  # pyarrow's own is a ValueError
+    except (OverflowError, ValueError):  # pyarrow's own error is a ValueError
         if len(array) > 1:
             return [moment for i in range(len(array)) for moment in _moments(array.slice(i, 1))]
         wide = pa.int32() if array.type.bit_width == 32 else pa.int64()
@@ -233,7 +233,7 @@ def _moments(array: Any) -> list[Any]:
 
 
 def _nanoseconds(array: Any) -> list[str | None]:
-    """Points in time as text, all digits of the seconds: Python's own have six, these nine."""
+    """Formats points in time with all nine digits of the second; Python's own have six."""
     import pyarrow as pa
 
     kind = array.type
@@ -267,7 +267,7 @@ def _damaged(file: Path, error: Exception) -> DataError:
 
 
 def _largest_mean(parquet: Any, name: str) -> float:
-    """Bytes of a column in a row, in the row group where they are most."""
+    """Returns the mean bytes per row of a column, in the row group where it is largest."""
     largest = 0.0
     for i in range(parquet.metadata.num_row_groups):
         group = parquet.metadata.row_group(i)

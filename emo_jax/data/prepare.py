@@ -1,7 +1,7 @@
-"""Documents to a token store, in bounded memory.
+"""Turns documents into a token store, in bounded memory.
 
 One pass reads, tokenises and spools the tokens to a file; a second one writes each split in its
-shuffled order. What is held meanwhile is a few numbers a document, never the text or the tokens.
+shuffled order. Only a few numbers per document stay in memory, never the text or the tokens.
 """
 
 import contextlib
@@ -40,13 +40,13 @@ _BATCH_CHARS = 4_000_000  # text tokenised at once
 _BLOCK_TOKENS = 1 << 20
 _SAMPLE_CHARS = 16_000_000
 _SPOOL, _TOKENS = "spool", "tokens"
-_TABLE_ROWS = 40  # domains may be as many as web sites
+_TABLE_ROWS = 40  # there may be as many domains as web sites
 _PIECE = re.compile(r"~\d+$")
 
 
 @dataclass(frozen=True)
 class PrepareReport:
-    """What `prepare` made of its input."""
+    """The outcome of `prepare`."""
 
     store: TokenStore
     read: ReadReport
@@ -54,7 +54,7 @@ class PrepareReport:
     notes: tuple[str, ...]
 
     def table(self) -> str:
-        """Documents and tokens of each domain and split, and what was left out."""
+        """Returns the documents and tokens of each domain and split, and what was skipped."""
         store = self.store
         head = f"{'domain':<20}" + "".join(f"{s + ' docs':>14}{'tokens':>14}" for s in SPLITS)
         lines = [head]
@@ -90,26 +90,25 @@ def prepare(
     trust: bool = False,
     quiet: bool = True,
 ) -> PrepareReport:
-    """Writes the token store of some documents.
+    """Writes a token store from documents.
 
-    The split of a document follows from its id, whatever the seed, and pieces of one document
-    (ids that differ in `~0`, `~1`, … only) stay together. Their order within a split follows from
-    seed and id.
+    A document's split follows from its id, whatever the seed, and pieces of one document (ids that
+    differ only in `~0`, `~1`, …) stay together. The order within a split follows from seed and id.
 
     Args:
       inputs: files and folders, see `read_documents`.
       output: a folder that does not exist yet, or is empty.
-      tokenizer: kept in the store; also what `load_tokenizer` takes: a tokenizer.json, a folder
+      tokenizer: saved in the store; or what `load_tokenizer` takes: a tokenizer.json, a folder
         with one, a SentencePiece .model, "bytes", or seqio:MODULE:VOCABULARY.
       text_field, id_field, domain_field: keys or columns of a record; a dot looks inside (a.b).
-      wanted: the documents wanted; it and what it dropped is kept in the manifest.
-      seed: of the order of documents.
+      wanted: the documents to keep; the manifest records it and what it dropped.
+      seed: seed of the document order.
       strict: fail at the first unusable document.
       add_bos: begin every document with the tokenizer's beginning-of-document token.
-      max_document_bytes: longer documents are left out, see `read_documents`.
-      fractions: of the documents for train, select and test; they add up to 1.
-      eos_id: of a tokenizer that is named, the id that ends a document, whatever its files say.
-      trust: a tokenizer that is named may be code that a file names.
+      max_document_bytes: longer documents are skipped, see `read_documents`.
+      fractions: shares of the documents for train, select and test; they add up to 1.
+      eos_id: the id that ends a document, whatever the files of a named tokenizer say.
+      trust: a named tokenizer may be code that a file names.
       quiet: show no progress and no table.
 
     Raises:
@@ -151,7 +150,7 @@ def prepare(
         report=report,
     )
     facts: dict[str, Any] = {"bos_id": tokenizer.bos_id} if add_bos else {}
-    tokenizer.adds_bos = add_bos  # whatever its own settings say: it is kept with the tokens
+    tokenizer.adds_bos = add_bos  # overrides its own settings; it is saved with the tokens
     notes = [*tokenizer.notes, *remove_left_over(target, (PARTIAL, _SPOOL), (*TOP, _TOKENS))]
     try:
         with (
@@ -164,7 +163,7 @@ def prepare(
             for line in report.files_left_out():
                 shown.show(line, always=True)
             notes += _write(target, documents, spool, fractions, report, shown, facts)
-    except OSError as error:  # reading raises errors of its own
+    except OSError as error:  # reading raises its own errors
         raise DataError(f"{target}: cannot be written ({error}); free or choose a disk") from error
     # The files were hashed as they were written.
     store = TokenStore.open(target, verify=False)
@@ -183,7 +182,7 @@ def _write(
     shown: Progress,
     facts: dict[str, Any],
 ) -> tuple[str, ...]:
-    """Both passes; returns notes for the user."""
+    """Runs both passes; returns notes for the user."""
     for batch in _batches(documents):
         spool.add(batch, report)
         shown.show(f"{report.documents:,} documents, {spool.num_tokens:,} tokens")
@@ -219,7 +218,7 @@ def _sample_texts(
     wanted: DocumentFilter | None = None,
     max_document_bytes: int = MAX_DOCUMENT_BYTES,
 ) -> Iterator[str]:
-    """The first texts of every input, 16 million characters in all."""
+    """Yields the first texts of every input, 16 million characters in all."""
     with Progress("tokenizer", not quiet) as shown:
         for given in inputs:
             left = _SAMPLE_CHARS // len(inputs)
@@ -236,7 +235,7 @@ def _sample_texts(
                         break
                     shown.show("comparing its ids with those of its tokenizer.json")
             except DataError:
-                continue  # the pass over all documents says it better
+                continue  # the pass over all documents reports it better
 
 
 def _check_fractions(fractions: Sequence[float]) -> None:
@@ -261,13 +260,13 @@ def _batches(documents: Iterable[Document]) -> Iterator[list[Document]]:
 
 
 def _hash64(*parts: str) -> int:
-    """A number that is the same on every machine, unlike Python's own hash."""
+    """Returns a number that is the same on every machine, unlike Python's own hash."""
     digest = hashlib.blake2b("\x00".join(parts).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little")
 
 
 class _Spool:
-    """Tokens of all documents in a file, in the order read, and a few numbers of each."""
+    """A file with all documents' tokens, in the order read, and a few numbers per document."""
 
     def __init__(
         self, path: Path, tokenizer: Tokenizer, seed: int, wanted: DocumentFilter, *, add_bos: bool
@@ -282,7 +281,7 @@ class _Spool:
         self.num_tokens = 0
 
     def close(self) -> None:
-        """Gives the file back; it goes with its folder."""
+        """Closes the file, which is deleted with its folder."""
         self._file.close()
 
     @property
@@ -298,7 +297,7 @@ class _Spool:
         eos = self.tokenizer.eos_id
         for document, ids in zip(documents, encoded, strict=True):
             if self.tokenizer.reads_ids and ids.size and ids[-1] == eos:
-                ids = ids[:-1]  # such documents often have their end already
+                ids = ids[:-1]  # such documents often include their end already
             if not ids.size:
                 report.documents -= 1
                 report.skip(document.id, "no tokens")
@@ -329,14 +328,14 @@ class _Spool:
             self.split_keys.append(_hash64("split", _PIECE.sub("", document.id)))
 
     def finish(self) -> None:
-        """Turns from writing to reading."""
+        """Switches from writing to reading."""
         self._file.flush()
         self._starts = np.concatenate([[0], np.cumsum(np.asarray(self._lengths, np.int64))[:-1]])
 
     def content(self, members: np.ndarray) -> SplitContent:
-        """A split of these documents (D,), in the order of their keys."""
+        """Returns these documents (D,) as a split, in the order of their keys."""
         members = members[np.argsort(np.asarray(self._order_keys)[members], kind="stable")]
-        # Domain ids count in the order met; the store lists the names sorted.
+        # Domain ids are in order of appearance; the store lists the names sorted.
         final = {name: i for i, name in enumerate(self.domains)}
         rank = np.array([final[name] for name in self._domain_index], np.int32)
         lengths = np.asarray(self._lengths, np.int64)[members]
@@ -364,10 +363,10 @@ class _Spool:
 def assign_splits(
     keys: np.ndarray, fractions: Sequence[float] = DEFAULT_FRACTIONS
 ) -> tuple[np.ndarray, tuple[str, ...]]:
-    """The split of each document, by the hash of its id.
+    """Assigns each document to a split by the hash of its id.
 
-    A split whose share is not 0 gets at least one id while there are ids enough, so that a small
-    corpus can be evaluated too; train comes first, then test, then select.
+    A split with a nonzero share gets at least one id as long as there are enough ids, so that even
+    a small corpus can be evaluated; train comes first, then test, then select.
 
     Args:
       keys: (D,) uint64; equal keys stay together.
@@ -377,7 +376,7 @@ def assign_splits(
       (D,) index into `SPLITS`, and notes for the user.
     """
     unique, group = np.unique(keys, return_inverse=True)
-    # Splits are ranges of the hash, moved where one would be empty.
+    # Splits are ranges of the hash, shifted where one would be empty.
     edges = np.searchsorted(unique.astype(np.float64) / 2.0**64, np.cumsum(fractions)[:-1])
     counts = np.diff(np.concatenate([[0], edges, [unique.size]]))
     needed = [split for split in (0, 2, 1) if fractions[split] > 0][: unique.size]

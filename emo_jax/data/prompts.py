@@ -1,4 +1,4 @@
-"""Files of prompts: a text on each line, or lines of JSON."""
+"""Prompt files: one text per line, or JSON lines."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,14 +12,14 @@ from emo_jax.files.json_files import NotReadableError, is_text, loads
 
 
 def read_prompts(path: Path) -> list[str]:
-    """The prompts of a file, which may be packed.
+    """Reads the prompts of a file, which may be compressed.
 
-    Its lines are of JSON, each an object with a text "prompt", where the file's name says so or its
-    first line is one; else every line is a text. Blank lines are left out.
+    Each line is a JSON object with a text "prompt" if the file's name says so or the first line is
+    one; otherwise each line is a text. Blank lines are skipped.
 
     Raises:
       UsageError: no such file, or no prompt in it.
-      DataError: a line that is no prompt, or a file of another kind.
+      DataError: a line that is not a prompt, or a file of another kind.
     """
     kind = input_files.kind_of(path)
     input_files.refuse_foreign(path, kind)

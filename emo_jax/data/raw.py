@@ -1,8 +1,7 @@
-"""Headerless token files read in place: the `.npy` files of Dolma and OLMo (SPEC 5.1), and `.ds`
-files of datatrove.
+"""Headerless token files, read in place: `.npy` of Dolma and OLMo (SPEC 5.1), `.ds` of datatrove.
 
-The ending says NumPy, yet there is no header: little-endian uint16 or uint32, documents end to end,
-each followed by the end-of-document id.
+The extension says NumPy, yet there is no header: little-endian uint16 or uint32, documents end to
+end, each followed by the end-of-document id.
 """
 
 import glob
@@ -21,30 +20,31 @@ from emo_jax.errors import DataError, UsageError
 from emo_jax.files.steady import SteadyFile
 from emo_jax.files.waiting import Patience
 
-SUFFIXES = (".npy", ".ds")  # of Dolma and OLMo; of datatrove
+SUFFIXES = (".npy", ".ds")  # Dolma and OLMo; datatrove
 DOLMA2_VOCAB_SIZE = 100_278
-_START = 1 << 18  # bytes of each file that are looked at when it is opened
+_START = 1 << 18  # bytes of each file checked when it is opened
 _FEWEST_WORDS = 16
-_LOOK_AT = 1 << 20  # tokens; no corpus has documents that long at its start
+_LOOK_AT = 1 << 20  # tokens; no corpus starts with a document that long
 
 
 class RawTokens:
-    """A list of headerless token files; each is a stream of its own.
+    """A list of headerless token files; each is its own stream.
 
     Args:
       paths: files, or patterns such as `dclm/*.npy`; patterns are sorted.
-      vocab_size: of the tokenizer.
-      dtype: of a token, "uint16" or "uint32"; "auto": uint16 where the vocabulary fits.
+      vocab_size: size of the tokenizer's vocabulary.
+      dtype: token dtype, "uint16" or "uint32"; "auto": uint16 if the vocabulary fits.
       eos_id: id that ends a document.
-      pad_id: id that fills a window; `eos_id` where that is given and this is not.
-      labels: domain of each path or pattern; without it the domain is unknown.
+      pad_id: id that fills a window; None: Dolma 2's if `eos_id` is Dolma 2's, else `eos_id`.
+      labels: domain of each path or pattern; None: the domain is unknown.
       floor_to: use whole groups of this many tokens of a file; the reference's data were cut to
         8192 (SPEC 5.2).
 
     Raises:
-      UsageError: no such file, or ids that are outside the vocabulary.
-      DataError: a real `.npy` header, a size that is not a whole number of tokens, tokens that look
-        to be of another width, or one at the start of a file that is outside the vocabulary.
+      UsageError: no such file, or `eos_id` or `pad_id` is outside the vocabulary.
+      DataError: a real `.npy` header, a size that is not a whole number of tokens, tokens that
+        appear to have another width, or a token at the start of a file that is outside the
+        vocabulary.
     """
 
     def __init__(
@@ -87,12 +87,12 @@ class RawTokens:
             domain = self.domains.index(labels[i]) if labels else -1
             self._streams += [_RawStream(Path(f), self, domain, floor_to) for f in found]
         self._warn_without_ends()
-        # Of names and lengths, not of the tokens: the files are large, and may be moved.
+        # Hashes names and lengths, not tokens: the files are large, and may be moved.
         named = [(Path(s.name).name, s.num_tokens) for s in self._streams]
         self.fingerprint = hashlib.sha256(repr((vocab_size, eos_id, named)).encode()).hexdigest()
 
     def _warn_without_ends(self) -> None:
-        """Ids of another tokenizer have no ends of documents: all of a file would be one."""
+        """Warns if the first file has no end of document, as with ids of another tokenizer."""
         first = self._streams[0]
         if first.num_tokens >= _LOOK_AT:
             start = first.read(0, _LOOK_AT).tokens
@@ -104,7 +104,7 @@ class RawTokens:
                 )
 
     def streams(self, split: str) -> list["_RawStream"]:
-        """Every file under "train"; nothing is held out of raw files."""
+        """Returns every file for "train"; raw files have no held-out splits."""
         return list(self._streams) if split == TRAIN else []
 
 
@@ -133,7 +133,7 @@ class _RawStream:
         self._check_start(min(size, _START), source)
 
     def _check_start(self, size: int, source: RawTokens) -> None:
-        """Tokens of another width, or of another vocabulary, show at once."""
+        """Raises DataError if the first tokens are of another width or another vocabulary."""
         content = self._file.read(0, size)
         pairs = np.frombuffer(content[: size // 8 * 8], "<u4").reshape(-1, 2)
         wide = source.guessed or source.dtype.itemsize == 4
@@ -160,7 +160,7 @@ class _RawStream:
             )
 
     def read(self, start: int, stop: int) -> Span:
-        """Tokens [start, stop); documents are told apart by the id that ends them."""
+        """Returns tokens [start, stop); the end-of-document id separates documents."""
         size = self._dtype.itemsize
         content = self._file.read(start * size, stop * size)
         tokens = np.frombuffer(content, self._dtype).astype(np.int64)

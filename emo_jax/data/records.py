@@ -1,4 +1,4 @@
-"""A record of a JSONL line or a Parquet row becomes a document, or is counted as unusable."""
+"""Turns a record (a JSONL line or a Parquet row) into a document, or counts it as unusable."""
 
 import math
 from collections import Counter
@@ -10,13 +10,13 @@ from emo_jax.data.document_filter import DocumentFilter
 from emo_jax.errors import DataError
 from emo_jax.files.json_files import is_text
 
-UNKNOWN_DOMAIN = "unknown"  # of documents that name none
+UNKNOWN_DOMAIN = "unknown"  # for documents that name none
 NUM_EXAMPLES = 5
-_LONGEST_DOMAIN = 1000  # characters; the address of a page is a name, its text is none
+_LONGEST_DOMAIN = 1000  # characters; a page's URL is a name, its text is not
 
 
 class Document(NamedTuple):
-    """One text, the name of it, and the domain that it is reported under."""
+    """One text, its id, and the domain that it is reported under."""
 
     text: str
     id: str
@@ -25,15 +25,15 @@ class Document(NamedTuple):
 
 @dataclass
 class ReadReport:
-    """What was read and what was left out; `examples` names the first few.
+    """What was read and what was skipped; `examples` names the first few.
 
     Attributes:
-      documents: that are used.
-      skipped: unusable ones, by reason.
-      dropped: usable ones that the user's filters left out, by filter.
-      without: used ones that have no such field, by field: of those that the user named.
-      unnamed: used ones whose id or domain is none, by what stands there instead.
-      left_out: files that are none of documents: how many, and the first, by what they are.
+      documents: documents used.
+      skipped: unusable documents, by reason.
+      dropped: usable documents that the user's filters rejected, by filter.
+      without: used documents that lack a field the user named, by field.
+      unnamed: used documents whose id or domain is not a name, by what the field holds instead.
+      left_out: files that are not documents: how many, and the first, by what they are.
     """
 
     documents: int = 0
@@ -46,12 +46,12 @@ class ReadReport:
     left_out: dict[str, tuple[int, str]] = field(default_factory=dict)
 
     def leave_out(self, file: str, what: str, count: int = 1) -> None:
-        """Counts files, or folders, of an input that are not read; `file` is one of them."""
+        """Counts files or folders of an input that are not read; `file` is one of them."""
         before, first = self.left_out.get(what, (0, _printable(file)))
         self.left_out[what] = (before + count, first)
 
     def files_left_out(self) -> list[str]:
-        """A line for each kind of them."""
+        """Returns a line for each kind of skipped file."""
         return [
             f"{count} x {what} left out, the first: {first}"
             for what, (count, first) in sorted(self.left_out.items())
@@ -61,7 +61,7 @@ class ReadReport:
         """Counts one unusable document.
 
         Raises:
-          DataError: at once, when strict.
+          DataError: immediately, if strict.
         """
         if self.strict:
             raise DataError(f"{where}: {why} (leave out --strict to skip such documents)")
@@ -70,7 +70,7 @@ class ReadReport:
             self.examples.append(f"{_printable(where)}: {why}")
 
     def summary(self) -> str:
-        """One line of counts, then the reasons and the named examples."""
+        """Returns one line of counts, then the reasons and the named examples."""
         line = f"{self.documents} documents read, {self.skipped.total()} skipped"
         if self.dropped:
             line += f", {self.dropped.total()} dropped by filters"
@@ -86,7 +86,7 @@ class ReadReport:
 
 @dataclass(frozen=True)
 class Fields:
-    """Where the parts of a document are in a record; `metadata.lang` looks inside `metadata`."""
+    """Where a record has the parts of a document; `metadata.lang` looks inside `metadata`."""
 
     text: str = "text"
     id: str = "id"
@@ -94,7 +94,7 @@ class Fields:
 
 
 class Source(NamedTuple):
-    """Where a record comes from: `where` for the user, the id and domain it has by default."""
+    """Where a record comes from: `where` for the user, and its default id and domain."""
 
     where: str
     id: str
@@ -105,7 +105,7 @@ _MISSING = object()
 
 
 def lookup(record: Mapping[str, Any], name: str) -> Any:
-    """The field `name`: of that very name, else the inner one that its dots lead to."""
+    """Returns the field with exactly this name, else the inner one that its dots lead to."""
     if name in record:
         return record[name]
     head, dot, rest = name.partition(".")
@@ -114,19 +114,19 @@ def lookup(record: Mapping[str, Any], name: str) -> Any:
 
 
 class Documents:
-    """Makes documents of what readers find, and counts what cannot or shall not be used.
+    """Makes documents from records, and counts those that cannot or must not be used.
 
     Args:
-      fields: see there.
+      fields: where a record has the parts of a document.
       wanted: the user's filters.
-      ids: the text is token ids: a list of whole numbers, or decimal numbers with spaces between.
-      report: filled.
+      ids: the text is token ids: a list of integers, or decimal numbers separated by spaces.
+      report: updated with the counts.
     """
 
     def __init__(self, fields: Fields, wanted: DocumentFilter, *, ids: bool, report: ReadReport):
         self.fields, self.report = fields, report
         self._wanted, self._ids = wanted, ids
-        # A name that is misspelt would else go unnoticed: documents without it are used.
+        # Else a misspelt name would go unnoticed: documents without the field are used.
         usual = Fields()
         self._names = (
             ("id", fields.id, "--id-field", None, fields.id != usual.id),
@@ -137,7 +137,7 @@ class Documents:
         )
 
     def of_record(self, record: Any, source: Source) -> Iterator[Document]:
-        """At most one document out of a record."""
+        """Yields at most one document from a record."""
         if not isinstance(record, Mapping):
             self.report.skip(source.where, "not a JSON object")
             return
@@ -173,7 +173,7 @@ class Documents:
     def of_text(
         self, text: Any, source: Source, *, language: Any = None, what: str = "the text"
     ) -> Iterator[Document]:
-        """At most one document out of a text."""
+        """Yields at most one document from a text."""
         if self._ids and isinstance(text, list) and all(type(i) is int for i in text):
             text = " ".join(map(str, text))
         if isinstance(text, bytes):
@@ -200,20 +200,20 @@ class Documents:
 
 
 class NotANameError(Exception):
-    """What stands where a name should be."""
+    """A value that is not a name; says what it is."""
 
 
 def name_of(value: Any, longest: int | None = None) -> str | None:
-    """An id or a domain; None where there is none: no field, null, NaN or an empty text.
+    """Returns an id or a domain; None if it is missing: no field, null, NaN or a blank text.
 
-    3.0 is the name 3: pandas makes floats of whole numbers where some are missing. Bytes that are
-    not UTF-8 are written in base 16.
+    3.0 is the name 3: pandas turns integers into floats if some are missing. Bytes that are not
+    UTF-8 are written in hexadecimal.
 
     Args:
-      longest: characters, at most.
+      longest: maximum number of characters.
 
     Raises:
-      NotANameError: a value that is no name.
+      NotANameError: a value that is not a name.
     """
     if not isinstance(value, str):
         if value is _MISSING or value is None or value != value:
@@ -244,5 +244,5 @@ def name_of(value: Any, longest: int | None = None) -> str | None:
 
 
 def _printable(name: str) -> str:
-    """A name that can be written to a file whatever it was made from."""
+    """Returns a name that can be written to a file, whatever it was made from."""
     return name if name.isascii() else name.encode("utf-8", "replace").decode()

@@ -1,8 +1,8 @@
-"""The repetition filter: windows with a short pattern repeated many times (SPEC 5.5).
+"""The repetition filter: finds windows with a short pattern repeated many times (SPEC 5.5).
 
-The reference compares rows of a window folded to the period and then mends the ends of each run.
-What it finds are the stretches where every token equals the one a period before, which is how it is
-computed here; a test holds the two to the same decisions.
+The reference folds a window into rows of one period, compares the rows, and then fixes up the ends
+of each run. That finds the stretches where every token equals the one a period before, which is
+what is computed here; a test checks that both make the same decisions.
 """
 
 import numpy as np
@@ -25,9 +25,9 @@ def is_repetitive(
       tokens: (S,) int ids.
       min_period: shortest pattern, at least 1.
       max_period: longest pattern.
-      max_count: at least 3, below which the reference reports nothing.
+      max_count: at least 3; below that, the reference reports nothing.
     """
-    # A pattern must fit three times to be seen at all.
+    # A pattern must fit three times to be detected at all.
     for period in range(min_period, min(max_period, tokens.size // 3) + 1):
         breaks = np.flatnonzero(tokens[period:] != tokens[:-period])
         edges = np.concatenate([[-1], breaks, [tokens.size - period]])

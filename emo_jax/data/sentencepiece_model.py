@@ -1,8 +1,8 @@
-"""SentencePiece `.model` files as a `tokenizer.json`, where that gives equal ids.
+"""Converts SentencePiece `.model` files to a `tokenizer.json`, where that gives equal ids.
 
-The two libraries differ in corners (sums of scores in 32 or 64 bits, combining characters,
-user-defined symbols), so a conversion is never taken on trust: `first_difference` compares the ids
-on real text.
+The two libraries differ in corner cases (sums of scores in 32 or 64 bits, combining characters,
+user-defined symbols), so a conversion is never trusted: `first_difference` compares the ids on real
+text.
 """
 
 import base64
@@ -22,7 +22,7 @@ _NORMAL, _UNKNOWN, _CONTROL, _USER, _UNUSED, _BYTE = 1, 2, 3, 4, 5, 6
 _UNIGRAM, _BPE = 1, 2
 _BATCH = 64  # texts compared at once
 
-# Compared always, beside the documents that the tokenizer is loaded for.
+# Always compared, in addition to the documents that the tokenizer is loaded for.
 PROBES = (
     "plain words, and 1234567890 numbers: 3.14 % of $5",
     "  two  leading,   many   inner and two trailing  ",
@@ -37,17 +37,17 @@ PROBES = (
 
 
 class NotExactError(Exception):
-    """A model that no tokenizer.json stands for; says why."""
+    """A model that no tokenizer.json represents exactly; says why."""
 
 
 def check_installed(where: str) -> None:
-    """Raises UsageError where SentencePiece is not installed."""
+    """Raises UsageError if SentencePiece is not installed."""
     if importlib.util.find_spec("sentencepiece") is None:
         raise UsageError(f"{where}: sentencepiece is not installed; pip install 'emo-jax[prepare]'")
 
 
 def load_processor(content: bytes, where: str) -> Any:
-    """SentencePiece's own tokenizer.
+    """Loads SentencePiece's own tokenizer.
 
     Raises:
       UsageError: SentencePiece is not installed.
@@ -68,19 +68,22 @@ def load_processor(content: bytes, where: str) -> Any:
 
 
 def encode_batch(processor: Any, texts: list[str]) -> list[list[int]]:
-    """Ids as SentencePiece gives them, on all cores."""
+    """Returns the ids that SentencePiece gives, using all cores."""
     return processor.EncodeAsIds(texts, num_threads=os.cpu_count() or 1)
 
 
 def convert(content: bytes, added: dict[int, str] | None = None) -> str:
-    """The text of a tokenizer.json for a SentencePiece model (of `load_processor`).
+    """Converts a SentencePiece model (one that `load_processor` accepts) to a tokenizer.json.
 
     Args:
       content: the `.model` file.
-      added: tokens that a Hugging Face folder has beyond the model's pieces.
+      added: tokens that a Hugging Face folder has in addition to the model's pieces.
+
+    Returns:
+      The text of the tokenizer.json.
 
     Raises:
-      NotExactError: it has something that tokenizer.json cannot say.
+      NotExactError: the model has something that tokenizer.json cannot express.
     """
     from sentencepiece import sentencepiece_model_pb2 as messages
 
@@ -131,7 +134,7 @@ def convert(content: bytes, added: dict[int, str] | None = None) -> str:
     except DataError as error:
         raise NotExactError(str(error)) from error
     for symbol in user.values():
-        # What is nothing when normalized makes the library panic.
+        # A symbol that normalizes to nothing makes the library panic.
         if normalizer.normalize_str(symbol) != symbol.replace(" ", _SPACE):
             raise NotExactError(f"its normalizer changes the symbol {symbol!r}")
     return text
@@ -143,7 +146,7 @@ def _without_added(result: dict[str, Any]) -> str:
 
 def _added_token(i: int, content: str, *, special: bool) -> dict[str, Any]:
     plain = {"single_word": False, "lstrip": False, "rstrip": False}
-    # User-defined symbols are looked for after spaces were written as "▁", as SentencePiece does.
+    # User-defined symbols are matched after spaces become "▁", as SentencePiece does.
     return {"id": i, "content": content, **plain, "normalized": not special, "special": special}
 
 
@@ -160,7 +163,7 @@ def _normalizer(spec: Any, user: list[str]) -> dict[str, Any]:
     if spec.remove_extra_whitespaces:
         steps += [_replace(" +", " ", regex=True), _replace(r"\A | \z", "", regex=True)]
     if spec.add_dummy_prefix and user:
-        # The names of user-defined symbols go through this as well, and must stay what they are.
+        # The names of user-defined symbols go through this too, and must not change.
         names = "|".join(re.escape(name) for name in user)
         steps.append(_replace(rf"\A(?!\z)(?!(?:{names})\z)", _SPACE, regex=True))
     elif spec.add_dummy_prefix:
@@ -174,10 +177,10 @@ def _pre_tokenizer(proto: Any, special: dict[int, str]) -> dict[str, Any] | None
     unigram = proto.trainer_spec.model_type == _UNIGRAM
     found = [p.piece for p in proto.pieces if p.type == _NORMAL]
     if all(piece.rfind(_SPACE) <= 0 for piece in found):
-        # No piece goes on after a space, so words can be looked at one by one, which is faster.
+        # No piece continues after a space, so words can be encoded one by one, which is faster.
         steps.append(_split({"String": _SPACE}, "MergedWithNext"))
     if unigram:
-        # The library finds the names of special pieces in a text as if they were any piece.
+        # The library matches the names of special pieces in a text like any other piece.
         if any(len(t) < 2 for t in special.values()):
             raise NotExactError("it has a control symbol of one character")
         cuts = [f"{re.escape(t[0])}(?={re.escape(t[1:])})" for t in special.values()]
@@ -195,7 +198,7 @@ def _unigram(proto: Any) -> dict[str, Any]:
     normal = [p.score for p in proto.pieces if p.type == _NORMAL]
     if not normal:
         raise NotExactError("it has no ordinary piece")
-    # All others are never found in a text; the unknown's score follows from the lowest.
+    # No other piece is ever matched in a text; the unknown's score follows from the lowest.
     lowest = min(normal)
     return {
         "type": "Unigram",
@@ -229,7 +232,7 @@ def _bpe(proto: Any) -> dict[str, Any]:
 
 
 def first_difference(converted: str, processor: Any, texts: Iterable[str]) -> str | None:
-    """The first text, shortened, that the conversion gives other ids for; None where all agree."""
+    """Returns an excerpt of the first text that the conversion encodes differently, if any."""
     library = backend.load(converted, "the conversion")
     library.encode_special_tokens = True
     batch: list[str] = []
@@ -256,7 +259,7 @@ def first_difference(converted: str, processor: Any, texts: Iterable[str]) -> st
 
 
 def _around(processor: Any, text: str, theirs: list[int], ours: list[int]) -> str:
-    """The part of the text where the ids begin to differ."""
+    """Returns the part of the text where the ids start to differ."""
     same = next(
         (i for i, (a, b) in enumerate(zip(theirs, ours, strict=False)) if a != b),
         min(len(theirs), len(ours)),

@@ -1,7 +1,7 @@
-"""Documents out of seqio tasks and mixtures; with `seqio_vocabulary` the only place that imports
-seqio, and TensorFlow.
+"""Documents from seqio tasks and mixtures.
 
-It is for preparing data (the extra `prepare`): training reads the token store that comes of it.
+Only this module and `seqio_vocabulary` import seqio, and with it TensorFlow. They are for preparing
+data (the extra `prepare`): training reads the token store that results.
 """
 
 import difflib
@@ -27,8 +27,8 @@ class Tasks:
     Attributes:
       spec: as given.
       tasks: seqio tasks, sorted by name.
-      split: of each of them.
-      feature: that holds the text.
+      split: the split to read from each of them.
+      feature: the feature that holds the text.
     """
 
     spec: str
@@ -37,7 +37,7 @@ class Tasks:
     feature: str
 
     def unread(self) -> Counter[str]:
-        """The other features, such as the questions to what is read: in how many tasks each is."""
+        """Counts, for each feature that is not read (such as questions), the tasks that have it."""
         return Counter(
             f"feature {name!r} beside {self.feature!r} of a seqio task"
             for task in self.tasks
@@ -47,22 +47,22 @@ class Tasks:
 
 
 def short(error: BaseException) -> str:
-    """An exception as one short line; seqio's list every task there is."""
+    """Formats an exception as one short line; seqio's messages list every known task."""
     text = " ".join(str(error).split())
     return f"{type(error).__name__}: {text[:200]}"
 
 
 def nearest(name: str, known: Sequence[str]) -> str:
-    """What to add to an error about an unknown name."""
+    """Returns a suggestion to append to an error about an unknown name."""
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     return f"; did you mean {near[0]!r}?" if near else ""
 
 
 def split(spec: str, what: str, example: str) -> tuple[str, str]:
-    """(module, the rest) of a `seqio:MODULE:REST`.
+    """Splits `seqio:MODULE:REST` into (module, the rest).
 
     Raises:
-      UsageError: spelt otherwise, or seqio is not installed.
+      UsageError: `spec` is malformed, or seqio is not installed.
     """
     module, _, rest = spec.removeprefix(PREFIX).partition(":")
     if not module or not rest:
@@ -73,19 +73,19 @@ def split(spec: str, what: str, example: str) -> tuple[str, str]:
 
 
 def check(spec: str) -> tuple[str, str, str]:
-    """(module, task, split) of a `seqio:MODULE:TASK` or `seqio:MODULE:TASK:SPLIT`.
+    """Splits `seqio:MODULE:TASK` or `seqio:MODULE:TASK:SPLIT` into (module, task, split).
 
     Raises:
-      UsageError: spelt otherwise, or seqio is not installed.
+      UsageError: `spec` is malformed, or seqio is not installed.
     """
     module, rest = split(spec, "TASK", "my_tasks:wiki")
-    # Names of tasks may have colons of their own (task versions do); the last one may be a split.
+    # Task names may contain colons (task versions do); the last part may be a split.
     name, _, last = rest.rpartition(":")
     return (module, name, last) if name else (module, rest, DEFAULT_SPLIT)
 
 
 def import_module(name: str, spec: str) -> Any:
-    """A module of the user's.
+    """Imports one of the user's modules.
 
     Raises:
       UsageError: it cannot be imported.
@@ -100,13 +100,13 @@ def import_module(name: str, spec: str) -> Any:
 
 
 def find(spec: str, text_field: str = "text") -> Tasks:
-    """Imports the module and looks the task or mixture up.
+    """Imports the module and looks up the task or mixture.
 
-    The text is the feature "targets"; another one where `text_field` names it.
+    The text is the feature "targets", or `text_field` where every task has that feature.
 
     Raises:
       UsageError: no such module or task.
-      DataError: the task has no such feature or split.
+      DataError: a task has no such feature or split.
     """
     module, name, wanted = check(spec)
     import_module(module, spec)
@@ -146,7 +146,7 @@ def find(spec: str, text_field: str = "text") -> Tasks:
 def _splits(task: Any, spec: str) -> list[str]:
     try:
         return list(task.splits)
-    except Exception as error:  # of TFDS, or of the user's own code: it may raise anything
+    except Exception as error:  # TFDS or the user's own code may raise anything
         raise DataError(
             f"{spec}: task {task.name!r} cannot say which splits it has ({short(error)}); mend it,"
             " or download its data first"
@@ -154,13 +154,13 @@ def _splits(task: Any, spec: str) -> list[str]:
 
 
 def read(found: Tasks) -> Iterator[tuple[Any, str, str]]:
-    """(text, id, domain) of every example, in a fixed order and each once.
+    """Yields (text, id, domain) of every example once, in a fixed order.
 
-    The text is the feature before the task turned it into ids (bytes, where it is not UTF-8), or,
-    where the task does not keep that, what its vocabulary makes of the ids: a list of ids where
-    that passes them through. Ids with an end of document inside are several documents, whose own
-    ids end in `~0`, `~1`, …; of a vocabulary alone only the first would come back. The domain is
-    the name of the task; a mixture gives those of all its tasks, whatever their rates.
+    The text is the feature before the task turned it into ids (bytes, if it is not UTF-8), or, if
+    the task does not keep that, what its vocabulary decodes the ids to: a list of ids if it passes
+    them through. Ids that contain an end of document are several documents, whose own ids end in
+    `~0`, `~1`, …; a vocabulary by itself would decode only the first. The domain is the name of the
+    task; a mixture yields the examples of all its tasks, whatever their rates.
 
     Raises:
       DataError: the task's own code fails.
@@ -189,7 +189,7 @@ def _examples(task: Any, found: Tasks) -> Iterator[list[Any]]:
 
 
 def _texts(example: dict[str, Any], task: Any, feature: str) -> list[Any]:
-    """What an example holds: mostly one text."""
+    """Returns the texts of an example, usually one."""
     kept = example.get(f"{feature}_pretokenized", example[feature])
     if isinstance(kept, bytes):
         return [kept]
@@ -201,7 +201,7 @@ def _texts(example: dict[str, Any], task: Any, feature: str) -> list[Any]:
 
 
 def _documents(ids: list[int], vocabulary: Any) -> list[list[int]]:
-    """The parts between ends of documents; what is only padding behind the last one is none."""
+    """Splits ids at ends of documents; what follows the last one is dropped if it is padding."""
     eos = vocabulary.eos_id
     if eos is None or eos not in ids:
         return [ids]

@@ -1,8 +1,8 @@
-"""Vocabularies of seqio by import path, `seqio:MODULE:VOCABULARY`; with `seqio_tasks` the only
-place that imports seqio.
+"""seqio vocabularies by import path, `seqio:MODULE:VOCABULARY`.
 
-VOCABULARY is an object of MODULE, or something that gives one when called without arguments: a
-class or a function. `seqio:seqio:ByteVocabulary` is the same as "bytes".
+Only this module and `seqio_tasks` import seqio. VOCABULARY is an object of MODULE, or something
+that returns one when called without arguments: a class or a function. `seqio:seqio:ByteVocabulary`
+is the same as "bytes".
 """
 
 from typing import Any
@@ -12,10 +12,10 @@ from emo_jax.errors import UsageError
 
 
 def find(spec: str) -> Any:
-    """The vocabulary object that `spec` names.
+    """Returns the vocabulary object that `spec` names.
 
     Raises:
-      UsageError: spelt otherwise, seqio is not installed, or there is no such vocabulary.
+      UsageError: `spec` is malformed, seqio is not installed, or there is no such vocabulary.
     """
     module_name, name = seqio_tasks.split(spec, "VOCABULARY", "my_tasks:VOCABULARY")
     found: Any = seqio_tasks.import_module(module_name, spec)
@@ -42,21 +42,21 @@ def find(spec: str) -> Any:
 
 
 def is_bytes(vocabulary: Any) -> bool:
-    """Whether it is seqio's own bytes, maybe with extra ids."""
+    """Whether it is seqio's own byte vocabulary, possibly with extra ids."""
     import seqio
 
     return type(vocabulary) is seqio.ByteVocabulary
 
 
 def is_pass_through(vocabulary: Any) -> bool:
-    """Whether its texts are ids already."""
+    """Whether its texts are already ids."""
     import seqio
 
     return type(vocabulary) is seqio.PassThroughVocabulary
 
 
 def sentencepiece_content(vocabulary: Any) -> bytes | None:
-    """The model of seqio's own SentencePiece vocabulary, extra ids included; None of any other.
+    """Returns the model of seqio's own SentencePiece vocabulary, with extra ids; else None.
 
     Raises:
       UsageError: its model cannot be read.
@@ -67,7 +67,7 @@ def sentencepiece_content(vocabulary: Any) -> bytes | None:
         return None
     try:
         return vocabulary.sp_model
-    except Exception as error:  # TensorFlow's errors have no base of their own
+    except Exception as error:  # TensorFlow's errors have no common base
         raise UsageError(
             f"{vocabulary.sentencepiece_model_file}: cannot be read ({seqio_tasks.short(error)})"
         ) from error

@@ -1,4 +1,4 @@
-"""Splits that files are of by their names: a folder that mixes them is refused."""
+"""Recognises splits in file names; a folder that mixes them is refused."""
 
 import re
 from pathlib import Path
@@ -18,10 +18,10 @@ _SPLIT = re.compile(
 
 
 def split_of(name: str, *, named: bool) -> str | None:
-    """The split that a file is of by its name: `data/train-00000-of-00002.parquet`, `test/a.jsonl`.
+    """Returns the split that a path names: `data/train-00000-of-00002.parquet`, `test/a.jsonl`.
 
     Args:
-      named: by its own, and not by those of its folders only: `test.py` is a program.
+      named: the file's own name counts too, not just its folders: `test.py` is a program.
     """
     *folders, file = name.split("/")
     for part in folders:
@@ -33,7 +33,7 @@ def split_of(name: str, *, named: bool) -> str | None:
 
 
 def mixed(path: Path, splits: dict[str, list[str]]) -> str:
-    """What is there, and how one is named."""
+    """Returns the error for mixed splits: what was found, and how to name one of them."""
     counts = ", ".join(
         f"{split} ({len(splits[split])} file{'s' * (len(splits[split]) > 1)})"
         for split in _SPLITS
@@ -47,7 +47,7 @@ def mixed(path: Path, splits: dict[str, list[str]]) -> str:
 
 
 def _example(names: list[str]) -> str:
-    """What names all of these files: a folder, a pattern, or the file."""
+    """Returns a name for all of these files: a folder, a pattern, or the file."""
     first = names[0]
     *folders, file = first.split("/")
     for i, part in enumerate(folders):
@@ -61,5 +61,5 @@ def _example(names: list[str]) -> str:
 
 
 def _stem(name: str) -> str:
-    """Without the ending that says what kind a file is."""
+    """Returns a name without the extension that gives the file's kind."""
     return Path(Path(name).stem if packing(Path(name)) else name).stem

@@ -8,10 +8,10 @@
       doc_domains  (D,) int32: index into the list of domains
       doc_index    (D/1024,) int64: every 1024th of `doc_ends`, the only part held in memory
 
-A path may be local or a URL that tensorstore knows (gs://, s3://). Damage is noticed in two ways:
-opening compares the files with the manifest, and every chunk read is checked against its CRC-32C.
-A local file that goes away is waited for, and one that is replaced while it is in use is compared
-again (`files.arrays`); of object stores tensorstore asks several times by itself.
+A path may be local or a URL that tensorstore supports (gs://, s3://). Damage is detected in two
+ways: opening compares the files with the manifest, and every chunk read is checked against its
+CRC-32C. If a local file disappears, reads wait for it; if one is replaced while in use, it is
+compared again (`files.arrays`). For object stores, tensorstore retries by itself.
 """
 
 import copy
@@ -39,10 +39,10 @@ from emo_jax.files.json_files import Fields, NotReadableError
 from emo_jax.files.steady import SteadyFiles
 from emo_jax.files.waiting import Patience
 
-INDEX_STRIDE = 1024  # documents to one entry of doc_index
-VERIFY_BELOW_BYTES = 10**9  # a store below this is read once in full when it is opened
+INDEX_STRIDE = 1024  # documents per entry of doc_index
+VERIFY_BELOW_BYTES = 10**9  # smaller stores are read once in full when opened
 _CACHE_BYTES = 1 << 26
-_MAX_CHUNK_BYTES = 1 << 26  # ours have 128 KB; a chunk is held in memory as a whole
+_MAX_CHUNK_BYTES = 1 << 26  # ours have 128 KB; a whole chunk is held in memory
 
 
 class TokenDocument(NamedTuple):
@@ -58,9 +58,9 @@ class TokenStore:
     Attributes:
       path: as given.
       domains: names, indexed by domain id.
-      groups: what the domains were put together from, by `grouped`; None: they are the store's.
-      tokenizer_fingerprint: of the tokenizer that made the ids.
-      fingerprint: of everything in the store; equal stores have equal fingerprints.
+      groups: how `grouped` merged the domains; None: they are the store's own.
+      tokenizer_fingerprint: fingerprint of the tokenizer that made the ids.
+      fingerprint: covers everything in the store; equal stores have equal fingerprints.
     """
 
     def __init__(
@@ -97,12 +97,12 @@ class TokenStore:
 
         Args:
           path: local folder or URL.
-          verify: compare every file with its SHA-256; by default when the store is below 1 GB.
-            Files that are missing or cut short are noticed either way.
-          trust: its tokenizer may be code that a file names, see `vocabularies`.
+          verify: compare every file with its SHA-256; None: if the store is below 1 GB. Missing or
+            truncated files are detected either way.
+          trust: allow its tokenizer to be code that a file names, see `vocabularies`.
 
         Raises:
-          UsageError: nothing is at `path`.
+          UsageError: `path` does not exist.
           DataError: it is not a store, or is damaged; names the file.
         """
         location = os.fspath(path)
@@ -121,9 +121,9 @@ class TokenStore:
         return cls(location, manifest, steady, trust=trust)
 
     def grouped(self, most: int = MOST_DOMAINS) -> "TokenStore":
-        """The same store with the `most` largest domains, by tokens of all splits, by name.
+        """Returns the same store with all but its `most` largest domains merged into one.
 
-        All others are one. A store with few domains is given back as it is.
+        Their sizes are tokens of all splits. A store with few domains is returned unchanged.
         """
         tokens_M = [sum(self.count(s, "tokens", name) for s in SPLITS) for name in self.domains]
         groups = group_domains(self.domains, tokens_M, most)
@@ -135,7 +135,7 @@ class TokenStore:
 
     @property
     def named_domains(self) -> tuple[str, ...]:
-        """The domains, unless no document had one: `emo prepare` calls theirs "unknown"."""
+        """The domains; empty if the only one is "unknown", for documents that name none."""
         return () if self.domains == (UNKNOWN_DOMAIN,) else self.domains
 
     @property
@@ -144,7 +144,7 @@ class TokenStore:
         return tuple(s for s in SPLITS if self.count(s, "documents"))
 
     def count(self, split: str, what: str = "tokens", domain: str | None = None) -> int:
-        """Number of "tokens" or "documents" in a split, of all domains or of one."""
+        """Returns the number of "tokens" or "documents" in a split, for all domains or one."""
         counts = self.manifest["splits"].get(split, {})
         if domain is None:
             return counts.get(what, 0)
@@ -155,7 +155,7 @@ class TokenStore:
         return of_domain.get(domain, {}).get(what, 0)
 
     def streams(self, split: str) -> list["StoreStream"]:
-        """The one stream of a split; none where it is empty."""
+        """Returns the one stream of a split; an empty list if the split is empty."""
         if split not in SPLITS:
             raise UsageError(f"split {split!r}: must be one of {', '.join(SPLITS)}")
         if not self.count(split):
@@ -165,12 +165,12 @@ class TokenStore:
         return [self._open_streams[split]]
 
     def documents(self, split: str, start: int, stop: int) -> list[TokenDocument]:
-        """Documents [start, stop) of a split, in its (shuffled) order."""
+        """Returns documents [start, stop) of a split, in its (shuffled) order."""
         streams = self.streams(split)
         return streams[0].documents(start, stop) if streams else []
 
     def tokenizer(self) -> Tokenizer:
-        """The tokenizer that made the ids."""
+        """Returns the tokenizer that made the ids."""
         found = self._read_tokenizer()
         earlier = found.fingerprint
         if earlier != self.tokenizer_fingerprint and isinstance(found, JsonTokenizer):
@@ -207,8 +207,8 @@ class TokenStore:
         return JsonTokenizer(content, eos=eos, pad=pad, bos=bos, where=self.path)
 
     def check_tokenizer(self, fingerprint: str) -> None:
-        """Raises DataError where a model's tokenizer is not the one that made the ids."""
-        # Stores of earlier versions name a tokenizer by more than what its ids depend on.
+        """Raises DataError if a model's tokenizer is not the one that made the ids."""
+        # Fingerprints in older stores cover more than what the ids depend on.
         if fingerprint not in (self.tokenizer_fingerprint, self.tokenizer().fingerprint):
             raise DataError(
                 f"{self.path}: the tokenizer is not the store's (the model's {fingerprint[:12]} is"
@@ -217,15 +217,15 @@ class TokenStore:
             )
 
     def check_tokenizer_in(self, folder: Path) -> None:
-        """Raises DataError where a folder of a run holds another tokenizer than the store's."""
+        """Raises DataError if a run's folder has a tokenizer other than the store's."""
         if has_tokenizer(folder):
             self.check_tokenizer(load_tokenizer(folder, within=folder.parent).fingerprint)
 
     def array(self, name: str, dtypes: Sequence[str], size: int) -> StoredArray:
-        """One of its arrays, of one axis.
+        """Opens one of the store's one-dimensional arrays.
 
         Raises:
-          DataError: it is damaged, or another than the manifest says.
+          DataError: it is damaged, or not what the manifest says.
         """
         found = StoredArray(
             {"driver": "zarr3", "kvstore": store_url(self.path, name)},
@@ -249,7 +249,7 @@ class TokenStore:
         return found
 
     def damaged(self, why: str) -> DataError:
-        """The error to raise."""
+        """Returns the error to raise."""
         return DataError(f"{self.path}: {why}; copy the store again or prepare it again")
 
 
@@ -270,15 +270,15 @@ class StoreStream:
             raise store.damaged(f"{split}/doc_index is no list of ends of documents")
 
     def read(self, start: int, stop: int) -> Span:
-        """Tokens [start, stop), the documents that they are of, and the domains of these."""
+        """Returns tokens [start, stop), with their documents and domains."""
         if not 0 <= start < stop <= self.num_tokens:
             raise IndexError(f"{self.name}: [{start}, {stop}) of {self.num_tokens} tokens")
-        # The documents are in the blocks of the first and last token, and those between.
+        # The documents are in the blocks of the first and last token, and those in between.
         first, last = np.searchsorted(self._index, [start, stop - 1], side="right")
         documents = slice(
             int(first) * INDEX_STRIDE, min((int(last) + 1) * INDEX_STRIDE, self.num_documents)
         )
-        # All three reads are under way before the first is waited for.
+        # Start all three reads before waiting for the first.
         tokens, ends, domains = (
             array.start(where)
             for array, where in (
@@ -299,7 +299,7 @@ class StoreStream:
         )
 
     def _checked_ends(self, ends_D: np.ndarray, last: int | None = None) -> np.ndarray:
-        """The ends of neighbouring documents, the last of which ends at `last`, where known."""
+        """Checks the ends of consecutive documents; the last one must be `last`, if given."""
         if not _rises(ends_D) or not 0 < ends_D[0] <= ends_D[-1] <= self.num_tokens:
             raise self._store.damaged(f"{self.name}: doc_ends is no list of ends of documents")
         if last is not None and ends_D[-1] != last:
@@ -307,7 +307,7 @@ class StoreStream:
         return ends_D
 
     def _checked_domains(self, domains_D: np.ndarray) -> np.ndarray:
-        """Ids of the store's domains, or of its groups; int32."""
+        """Checks domain ids; returns them as int32, mapped to the store's groups, if any."""
         groups = self._store.groups
         last = len(self._store.domains if groups is None else groups.of_M) - 1
         if not 0 <= domains_D.min() <= domains_D.max() <= last:
@@ -315,7 +315,7 @@ class StoreStream:
         return (domains_D if groups is None else groups.of_M[domains_D]).astype(np.int32)
 
     def documents(self, start: int, stop: int) -> list[TokenDocument]:
-        """Documents [start, stop)."""
+        """Returns documents [start, stop)."""
         stop = min(stop, self.num_documents)
         if not 0 <= start < stop:
             return []
@@ -330,7 +330,7 @@ class StoreStream:
 
 
 def _instead(folder: Path | None) -> str:
-    """What a folder or file without a manifest is, and what to do."""
+    """Says what a folder or file without a manifest is, and what to do."""
     if folder is not None and folder.is_dir():
         for suffix in raw.SUFFIXES:
             if next(folder.glob(f"*{suffix}"), None) is not None:

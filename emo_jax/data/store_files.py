@@ -14,14 +14,14 @@ from emo_jax.files.steady import SteadyFiles
 
 
 def store_url(path: str, name: str) -> Any:
-    """tensorstore's name of the folder `name` of a store."""
+    """Returns the name that tensorstore uses for the folder `name` of a store."""
     if "://" in path:
         return f"{path.rstrip('/')}/{name}/"
     return {"driver": "file", "path": f"{os.path.abspath(path)}/{name}/"}
 
 
 def _result(future: Any, where: str) -> Any:
-    """Waits; an error of tensorstore, which names the file, becomes a DataError."""
+    """Waits for a result; a tensorstore error, which names the file, becomes a DataError."""
     try:
         return future.result()
     except (ValueError, OSError) as error:
@@ -40,7 +40,7 @@ class StoreFiles:
         self.folder = None if remote else Path(location.removeprefix("file://"))
 
     def read(self, name: str) -> bytes | None:
-        """The content of a file; None where it is not there."""
+        """Returns the content of a file; None if it does not exist."""
         if self.folder is not None:
             file = self.folder / name
             return file.read_bytes() if file.is_file() else None
@@ -51,7 +51,7 @@ class StoreFiles:
         return _result(ts.KvStore.open(self.location.rstrip("/") + "/"), self.location)
 
     def check_sizes(self, files: dict[str, Any]) -> None:
-        """Every file there, and (where a look is cheap: on a local disk) of its size."""
+        """Checks that every file exists and, on a local disk where this is cheap, its size."""
         if self.folder is None:
             found = {key.decode() for key in _result(self._kvstore().list(), self.location)}
             for name in files:
@@ -63,21 +63,21 @@ class StoreFiles:
                 status = (self.folder / name).stat()
             except OSError:
                 raise self._damaged(name, "missing") from None
-            if not stat.S_ISREG(status.st_mode):  # a pipe would be waited for, a device has no end
+            if not stat.S_ISREG(status.st_mode):  # a pipe would block, a device never ends
                 raise self._damaged(name, "not a regular file")
             size = status.st_size
             if size != expected["bytes"]:
                 raise self._damaged(name, f"{size} bytes, should be {expected['bytes']}")
 
     def steady(self, files: dict[str, Any], manifest: bytes) -> SteadyFiles | None:
-        """The local files as they are now."""
+        """Returns the local files in their present state; None for a remote store."""
         if self.folder is None:
             return None
         known = {name: expected["sha256"] for name, expected in files.items()}
         return SteadyFiles(self.folder, {**known, MANIFEST: hashlib.sha256(manifest).hexdigest()})
 
     def check_digests(self, files: dict[str, Any]) -> None:
-        """Raises DataError where a file's content is not that of its SHA-256."""
+        """Raises DataError if a file's content does not match its SHA-256."""
         for name, expected in files.items():
             if self.folder is not None:
                 with (self.folder / name).open("rb") as stream:

@@ -1,7 +1,7 @@
-"""`store.json`: what is in a token store, and its files under checksums.
+"""`store.json`: what is in a token store, with checksums of its files.
 
-A store may come from anywhere, so that every field is checked before anything is made of it: what a
-number in it counts is never allocated, and a name in it stays inside of the folder.
+A store may come from anywhere, so every field is checked before it is used: no count in it decides
+an allocation, and every name in it stays inside the folder.
 """
 
 import hashlib
@@ -18,20 +18,20 @@ from emo_jax.files.names import plain_name
 MANIFEST = "store.json"
 FORMAT = "emo_jax token store"
 VERSION = 1
-_LARGEST = 2**63 - 1  # of a count
+_LARGEST = 2**63 - 1  # largest count
 
 
 def checksum(manifest: dict[str, Any]) -> str:
-    """SHA-256 of a manifest without its own checksum."""
+    """Returns the SHA-256 of a manifest without its own checksum."""
     content = {key: value for key, value in manifest.items() if key != "checksum"}
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def parse_manifest(content: bytes, where: str) -> dict[str, Any]:
-    """A manifest that can be one.
+    """Parses and checks a manifest.
 
     Raises:
-      DataError: it is damaged, or of a later version.
+      DataError: it is damaged, or from a later version.
     """
     try:
         manifest = json_files.parse(content)

@@ -1,7 +1,7 @@
-"""Writing a token store: all of it or nothing.
+"""Writes a token store: all of it or nothing.
 
-Everything is written to a folder beside the target and renamed at the end, so that a store that can
-be seen is whole. See `store` for the layout.
+Everything is written to a folder next to the target and renamed at the end, so a store that is
+visible is complete. See `store` for the layout.
 """
 
 import contextlib
@@ -28,7 +28,7 @@ _SHARD_ITEMS = 1 << 25
 _CHUNK_ITEMS = 1 << 14
 
 PARTIAL = "tmp"
-# What a store, and so one that is half written, has at its top.
+# Top-level entries of a store, complete or half written.
 TOP = (store_manifest.MANIFEST, "tokenizer", *SPLITS)
 
 
@@ -37,9 +37,9 @@ class SplitContent:
     """The documents of a split, in their final order.
 
     Args:
-      lengths: (D,) int64 tokens of each document, the end-of-document token included.
+      lengths: (D,) int64 tokens of each document, including the end-of-document token.
       domain_ids: (D,) index into the store's domains.
-      blocks: the tokens, document after document, cut anywhere.
+      blocks: the tokens, document after document, split anywhere.
     """
 
     lengths: np.ndarray
@@ -48,10 +48,10 @@ class SplitContent:
 
 
 def check_target(path: str | os.PathLike[str]) -> Path:
-    """The folder to write to, which must not exist yet or be empty.
+    """Returns the folder to write to, which must not exist yet or be empty.
 
     Raises:
-      UsageError: it holds something, or is not on this machine.
+      UsageError: it is a file, is not empty, or is not on this machine.
     """
     if "://" in str(path):
         raise UsageError(f"{path}: write the store to a local folder and copy it there afterwards")
@@ -76,7 +76,7 @@ def write_store(
     """Writes a token store at `path`; `facts` are added to its manifest.
 
     Raises:
-      UsageError: `path` holds something.
+      UsageError: `path` is not empty.
       DataError: a token is not in the tokenizer's vocabulary.
     """
     target = check_target(path)
@@ -107,11 +107,11 @@ def write_store(
 
 @contextlib.contextmanager
 def new_folder(target: Path) -> Iterator[Path]:
-    """A folder beside `target` that becomes it at the end, or vanishes if the body fails."""
+    """Yields a folder next to `target` that is renamed to it, or removed if the body fails."""
     with partial_folder(target, PARTIAL) as folder:
         yield folder
         check_target(target)
-        folder.rename(target)  # an empty folder may be there, nothing else
+        folder.rename(target)  # an empty folder may exist there, nothing else
 
 
 def _write_split(
@@ -144,7 +144,7 @@ def _write_split(
 def _write_array(
     folder: Path, blocks: Iterable[np.ndarray], size: int, tokenizer: Tokenizer | None = None
 ) -> None:
-    """One zarr array of (size,), a shard at a time; token ids are checked where a tokenizer is."""
+    """Writes one zarr array of (size,), a shard at a time; checks ids if given a tokenizer."""
     array, buffer, filled, written = None, np.empty(0), 0, 0
     for block in blocks:
         if tokenizer is not None:
@@ -180,7 +180,7 @@ def _create(folder: Path, size: int, dtype: np.dtype, shard: int) -> ts.TensorSt
             "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": [shard]}},
             "codecs": [{"name": "sharding_indexed", "configuration": sharding}],
         },
-        # Zeros are data: a chunk that is not there is always damage.
+        # Zeros are written too: a missing chunk always means damage.
         "store_data_equal_to_fill_value": True,
     }
     return ts.open(spec, create=True).result()
@@ -189,7 +189,7 @@ def _create(folder: Path, size: int, dtype: np.dtype, shard: int) -> ts.TensorSt
 def _write(array: ts.TensorStore, start: int, items: np.ndarray) -> None:
     try:
         array[start : start + items.size].write(items).result()
-    except (ValueError, OSError) as error:  # a full disk comes as either
+    except (ValueError, OSError) as error:  # a full disk raises either
         raise OSError(str(error).splitlines()[0]) from error
 
 

@@ -1,4 +1,4 @@
-"""What a window is cut from: one long stream of tokens that knows its documents."""
+"""What windows are cut from: long streams of tokens that know their documents."""
 
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol
@@ -12,10 +12,10 @@ SPLITS = (TRAIN, "select", "test")  # training; choosing modules; reported numbe
 
 
 class Span(NamedTuple):
-    """N neighbouring tokens of a stream, every field (N,), int32 unless it says otherwise."""
+    """N consecutive tokens of a stream; every field is (N,), int32 unless stated otherwise."""
 
     tokens: np.ndarray
-    segment_ids: np.ndarray  # document of the token, 0 for the first one met; -1 padding
+    segment_ids: np.ndarray  # document of the token, 0 for the first in the span; -1 padding
     domain_ids: np.ndarray  # index into the source's `domains`; -1 unknown
     loss_mask: np.ndarray | None = None  # float32, 1 where the next token counts; None: all do
 
@@ -31,32 +31,32 @@ class Stream(Protocol):
         ...
 
     def read(self, start: int, stop: int) -> Span:
-        """Tokens [start, stop) and what is known of them."""
+        """Returns tokens [start, stop) and what is known about them."""
         ...
 
 
 class TokenSource(Protocol):
-    """A tokenised corpus: streams that windows never cross."""
+    """A tokenised corpus: streams, each cut into windows on its own."""
 
     eos_id: int
     pad_id: int
     vocab_size: int
     domains: tuple[str, ...]
-    tokenizer_fingerprint: str  # "" where the tokens do not say
-    fingerprint: str  # of the tokens and their order; equal sources have equal ones
+    tokenizer_fingerprint: str  # "" if unknown
+    fingerprint: str  # covers the tokens and their order; equal sources have equal ones
 
     def streams(self, split: str) -> Sequence[Stream]:
-        """The streams of a split; none where it is empty."""
+        """Returns the streams of a split; an empty list if the split is empty."""
         ...
 
 
 def token_dtype(vocab_size: int) -> type[np.unsignedinteger]:
-    """uint16 where every id fits, else uint32 (SPEC 5.1)."""
+    """Returns uint16 if every id fits, else uint32 (SPEC 5.1)."""
     return np.uint16 if vocab_size <= 1 << 16 else np.uint32
 
 
 def check_ids(tokens: np.ndarray, vocab_size: int, where: str) -> None:
-    """Raises DataError where an id is outside the vocabulary; the model's table has no such row."""
+    """Raises DataError if an id is outside the vocabulary: the model's table has no such row."""
     if tokens.size and (int(tokens.max()) >= vocab_size or int(tokens.min()) < 0):
         bad = tokens[(tokens >= vocab_size) | (tokens < 0)][0]
         raise DataError(

@@ -1,6 +1,6 @@
-"""Text files as UTF-8, whatever they are packed with and encoded in: whole, or lines of JSON.
+"""Text files as UTF-8, whatever their compression and encoding: whole, or as JSON lines.
 
-The one reader of lines of JSON: documents, pairs and prompts come through `json_lines`.
+The only reader of JSON lines: documents, pairs and prompts all use `json_lines`.
 """
 
 import codecs
@@ -12,29 +12,29 @@ from emo_jax.data.archives import open_packed
 from emo_jax.files import json_files
 from emo_jax.files.json_files import UTF8_MARK, NotReadableError
 
-# Of a line or a text file. A tokenizer holds a hundred bytes or more for each token meanwhile.
+# For a line or a text file. A tokenizer needs a hundred bytes or more per token while encoding.
 MAX_DOCUMENT_BYTES = 16_000_000
-_ENDLESS = 1 << 30  # bytes; a file with such a line is none of lines
+_ENDLESS = 1 << 30  # bytes; a file with a line this long is not made of lines
 _CHUNK = 1 << 20
 _START = 1 << 16
 _MARK = UTF8_MARK.decode()
 
 
 class EncodingError(NotReadableError):
-    """A file that begins as UTF-16 or UTF-32 and does not go on so."""
+    """A file that starts as UTF-16 or UTF-32 but does not continue so."""
 
 
 class TooLongError(NotReadableError):
-    """A text file that is longer than the bound."""
+    """A text file that is longer than the limit."""
 
 
 def too_long(max_bytes: int = MAX_DOCUMENT_BYTES) -> str:
-    """Why a document is left out that is longer than the bound."""
+    """Returns the reason why a document longer than the limit is skipped."""
     return f"longer than {max_bytes / 1e6:,.10g} MB (emo prepare --max-document-mb)"
 
 
 def size_of(text: Any, enough: int) -> int:
-    """Bytes of a text in UTF-8, exact where they may be more than `enough`; 0 of what is none."""
+    """Returns a text's bytes in UTF-8, exact if they may exceed `enough`; 0 if it is not text."""
     if not isinstance(text, str | bytes):
         return 0
     if isinstance(text, bytes) or 4 * len(text) <= enough:
@@ -43,13 +43,14 @@ def size_of(text: Any, enough: int) -> int:
 
 
 def read_chunks(path: Path, size: int = _CHUNK) -> Iterator[bytes]:
-    """A text file as pieces of UTF-8, at most a few megabytes each, without a mark at its start.
+    """Yields a text file as pieces of UTF-8, at most a few megabytes each, without a BOM.
 
-    UTF-16 and UTF-32 are known by their mark, or by the zero bytes of a first ASCII character. Half
-    of a surrogate pair in them becomes invalid UTF-8, and so does what is not UTF-8 to begin with.
+    UTF-16 and UTF-32 are recognised by their byte order mark, or by the zero bytes of a first ASCII
+    character. Unpaired surrogates in them become invalid UTF-8; so does what is not UTF-8 to begin
+    with.
 
     Raises:
-      READ_ERRORS of `archives`: not a regular file, damaged, or cut short.
+      READ_ERRORS of `archives`: not a regular file, damaged, or truncated.
     """
     with open_packed(path) as stream:
         chunk = stream.read(size)
@@ -74,15 +75,15 @@ def read_chunks(path: Path, size: int = _CHUNK) -> Iterator[bytes]:
 
 
 def read_start(path: Path) -> bytes:
-    """The beginning of a text file, as `read_chunks` gives it."""
+    """Returns the beginning of a text file, as `read_chunks` yields it."""
     return next(read_chunks(path, _START), b"")
 
 
 def read_text(path: Path, max_bytes: int = MAX_DOCUMENT_BYTES) -> bytes:
-    """A whole text file in UTF-8.
+    """Returns a whole text file in UTF-8.
 
     Raises:
-      READ_ERRORS of `archives`: among them TooLongError.
+      READ_ERRORS of `archives`: including TooLongError.
     """
     held, size = [], 0
     for chunk in read_chunks(path):
@@ -96,15 +97,15 @@ def read_text(path: Path, max_bytes: int = MAX_DOCUMENT_BYTES) -> bytes:
 def read_lines(
     path: Path, max_bytes: int = MAX_DOCUMENT_BYTES
 ) -> Iterator[tuple[int, bytes | None]]:
-    """The lines of a text file, numbered from 1; None for one that is longer than the bound.
+    """Yields the lines of a text file, numbered from 1; None for one longer than the limit.
 
-    Empty lines are counted and left out.
+    Empty lines are counted but not yielded.
 
-    Lines end in LF or CR LF, in a file without any LF in CR; in nothing else, so that U+2028 may be
-    in one.
+    Lines end in LF or CR LF, or in CR in a file without any LF. Nothing else ends a line, so it may
+    contain U+2028.
 
     Raises:
-      READ_ERRORS of `archives`: among them NotReadableError for a line that does not end.
+      READ_ERRORS of `archives`: including NotReadableError for a line that does not end.
     """
     number, held, size = 1, list[bytes](), 0
     end = b""  # not known yet
@@ -140,10 +141,10 @@ def read_lines(
 
 
 def json_lines(path: Path, max_bytes: int = MAX_DOCUMENT_BYTES) -> Iterator[tuple[int, Any, str]]:
-    """(number, value, "") of every line of JSON, and (number, None, why) of one that is none.
+    """Yields (number, value, "") for every line of JSON, and (number, None, why) for any other.
 
-    Blank lines are left out. Of the same key twice in an object the last one counts. NaN, Infinity
-    and half of a surrogate pair come through; see `json_files.loads`.
+    Blank lines are skipped. If a key occurs twice in an object, the last one counts. NaN, Infinity
+    and unpaired surrogates are accepted; see `json_files.loads`.
 
     Raises:
       READ_ERRORS of `archives`.
@@ -162,7 +163,7 @@ def json_lines(path: Path, max_bytes: int = MAX_DOCUMENT_BYTES) -> Iterator[tupl
 
 def _decoded(line: bytes) -> str:
     try:
-        # A file that was put together of others has their marks inside.
+        # A file concatenated from others has their BOMs inside.
         return line.removeprefix(UTF8_MARK).decode("utf-8")
     except UnicodeDecodeError:
         raise NotReadableError("invalid UTF-8") from None

@@ -1,4 +1,4 @@
-"""What every tokenizer can do, whatever it is made of."""
+"""The interface of all tokenizers, whatever they are based on."""
 
 import abc
 from collections.abc import Iterable, Sequence
@@ -6,21 +6,21 @@ from pathlib import Path
 
 import numpy as np
 
-MAX_IDS = 1 << 24  # of a vocabulary: tables of that length are made; the largest there are have 1 M
+MAX_IDS = 1 << 24  # of a vocabulary: tables of that length are allocated; the largest have 1 M
 
 
 class Tokenizer(abc.ABC):
-    """Text to ids and back; special-token strings in a text are plain text.
+    """Converts text to ids and back; special-token strings in a text are plain text.
 
     Attributes:
       eos_id: ends a document.
-      pad_id: fills a window; `eos_id` where there is none.
-      bos_id: begins a document, only where `emo prepare --add-bos` asks for it; None if unknown.
+      pad_id: fills a window; `eos_id` if there is none.
+      bos_id: begins a document, only with `emo prepare --add-bos`; None if unknown.
       adds_bos: the documents that a model was trained on begin with `bos_id`, so prompts do too.
       vocab_size: size of the table that the ids index; ids may have gaps.
       fingerprint: equal for tokenizers that give equal ids.
-      reads_ids: the texts are ids already, as decimal numbers.
-      notes: what a user should know of how it was loaded.
+      reads_ids: the texts are already ids, as decimal numbers.
+      notes: what a user should know about how it was loaded.
     """
 
     eos_id: int
@@ -33,24 +33,24 @@ class Tokenizer(abc.ABC):
     notes: tuple[str, ...] = ()
 
     def ready(self) -> None:  # noqa: B027 most have nothing to load
-        """Loads what turns text into ids and back, if that is not done yet.
+        """Loads what converts text to ids and back, unless it is loaded already.
 
         Raises:
-          UsageError: it is code that a file of data names, and is not trusted; or not installed.
+          UsageError: it is code that a data file names and is not trusted, or it is not installed.
         """
 
     @property
     def first_id(self) -> int | None:
-        """The id that documents, and so prompts, begin with; None where they begin with text."""
+        """The id that documents, and so prompts, begin with; None if they begin with text."""
         return self.bos_id if self.adds_bos else None
 
     @abc.abstractmethod
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
-        """Ids of each text, int32 and without an end of document; uses all cores."""
+        """Returns the ids of each text, int32 and without an end of document; uses all cores."""
 
     @abc.abstractmethod
     def decode(self, ids: Iterable[int], *, skip_special: bool = True) -> str:
-        """The text of some ids; special tokens are left out unless asked for."""
+        """Returns the text of some ids; special tokens are dropped by default."""
 
     @abc.abstractmethod
     def save(self, folder: str | Path) -> None:

@@ -1,8 +1,8 @@
-"""One tokenizer interface, whatever the ids come from; nearly all of them are a `tokenizer.json`.
+"""One tokenizer interface, wherever the ids come from; nearly all are a `tokenizer.json`.
 
-A tokenizer is saved beside the tokens, in the files that stock `transformers.AutoTokenizer` reads,
-so that training and export need neither seqio, SentencePiece nor TensorFlow. What cannot be written
-as a `tokenizer.json` is kept as it is, see `vocabularies`.
+A tokenizer is saved next to the tokens, in the files that stock `transformers.AutoTokenizer` reads,
+so training and export do not need seqio, SentencePiece or TensorFlow. What cannot be written as a
+`tokenizer.json` is kept as is, see `vocabularies`.
 """
 
 import contextlib
@@ -34,7 +34,7 @@ _BYTE_SPECIAL = {"<pad>": 0, "</s>": 1, "<unk>": 2}
 
 
 class _ByteTokenizer(JsonTokenizer):
-    """The same ids as its `tokenizer.json`, made by an addition instead of a merge table."""
+    """Gives the same ids as its `tokenizer.json`, by an addition instead of a merge table."""
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
         return [
@@ -44,11 +44,14 @@ class _ByteTokenizer(JsonTokenizer):
 
 
 def byte_tokenizer() -> Tokenizer:
-    """Ids of `seqio.ByteVocabulary()`: byte b is b + 3; 0 pads, 1 ends a document, 2 is unknown."""
+    """Returns a tokenizer with the ids of `seqio.ByteVocabulary()`.
+
+    Byte b is b + 3; 0 pads, 1 ends a document, 2 is unknown.
+    """
     vocabulary = _BYTE_SPECIAL | {c: b + BYTE_OFFSET for b, c in _byte_chars().items()}
     plain = dict(single_word=False, lstrip=False, rstrip=False, normalized=False, special=True)
     byte_level = dict(type="ByteLevel", add_prefix_space=False, trim_offsets=True, use_regex=False)
-    # Spelt out, so that the fingerprint does not hang on the version of the library.
+    # Spelt out, so that the fingerprint does not depend on the library's version.
     content = dict(
         version="1.0",
         truncation=None,
@@ -66,17 +69,17 @@ def byte_tokenizer() -> Tokenizer:
 
 
 def _byte_chars() -> dict[int, str]:
-    """The printable character that the byte-level models write for each byte (GPT-2's table)."""
+    """Returns the printable character that byte-level models use for each byte (GPT-2's table)."""
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
     others = [b for b in range(256) if b not in printable]
     return {b: chr(b) for b in printable} | {b: chr(256 + n) for n, b in enumerate(others)}
 
 
 def train_bpe(texts: Iterable[str], vocab_size: int, *, min_frequency: int = 2) -> Tokenizer:
-    """Byte-level BPE of the texts; the same texts in the same order give the same tokenizer.
+    """Trains byte-level BPE; the same texts in the same order give the same tokenizer.
 
-    The vocabulary holds the 256 bytes, so every text can be encoded; it is smaller than
-    `vocab_size` where the texts have too few pairs that occur `min_frequency` times.
+    The vocabulary contains the 256 bytes, so every text can be encoded; it is smaller than
+    `vocab_size` if too few pairs occur `min_frequency` times in the texts.
 
     Raises:
       UsageError: `vocab_size` has no room for the bytes and the two special tokens.
@@ -117,15 +120,15 @@ def load_tokenizer(
     trust: bool = False,
     within: Path | None = None,
 ) -> Tokenizer:
-    """The tokenizer that `spec` names.
+    """Loads the tokenizer that `spec` names.
 
-    One of: "bytes"; a `tokenizer.json`; a SentencePiece `.model` file; a folder that holds one of
-    these (the first that is there, in this order: what `vocabularies` wrote, `tokenizer.json`,
+    One of: "bytes"; a `tokenizer.json`; a SentencePiece `.model` file; a folder that contains one
+    of these (the first that exists, in this order: what `vocabularies` wrote, `tokenizer.json`,
     `tokenizer.model`, `spiece.model`); `seqio:MODULE:VOCABULARY`, see `seqio_vocabulary`. With
-    `sentencepiece:FILE` a `.model` is kept as it is, even where a tokenizer.json would do.
+    `sentencepiece:FILE` a `.model` is kept as is, even where a tokenizer.json would do.
 
     The end-of-document and padding tokens are those of `tokenizer_config.json` or
-    `special_tokens_map.json` beside it, then those of the `.model`, else the first of the usual
+    `special_tokens_map.json` next to it, then those of the `.model`, else the first of the usual
     names that it has.
 
     Args:
@@ -133,14 +136,14 @@ def load_tokenizer(
       eos_id: the end-of-document id, whatever the files say.
       sample: texts on which a `.model` and its conversion to a tokenizer.json must agree.
       trust: code that a file names may be imported and called, see `vocabularies`; a `seqio:` spec
-        is the caller's own word.
-      within: a folder of data that `spec` is part of. No link may lead out of it, nor out of a
-        folder that is `spec`.
+        comes from the caller and needs no trust.
+      within: a data folder that `spec` is part of; no link may lead out of it. None: the folder
+        that `spec` is or is in.
 
     Raises:
-      UsageError: no such file or folder, or `eos_id` is no id.
-      DataError: not a tokenizer, one of its files is none of its folder, or none of its tokens can
-        end a document.
+      UsageError: no such file or folder, or `eos_id` is not an id.
+      DataError: not a tokenizer, one of its files is not inside its folder, or none of its tokens
+        can end a document.
     """
     text = str(spec)
     if text == "bytes":
@@ -180,16 +183,16 @@ def load_tokenizer(
 
 
 def has_tokenizer(folder: Path) -> bool:
-    """Whether a folder holds what `Tokenizer.save` writes, of either kind, or a link of its name.
+    """Whether a folder has what `Tokenizer.save` writes, of either kind, or a link of that name.
 
-    `load_tokenizer` says whether that can be used.
+    `load_tokenizer` decides whether that can be used.
     """
     names = (vocabularies.FILE, "tokenizer.json")
     return any(os.path.lexists(folder / name) for name in names)
 
 
 def _check_files(path: Path, within: Path | None) -> None:
-    """Raises DataError where what is read of a tokenizer is no file of its folder."""
+    """Raises DataError if a tokenizer file that would be read is not inside its folder."""
     names: tuple[str, ...] = _BESIDE
     folder = path.parent
     if path.is_dir():
@@ -233,7 +236,7 @@ def _load_json(file: Path, eos_id: int | None) -> Tokenizer:
 
 
 def _settings(folder: Path, name: str) -> json_files.Fields:
-    """A JSON file beside a tokenizer; empty where there is none."""
+    """Reads a JSON file next to a tokenizer; empty if there is none."""
     try:
         value = json_files.read_object(folder / name, advice="mend or remove it")
     except (FileNotFoundError, NotADirectoryError):
@@ -243,7 +246,7 @@ def _settings(folder: Path, name: str) -> json_files.Fields:
 
 @contextlib.contextmanager
 def _reading(folder: Path, name: str) -> Iterator[None]:
-    """Names the file in what is wrong with a field of it."""
+    """Adds the file's name to an error about one of its fields."""
     try:
         yield
     except json_files.NotReadableError as error:
@@ -251,7 +254,7 @@ def _reading(folder: Path, name: str) -> Iterator[None]:
 
 
 def _named_tokens(folder: Path) -> dict[str, str]:
-    """`eos_token`, `pad_token` and `bos_token` of the settings beside a tokenizer, where set."""
+    """Returns `eos_token`, `pad_token` and `bos_token` from the settings next to a tokenizer."""
     found: dict[str, str] = {}
     for name in ("tokenizer_config.json", "special_tokens_map.json"):
         values = _settings(folder, name)
@@ -267,7 +270,7 @@ def _named_tokens(folder: Path) -> dict[str, str]:
 
 
 def _added_tokens(folder: Path) -> dict[int, str]:
-    """Tokens that a Hugging Face folder adds to its `.model`."""
+    """Returns the tokens that a Hugging Face folder adds to its `.model`."""
     found = {}
     values = _settings(folder, "added_tokens.json")
     with _reading(folder, "added_tokens.json"):
@@ -306,7 +309,7 @@ def _sentencepiece(
     named: dict[str, str] | None = None,
     sample: Callable[[], Iterable[str]] | None,
 ) -> Tokenizer:
-    """A SentencePiece model: a tokenizer.json where the ids are equal on `sample`, else kept."""
+    """Loads a SentencePiece model: a tokenizer.json if ids are equal on `sample`, else as is."""
     processor = sentencepiece_model.load_processor(content, where)
     pieces = processor.GetPieceSize()
     added = {i: token for i, token in (added or {}).items() if i >= pieces}

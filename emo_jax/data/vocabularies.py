@@ -1,12 +1,12 @@
-"""Vocabularies that no `tokenizer.json` can stand for, kept beside the tokens as they are.
+"""Vocabularies that no `tokenizer.json` can represent, kept next to the tokens as they are.
 
     FOLDER/vocabulary.json   what kind it is, its size and special ids, its fingerprint
-    FOLDER/tokenizer.model   of the kind "sentencepiece"
+    FOLDER/tokenizer.model   for the kind "sentencepiece"
 
-Training reads `vocabulary.json` alone. Turning text into ids or back needs nothing but these files
-for the kinds "ids", "bytes" and "sentencepiece". A vocabulary of the kind "seqio" is code: its file
-names a module and something in it. A file of data may come from anywhere, so what it names is
-imported only where the caller trusts the file (`--trust`).
+Training reads `vocabulary.json` alone. For the kinds "ids", "bytes" and "sentencepiece", converting
+text to ids and back needs only these files. A vocabulary of the kind "seqio" is code: its file
+names a module and something in it. A data file may come from anywhere, so what it names is imported
+only if the caller trusts the file (`--trust`).
 """
 
 import functools
@@ -28,12 +28,12 @@ FILE = "vocabulary.json"
 MODEL_FILE = "tokenizer.model"
 _FORMAT = "emo_jax vocabulary"
 _KINDS = ("ids", "bytes", "sentencepiece", "seqio")
-_MAX_MODEL_BYTES = 1 << 28  # of a SentencePiece model; the largest that are usual have 5 MB
+_MAX_MODEL_BYTES = 1 << 28  # of a SentencePiece model; the largest common ones have 5 MB
 BYTE_OFFSET = 3  # seqio.ByteVocabulary: 0 padding, 1 end, 2 unknown, then the 256 bytes
 
 
 def check_eos(eos_id: int, vocab_size: int, where: str) -> None:
-    """Raises UsageError where an end-of-document id is no id."""
+    """Raises UsageError if an end-of-document id is outside the vocabulary."""
     if not 0 <= eos_id < vocab_size:
         raise UsageError(
             f"--eos-id {eos_id}: {where} has ids 0..{vocab_size - 1}; give one of them"
@@ -45,12 +45,12 @@ class KeptTokenizer(Tokenizer):
 
     Args:
       settings: the content of `vocabulary.json`.
-      model: the `.model` file, of the kind "sentencepiece".
-      where: named in errors.
+      model: the `.model` file, for the kind "sentencepiece".
+      where: used in error messages.
       trust: the code that `settings` names may be imported and called.
 
     Raises:
-      NotReadableError: settings that cannot be.
+      NotReadableError: the settings are invalid.
     """
 
     def __init__(
@@ -74,7 +74,7 @@ class KeptTokenizer(Tokenizer):
             if not self._source.startswith(seqio_tasks.PREFIX):
                 raise NotReadableError(f"source must be {seqio_tasks.PREFIX}MODULE:VOCABULARY")
             if self.fingerprint == _fingerprint_of_bytes(self.vocab_size):
-                self.kind = "bytes"  # as it was written before there was that kind
+                self.kind = "bytes"  # written before that kind existed
         self.reads_ids = self.kind == "ids"
 
     @functools.cached_property
@@ -105,14 +105,14 @@ class KeptTokenizer(Tokenizer):
         return found
 
     def ready(self) -> None:
-        """Loads what turns text into ids and back."""
+        """Loads what converts text to ids and back."""
         if self.kind == "sentencepiece":
             _ = self._processor
         elif self.kind == "seqio":
             _ = self._vocabulary
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
-        """Ids of each text, int32 and without an end of document."""
+        """Returns the ids of each text, int32 and without an end of document."""
         if self.kind == "sentencepiece":
             encoded = sentencepiece_model.encode_batch(self._processor, list(texts))
         elif self.kind == "ids":
@@ -130,7 +130,7 @@ class KeptTokenizer(Tokenizer):
         return [np.asarray(ids, np.int32) for ids in encoded]
 
     def decode(self, ids: Iterable[int], *, skip_special: bool = True) -> str:
-        """The text of some ids; "ids" gives decimal numbers."""
+        """Returns the text of some ids; the kind "ids" gives decimal numbers."""
         special = (self.eos_id, self.pad_id, self.bos_id)
         numbers = [i for i in map(int, ids) if not (skip_special and i in special)]
         if self.kind == "ids":
@@ -180,13 +180,13 @@ def _ids(vocabulary: Any, text: str, where: str) -> list[int]:
 
 
 def load(folder: Path, *, trust: bool = False) -> KeptTokenizer:
-    """What `KeptTokenizer.save` wrote.
+    """Loads what `KeptTokenizer.save` wrote.
 
     Args:
       trust: the code that the file may name may be imported and called.
 
     Raises:
-      DataError: damaged.
+      DataError: it is damaged.
     """
     file, model = folder / FILE, folder / MODEL_FILE
     try:
@@ -202,7 +202,7 @@ def load(folder: Path, *, trust: bool = False) -> KeptTokenizer:
 def from_bytes(
     content: bytes, model: bytes | None, where: str, *, trust: bool = False
 ) -> KeptTokenizer:
-    """A kept vocabulary out of the content of its files."""
+    """Makes a kept vocabulary from the content of its files."""
     try:
         settings = json_files.parse(content)
         if Fields(settings).text("format") != _FORMAT:
@@ -225,16 +225,16 @@ def _damaged(where: str, error: Exception) -> DataError:
 def of_sentencepiece(
     content: bytes, vocab_size: int, *, eos_id: int, pad_id: int, bos_id: int | None
 ) -> KeptTokenizer:
-    """A SentencePiece model as it is."""
+    """Keeps a SentencePiece model as is."""
     settings = _describe("sentencepiece", "", vocab_size, eos_id, pad_id, bos_id)
     settings["fingerprint"] = _fingerprint(content)
     return KeptTokenizer(settings, content, "SentencePiece model")
 
 
 def of_seqio(vocabulary: Any, spec: str, eos_id: int | None) -> KeptTokenizer:
-    """A vocabulary of seqio, to be imported again whenever it is needed.
+    """Keeps a seqio vocabulary, which is imported again whenever it is needed.
 
-    A `PassThroughVocabulary` has ids for text: it becomes the kind "ids"; a `ByteVocabulary`
+    A `PassThroughVocabulary` takes ids as text: it becomes the kind "ids"; a `ByteVocabulary`
     becomes the kind "bytes". Neither needs its code again.
     """
     eos = vocabulary.eos_id if eos_id is None else eos_id
@@ -243,7 +243,7 @@ def of_seqio(vocabulary: Any, spec: str, eos_id: int | None) -> KeptTokenizer:
     size = int(vocabulary.vocab_size)
     check_eos(eos, size, spec)
     passes = seqio_vocabulary.is_pass_through(vocabulary)
-    # Where ids are taken as they come, 0 may be any token: only the end is known to be none.
+    # If ids are passed through, 0 may be any token: only the end is known not to be text.
     own = vocabulary.pad_id
     pad = eos if passes or own is None or own < 0 else int(own)
     kind = "ids" if passes else "bytes" if seqio_vocabulary.is_bytes(vocabulary) else "seqio"
@@ -253,7 +253,7 @@ def of_seqio(vocabulary: Any, spec: str, eos_id: int | None) -> KeptTokenizer:
         _fingerprint(f"ids {size}".encode()) if passes else _fingerprint_of_seqio(vocabulary, spec)
     )
     try:
-        kept = KeptTokenizer(settings, None, spec, trust=True)  # whoever calls named the code
+        kept = KeptTokenizer(settings, None, spec, trust=True)  # the caller named the code
     except NotReadableError as error:
         raise DataError(f"{spec}: not a vocabulary that can be used ({error})") from error
     if kind == "seqio":
@@ -283,7 +283,7 @@ def _fingerprint(content: bytes) -> str:
 
 
 def _fingerprint_of_seqio(vocabulary: Any, spec: str) -> str:
-    """Of the ids of some text: code that was changed shows, where the name stays."""
+    """Hashes the ids of some texts, which reveals changed code under an unchanged name."""
     ids = [_ids(vocabulary, text, spec) for text in sentencepiece_model.PROBES]
     return _fingerprint_of_ids(int(vocabulary.vocab_size), ids)
 

@@ -1,4 +1,4 @@
-"""Windows of a token stream, with all that the model is told about them."""
+"""Windows of a token stream, with everything that the model is told about them."""
 
 import os
 from collections.abc import Sequence
@@ -25,12 +25,12 @@ class Windows(Sequence[Batch]):
       source: a `TokenStore` or `RawTokens`.
       seq_len: S.
       split: "train", "select" or "test".
-      eos_starts_next_pool: the reference's pools, in which the end-of-document token opens the
+      eos_starts_next_pool: use the reference's pools, where the end-of-document token starts the
         next pool (SPEC 2.1); attention keeps it with its document.
       repetition_filter: set the loss mask of repetitive windows to 0; they are still routed.
 
     Raises:
-      DataError: no window, or (when read) a token outside the vocabulary.
+      DataError: there is no window, or (when read) a token outside the vocabulary.
     """
 
     def __init__(
@@ -46,7 +46,7 @@ class Windows(Sequence[Batch]):
         self._eos_starts_next_pool = eos_starts_next_pool
         self._repetition_filter = repetition_filter
         self._streams = list(source.streams(split))
-        # Whole windows only in training; the tail of held-out text counts too.
+        # Training uses whole windows only; the tail of held-out text counts too.
         spare = 0 if split == TRAIN else seq_len - 1
         counts = [(s.num_tokens + spare) // seq_len for s in self._streams]
         self._ends = np.cumsum(counts, dtype=np.int64)
@@ -66,7 +66,7 @@ class Windows(Sequence[Batch]):
         return int(self._ends[-1]) if len(self._ends) else 0
 
     def __getitem__(self, index: int) -> Batch:  # type: ignore[override]
-        """Window `index`: a Batch of (S,) arrays."""
+        """Returns window `index`: a Batch of (S,) arrays."""
         index = int(index)
         if not 0 <= index < len(self):
             raise IndexError(index)
@@ -79,7 +79,7 @@ class Windows(Sequence[Batch]):
         return self._window(span)
 
     def _window(self, span: Span) -> Batch:
-        """Fields of the N <= S tokens at hand, padded to S."""
+        """Makes the fields of N <= S tokens, padded to S."""
         tokens, segment_ids, domain_ids, counts = span
         if self._eos_starts_next_pool:
             is_eos = tokens == self.source.eos_id
@@ -109,7 +109,7 @@ class Windows(Sequence[Batch]):
         )
 
     def padding(self) -> Batch:
-        """A window of (S,) padding, to fill up a batch."""
+        """Returns a window of (S,) padding, to fill up a batch."""
         nothing = np.full(self.seq_len, PADDING_ID, np.int32)
         zeros = np.zeros(self.seq_len, np.int32)
         return Batch(
@@ -126,13 +126,13 @@ class Windows(Sequence[Batch]):
 def open_source(
     location: str | os.PathLike[str], config: DataConfig, *, trust: bool = False
 ) -> TokenStore | RawTokens | PairStore:
-    """A token store, headerless files of a pattern such as `dclm/*.npy` (several: by commas), or
-    the pairs of `emo finetune`.
+    """Opens a token store, headerless token files, or the pairs of `emo finetune`.
 
     Args:
-      location: see above.
-      config: its `raw_…` fields say what headerless files do not; a store knows its own.
-      trust: of `TokenStore.open`.
+      location: a store, a pattern of headerless files such as `dclm/*.npy` (several, separated by
+        commas), or a file of pairs.
+      config: its `raw_…` fields describe headerless files; a store describes itself.
+      trust: see `TokenStore.open`.
     """
     text = os.fspath(location)
     if text.endswith(pairs.SUFFIX):
@@ -151,7 +151,7 @@ def open_source(
 def open_windows(
     config: DataConfig, *, split: str = TRAIN, source: TokenSource | None = None
 ) -> Windows:
-    """The windows that a run's `data` section asks for; only training windows are filtered."""
+    """Opens the windows that a `data` section configures; only training windows are filtered."""
     return Windows(
         source if source is not None else open_source(config.store, config),
         config.seq_len,

@@ -1,1 +1,1 @@
-"""One self-contained page that shows what each expert knows (docs/explorer.md)."""
+"""A self-contained page that shows what each expert knows (docs/explorer.md)."""

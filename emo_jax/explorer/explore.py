@@ -1,4 +1,4 @@
-"""`emo explore`: one or two models and a store in, a page out."""
+"""`emo explore`: turns one or two models and a store into a page."""
 
 import contextlib
 import dataclasses
@@ -30,18 +30,19 @@ from emo_jax.files.progress import Progress
 from emo_jax.report import charts
 from emo_jax.saved.load import open_model
 
-TEST = "test"  # the split that they are judged on
+TEST = "test"  # the split that chosen experts are judged on
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ExploreSettings:
-    """What is on the page.
+    """What the page contains.
 
     Attributes:
-      token_clusters, document_clusters: how many; 0 documents: one for each domain, 8 at least.
-      ablate: experts of each domain and layer that losses are measured without.
-      eval_windows: of the splits that experts are chosen and judged on; 0: no losses at all.
-      max_bytes: of the page.
+      token_clusters, document_clusters: how many; 0 document clusters: one per domain, at least 8.
+      ablate: experts of each domain and layer to measure losses without.
+      eval_windows: windows of each of the splits that experts are chosen and judged on; 0: no
+        losses.
+      max_bytes: limit for the page's size.
     """
 
     token_clusters: int = 32
@@ -83,7 +84,7 @@ def explore(
     store = grouped(TokenStore.open(data, trust=trust), sample.max_domains)
     tokenizer = store.tokenizer()
     tokenizer.ready()
-    for path in models:  # before minutes are spent on the first
+    for path in models:  # before minutes are spent on the first model
         check_model(open_model(path), store)
     for split in (SELECT, TEST) if settings.eval_windows else ():
         if split not in store.splits or not store.count(split):
@@ -141,7 +142,7 @@ def _look(
     settings: ExploreSettings,
     shown: Progress,
 ) -> tuple[View, dict[str, Any]]:
-    """All that the page says of a model; its parameters are let go."""
+    """Computes all that the page shows of a model, whose parameters are then freed."""
     shown.show(f"reading {path}")
     opened = Opened(path, store)
     scratch.mkdir()
@@ -161,7 +162,7 @@ def _look(
 def _losses(
     opened: Opened, view: View, settings: ExploreSettings, shown: Progress
 ) -> tuple[dict[str, Any], list]:
-    """Losses of the domains on the page, measured for all that the store has."""
+    """Returns the losses of the page's domains, measured with all domains of the store."""
     store, here = opened.store, view.found.domains
     names = store.named_domains or (ALL_DOCUMENTS,)
     places = [names.index(name) for name in here]
@@ -183,7 +184,7 @@ def _losses(
 def _notes(
     store: TokenStore, documents: Sample, parts: list[dict[str, Any]], settings: ExploreSettings
 ) -> list[str]:
-    """What is not on the page, and why."""
+    """Returns notes about what is not on the page, and why."""
     notes = []
     if not store.named_domains:
         notes.append(

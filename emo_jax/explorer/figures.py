@@ -1,6 +1,6 @@
-"""The page's pictures as files for papers, drawn from the page's own numbers.
+"""The page's figures as files for papers, drawn from the page's own numbers.
 
-What was not measured is null there, NaN here, and blank in the picture.
+What was not measured is null on the page, NaN here, and blank in the figure.
 
 Legend: M domains, L layers, R routed experts, C clusters, K numbers of experts kept.
 """
@@ -14,18 +14,18 @@ from matplotlib.figure import Figure
 
 from emo_jax.report import charts
 
-MOST_DOMAINS = 40  # rows of a heat map that can still be read
-_BY_LAYER = (  # of a file, of the page, of the scale
+MOST_DOMAINS = 40  # rows of a heat map that are still legible
+_BY_LAYER = (  # name of the file, field of the page, label of the scale
     ("entropy", "domain_entropy", "entropy of the experts used, bits"),
     ("experts-used", "domain_experts", "experts above their even share"),
 )
 
 
 def figures(domains: Sequence[str], models: Sequence[dict[str, Any]]) -> dict[str, Figure]:
-    """Every picture under the name of its file, without ending.
+    """Returns every figure by its file name without extension.
 
     Args:
-      domains: names, in the order of the models' numbers; without any nothing is drawn.
+      domains: names, in the order of the models' numbers; if empty, nothing is drawn.
       models: the page's parts about them, one or two.
     """
     if not domains:
@@ -72,14 +72,14 @@ def _clusters(model: dict[str, Any], kind: str, names: Sequence[str], cut: str) 
     clusters = model[f"{kind}_clusters"]["clusters"]
     counts_CM = np.array([cluster["domains"] for cluster in clusters], float)
     shares_CM = (counts_CM / np.maximum(counts_CM.sum(1, keepdims=True), 1))[:, : len(names)]
-    # Clusters of one domain side by side.
+    # Puts clusters of the same domain next to each other.
     order = np.lexsort((-shares_CM.max(axis=1), shares_CM.argmax(axis=1)))
     rows = [f"{c}  {charts.short(clusters[c]['label'], 30)}" for c in order]
     return _heat(shares_CM[order], rows, cut, f"share of the cluster's {kind}s", columns=names)
 
 
 def _rises(model: dict[str, Any]) -> np.ndarray:
-    """Of the domains measured at every number of experts kept: a mean of others would jump."""
+    """Returns rises of domains measured at every keep: a mean over varying domains would jump."""
     if not model["keep"]:
         return np.empty((0, 0))
     loss_MK = np.array(model["keep"]["loss"], float)

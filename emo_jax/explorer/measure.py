@@ -1,4 +1,4 @@
-"""What the page says that needs losses: with a part of the experts, and without one.
+"""The losses on the page: with part of the experts, and without one of them.
 
 Legend: B windows, L layers, M domains, R routed experts.
 """
@@ -17,12 +17,12 @@ from emo_jax.model.functions import ModelFunctions
 from emo_jax.model.params import Params
 from emo_jax.selection.budgets import experts_there
 
-SHARES = (1.0, 0.75, 0.5, 0.375, 0.25, 0.1875, 0.125, 0.0625)  # of the experts, for the curve
-MIN_SHARE = 0.01  # of a domain's tokens that pick an expert, for its loss to be measured without it
+SHARES = (1.0, 0.75, 0.5, 0.375, 0.25, 0.1875, 0.125, 0.0625)  # shares of experts, for the curve
+MIN_SHARE = 0.01  # share of a domain's tokens that must pick an expert to measure without it
 
 
 def keeps_of(config: Config) -> list[int]:
-    """Numbers of experts for the curve, all of them first, none below top-k."""
+    """Returns the numbers of experts for the curve, starting with all, none below top-k."""
     moe = config.moe
     assert moe is not None
     counts = {int(moe.num_experts * share) for share in SHARES}
@@ -37,10 +37,10 @@ def keep_curves(
     test: Sequence[Batch],
     progress: Callable[[str], None] = lambda _: None,
 ) -> dict[str, Any]:
-    """Loss of every domain with fewer and fewer experts, and the order in which they go.
+    """Returns each domain's loss with fewer and fewer experts, and the order in which they go.
 
-    None stands for a loss of no tokens or one that is not finite (`not_finite` names its domains),
-    and for the order of a domain without select windows.
+    None is used for a loss that has no tokens or is not finite (`not_finite` names its domains),
+    and for the order in a domain without select windows.
     """
     config = model.config
     keeps = keeps_of(config)
@@ -93,10 +93,10 @@ def rises_without(
     most: int,
     progress: Callable[[str], None] = lambda _: None,
 ) -> list[list[dict[str, float] | None]]:
-    """How much each domain's loss rises without an expert, nats a token, by layer and expert.
+    """Measures how much domains' losses rise without an expert (nats/token), by layer and expert.
 
-    Of every domain and layer the `most` picked experts are measured, one a pass: a domain's tokens
-    do without that domain's expert, so one pass measures an expert of each domain.
+    The `most` picked experts of every domain and layer are measured, one per pass: a domain's
+    tokens skip only that domain's expert, so one pass measures one expert for each domain.
 
     Args:
       picked_LMR: share of a domain's tokens that pick an expert.

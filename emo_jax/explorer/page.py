@@ -1,4 +1,4 @@
-"""The page itself: one HTML file, everything in it, nothing fetched.
+"""The page itself: one HTML file that contains everything and fetches nothing.
 
 Legend: N tokens, D documents, L layers, K routed picks.
 """
@@ -26,14 +26,14 @@ MAX_PAGE_BYTES = 15_000_000
 
 
 class Sections:
-    """Arrays of the page as gzip in base64, little-endian."""
+    """Arrays of the page, gzipped and base64-encoded, little-endian."""
 
     def __init__(self) -> None:
         self.header: dict[str, dict[str, Any]] = {}
         self.encoded: dict[str, str] = {}
 
     def add(self, name: str, array: np.ndarray) -> None:
-        """One more array of unsigned integers."""
+        """Adds an array of unsigned integers."""
         packed = np.ascontiguousarray(array, array.dtype.newbyteorder("<"))
         self.header[name] = {"dtype": f"u{array.dtype.itemsize}", "shape": list(array.shape)}
         content = gzip.compress(packed.tobytes(), compresslevel=6, mtime=0)
@@ -41,7 +41,7 @@ class Sections:
 
     @property
     def nbytes(self) -> int:
-        """In the page."""
+        """Size in the page, in bytes."""
         return sum(map(len, self.encoded.values()))
 
 
@@ -56,11 +56,11 @@ def write_page(
 ) -> int:
     """Writes the file; returns its size.
 
-    Layers whose picks would make it larger than `max_bytes` are left out of the reader, evenly;
-    a note in the page says so.
+    If the picks of all layers would make it larger than `max_bytes`, the reader shows only some
+    layers, evenly spaced; a note on the page says so.
 
     Raises:
-      UsageError: it is larger with one layer, too; nothing is written.
+      UsageError: it is too large even with one layer; nothing is written.
     """
     first, sections = views[0].found, Sections()
     index = np.uint16 if len(texts.texts) <= 0x10000 else np.uint32
@@ -97,7 +97,7 @@ def write_page(
         for name, content in sections.encoded.items()
     )
     data = f'<script type="application/json" id="data">{_json(about)}</script>\n{scripts}'
-    # In this order: what is put in may hold a placeholder's name.
+    # Split first: the data may contain a placeholder's name.
     before, after = page.split("{{data}}")
     title = html.escape(str(header["title"]))
     text = (before.replace("{{title}}", title) + data + after).encode("utf-8")
@@ -111,7 +111,7 @@ def write_page(
 
 
 def _json(value: Any) -> str:
-    """JSON that no HTML parser takes for anything else."""
+    """Returns JSON that no HTML parser mistakes for markup."""
     text = json.dumps(plain(value), ensure_ascii=False, separators=(",", ":"))
     for char in "<>&\u2028\u2029":
         text = text.replace(char, f"\\u{ord(char):04x}")
@@ -120,7 +120,7 @@ def _json(value: Any) -> str:
 
 
 def _template() -> str:
-    """The page without its data."""
+    """Returns the page without its data."""
     order = (ASSETS / "order.txt").read_text(encoding="utf-8").split()
     script = "\n".join((ASSETS / name).read_text(encoding="utf-8") for name in order)
     page = (ASSETS / "page.html").read_text(encoding="utf-8")
@@ -129,7 +129,7 @@ def _template() -> str:
 
 
 def _evenly(view: View, count: int) -> list[int]:
-    """So many layers, the last one among them."""
+    """Returns `count` evenly spaced layers, including the last one."""
     return np.unique(np.linspace(view.found.num_layers - 1, 0, count).round().astype(int)).tolist()
 
 
@@ -141,7 +141,7 @@ def _packed(view: View, count: int) -> Sections:
 
 
 def _layers_that_fit(view: View, budget: int) -> tuple[list[int], str]:
-    """Layers whose picks fit into so many bytes of the page, one at least; a note if not all."""
+    """Returns as many layers as fit into `budget` bytes, at least one; with a note if not all."""
     L = view.found.num_layers
 
     def size(count: int) -> int:

@@ -1,4 +1,4 @@
-"""What the page shows of one model, out of its activations: numbers first, then the page's JSON.
+"""What the page shows of one model, from its activations: first numbers, then the page's JSON.
 
 Legend: N tokens, D documents, M domains, T token texts, L layers, R routed experts, K routed picks,
 C clusters.
@@ -15,12 +15,12 @@ from emo_jax.analysis.activations import Activations
 from emo_jax.analysis.coverage import Coverage, coverage
 from emo_jax.analysis.texts import TokenTexts, standing_out
 
-DOCUMENTS, TEXTS, COMPANIONS, EXPERTS = 8, 12, 5, 8  # of a card, at most
+DOCUMENTS, TEXTS, COMPANIONS, EXPERTS = 8, 12, 5, 8  # entries on a card, at most
 LABEL_TEXTS = 3
 
 
 class View(NamedTuple):
-    """Everything of one model that needs a pass over the activations."""
+    """All values of one model that need a pass over the activations."""
 
     found: Activations
     coverage: Coverage
@@ -28,7 +28,7 @@ class View(NamedTuple):
     probs_NLK: np.ndarray  # uint8: 255 times their probability
     tokens: cluster.Grouped
     documents: cluster.Grouped
-    cluster_means_CLR: np.ndarray  # of token clusters
+    cluster_means_CLR: np.ndarray  # means of the token clusters
     document_means_DLR: np.ndarray
 
 
@@ -40,7 +40,7 @@ def look(
     seed: int = 0,
     progress: Callable[[str], None] = lambda _: None,
 ) -> View:
-    """All passes over the activations of a model."""
+    """Makes all passes over a model's activations."""
     progress("experts by domain")
     covered = coverage(found)
     progress("token clusters")
@@ -68,11 +68,12 @@ def look(
 
 
 def to_json(view: View, texts: TokenTexts, without: list | None, keep: dict | None) -> dict:
-    """The page's part about a model (docs/explorer.md says what is what).
+    """Returns the page's part about a model (fields: see docs/explorer.md).
 
     Args:
-      without: of each layer and expert the rise of domains' losses without it, by name; or None.
-      keep: losses with a part of the experts, or None.
+      without: for each layer and expert, how much domains' losses rise without it, by name; or
+        None.
+      keep: losses with part of the experts, or None.
     """
     found, covered = view.found, view.coverage
     types_N = texts.index_N
@@ -80,7 +81,7 @@ def to_json(view: View, texts: TokenTexts, without: list | None, keep: dict | No
     sizes_D = np.diff(found.doc_ends_D, prepend=0)
     return {
         **found.about,
-        "path": Path(found.about.get("path", "")).name,  # the page is for others to see
+        "path": Path(found.about.get("path", "")).name,  # the page may be shared with others
         "layers": found.num_layers,
         "routed": found.num_routed,
         "top_k": found.num_picks,
@@ -214,13 +215,13 @@ def _clusters(
 
 
 def shown(text: str) -> str:
-    """A text as part of a label: spaces at its ends go, white space alone is named."""
+    """Returns a text as part of a label: stripped of spaces; white space alone is named."""
     names = {" ": "space", "\n": "line end", "\t": "tab", "\n\n": "blank line"}
     return text.strip() or names.get(text, "white space" if text else "part of a character")
 
 
 def _experts(means_LR: np.ndarray, overall_LR: np.ndarray) -> list[tuple[int, int, float]]:
-    """Those whose probability is most above their usual one: (layer, expert, probability)."""
+    """Returns the experts most above their usual probability: (layer, expert, probability)."""
     above = (means_LR - overall_LR).ravel()
     R = means_LR.shape[1]
     order = np.argsort(-above, kind="stable")[:EXPERTS]

@@ -1,1 +1,1 @@
-"""Files as such: written whole or not at all, and small JSON files whose content is checked."""
+"""File helpers: files written whole or not at all, and small JSON files with checked content."""

@@ -1,8 +1,8 @@
-"""The one way in which arrays on disk are opened for reading, through tensorstore.
+"""The only way in which arrays on disk are opened for reading, through tensorstore.
 
-Left to itself tensorstore takes a chunk that is not there for zeros, and remembers that it was not
-there. Here it is an error, and on a local disk it is looked for again first (see `waiting`). Files
-that change under an array that is in use are noticed too.
+By itself, tensorstore reads a missing chunk as zeros, and remembers that it was missing. Here it is
+an error, and on a local disk it is looked for again first (see `waiting`). Files that change under
+an open array are detected too.
 """
 
 import itertools
@@ -15,32 +15,32 @@ import tensorstore as ts
 from emo_jax.errors import one_line
 from emo_jax.files.waiting import AwayError, Patience, SpoiltError
 
-# Status codes of tensorstore for bytes that are there and are wrong.
+# tensorstore's status codes for bytes that exist and are wrong.
 _DAMAGE = ("DATA_LOSS", "FAILED_PRECONDITION", "INVALID_ARGUMENT", "OUT_OF_RANGE")
 
 Where = slice | tuple[slice, ...]
 
 
 class Files(Protocol):
-    """Local files, as `steady.SteadyFiles`."""
+    """Local files, such as `steady.SteadyFiles`."""
 
     def check(self, *names: str) -> None:
-        """Raises AwayError or SpoiltError where they are not what they were."""
+        """Raises AwayError or SpoiltError if they are not what they were."""
         ...
 
 
 class StoredArray:
-    """An array to read from; any number of threads may.
+    """An array to read from, in any number of threads.
 
     Args:
-      spec: of tensorstore, as for `ts.open`.
-      name: of the array, for errors.
-      patience: how long what is away is waited for, and what is raised then.
-      context: makes tensorstore's context, anew for each time that the array is opened.
-      files: that must stay as they are: checked behind every read, those with chunks of it and
-        those in `watched`. None where they are not on a local disk: then tensorstore's own retries
-        are all there are.
-      folder: of the array, in `files`.
+      spec: tensorstore's, as for `ts.open`.
+      name: name of the array in error messages.
+      patience: how long to wait for unavailable files, and what to raise afterwards.
+      context: makes a new tensorstore context each time the array is opened.
+      files: files that must not change; after every read, those with its chunks and those in
+        `watched` are checked. None if they are not on a local disk, which leaves only tensorstore's
+        own retries.
+      folder: folder of the array in `files`.
 
     Raises:
       EmoError: it cannot be opened.
@@ -57,22 +57,22 @@ class StoredArray:
         folder: str = "",
         watched: tuple[str, ...] = (),
     ):
-        # When it is opened again, what was cached is looked at again: also that nothing was there.
+        # Opening it again rechecks the cache, including the absence of chunks.
         self._spec = {"recheck_cached_data": "open", **spec, "fill_missing_data_reads": False}
         self._name, self._patience, self._context = name, patience, context
         self._files, self._folder, self._watched = files, folder, watched
-        # None where it has to be opened again: what it has cached may be of another file.
+        # None if it has to be opened again: its cache may be of another file.
         self._array: ts.TensorStore | None = None
         first = patience.read(self._open_first)
         self.shape: tuple[int, ...] = first.shape
         self.dtype: np.dtype = first.dtype.numpy_dtype
         layout: Any = first.chunk_layout
-        self.chunk: tuple[int, ...] = tuple(layout.read_chunk.shape)  # read at once, at least
+        self.chunk: tuple[int, ...] = tuple(layout.read_chunk.shape)  # smallest unit of a read
         self.file_shape: tuple[int, ...] = tuple(layout.write_chunk.shape)
         self._array = first
 
     def start(self, where: Where) -> Callable[[], np.ndarray]:
-        """Begins to read `array[where]`; what is returned waits for it and gives it."""
+        """Starts to read `array[where]`; the returned function waits for it and returns it."""
         array = self._array
         reading = None if array is None else array[where].read()
 
@@ -89,16 +89,16 @@ class StoredArray:
                 return value
             except (AwayError, SpoiltError):
                 self._array = reading = None
-                self._check(where)  # which file it was says more
+                self._check(where)  # an error that names the file is better
                 raise
 
         return lambda: self._patience.read(finish)
 
     def read(self, where: Where) -> np.ndarray:
-        """`array[where]`.
+        """Returns `array[where]`.
 
         Raises:
-          EmoError: it is away for good, damaged, or was replaced by another.
+          EmoError: it stays unavailable, is damaged, or was replaced by another.
         """
         return self.start(where)()
 
@@ -107,7 +107,7 @@ class StoredArray:
             return self._open()
         except (AwayError, SpoiltError):
             if self._files is not None:
-                self._files.check(*self._watched)  # which file it was says more
+                self._files.check(*self._watched)  # an error that names the file is better
             raise
 
     def _open(self) -> ts.TensorStore:
@@ -134,7 +134,7 @@ class StoredArray:
             self._files.check(*self._chunk_files(where), *self._watched)
 
     def _chunk_files(self, where: Where) -> list[str]:
-        """Names of the files that hold a part of an array, as zarr 3 has them."""
+        """Returns the names that zarr 3 gives the files that hold a part of an array."""
         if not self._folder:
             return []
         slices = where if isinstance(where, tuple) else (where,)

@@ -1,4 +1,4 @@
-"""Files that are never half written, and folders that are not there before their content is."""
+"""Files that are never half written, and folders that appear only with their content."""
 
 import contextlib
 import os
@@ -10,17 +10,17 @@ from emo_jax.errors import UsageError
 
 
 def write_atomic(path: epath.Path, text: str) -> None:
-    """Writes a file that is either absent (or the old one) or complete, also after a power cut."""
+    """Writes a file that is either absent (or the old one) or complete, even after a power cut."""
     write_bytes_atomic(path, text.encode())
 
 
 def write_bytes_atomic(path: epath.Path, content: bytes) -> None:
-    """The same, of bytes."""
+    """Writes bytes as `write_atomic` writes text."""
     if "://" in str(path):  # object stores publish an object only when it is complete
         path.write_bytes(content)
         return
     temporary = path.parent / f".{path.name}.tmp"
-    # Of a killed run; or a link that somebody else left in their folder, to a file that is ours.
+    # Left by a killed run; or a link that someone else put in their folder, to one of our files.
     with contextlib.suppress(FileNotFoundError):
         os.unlink(temporary)
     with open(temporary, "xb") as f:
@@ -43,10 +43,10 @@ def sync_folder(path: epath.Path) -> None:
 
 
 def refuse_existing(folder: str | os.PathLike[str]) -> None:
-    """Raise when a folder to be made has something in it.
+    """Raises an error if a folder to be created is not empty.
 
     Raises:
-      UsageError: it does.
+      UsageError: it exists and is not an empty folder.
     """
     path = Path(folder)
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
@@ -54,10 +54,10 @@ def refuse_existing(folder: str | os.PathLike[str]) -> None:
 
 
 def refuse_unmakeable(option: str, folder: str | os.PathLike[str]) -> None:
-    """Raise when a folder cannot be made, or has something in it: before the work, not after.
+    """Raises an error if a folder cannot be created or is not empty: before the work, not after.
 
     Raises:
-      UsageError: which of them.
+      UsageError: says which of the two.
     """
     refuse_existing(folder)
     above = Path(folder).resolve().parent

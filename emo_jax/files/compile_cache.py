@@ -1,7 +1,7 @@
-"""Compiled programs kept on disk, so that the second start of a run does not compile again.
+"""An on-disk cache of compiled programs, so that a run does not recompile on its second start.
 
-The folder is `$EMO_COMPILE_CACHE`, else that of JAX's own setting (`JAX_COMPILATION_CACHE_DIR`),
-else `$XDG_CACHE_HOME/emo_jax/compiled` (`~/.cache/…`). `EMO_COMPILE_CACHE=off` keeps nothing.
+The folder is `$EMO_COMPILE_CACHE`, else JAX's own setting (`JAX_COMPILATION_CACHE_DIR`), else
+`$XDG_CACHE_HOME/emo_jax/compiled` (`~/.cache/…`). `EMO_COMPILE_CACHE=off` turns it off.
 """
 
 import contextlib
@@ -11,23 +11,23 @@ import platform
 from pathlib import Path
 
 OFF = "off"
-MAX_BYTES = 4 * 2**30  # the programs that were not used for longest are dropped
-MIN_SECONDS = 0.5  # what compiles faster than this is not kept
+MAX_BYTES = 4 * 2**30  # the least recently used programs are dropped
+MIN_SECONDS = 0.5  # programs that compile faster are not cached
 
 
 def folder() -> Path | None:
-    """Where compiled programs are kept; None where they are not, or JAX is told where already."""
+    """Returns the cache folder; None if caching is off or JAX is told of a folder already."""
     asked = os.environ.get("EMO_COMPILE_CACHE")
     if asked == OFF or (not asked and os.environ.get("JAX_COMPILATION_CACHE_DIR")):
         return None
     cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     root = Path(asked) if asked else Path(cache) / "emo_jax" / "compiled"
-    # Nobody's home, as of a user that the machine does not know: `~` stays as it is.
+    # There is no home folder, as for a user unknown to the machine: `~` stays as it is.
     return root / _processor() if root.is_absolute() or asked else None
 
 
 def _processor() -> str:
-    """Name of this kind of processor.
+    """Returns a name for this kind of processor.
 
     A program compiled for the CPU uses every instruction of the machine that compiled it, and a
     home folder may be shared with older machines.
@@ -41,9 +41,9 @@ def _processor() -> str:
 
 
 def enable() -> None:
-    """Tells JAX, by its environment variables: call it before JAX is imported.
+    """Sets JAX's environment variables for the cache; call it before JAX is imported.
 
-    A folder that cannot be made is no error: everything works, and compiles each time.
+    A folder that cannot be created is not an error: everything works, but compiles each time.
     """
     where = folder()
     if where is None:

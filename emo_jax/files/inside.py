@@ -1,8 +1,8 @@
-"""Files of a folder that somebody else made: what a link brings in from outside is none of them.
+"""Guards against links that bring files from outside into a folder made by someone else.
 
-Such a folder may hold a link to any file of this machine, whose content would be copied, exported
-and pushed. The one link that people need is the hub cache's, `snapshots/REVISION/…/FILE` to
-`blobs/…` beside `snapshots`.
+Such a folder may contain a link to any file of this machine, whose content would then be copied,
+exported and pushed. The one kind of link that people need is the hub cache's, from
+`snapshots/REVISION/…/FILE` to `blobs/…` next to `snapshots`.
 """
 
 import os
@@ -17,17 +17,17 @@ from emo_jax.files.json_files import NotReadableError
 def check_own_file(
     path: str | os.PathLike[str], *, within: str | os.PathLike[str] | None = None
 ) -> None:
-    """Refuses what is no regular file, or what links bring in from outside of its folder.
+    """Refuses a file that is not regular, or that a link brings in from outside its folder.
 
     Nothing is opened.
 
     Args:
-      within: the folder of somebody else; None: the one that the file lies in. Where that is a
-        link itself, it is the one that the link names.
+      within: the folder of someone else; None: the folder of `path`. A `within` that is itself a
+        link stands for its target.
 
     Raises:
-      NotReadableError: saying which of both.
-      OSError: there is no such file, or it cannot be looked at.
+      NotReadableError: says which of the two.
+      OSError: there is no such file, or it cannot be accessed.
     """
     real = _inside(path, os.path.dirname(path) or "." if within is None else within)
     if not stat.S_ISREG(os.stat(real).st_mode):
@@ -35,7 +35,7 @@ def check_own_file(
 
 
 def _inside(path: str | os.PathLike[str], within: str | os.PathLike[str]) -> str:
-    """Where a path leads; NotReadableError where that is neither in a folder nor its blobs."""
+    """Resolves a path; raises NotReadableError if it is neither in a folder nor in its blobs."""
     folder, real = (os.path.realpath(name, strict=True) for name in (within, path))
     allowed = [folder]
     for place in (Path(folder), *Path(folder).parents):
@@ -47,15 +47,15 @@ def _inside(path: str | os.PathLike[str], within: str | os.PathLike[str]) -> str
 
 
 def check_tree(folder: str | os.PathLike[str], known: Container[str] = ()) -> None:
-    """Refuses, of all below a folder, what is neither a file nor a folder, and links out of it.
+    """Refuses anything below a folder that is not a file or folder, and links out of it.
 
     Args:
-      known: files by their path in the folder whose content is known, by digest: where such a link
-        leads does not matter.
+      known: paths in the folder of files whose digests are known: where such a link leads does not
+        matter.
 
     Raises:
-      NotReadableError: naming the first of them by its path in the folder.
-      OSError: something cannot be looked at.
+      NotReadableError: names the first of them by its path in the folder.
+      OSError: something cannot be accessed.
     """
     waiting = [""]
     while waiting:
@@ -81,10 +81,10 @@ def check_own_files(
     error: type[EmoError],
     within: str | os.PathLike[str] | None = None,
 ) -> None:
-    """`check_own_file` for those of some names that are in a folder.
+    """Calls `check_own_file` for those of some names that exist in a folder.
 
     Raises:
-      EmoError: of the kind `error`, in one line that names the file and says what to do.
+      EmoError: of the type `error`, in one line that names the file and says what to do.
     """
     for name in names:
         path = Path(folder) / name

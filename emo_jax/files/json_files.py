@@ -1,8 +1,8 @@
-"""Small JSON files: read with every fault of form named, and written so that everybody reads them.
+"""Small JSON files: every format error is named on reading, and what is written is strict JSON.
 
-A file of ours may have been cut short, edited or made by somebody else. `read_object` gives an
-object out of one or says in a line what is wrong; `Fields` hands out its values by kind. What is
-written is JSON on every line: a number that is not finite becomes null.
+A file of ours may have been truncated, edited or made by someone else. `read_object` returns its
+object or says in one line what is wrong; `Fields` returns the object's values by type. On writing,
+a number that is not finite becomes null.
 """
 
 import codecs
@@ -16,13 +16,13 @@ from typing import IO, Any
 
 from emo_jax.errors import BREAKS, DataError, EmoError, one_line
 
-_LOOK_AT = 64  # bytes in which another encoding shows
-MAX_LINE = 4096  # characters of a value that is shown
-MAX_BYTES = 1 << 28  # of a small file; the largest that is usual, a tokenizer.json, has 35 MB
-MAX_DEPTH = 200  # of objects and lists in each other; of what people write, ten or so
+_LOOK_AT = 64  # bytes that are enough to detect another encoding
+MAX_LINE = 4096  # characters, at most, of a value that is shown
+MAX_BYTES = 1 << 28  # of a small file; the largest common one, a tokenizer.json, has 35 MB
+MAX_DEPTH = 200  # of nested objects and lists; people write ten or so
 _BEGINS_JSON = re.compile(r"\s*\{\s*\"|\s*\[\s*[\"{\[]")
 UTF8_MARK = b"\xef\xbb\xbf"
-_BYTE_ORDER_MARKS = (  # the longer ones first: UTF-32's begins as UTF-16's
+_BYTE_ORDER_MARKS = (  # the longer ones first: UTF-32's starts like UTF-16's
     (b"\x00\x00\xfe\xff", "utf-32-be"),
     (b"\xff\xfe\x00\x00", "utf-32-le"),
     (b"\xff\xfe", "utf-16-le"),
@@ -35,10 +35,11 @@ class NotReadableError(ValueError):
 
 
 def codec_of(start: bytes) -> str | None:
-    """Python's name of UTF-16 or UTF-32, where the first bytes say so; None where it may be UTF-8.
+    """Returns Python's name for UTF-16 or UTF-32 if the first bytes say so; None if maybe UTF-8.
 
-    By its mark; else by the zero bytes of its ASCII characters, where it begins with one and every
-    third or more is one, or begins as JSON does, whatever the letters of its texts.
+    They say so by a byte order mark, or by the zero bytes of ASCII characters: if the text starts
+    with one and at least a third of it is ASCII, or if it starts like JSON, whatever its strings
+    contain.
     """
     for mark, codec in _BYTE_ORDER_MARKS:
         if start.startswith(mark):
@@ -48,7 +49,7 @@ def codec_of(start: bytes) -> str | None:
     for codec in ("utf-32-be", "utf-32-le", "utf-16-be", "utf-16-le"):
         text = codecs.getincrementaldecoder(codec)("replace").decode(start[:_LOOK_AT])
         plain = sum(c.isascii() for c in text)
-        enough = 3 * plain >= len(text) > 3 or plain == len(text)  # of a few any two bytes are one
+        enough = 3 * plain >= len(text) > 3 or plain == len(text)  # few bytes match by chance
         if text[:1].isascii() and enough and not set("\0\ufffd") & set(text):
             return codec
         if _BEGINS_JSON.match(text):
@@ -57,13 +58,13 @@ def codec_of(start: bytes) -> str | None:
 
 
 def other_encoding(start: bytes) -> str | None:
-    """UTF-16 or UTF-32 as a user says it; see `codec_of`."""
+    """Returns UTF-16 or UTF-32 in the form to show a user; see `codec_of`."""
     codec = codec_of(start)
     return codec[:6].upper() if codec else None
 
 
 def decode(content: bytes) -> str:
-    """Bytes as UTF-8 text, without its mark.
+    """Decodes bytes as UTF-8 text, without a byte order mark.
 
     Raises:
       NotReadableError: they are not UTF-8.
@@ -77,37 +78,37 @@ def decode(content: bytes) -> str:
 
 
 def loads(text: str) -> Any:
-    """The value of a JSON text that is nested less deep than Python allows.
+    """Returns the value of a JSON text, nested less deeply than Python's limit.
 
-    NaN and Infinity, which are no JSON, are read as Python's `json` does. Strings may hold half of
-    a surrogate pair, see `check_characters`.
+    NaN and Infinity, which are not JSON, are read as Python's `json` does. Strings may contain
+    unpaired surrogates, see `check_characters`.
 
     Raises:
-      NotReadableError: it is not.
+      NotReadableError: it is not such a text.
     """
     try:
         return json.loads(text)
     except RecursionError:
         raise NotReadableError("JSON that is nested too deep") from None
     except ValueError as error:
-        if not isinstance(error, json.JSONDecodeError):  # Python bounds the digits of a number
+        if not isinstance(error, json.JSONDecodeError):  # Python limits the digits of a number
             raise NotReadableError("JSON with a number of too many digits") from None
         raise NotReadableError(f"broken JSON ({one_line(error)})") from None
 
 
 def parse(content: bytes | str) -> Any:
-    """The value of a JSON text: UTF-8, and as `loads` reads it, of whole characters.
+    """Returns the value of a JSON text: UTF-8, as `loads` reads it, without unpaired surrogates.
 
     It is nested at most `MAX_DEPTH` deep, so that it can also be shown, compared and written.
 
     Raises:
-      NotReadableError: it is not.
+      NotReadableError: it is not such a text.
     """
     text = decode(content) if isinstance(content, bytes) else content
     value = loads(text)
     if text.count("[") + text.count("{") > MAX_DEPTH and _is_deep(value):
         raise NotReadableError("JSON that is nested too deep")
-    # Half of a surrogate pair can be spelt in JSON; nothing that writes UTF-8 can take it.
+    # JSON can spell an unpaired surrogate, but UTF-8 cannot encode it.
     if "\\ud" in text or "\\uD" in text:
         check_characters(value)
     return value
@@ -124,7 +125,7 @@ def _is_deep(value: Any) -> bool:
 
 
 def check_characters(value: Any) -> None:
-    """Raises NotReadableError where a string inside of a JSON value is no text."""
+    """Raises NotReadableError if a string inside a JSON value has an unpaired surrogate."""
     try:
         json.dumps(value, ensure_ascii=False).encode("utf-8")
     except UnicodeEncodeError:
@@ -132,7 +133,7 @@ def check_characters(value: Any) -> None:
 
 
 def is_text(value: str) -> bool:
-    """Whether a string is one of whole characters, which UTF-8 and every tokenizer can take."""
+    """Whether a string has no unpaired surrogate, which UTF-8 and tokenizers cannot encode."""
     try:
         return value.isascii() or bool(value.encode("utf-8"))
     except UnicodeEncodeError:
@@ -140,10 +141,10 @@ def is_text(value: str) -> bool:
 
 
 def open_regular(path: str | os.PathLike[str]) -> IO[bytes]:
-    """A file that is one, for reading: a pipe would be waited for, a device has no end.
+    """Opens a regular file for reading: a pipe would block, and a device never ends.
 
     Raises:
-      NotReadableError: it is none.
+      NotReadableError: it is not a regular file.
       OSError: it cannot be opened.
     """
     fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -154,16 +155,16 @@ def open_regular(path: str | os.PathLike[str]) -> IO[bytes]:
 
 
 def read_regular(path: str | os.PathLike[str], *, max_bytes: int = MAX_BYTES) -> bytes:
-    """The content of a file that is one, see `open_regular`.
+    """Returns the content of a regular file, see `open_regular`.
 
-    A URL that etils knows (gs://, s3://) is read as it is.
+    A URL that etils supports (gs://, s3://) is read without these checks.
 
     Raises:
-      NotReadableError: it is none, or is larger than `max_bytes`.
+      NotReadableError: it is not a regular file, or is larger than `max_bytes`.
       OSError: it cannot be read.
     """
     if "://" in os.fspath(path):
-        from etils import epath  # slow to load, and configs are read without
+        from etils import epath  # slow to load, and not needed to read configs
 
         return epath.Path(path).read_bytes()
     with open_regular(path) as file:
@@ -176,7 +177,7 @@ def read_regular(path: str | os.PathLike[str], *, max_bytes: int = MAX_BYTES) ->
 def read_object(
     path: str | os.PathLike[str], *, error: type[EmoError] = DataError, advice: str
 ) -> dict[str, Any]:
-    """The JSON object in a file.
+    """Reads the JSON object in a file.
 
     Args:
       error: raised as `PATH: what is wrong; ADVICE`.
@@ -184,7 +185,7 @@ def read_object(
 
     Raises:
       FileNotFoundError: no such file.
-      EmoError: of the kind `error`.
+      EmoError: of the type `error`, for anything else.
     """
     try:
         value = parse(read_regular(path))
@@ -198,7 +199,7 @@ def read_object(
 
 
 def plain(value: Any) -> Any:
-    """The same value with null for every number that is not finite, which JSON does not have."""
+    """Replaces every number that is not finite, which JSON does not have, by null."""
     if isinstance(value, Mapping):
         return {key: plain(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):
@@ -207,7 +208,7 @@ def plain(value: Any) -> Any:
 
 
 def dumps(value: Any, *, indent: int | None = None, ensure_ascii: bool = True) -> str:
-    """JSON text of a value; see `plain`."""
+    """Returns a value as JSON text; see `plain`."""
     return json.dumps(plain(value), indent=indent, allow_nan=False, ensure_ascii=ensure_ascii)
 
 
@@ -215,22 +216,22 @@ def dumps(value: Any, *, indent: int | None = None, ensure_ascii: bool = True) -
 
 
 def is_integer(value: Any) -> bool:
-    """Whether a value is a whole number; True and 1.0 are none."""
+    """Whether a value is an integer; True and 1.0 are not."""
     return isinstance(value, int) and not isinstance(value, bool)
 
 
 def is_number(value: Any) -> bool:
-    """Whether a value is a finite number; True is none."""
+    """Whether a value is a finite number; True is not."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return False
     try:
         return math.isfinite(float(value))
-    except OverflowError:  # a whole number of more digits than a float has
+    except OverflowError:  # an integer too large for a float
         return False
 
 
 def name_of(value: Any) -> str:
-    """What a JSON value is, in words."""
+    """Returns what a JSON value is, in words."""
     kinds = {dict: "an object", list: "a list", str: "a string", bool: "true or false"}
     return kinds.get(type(value), "null" if value is None else f"the number {value}"[:40])
 
@@ -239,10 +240,10 @@ _NEEDED = object()
 
 
 class Fields:
-    """The values of a JSON object, each asked for by what it must be.
+    """The values of a JSON object, each read by the type it must have.
 
-    Every method raises NotReadableError, which names the field, where the value is of another kind,
-    or is missing and has no `default`. A `default` is given back as it is.
+    Every method raises NotReadableError, which names the field, if the value has another type, or
+    is missing and there is no `default`. A `default` is returned as is.
     """
 
     def __init__(self, values: Any, path: str = ""):
@@ -259,7 +260,7 @@ class Fields:
         return iter(self._values)
 
     def value(self, name: str, default: Any = _NEEDED) -> Any:
-        """As it is."""
+        """Returns the value as it is."""
         if name in self._values:
             return self._values[name]
         if default is _NEEDED:
@@ -275,13 +276,13 @@ class Fields:
         return value
 
     def text(self, name: str, default: Any = _NEEDED) -> str:
-        """A string without NULs."""
+        """Returns a string without NULs."""
         return self._of(
             name, default, lambda v: isinstance(v, str) and "\0" not in v, "a string without NULs"
         )
 
     def line(self, name: str, default: Any = _NEEDED) -> str:
-        """A string of one short line: it is shown to people, in errors and in tables."""
+        """Returns a string of one short line, to be shown in errors and tables."""
         return self._of(
             name,
             default,
@@ -290,7 +291,7 @@ class Fields:
         )
 
     def choice(self, name: str, allowed: Sequence[str], default: Any = _NEEDED) -> str:
-        """One of some strings."""
+        """Returns one of the `allowed` strings."""
         return self._of(
             name,
             default,
@@ -301,7 +302,7 @@ class Fields:
     def integer(
         self, name: str, default: Any = _NEEDED, *, low: int = 0, high: int = 2**31 - 1
     ) -> int:
-        """A whole number, low ≤ value ≤ high."""
+        """Returns an integer, low ≤ value ≤ high."""
         return self._of(
             name,
             default,
@@ -310,15 +311,15 @@ class Fields:
         )
 
     def number(self, name: str, default: Any = _NEEDED) -> float:
-        """A finite number."""
+        """Returns a finite number."""
         return self._of(name, default, is_number, "a finite number")
 
     def flag(self, name: str, default: Any = _NEEDED) -> bool:
-        """True or false."""
+        """Returns True or False."""
         return self._of(name, default, lambda v: isinstance(v, bool), "true or false")
 
     def items(self, name: str, default: Any = _NEEDED) -> list[Any]:
-        """A list of anything."""
+        """Returns a list of anything."""
         return self._of(name, default, lambda v: isinstance(v, list), "a list")
 
     def rows(
@@ -328,7 +329,7 @@ class Fields:
         what: str,
         default: Any = _NEEDED,
     ) -> list[list[Any]]:
-        """Lists in a list, of values that fit."""
+        """Returns a list of lists of values that fit."""
         return self._of(
             name,
             default,
@@ -340,7 +341,7 @@ class Fields:
         )
 
     def inner(self, name: str, default: Any = _NEEDED) -> "Fields":
-        """An object."""
+        """Returns an object."""
         value = self.value(name, default)
         return Fields(value, f"{self._path}{name}.")
 

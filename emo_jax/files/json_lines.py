@@ -1,8 +1,8 @@
-"""Our own small files of JSON lines, such as metrics.jsonl: read whatever became of them.
+"""Our own small files of JSON lines, such as metrics.jsonl, read in whatever state they are.
 
 A kill or a full disk may have cut the last line, and a person or another program may have changed
-the file. What is no record is left out where it is read, and named; where the file is written to
-again, a copy of it as it was stays beside it, unless all that is lost is half of a last line.
+the file. Reading skips and names what is not a record. Before such a file is written to again, a
+copy of it is kept next to it, unless only an incomplete last line is lost.
 """
 
 import logging
@@ -19,19 +19,19 @@ from emo_jax.files.atomic import write_bytes_atomic
 from emo_jax.files.inside import check_own_file
 from emo_jax.files.json_files import NotReadableError, dumps, name_of, open_regular, parse
 
-MAX_LINE = 1 << 24  # bytes; what is longer is no record of ours
+MAX_LINE = 1 << 24  # bytes; anything longer is not one of our records
 _LOG = logging.getLogger(__name__)
 
 Record = dict[str, Any]
 
 
 class Lines(NamedTuple):
-    """What is in a file.
+    """The contents of a file.
 
     Attributes:
       records: the objects, in order.
-      bad: of each line that is none, where it is and why.
-      cut: the last line is half a one: it has no end, and is among `bad`.
+      bad: for each line that is not a record, where it is and why.
+      cut: the last line is incomplete: it does not end, and is among `bad`.
     """
 
     records: list[Record]
@@ -39,7 +39,7 @@ class Lines(NamedTuple):
     cut: bool
 
     def said(self, path: str | os.PathLike[str]) -> str:
-        """One line about what is left out."""
+        """Returns one line about what is skipped."""
         more = f" and {len(self.bad) - 3} more" if len(self.bad) > 3 else ""
         return f"{os.fspath(path)}: left out: {'; '.join(self.bad[:3])}{more}"
 
@@ -47,14 +47,14 @@ class Lines(NamedTuple):
 def read_lines(
     path: str | os.PathLike[str], check: Callable[[Record], None] = lambda record: None
 ) -> Lines:
-    """The objects of a file, one a line.
+    """Reads the objects of a file, one per line.
 
     Args:
-      check: raises NotReadableError for an object that is no record.
+      check: raises NotReadableError for an object that is not a record.
 
     Raises:
       FileNotFoundError: no such file.
-      UsageError: it cannot be read, or is a link to a file that is not of its folder.
+      UsageError: it cannot be read, or is a link to a file outside its folder.
     """
     records: list[Record] = []
     bad: list[str] = []
@@ -63,7 +63,7 @@ def read_lines(
         check_own_file(path)
         with open_regular(path) as file:
             while content := file.readline(MAX_LINE):
-                # What is behind the bound belongs to the line.
+                # What follows the limit is part of the same line.
                 number, line = number + line.endswith(b"\n"), content
                 is_bad = bool(bad) and bad[-1].startswith(f"line {number} ")
                 if is_bad or not line.strip():
@@ -93,16 +93,16 @@ def _record(line: bytes, check: Callable[[Record], None]) -> Record:
 
 
 def warn_of_bad(path: str | os.PathLike[str], lines: Lines) -> None:
-    """Says what is left out; not of half a last line, which may just be written."""
+    """Logs what is skipped, except an incomplete last line, which may still be being written."""
     if len(lines.bad) > lines.cut:
         _LOG.warning("%s", lines.said(path))
 
 
 def mend_lines(path: Path, lines: Lines, keep: Sequence[Record]) -> None:
-    """Writes a file anew with some of its records, before more are added to it.
+    """Rewrites a file with some of its records, before more are added to it.
 
-    What was in it and is no record stays in a copy, which is named; of half a last line, which a
-    kill leaves, only a line of the log tells.
+    If it contains anything but records, the old file is kept as a copy, which the log names; for an
+    incomplete last line, as a kill leaves, there is only a log line.
     """
     if lines.bad:
         said = lines.said(path)
@@ -115,7 +115,7 @@ def mend_lines(path: Path, lines: Lines, keep: Sequence[Record]) -> None:
 
 
 def json_line(record: Record) -> str:
-    """A record as a line of JSON, whatever its numbers are."""
+    """Returns a record as a line of JSON, even if its numbers are not finite."""
     return dumps(record) + "\n"
 
 

@@ -1,17 +1,17 @@
-"""Names of files that a file gives: a manifest may come from anywhere."""
+"""File names read from a file, such as a manifest, which may come from anywhere."""
 
 from typing import Any
 
 from emo_jax.files.json_files import NotReadableError
 
-_MAX_NAME, _MAX_PART = 4096, 255  # bytes, of file systems
+_MAX_NAME, _MAX_PART = 4096, 255  # bytes, limits of file systems
 
 
 def plain_name(name: Any) -> str:
-    """A name that stays inside of the folder it is looked up in: `a/b.json`.
+    """Returns a name such as `a/b.json` that stays inside the folder it is looked up in.
 
     Raises:
-      NotReadableError: it is no string, or could be a path to somewhere else.
+      NotReadableError: it is not a string, or could be a path to somewhere else.
     """
     parts = name.split("/") if isinstance(name, str) else []
     encoded = name.encode("utf-8", "replace") if isinstance(name, str) else b""

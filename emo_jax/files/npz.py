@@ -1,4 +1,4 @@
-"""Arrays out of an .npz: what a header says is held to the file before room is made for it."""
+"""Reads arrays from an .npz; a header is checked against the file before memory is allocated."""
 
 import io
 import math
@@ -13,16 +13,16 @@ import numpy as np
 from emo_jax.files.json_files import NotReadableError, open_regular
 
 _HEADER_BYTES = 1 << 16
-_METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # those of NumPy
-_GROWTH, _ALWAYS = 1000, 1 << 26  # an .npz is deflated, which is 1032 times at most
+_METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # those that NumPy uses
+_GROWTH, _ALWAYS = 1000, 1 << 26  # an .npz is deflated, by a factor of 1032 at most
 _DAMAGE = (zipfile.BadZipFile, zlib.error, struct.error, EOFError, RuntimeError, ValueError)
 
 
 def read_npz(path: Path, wanted: dict[str, str]) -> dict[str, np.ndarray]:
-    """Some arrays of a file, each of the dtype wanted, or of its kind where that is one letter.
+    """Reads some arrays of a file, each of the given dtype, or kind if that is one letter.
 
     Raises:
-      NotReadableError: not an .npz, damaged, or its arrays are others than they say.
+      NotReadableError: not an .npz, damaged, or its arrays differ from what their headers say.
       OSError: it cannot be opened.
     """
     with open_regular(path) as file:
@@ -32,7 +32,7 @@ def read_npz(path: Path, wanted: dict[str, str]) -> dict[str, np.ndarray]:
                 return {name: _read(archive, name, dtype, size) for name, dtype in wanted.items()}
         except NotReadableError:
             raise
-        except (*_DAMAGE, OSError) as error:  # OSError: a place that the file does not have
+        except (*_DAMAGE, OSError) as error:  # OSError: an offset outside the file
             raise NotReadableError(f"no archive of arrays ({error})") from None
 
 
@@ -64,7 +64,7 @@ def _header(content: bytes, name: str) -> tuple[tuple[int, ...], np.dtype, memor
         shape, fortran, dtype = read[version](cast(Any, stream), max_header_size=_HEADER_BYTES)
         if fortran or dtype.hasobject or not all(n >= 0 for n in shape):
             raise ValueError("an order or a kind that is not written here")
-    except Exception as error:  # of NumPy's parser: tokenize's and ast's errors too
+    except Exception as error:  # NumPy's parser also raises errors of tokenize and ast
         text = " ".join(str(error).split())[:100]
         raise NotReadableError(f"{name} has no header of an array ({text})") from None
     return shape, dtype, memoryview(content)[stream.tell() :]

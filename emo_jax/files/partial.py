@@ -1,7 +1,7 @@
-"""Folders that work is done in before it is whole: locked while their maker runs.
+"""Folders for unfinished work, locked while the process that makes them runs.
 
-They lie beside what they become, under a hidden name. A process that is killed leaves its folder;
-the next one that makes the same thing finds it without a lock and removes it.
+They are next to what they become, under a hidden name. A process that is killed leaves its folder;
+the next one that makes the same thing finds it unlocked and removes it.
 """
 
 import contextlib
@@ -16,16 +16,16 @@ from pathlib import Path
 
 @contextlib.contextmanager
 def partial_folder(target: Path, kind: str) -> Iterator[Path]:
-    """A new folder `.NAME.<random>.KIND` beside `target`; removed at the end if still there."""
+    """Yields a new folder `.NAME.<random>.KIND` next to `target`; removes it if it still exists."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    # A name nobody had: pids come again in containers.
+    # A name never used before: pids repeat in containers.
     stem = f".{target.name}.{secrets.token_hex(8)}"
     unlocked = target.parent / f"{stem}.new"
     folder = target.parent / f"{stem}.{kind}"
     unlocked.mkdir()
     try:
         with _lock(unlocked):
-            # Under a name that `remove_left_over` looks at it is never without its lock.
+            # Under a name that `remove_left_over` looks for, it is always locked.
             unlocked.rename(folder)
             yield folder
     finally:
@@ -35,7 +35,7 @@ def partial_folder(target: Path, kind: str) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def _lock(folder: Path) -> Iterator[None]:
-    """Holds the lock of a folder, where the file system has locks; ends with the process."""
+    """Holds the lock of a folder, if the file system has locks; it ends with the process."""
     fd = os.open(folder, os.O_RDONLY)
     try:
         with contextlib.suppress(OSError):
@@ -46,10 +46,10 @@ def _lock(folder: Path) -> Iterator[None]:
 
 
 def remove_left_over(target: Path, kinds: Collection[str], holds: Collection[str]) -> list[str]:
-    """Removes partial folders of `target` whose makers were killed; returns notes for the user.
+    """Removes partial folders of `target` left by killed processes; returns notes for the user.
 
-    Only those are touched that have the name of one, hold nothing but `holds`, and whose lock is
-    free. What cannot be decided is named and left.
+    Only folders that have such a name, contain nothing but `holds`, and are not locked are removed.
+    A folder whose state cannot be determined is named and left.
     """
     name = re.compile(rf"\.{re.escape(target.name)}\.[0-9a-f]{{16}}\.({'|'.join(kinds)})")
     notes = []
@@ -71,7 +71,7 @@ def remove_left_over(target: Path, kinds: Collection[str], holds: Collection[str
             shutil.rmtree(folder)
             notes.append(f"note: removed {folder}, left by a command that was killed")
         except BlockingIOError:
-            continue  # its maker is at work
+            continue  # its process is still running
         except OSError as error:
             notes.append(
                 f"note: {folder} was left by another command ({error.strerror}); remove it if none"

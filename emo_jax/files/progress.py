@@ -1,4 +1,4 @@
-"""Progress of long work: a live line on a terminal, plain lines now and then in a log."""
+"""Progress of long work: a live line on a terminal, occasional plain lines in a log."""
 
 import sys
 import time
@@ -11,11 +11,11 @@ _SECONDS_BETWEEN_LINES = 10.0
 
 
 class Progress:
-    """Shows the latest of the lines it is told; use as a context manager.
+    """Shows the latest line it is given; use as a context manager.
 
     Args:
-      name: begins every line.
-      enabled: say nothing when False.
+      name: starts every line.
+      enabled: if False, nothing is shown.
     """
 
     def __init__(self, name: str, enabled: bool = True):
@@ -39,7 +39,7 @@ class Progress:
             self._status.stop()
 
     def show(self, line: str, *, always: bool = False) -> None:
-        """Shows a line; in a log only every ten seconds, or `always`."""
+        """Shows a line; in a log only every ten seconds, or if `always`."""
         if self._status is not None:
             self._status.update(f"{self._name}: {line}")
         elif self._enabled and (always or time.monotonic() - self._last > _SECONDS_BETWEEN_LINES):

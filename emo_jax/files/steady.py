@@ -1,6 +1,4 @@
-"""Local files that must stay what they were when they were opened, while they are read piece by
-piece.
-"""
+"""Local files that must not change between being opened and the last partial read."""
 
 import hashlib
 import os
@@ -13,9 +11,9 @@ from emo_jax.files.waiting import AwayError, Patience, SpoiltError
 
 
 class _Mark(NamedTuple):
-    """What tells a file from another one of its name, without reading it."""
+    """Tells a file from another one of the same name, without reading it."""
 
-    number: int  # a file that is moved away and back keeps it
+    number: int  # kept by a file that is moved away and back
     size: int
     changed_ns: int
 
@@ -28,11 +26,11 @@ class SteadyFiles:
     """Files of a folder whose content is known by digest.
 
     Args:
-      sha256: of each file, by its path in the folder; None where that is not known: then any change
+      sha256: digest of each file, by its path in the folder; None if unknown: then any change
         spoils what is read.
 
     Raises:
-      OSError: one is not there.
+      OSError: one of them does not exist.
     """
 
     def __init__(self, folder: Path, sha256: Mapping[str, str | None]):
@@ -40,10 +38,10 @@ class SteadyFiles:
         self._marks = {name: _mark((folder / name).stat()) for name in sha256}
 
     def check(self, *names: str) -> None:
-        """Returns where these files are still the same.
+        """Returns if these files are still the same.
 
         Raises:
-          AwayError: one is not there, or of another size: it may be on its way back.
+          AwayError: one is missing, or has another size: it may be on its way back.
           SpoiltError: one was replaced by another.
         """
         for name in names:
@@ -73,15 +71,15 @@ def _digest(path: Path) -> str:
 
 
 class SteadyFile:
-    """A file that is read by ranges of bytes; it is opened anew for each.
+    """A file that is read by byte ranges and opened anew for each.
 
-    Nothing is mapped: a mapped file that is cut short kills the process that reads it.
+    It is not memory-mapped: a process is killed when it reads a mapped file that was truncated.
 
     Args:
-      patience: how long it is waited for when it is away, and what is raised then.
+      patience: how long to wait while it is unavailable, and what to raise afterwards.
 
     Raises:
-      OSError: it is not there.
+      OSError: it does not exist.
     """
 
     def __init__(self, path: Path, patience: Patience):
@@ -90,14 +88,14 @@ class SteadyFile:
 
     @property
     def size(self) -> int:
-        """Bytes."""
+        """Size in bytes."""
         return self._mark.size
 
     def read(self, start: int, stop: int) -> bytearray:
-        """Bytes [start, stop), which must be in the file.
+        """Returns bytes [start, stop), which must be inside the file.
 
         Raises:
-          EmoError: it is away for good, was cut short, or was changed.
+          EmoError: it stays unavailable, was truncated, or was changed.
         """
         return self._patience.read(lambda: self._read(start, stop))
 

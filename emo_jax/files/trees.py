@@ -1,11 +1,11 @@
-"""Nested dicts and the flat ones whose keys are paths through them."""
+"""Converts between nested dicts and flat ones whose keys are paths through them."""
 
 from collections.abc import Mapping
 from typing import Any
 
 
 def flatten(tree: Mapping[str, Any]) -> dict[str, Any]:
-    """Nested dict → `{"embed/embedding": leaf, …}`."""
+    """Flattens a nested dict to `{"embed/embedding": leaf, …}`."""
     out: dict[str, Any] = {}
     for key, value in tree.items():
         if isinstance(value, Mapping):
@@ -16,7 +16,7 @@ def flatten(tree: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def unflatten(leaves: Mapping[str, Any]) -> dict[str, Any]:
-    """The inverse of `flatten`."""
+    """Inverts `flatten`."""
     tree: dict[str, Any] = {}
     for path, leaf in leaves.items():
         *parents, last = path.split("/")

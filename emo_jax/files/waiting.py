@@ -1,8 +1,8 @@
-"""Files that are away for a moment: waited for, for a stated time, and named when it is over.
+"""Waits a set time for files that are temporarily unavailable, then names them in an error.
 
-A file system of a network comes back, and a folder that is moved may be. What was there when it was
-opened and cannot be read now is tried again for `EMO_READ_WAIT` seconds; a line of the log says
-what is waited for. What is not there when it is opened is refused at once.
+A network file system comes back, and a folder that was moved may. What existed when it was opened
+and cannot be read now is tried again for `EMO_READ_WAIT` seconds; a log line says what is waited
+for. What does not exist when it is opened is refused immediately.
 """
 
 import contextlib
@@ -18,7 +18,7 @@ from emo_jax.errors import UsageError
 
 VARIABLE = "EMO_READ_WAIT"
 WAIT_SECONDS = 60.0
-_FIRST_PAUSE, _LAST_PAUSE = 0.05, 1.0  # seconds between tries
+_FIRST_PAUSE, _LAST_PAUSE = 0.05, 1.0  # seconds between attempts
 _LOG = logging.getLogger(__name__)
 _here = threading.local()
 
@@ -26,18 +26,18 @@ T = TypeVar("T")
 
 
 class AwayError(Exception):
-    """What was there cannot be read now: it may come back. As `PATH: why`."""
+    """`PATH: why` for what existed and cannot be read now: it may come back."""
 
 
 class SpoiltError(Exception):
-    """What was there will never be read right: damaged, or another. As `PATH: why`."""
+    """`PATH: why` for what existed and will never read correctly: damaged, or replaced."""
 
 
 def wait_seconds() -> float:
-    """How long a file that is away is waited for.
+    """Returns how long to wait for an unavailable file.
 
     Raises:
-      UsageError: the variable of the environment that says so is no number of seconds.
+      UsageError: the environment variable for it is not a number of seconds.
     """
     text = os.environ.get(VARIABLE, "")
     try:
@@ -51,7 +51,7 @@ def wait_seconds() -> float:
 
 @contextlib.contextmanager
 def wait_unless(stopped: Callable[[], bool]) -> Iterator[None]:
-    """In this thread, nothing is waited for any longer once `stopped` says so."""
+    """Stops all waiting in this thread as soon as `stopped` returns True."""
     before = getattr(_here, "stopped", None)
     _here.stopped = stopped
     try:
@@ -61,13 +61,13 @@ def wait_unless(stopped: Callable[[], bool]) -> Iterator[None]:
 
 
 class Patience:
-    """Reads that are tried again, of one place; any number of threads may read.
+    """Retries reads from one place, in any number of threads.
 
     Args:
       error: raised when nothing helps, as `PATH: why; WHAT TO DO`.
-      away: what to do about a file that stays away.
-      spoilt: what to do about one that is damaged, or another; "": nothing is said.
-      seconds: to wait; None: what `wait_seconds` says.
+      away: what to do about a file that stays unavailable.
+      spoilt: what to do about a damaged or replaced file; "": say nothing.
+      seconds: how long to wait; None: `wait_seconds()`.
     """
 
     def __init__(
@@ -77,13 +77,13 @@ class Patience:
         self._spoilt = f"; {spoilt}" if spoilt else ""
         self._seconds = wait_seconds() if seconds is None else seconds
         self._lock = threading.Lock()
-        self._since: float | None = None  # when what is waited for was missed first
+        self._since: float | None = None  # when the file waited for was first missed
 
     def read(self, attempt: Callable[[], T]) -> T:
-        """What `attempt` returns, the first time that it does not raise `AwayError`.
+        """Returns what `attempt` returns, as soon as it does not raise `AwayError`.
 
         Raises:
-          error: it was away for too long, or is spoilt (`SpoiltError`, which no wait mends).
+          error: unavailable for too long, or spoilt (`SpoiltError`, which waiting does not help).
         """
         begin, pause = time.monotonic(), _FIRST_PAUSE
         while True:
@@ -104,7 +104,7 @@ class Patience:
             return found
 
     def _miss(self, what: str) -> None:
-        with self._lock:  # many threads miss the same; one line tells
+        with self._lock:  # many threads miss the same file; log it once
             if self._since is None:
                 self._since = time.monotonic()
                 _LOG.warning("%s; waiting up to %.0f s for it", what, self._seconds)

@@ -1,1 +1,1 @@
-"""`emo quickstart`, and the sample corpus it can use."""
+"""`emo quickstart`, and the sample corpus that it can use."""

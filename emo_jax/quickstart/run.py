@@ -1,8 +1,8 @@
-"""`emo quickstart`: documents, two trained models, what each loses with fewer experts, a HF folder,
-and pages to look at.
+"""`emo quickstart`: from documents to two trained models, an evaluation and an export.
 
-Every stage leaves its result in the output folder and is skipped when it is there, so a quickstart
-that was stopped goes on where it was.
+It measures what each model loses with fewer experts, exports a Hugging Face folder, and writes
+pages to look at. Each stage leaves its result in the output folder and is skipped if the result
+exists, so an interrupted quickstart resumes where it stopped.
 """
 
 import importlib.util
@@ -45,17 +45,17 @@ from emo_jax.saved.transfer import export
 from emo_jax.training.loop import Trainer
 
 SETTINGS_FILE = "quickstart.json"
-SAMPLE_CAP_MB = 1.5  # a domain: about one pass of the training steps
-TOKENIZER_MB = 4.0  # text the tokenizer is trained on
+SAMPLE_CAP_MB = 1.5  # per domain: about one pass of the training steps
+TOKENIZER_MB = 4.0  # text that the tokenizer is trained on
 VOCAB_SIZE = 2048
 KEEP_PERCENT = (50.0, 25.0, 12.5)
-EVAL_WINDOWS = 512  # of the select and of the test split, at most
+EVAL_WINDOWS = 512  # at most, of each of the select and test splits
 PROMPT_TOKENS, GENERATED_TOKENS = 24, 40
-PAGE_TOKENS, PAGE_CLUSTERS, PAGE_WINDOWS = 40_000, 32, 64  # of the explorer's page
+PAGE_TOKENS, PAGE_CLUSTERS, PAGE_WINDOWS = 40_000, 32, 64  # for the explorer's page
 
 
 class _Stages:
-    """Names each stage, with the seconds it took."""
+    """Announces each stage, with the seconds since the start."""
 
     def __init__(self, console: Console, total: int):
         self._console, self._total, self._done = console, total, 0
@@ -68,16 +68,16 @@ class _Stages:
 
 
 def run_quickstart(documents: list[str], output: Path, *, steps: int | None = None) -> None:
-    """The whole way, in under ten minutes on two CPU cores with the sample corpus.
+    """Runs all stages, in under ten minutes on two CPU cores with the sample corpus.
 
     Args:
       documents: JSONL files or folders; empty: the sample corpus.
-      output: folder to make, or of a quickstart with the same documents and steps to go on with.
+      output: folder to create, or that of a quickstart with the same documents and steps to resume.
       steps: training steps of each model; None: as in the presets.
 
     Raises:
       UsageError: the output folder is in use by something else.
-      DataError: too few documents, before anything is trained.
+      DataError: too few documents; raised before anything is trained.
     """
     console = Console(highlight=False)
     if documents:
@@ -115,7 +115,7 @@ def run_quickstart(documents: list[str], output: Path, *, steps: int | None = No
     if not folder.exists():
         export(workdirs["emo_tiny"], folder, layout="qwen2_moe")
     config, params = tables["emo_tiny"]
-    # The text of a document is not markup.
+    # A document's text is not markup.
     console.print(_generated(folder, config, params, store), markup=False)
 
     stages.start("pages: what each expert knows, and how the runs went")
@@ -124,7 +124,7 @@ def run_quickstart(documents: list[str], output: Path, *, steps: int | None = No
 
 
 def _claim(output: Path, settings: dict[str, Any]) -> None:
-    """Makes the folder ours, or finds that it is ours and made with the same settings."""
+    """Claims the folder, or checks that it was claimed earlier with the same settings."""
     path = output / SETTINGS_FILE
     if path.exists():
         advice = "give another --output, or delete the folder"
@@ -135,7 +135,7 @@ def _claim(output: Path, settings: dict[str, Any]) -> None:
                 " --output"
             )
         return
-    # A claim cut short leaves only its temporary file, which still is an empty folder.
+    # An interrupted claim leaves only its temporary file: the folder still counts as empty.
     leftover = f".{SETTINGS_FILE}.tmp"
     if output.exists() and (
         not output.is_dir() or any(p.name != leftover for p in output.iterdir())
@@ -165,7 +165,7 @@ def _store(documents: list[str], output: Path, stages: _Stages, console: Console
 
 
 def _some_texts(documents: list[str]) -> Iterator[str]:
-    """A seeded sample of about `TOKENIZER_MB` over all documents."""
+    """Yields a seeded sample of about `TOKENIZER_MB` over all documents."""
     sizes = [len(d.text) for d in read_documents(documents)]
     share = min(1.0, TOKENIZER_MB * 1e6 / max(sum(sizes), 1))
     chance = random.Random(0)
@@ -254,7 +254,7 @@ def _ours(config: Config, params: Params, prompt: list[int], tokenizer: Tokenize
 
 
 def _pages(output: Path, workdirs: dict[str, Path], store: TokenStore) -> dict[Path, str]:
-    """Writes the explorer's page, and a report of each run; what each is."""
+    """Writes the explorer's page and a report of each run; returns what each page is."""
     page = output / "explore.html"
     if not page.exists():
         models = [str(path) for path in workdirs.values()]

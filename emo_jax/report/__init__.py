@@ -1,1 +1,1 @@
-"""One page of a run: losses, domains, routing, speed, keep-k, config, environment."""
+"""One-page report of a run: losses, domains, routing, speed, keep-k, config, environment."""

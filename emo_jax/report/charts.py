@@ -1,7 +1,7 @@
-"""Charts with matplotlib: one look for pages and papers.
+"""Matplotlib charts in one style, for pages and papers.
 
-A page's charts take its colours: `inline_svg` names them as CSS variables, so that one drawing
-serves light and dark. `write_figures` writes the same chart as SVG and PNG.
+A page's charts take the page's colours: `inline_svg` names them as CSS variables, so that one
+drawing serves light and dark mode. `write_figures` writes the same chart as SVG and PNG.
 """
 
 import html
@@ -21,14 +21,14 @@ from matplotlib.ticker import MaxNLocator
 
 from emo_jax.files.atomic import write_bytes_atomic
 
-# Okabe and Ito: told apart by the colour-blind, on white and on black.
+# Okabe and Ito: distinguishable for the colour-blind, on white and on black.
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8a6d3b")
 DASHES = ("-", "--", ":", "-.")
 INK, GRID = "#1b1f24", "#d8dee4"
 _VARIABLES = {INK: "--ink", GRID: "--grid"} | {c: f"--c{n}" for n, c in enumerate(COLOURS)}
 _STYLE: dict[Any, Any] = {
     "text.parse_math": False,  # names are not formulas
-    "svg.hashsalt": "emo_jax",  # the same chart is the same file
+    "svg.hashsalt": "emo_jax",  # the same chart gives the same file
     "font.family": "sans-serif",
     "font.size": 9,
     "text.color": INK,
@@ -47,7 +47,7 @@ _STYLE: dict[Any, Any] = {
     "axes.facecolor": "none",
 }
 
-# Around all that draws: texts and legends take the style when they are made, not when shown.
+# Applied to everything that draws: texts and legends get their style when created, not shown.
 styled = matplotlib.rc_context(_STYLE)
 
 Series = Mapping[str, tuple[Sequence[float], Sequence[float]]]  # name: (x, y)
@@ -55,13 +55,13 @@ Series = Mapping[str, tuple[Sequence[float], Sequence[float]]]  # name: (x, y)
 
 @styled
 def new(width: float = 6.4, height: float = 2.8, columns: int = 1) -> tuple[Figure, list[Axes]]:
-    """An empty figure (inches) and its axes; no window, no global state."""
+    """Returns an empty figure (size in inches) and its axes; no window, no global state."""
     figure = Figure(figsize=(width, height), layout="constrained")
     return figure, list(figure.subplots(1, columns, squeeze=False)[0])
 
 
 def line_style(n: int) -> dict[str, Any]:
-    """The n-th line: all colours, then all colours dashed, and so on."""
+    """Returns the style of the n-th line: all colours, then all colours dashed, and so on."""
     return {
         "color": COLOURS[n % len(COLOURS)],
         "linestyle": DASHES[n // len(COLOURS) % len(DASHES)],
@@ -70,7 +70,7 @@ def line_style(n: int) -> dict[str, Any]:
 
 @styled
 def lines(ax: Axes, series: Series, *, x: str, y: str) -> None:
-    """A line for each series; one of few points has marks at them."""
+    """Draws a line for each series, with markers if it has few points."""
     for n, (name, (xs, ys)) in enumerate(series.items()):
         marker = "o" if len(xs) <= 8 else None
         style = line_style(n)
@@ -94,8 +94,8 @@ def heat_map(
     columns: Sequence[str] | None = None,
     colours: str = "YlGnBu",
 ) -> None:
-    """Rows by columns; NaN is blank. The palette grows evenly darker: it prints in grey."""
-    top = np.max(values, initial=0.0, where=~np.isnan(values)) or 1.0  # all blank: any scale
+    """Draws rows by columns; NaN is blank. The palette darkens evenly and prints well in grey."""
+    top = np.max(values, initial=0.0, where=~np.isnan(values)) or 1.0  # all blank: any scale works
     image = ax.imshow(
         values, aspect="auto", cmap=colours, interpolation="nearest", vmin=0, vmax=top
     )
@@ -112,13 +112,13 @@ def heat_map(
 
 
 def short(name: str, most: int = 24) -> str:
-    """A name that fits beside a chart, without characters that XML cannot hold."""
+    """Returns a name that fits next to a chart, without characters that XML cannot contain."""
     shown = "".join(char if char.isprintable() else "·" for char in name)
     return shown if len(shown) <= most else shown[: most - 1] + "…"
 
 
 def short_names(names: Sequence[str], most: int = 24) -> list[str]:
-    """The same of several names, no two alike: those that begin alike show their ends too."""
+    """Shortens names so that no two are alike; those that start alike show their ends too."""
     shown = [short(name, most) for name in names]
     twice = {text for text, count in Counter(shown).items() if count > 1}
     ends = [short(name, len(name)) for name in names]
@@ -136,12 +136,12 @@ def short_names(names: Sequence[str], most: int = 24) -> list[str]:
 
 
 def inline_svg(figure: Figure, says: str) -> str:
-    """A chart as part of a page, that says what it shows to those who do not see it."""
-    # Letters stay letters: searched, copied, drawn with the page's font.
+    """Returns a chart as part of a page, with `says` as its description for screen readers."""
+    # Text stays text: it can be searched and copied, and uses the page's font.
     svg = _drawn(figure, "svg", {"svg.fonttype": "none"}, transparent=True).decode("utf-8")
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg[svg.index("<svg") :], flags=re.S)
     svg = re.sub(r"<[^>]*>", _with_variables, svg)  # in tags only: a name may look like a colour
-    # Groups are named alike in every chart of the page; nothing refers to them.
+    # Group names repeat in every chart of the page; nothing refers to them.
     svg = re.sub(r'<g id="[\w.]+">', "<g>", svg)
     return svg.replace("<svg ", f'<svg role="img" aria-label="{html.escape(says)}" ', 1)
 
@@ -154,7 +154,7 @@ def _with_variables(tag: re.Match[str]) -> str:
 
 
 def write_figures(figures: Mapping[str, Figure], folder: Path) -> None:
-    """Each as NAME.svg and NAME.png (200 dots an inch), on white."""
+    """Writes each figure as NAME.svg and NAME.png (200 dpi), on white."""
     for name, figure in figures.items():
         for kind in ("svg", "png"):
             settings = {"svg.fonttype": "path"}  # looks the same without the font
@@ -164,8 +164,8 @@ def write_figures(figures: Mapping[str, Figure], folder: Path) -> None:
 
 def _drawn(figure: Figure, kind: str, style: dict[str, str], **settings: Any) -> bytes:
     stream = io.BytesIO()
-    metadata = {"Date": None} if kind == "svg" else None  # the same chart is the same file
+    metadata = {"Date": None} if kind == "svg" else None  # the same chart gives the same file
     with matplotlib.rc_context(_STYLE | style), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph .* missing")  # a box stands for it
+        warnings.filterwarnings("ignore", message="Glyph .* missing")  # a box is drawn instead
         figure.savefig(stream, format=kind, metadata=metadata, **settings)
     return stream.getvalue()

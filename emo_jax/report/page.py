@@ -1,7 +1,7 @@
-"""The report as one HTML file: charts that follow the page's colours, and their numbers as tables.
+"""The report as one HTML file: charts in the page's colours, and their numbers as tables.
 
-Nothing is fetched and no script runs. What comes from a run (names of domains, config values) is
-text, escaped.
+Nothing is fetched and no script runs. Everything that comes from a run (domain names, config
+values) is escaped text.
 """
 
 import datetime
@@ -21,9 +21,9 @@ from emo_jax.report import charts
 from emo_jax.report.run import Points, Run
 from emo_jax.run.metrics_file import METRICS_FILE
 
-MARK = "<!-- emo_jax report -->"  # a file that has it is ours to replace
-MOST_LINES = 16  # of domains in a chart
-MOST_ROWS = 200  # of domains in a table
+MARK = "<!-- emo_jax report -->"  # a file with this mark may be replaced
+MOST_LINES = 16  # domains in a chart
+MOST_ROWS = 200  # domains in a table
 LOSS_FIELDS = {
     "ce_loss": "training, cross-entropy",
     "loss": "training, with all auxiliary losses",
@@ -42,7 +42,7 @@ _CSS = importlib.resources.files("emo_jax.report") / "report.css"
 
 
 class Section(NamedTuple):
-    """A heading, and HTML below it."""
+    """A heading and the HTML below it."""
 
     name: str
     title: str
@@ -53,7 +53,7 @@ def write_report(run: Run, output: Path) -> int:
     """Writes the page; returns its size in bytes.
 
     Raises:
-      UsageError: `output` is something else than a report; it is left as it is.
+      UsageError: `output` exists and is not a report; it is left unchanged.
     """
     if output.exists() and MARK not in _beginning(output):
         raise UsageError(f"{output}: is there already and is no report; give another --output")
@@ -70,7 +70,7 @@ def _beginning(path: Path) -> str:
 
 
 def page(run: Run) -> str:
-    """The whole file."""
+    """Returns the whole page."""
     made = [section(run) for section in (_losses, _domains, _keep, _routing, _optimizer, _speed)]
     sections = [*(s for s in made if s is not None), _config(run), _environment(run)]
     name = html.escape(str(run.config.get("name", run.path.name)))
@@ -134,7 +134,7 @@ def _domains(run: Run) -> Section | None:
     rows = []
     for name in sorted(losses, key=lambda name: _order(losses[name])):
         steps, values = losses[name]
-        # Other windows may have other domains: no value of an earlier step is shown for a last one.
+        # Windows, and so domains, may change: an earlier step's value is not shown as the last one.
         last = values[-1] if steps[-1] == last_step else None
         change = None if last is None else last - values[0]
         rows.append([name, _nats(values[0]), _nats(last), _signed(change)])
@@ -158,7 +158,7 @@ def _keep(run: Run) -> Section | None:
         return Section("keep", "Fewer experts", body)
     titles, columns = ["domain"], []
     for n, (steps, _) in means.items():
-        # A run goes on with other keeps or windows: a column is of one step, and says so.
+        # A run may be resumed with other keeps or windows: a column is for one step, and says so.
         last = steps[-1]
         titles.append(f"keep {n}" if last == run.last_evaluation else f"keep {n}, step {last:,}")
         domains = run.domains("heldout_rise", f"(keep={n})")
@@ -262,7 +262,7 @@ def _line_chart(series: Mapping[str, Points], y: str) -> str:
 
 
 def _most(series: Mapping[str, Points]) -> tuple[dict[str, Points], str]:
-    """Those with the highest and the lowest last values, where there are too many for a chart."""
+    """Selects the lowest and the highest last values if there are too many series for a chart."""
     if len(series) <= MOST_LINES:
         return dict(series), ""
     order = sorted(series, key=lambda name: _order(series[name]))
@@ -272,7 +272,7 @@ def _most(series: Mapping[str, Points]) -> tuple[dict[str, Points], str]:
 
 
 def _ends(rows: list[list[str]]) -> tuple[list[list[str]], str]:
-    """The first and the last rows of a long table, and what is said of the others."""
+    """Returns the first and last rows of a long table, and a note about the others."""
     if len(rows) <= MOST_ROWS:
         return rows, ""
     half = MOST_ROWS // 2
@@ -281,7 +281,7 @@ def _ends(rows: list[list[str]]) -> tuple[list[list[str]], str]:
 
 
 def _order(points: Points) -> tuple[bool, float]:
-    """By the last value; one that is not finite is behind all."""
+    """Sort key: the last value; NaN comes last."""
     last = points[1][-1]
     return (True, 0.0) if math.isnan(last) else (False, last)
 
@@ -295,7 +295,7 @@ def _table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
         + "</tr>"
         for row in rows
     )
-    # A table wider than a small window is moved by itself, by the keyboard too.
+    # A table too wide for a small window scrolls by itself, also from the keyboard.
     return (
         f'<div class="wide" tabindex="0" role="group" aria-label="{html.escape(titles[0])}: table">'
         f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"

@@ -15,12 +15,12 @@ Points = tuple[list[int], list[float]]  # steps, values
 
 
 class Run(NamedTuple):
-    """A workdir, read."""
+    """A workdir that has been read."""
 
     path: Path
     config: dict[str, Any]
-    records: list[dict[str, Any]]  # of logged steps and of evaluations, by step
-    starts: list[dict[str, Any]]  # of run_info.jsonl
+    records: list[dict[str, Any]]  # logged steps and evaluations, by step
+    starts: list[dict[str, Any]]  # from run_info.jsonl
 
     @property
     def last_step(self) -> int:
@@ -29,20 +29,20 @@ class Run(NamedTuple):
 
     @property
     def last_evaluation(self) -> int | None:
-        """Steps done when the held-out loss was measured last."""
+        """Steps done when the held-out loss was last measured."""
         steps = self.points("heldout_loss")[0]
         return steps[-1] if steps else None
 
     @property
     def first_step(self) -> int:
-        """Steps that the run took over from another when it began."""
+        """Steps that the run took over from another when it started."""
         return min((start["step"] for start in self.starts), default=0)
 
     @property
     def tokens(self) -> int:
-        """Of the steps since `first_step`, each with the batch that it had when done last."""
+        """Tokens of the steps since `first_step`, each with the batch size it last ran with."""
         tokens, end = 0, self.last_step
-        # From the last start: what an earlier one had done beyond its step was done again.
+        # From the last start backwards: steps of an earlier start beyond it were redone.
         for start in reversed(self.starts or [{"step": 0, "config": self.config}]):
             config = start["config"]
             window = config["data"]["seq_len"]
@@ -51,17 +51,17 @@ class Run(NamedTuple):
         return tokens
 
     def points(self, name: str) -> Points:
-        """Where `name` was measured; NaN where it was not finite."""
+        """Returns the steps and values of `name`; NaN where it was not finite."""
         found = [(r["step"], x) for r in self.records if (x := number_in(r, name)) is not None]
         return [step for step, _ in found], [value for _, value in found]
 
     def last(self, name: str) -> float | None:
-        """Its last value; None where it never was logged."""
+        """Returns the last value; None if it was never logged."""
         values = self.points(name)[1]
         return values[-1] if values else None
 
     def layers(self, name: str) -> dict[str, Points]:
-        """A series for each layer of what is logged by layer."""
+        """Returns a series per layer for a value that is logged by layer."""
         key = f"{name}_by_layer"
         found = [(r["step"], x) for r in self.records if (x := numbers_in(r, key))]
         count = min((len(x) for _, x in found), default=0)
@@ -69,9 +69,9 @@ class Run(NamedTuple):
         return {f"layer {n}": (steps, [value[n] for value in values]) for n in range(count)}
 
     def domains(self, name: str = "heldout_loss", way: str = "") -> dict[str, Points]:
-        """A series for each domain of `NAME/DOMAIN WAY`; a way is `(pool=16)` or `(keep=8)`.
+        """Returns a series per domain of `NAME/DOMAIN WAY`; a way is `(pool=16)` or `(keep=8)`.
 
-        None is empty.
+        An empty `way` means the values without one.
         """
         start, end = f"{name}/", f" {way}" if way else ""
         found: dict[str, Points] = {}
@@ -87,17 +87,17 @@ class Run(NamedTuple):
         return found
 
     def ways(self, kind: str) -> list[int]:
-        """Sizes of the `(pool=N)` or `(keep=N)` losses, largest first."""
+        """Returns the sizes of the `(pool=N)` or `(keep=N)` losses, largest first."""
         pattern = re.compile(rf"heldout_loss \({kind}=(\d+)\)")
         keys = {key for record in self.records for key in record}
         return sorted((int(m[1]) for key in keys if (m := pattern.fullmatch(key))), reverse=True)
 
 
 def read_run(workdir: str | Path) -> Run:
-    """A run's records, config and starts.
+    """Reads a run's records, config and starts.
 
     Raises:
-      UsageError: it is no workdir, or nothing was logged yet.
+      UsageError: it is not a workdir, or nothing has been logged yet.
     """
     path = Path(workdir)
     folder, step = split_step(workdir)

@@ -1,1 +1,1 @@
-"""State, loss, optimizer, step and loop."""
+"""Training: state, loss, optimizer, step and loop."""

@@ -1,4 +1,4 @@
-"""How fast a run is."""
+"""Measures the speed of a run."""
 
 import time
 
@@ -9,7 +9,7 @@ from emo_jax.training import flops
 
 
 class Clock:
-    """Tokens a second and MFU between two logged steps, without the first (compiling) step."""
+    """Tokens per second and MFU between two logged steps, without the first (compiling) step."""
 
     def __init__(self, config: Config):
         self._config = config
@@ -17,14 +17,14 @@ class Clock:
         self._mark: tuple[int, float] | None = None
 
     def restart(self, step: int) -> None:
-        """Forgets the time so far: something else than training ran."""
+        """Discards the time so far, because something other than training ran."""
         self._mark = (step, time.perf_counter())
 
     def speed(self, step: int, *, early: bool = False) -> dict[str, float | None]:
-        """Since the last call; empty on the first, and for a single step that was logged early."""
+        """Returns the speed since the last call; empty on the first and for a step logged early."""
         now, mark = time.perf_counter(), self._mark
         if early and mark is not None and step - mark[0] < 2:
-            return {}  # the step before was logged late: the time between says nothing
+            return {}  # the previous step was logged late: the time between means nothing
         self._mark = (step, now)
         if mark is None or step <= mark[0]:
             return {}

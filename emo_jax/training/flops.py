@@ -1,10 +1,10 @@
-"""FLOPs of a token and the share of the hardware's peak that a run reaches (SPEC 1.5)."""
+"""FLOPs per token and the share of the hardware's peak that a run reaches (SPEC 1.5)."""
 
 import jax
 
 from emo_jax.config import Config
 
-# Dense bfloat16 peak of one device, FLOP/s, from the makers' data sheets. The reference reports
+# Dense bfloat16 peak of one device, FLOP/s, from the vendors' data sheets. The reference reports
 # against 989.5 TFLOP/s for an H100 (SPEC 1.5).
 PEAK_FLOPS = {
     "H100": 989.5e12,
@@ -21,10 +21,10 @@ PEAK_FLOPS = {
 
 
 def flops_per_token(config: Config) -> int:
-    """Forward and backward FLOPs of a token: 6 per parameter touched, attention over the window.
+    """Returns forward and backward FLOPs per token: 6 per parameter used, plus attention.
 
     Attention counts every key of the window (neither halved for causality nor cut at documents),
-    the input embedding counts nothing: the reference's formula, so that MFU compares.
+    and the input embedding counts nothing: this is the reference's formula, so MFU is comparable.
     """
     model, D = config.model, config.model.embed_dim
     head = 6 * (model.padded_vocab_size * D + D)
@@ -32,7 +32,7 @@ def flops_per_token(config: Config) -> int:
 
 
 def flops_per_token_and_layer(config: Config) -> int:
-    """Those of one decoder layer."""
+    """Returns forward and backward FLOPs per token of one decoder layer."""
     model, S = config.model, config.data.seq_len
     D, width = model.embed_dim, model.num_heads * model.head_dim
     layer = 6 * 4 * D * width + 12 * width * S
@@ -46,14 +46,14 @@ def flops_per_token_and_layer(config: Config) -> int:
 
 
 def peak_flops(device: jax.Device) -> float | None:
-    """Peak of one device, or None where it is not known (a CPU)."""
-    # The longest name that fits: "TPU v5" is part of "TPU v5e".
+    """Returns the peak of one device; None if it is unknown (a CPU)."""
+    # The longest match: "TPU v5" is part of "TPU v5e".
     names = [name for name in PEAK_FLOPS if name in device.device_kind]
     return PEAK_FLOPS[max(names, key=len)] if names else None
 
 
 def mfu(config: Config, tokens_per_second: float, devices: list[jax.Device]) -> float | None:
-    """Share of the devices' peak, 0..1; None where the peak is not known."""
+    """Returns the share of the devices' peak, 0..1; None if the peak is unknown."""
     peak = peak_flops(devices[0])
     if peak is None:
         return None

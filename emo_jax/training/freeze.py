@@ -1,4 +1,4 @@
-"""Parts of a model that training leaves as they are, to the last bit.
+"""Freezes parts of a model, which training then leaves unchanged to the last bit.
 
 Legend: L layers, D width, E experts, R routed experts.
 """
@@ -12,7 +12,7 @@ import optax
 
 from emo_jax.config import Config
 
-# Where the leaves of a part lie in the parameters; parts that are some of the experts are below.
+# Paths of each part's leaves in the parameters; parts that are subsets of the experts are below.
 _LEAVES = {
     "embeddings": (("embed",), ("lm_head",)),
     "attention": (("layers", "attention"),),
@@ -22,7 +22,7 @@ _LEAVES = {
 
 
 def trains(config: Config, path: tuple[str, ...], shape: tuple[int, ...]) -> np.ndarray | bool:
-    """Which numbers of a leaf are trained: all, none, or a mask that broadcasts to it."""
+    """Returns which numbers of a leaf are trained: all, none, or a mask that broadcasts to it."""
     frozen, moe = set(config.optimizer.frozen), config.moe
     for part, places in _LEAVES.items():
         if part in frozen and any(path[: len(p)] == p for p in places):
@@ -34,7 +34,7 @@ def trains(config: Config, path: tuple[str, ...], shape: tuple[int, ...]) -> np.
     R, E = moe.num_routed_experts, moe.num_experts
     old = R - moe.pool.forced_experts
     mask_E = np.ones(E, bool)
-    if path[2] == "router":  # the shared experts' columns are dead
+    if path[2] == "router":  # the shared experts' columns are unused
         if "old_experts" in frozen:
             mask_E[:old] = False
             mask_E[R:] = False
@@ -51,7 +51,7 @@ def trains(config: Config, path: tuple[str, ...], shape: tuple[int, ...]) -> np.
 
 
 def trained_only(tree: Any, config: Config, value: float = 0.0) -> Any:
-    """A tree like the parameters with `value` for every number that is not trained."""
+    """Returns a tree like the parameters with `value` for every number that is not trained."""
     if not config.optimizer.frozen:
         return tree
 
@@ -60,7 +60,7 @@ def trained_only(tree: Any, config: Config, value: float = 0.0) -> Any:
         if mask is True:
             return a
         if mask is False:
-            return jnp.full_like(a, value)  # and nobody computes `a`
+            return jnp.full_like(a, value)  # so `a` is never computed
         return jnp.where(jnp.asarray(mask), a, jnp.asarray(value, a.dtype))
 
     return jax.tree_util.tree_map_with_path(leaf, tree)
@@ -69,11 +69,12 @@ def trained_only(tree: Any, config: Config, value: float = 0.0) -> Any:
 def freeze(
     inner: optax.GradientTransformation, config: Config
 ) -> optax.GradientTransformationExtraArgs:
-    """`inner` for the parts that are trained: the others' gradients are zero, and so are updates.
+    """Applies `inner` to the trained parts: frozen parts get zero gradients and zero updates.
 
-    Zero gradients alone would not do: weight decay moves weights that have none, and Adam's moments
-    of before would. The updates of frozen numbers are −0.0, which added changes no bit of any.
-    `inner` does not see leaves that are frozen as a whole, so it keeps no moments for them.
+    Zero gradients alone do not suffice: weight decay moves weights without gradients, and so do
+    Adam's earlier moments. Updates of frozen numbers are −0.0, and adding that changes no bit of
+    any number. `inner` does not see leaves that are frozen as a whole, so it keeps no moments for
+    them.
     """
     inner = optax.with_extra_args_support(inner)
     if not config.optimizer.frozen:
@@ -92,7 +93,7 @@ def freeze(
     def update(grads: Any, state: Any, params: Any = None, **extra: Any) -> tuple[Any, Any]:
         trained = seen(trained_only(grads, config))
         updates, state = inner.update(trained, state, seen(params), **extra)
-        # Any leaf may stand in for one that was not seen: none of its numbers is used.
+        # Any leaf may stand in for an unseen one: none of its numbers is used.
         updates = jax.tree.map(
             lambda update, grad: grad if is_unseen(update) else update,
             *(updates, grads),
@@ -104,5 +105,5 @@ def freeze(
 
 
 def is_unseen(leaf: Any) -> bool:
-    """Whether it stands for a leaf that is frozen as a whole, in a tree of the optimizer's."""
+    """Whether it stands for a leaf that is frozen as a whole, in a tree of the optimizer."""
     return isinstance(leaf, optax.MaskedNode)

@@ -1,6 +1,6 @@
-"""A loss or gradient that is not finite: what is kept of it, and what is said.
+"""Handles a loss or gradient that is not finite: what is saved, and what is reported.
 
-The step itself refuses the update (`TrainState.halted`), so the state is the one before.
+The step itself refuses the update (`TrainState.halted`), so the state is the one before the step.
 """
 
 import io
@@ -20,12 +20,12 @@ from emo_jax.training.state import TrainState
 
 
 def is_halted(metrics: dict[str, Any]) -> bool:
-    """Whether the step, or one before it, was not finite. Waits for the step."""
+    """Whether this step or an earlier one was not finite. Waits for the step."""
     return bool(jax.device_get(metrics["halted"]))
 
 
 def go_on(state: TrainState) -> TrainState:
-    """The state with its flag down, as it was before the bad step."""
+    """Returns the state with its flag cleared, as it was before the bad step."""
     flag = jax.device_put(np.zeros((), bool), state.halted.sharding)
     return state._replace(halted=flag)
 
@@ -33,7 +33,7 @@ def go_on(state: TrainState) -> TrainState:
 def keep_batch(workdir: Path, step: int, batch: Batch) -> Path:
     """Writes all fields of a batch as `bad_batch_step{n}.npz`.
 
-    Of several processes each writes what it holds, and `rows` and `columns` say which part of the
+    With several processes, each writes its own part; `rows` and `columns` say which part of the
     batch that is.
     """
     process = f".process{jax.process_index()}" if jax.process_count() > 1 else ""
@@ -55,7 +55,7 @@ def keep_batch(workdir: Path, step: int, batch: Batch) -> Path:
 
 
 def failure(step: int, metrics: dict[str, Any], batch_file: Path, kept: str) -> EmoError:
-    """The line that the run ends with; `kept` says where the state before is."""
+    """Returns the error that ends the run; `kept` says where the previous state is saved."""
     values = {"loss": float(metrics["loss"]), "gradient norm": float(metrics["grad_norm"])}
     bad = " and ".join(f"the {n} is {v}" for n, v in values.items() if not math.isfinite(v))
     return EmoError(

@@ -1,4 +1,4 @@
-"""Held-out losses while a run trains."""
+"""Held-out losses during training."""
 
 import itertools
 from collections.abc import Callable, Iterator
@@ -19,15 +19,15 @@ from emo_jax.parallel import mesh as mesh_lib
 from emo_jax.parallel import processes
 from emo_jax.parallel.rows import global_batch, own_rows
 
-HELD_OUT_SPLIT = "select"  # watched while training; "test" stays unseen until the end
+HELD_OUT_SPLIT = "select"  # evaluated during training; "test" stays unseen until the end
 
 
 class HeldOutWatch:
-    """Measures the split `select`, by domain; every process calls it.
+    """Evaluates the split `select`, by domain; every process calls it.
 
     Attributes:
-      windows: at most `train.eval_windows` of them are measured.
-      note: of domains that are put together; empty: none are.
+      windows: at most `train.eval_windows` of them are evaluated.
+      note: says which domains are merged; empty if none are.
     """
 
     def __init__(self, config: Config, model: ModelFunctions, windows: Windows, note: str = ""):
@@ -44,7 +44,7 @@ class HeldOutWatch:
     def of(
         cls, config: Config, model: ModelFunctions, source: TokenSource
     ) -> "HeldOutWatch | None":
-        """That of a run; None where its source has no such split, or none is asked for."""
+        """Returns a run's watch; None if its source has no such split, or evaluation is off."""
         if not config.train.eval_windows or not isinstance(source, TokenStore):
             return None
         if not source.count(HELD_OUT_SPLIT):
@@ -55,7 +55,7 @@ class HeldOutWatch:
         return cls(config, model, windows, note)
 
     def measure(self, params: Any, step: int) -> tuple[dict[str, Any], str]:
-        """A record for the log, and a line to show."""
+        """Returns a record for the log, and a line to show."""
         config, domains = self._config, self.windows.domains
         moe = config.moe
         record: dict[str, Any] = {"step": step}
@@ -94,7 +94,7 @@ def _measure(
     keep_LMR: np.ndarray | None = None,
     pool_size: int = 0,
 ) -> HeldOut:
-    """`evaluate`, compiled on all processes before any of them runs it."""
+    """Runs `evaluate`, compiled on all processes before any of them runs it."""
     first = next(batches)
     processes.compile_together(eval_step, params, first, keep_LMR, pool_size=pool_size)
     batches = itertools.chain([first], batches)
@@ -102,9 +102,9 @@ def _measure(
 
 
 def held_out_record(result: HeldOut, domains: tuple[str, ...], pool_size: int) -> dict[str, Any]:
-    """Names for the log: `heldout_loss`, `heldout_loss/law`, and with a pool `… (pool=16)`.
+    """Returns losses by log name: `heldout_loss`, `heldout_loss/law`, with a pool `… (pool=16)`.
 
-    Of every domain that has labels; one whose loss is not finite has it as it is.
+    Every domain that has labels is included, even if its loss is not finite.
     """
     suffix = f" (pool={pool_size})" if pool_size else ""
     record = {f"heldout_loss{suffix}": result.loss}

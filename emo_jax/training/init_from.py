@@ -1,7 +1,7 @@
-"""A run that begins from the checkpoint of another: what is taken over, and what may differ.
+"""Starting a run from another run's checkpoint: what is taken over, and what may differ.
 
-Everything here only looks; `start.py` makes the state. The source is kept in WORKDIR/init.json and
-in every checkpoint.
+Everything here only reads; `start.py` makes the state. The source is recorded in WORKDIR/init.json
+and in every checkpoint.
 """
 
 import contextlib
@@ -35,7 +35,7 @@ from emo_jax.run.workdir import (
 
 
 class InitFrom(NamedTuple):
-    """What the command line asks for."""
+    """The source that the command line requests."""
 
     workdir: Path
     step: int | None  # None: the newest
@@ -43,7 +43,7 @@ class InitFrom(NamedTuple):
 
     @classmethod
     def parse(cls, text: str, mode: str) -> "InitFrom":
-        """`WORKDIR` or `WORKDIR@STEP`.
+        """Parses `WORKDIR` or `WORKDIR@STEP`.
 
         Raises:
           UsageError: no such mode.
@@ -63,7 +63,7 @@ class Source(NamedTuple):
     workdir: Path
     step: int
     mode: str
-    window: int  # where its data goes on
+    window: int  # where its data continues
     changes: list[str]  # `field: theirs -> ours`, all of them expected
     record: dict[str, Any]  # for init.json
 
@@ -76,15 +76,15 @@ def find_source(
     wanted: dict[LeafPath, Any],
     record: dict[str, Any] | None,
 ) -> Source:
-    """The checkpoint that a run asks for, if the run may begin from it.
+    """Returns the checkpoint that a run requests, if the run may start from it.
 
     Args:
       source: the tokens of the run.
       wanted: leaves of the state that are to be read, by path.
-      record: of an earlier start of this run that saved nothing; it says which step was newest.
+      record: from an earlier start of this run that saved nothing; it says which step was newest.
 
     Raises:
-      UsageError: no such run, or it differs in what was not expected.
+      UsageError: no such run, or it has unexpected differences.
       CheckpointError: no such checkpoint, or its manifest is damaged.
     """
     theirs = _config_of(asked)
@@ -127,7 +127,7 @@ def find_source(
 
 
 def windows_of(extra: dict[str, Any], where: str) -> int:
-    """How many windows of the data a checkpoint has had, by what was saved with it."""
+    """Returns the number of windows that a checkpoint has consumed, from what was saved with it."""
     try:
         return Fields(extra).integer("windows", high=2**63 - 1)
     except NotReadableError as error:
@@ -150,7 +150,7 @@ def _config_of(asked: InitFrom) -> Config:
 
 
 def read_record(workdir: Path) -> dict[str, Any] | None:
-    """What init.json says; None where the run began by itself."""
+    """Returns the contents of init.json; None if the run did not start from another."""
     path = workdir / INIT_FILE
     check_own_files(workdir, [INIT_FILE], error=UsageError)
     try:
@@ -167,10 +167,10 @@ def read_record(workdir: Path) -> dict[str, Any] | None:
 
 
 def check_same_source(asked: InitFrom, record: dict[str, Any] | None, workdir: Path) -> None:
-    """Refuses to go on with a run that began in another way.
+    """Refuses to resume a run that started differently.
 
     Raises:
-      UsageError: naming both.
+      UsageError: names both sources.
     """
     if record is None:
         raise UsageError(
@@ -185,7 +185,7 @@ def check_same_source(asked: InitFrom, record: dict[str, Any] | None, workdir: P
 
 
 def described(record: dict[str, Any]) -> str:
-    """One line's part about a source."""
+    """Returns a short description of a source."""
     return f"{record['workdir']}@{record['step']} ({record['mode']})"
 
 
@@ -210,12 +210,12 @@ def _digest(config: Config) -> str:
 
 
 def expects(config: Config, name: str) -> bool:
-    """Whether the config names a field, or a section that it is in, as one that may differ."""
+    """Whether the config lists a field, or a section that contains it, as one that may differ."""
     return any(name == e or name.startswith(f"{e}.") for e in config.init.expected_changes)
 
 
 def counted_differences(config: Config, theirs: Config, mode: str) -> list[str]:
-    """`field: theirs -> ours` of the fields that matter to a run that takes over this much."""
+    """Returns `field: theirs -> ours` for the fields that matter to init mode `mode`."""
 
     def counts(line: str) -> bool:
         when = may_change(line.partition(":")[0])
@@ -225,7 +225,7 @@ def counted_differences(config: Config, theirs: Config, mode: str) -> list[str]:
 
 
 def unexpected_differences(config: Config, theirs: Config, mode: str) -> list[str]:
-    """Those that `init.expected_changes` does not name."""
+    """Returns the differences that `init.expected_changes` does not list."""
     lines = counted_differences(config, theirs, mode)
     return [line for line in lines if not expects(config, line.partition(":")[0])]
 

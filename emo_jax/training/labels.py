@@ -1,7 +1,8 @@
-"""Whether a run has anything to learn from: labels that count in its loss.
+"""Checks that a run has anything to learn from: labels that count in its loss.
 
-The repetition filter masks whole windows (SPEC 5.5), which stay in the batch; a corpus of which it
-masks all trains the router's losses alone. Labels are counted on the host, where batches are made.
+The repetition filter masks whole windows (SPEC 5.5), which stay in the batch; on a corpus that it
+masks entirely, only the router's losses would be trained. Labels are counted on the host, where
+batches are made.
 """
 
 import numpy as np
@@ -13,28 +14,28 @@ from emo_jax.parallel import processes
 
 
 class LabelWatch:
-    """Looks at every batch of this process; of several processes all call the same methods.
+    """Looks at every batch of this process; with several processes, all call the same methods.
 
     Args:
       epoch: windows of the corpus.
-      window: windows consumed when the run begins, or goes on.
-      resumes: the run had steps before.
+      window: windows consumed when the run starts or resumes.
+      resumes: the run has earlier steps.
     """
 
     def __init__(self, config: Config, *, epoch: int, window: int, resumes: bool):
         self._config, self._epoch, self._resumes = config, epoch, resumes
-        self._window = self._since = window  # consumed, and when none of them had a label yet
+        self._window = self._since = window  # consumed; and from where no label was seen
         self._labels = False
 
     def see(self, batch: Batch) -> None:
-        """Takes a batch on the host, in the order of training."""
+        """Takes a batch on the host, in training order."""
         self._labels = self._labels or bool(np.any(batch.loss_mask))
 
     def check(self, window: int, *, last: bool) -> None:
-        """Looks, at the end of an epoch and of the run, whether there was a label.
+        """Checks, at the end of an epoch and of the run, whether there was a label.
 
         Args:
-          window: consumed so far.
+          window: windows consumed so far.
 
         Raises:
           EmoError: a whole epoch, or the whole run, had none.

@@ -1,8 +1,8 @@
 """The training loop: data, step, log, save.
 
-Order of a start: 1. it is decided where the run begins (`start.py`); 2. the workdir is claimed,
-unless its run is another one; 3. the state is read or made. Step k-1 is looked at and logged while
-step k runs, so the device never waits for the log.
+A start has three stages: 1. decide where the run begins (`start.py`); 2. claim the workdir, unless
+it belongs to another run; 3. read or make the state. Step k-1 is checked and logged while step k
+runs, so the device never waits for the log.
 """
 
 import contextlib
@@ -55,7 +55,7 @@ from emo_jax.training.tracking import Tracker
 
 
 class _Running(NamedTuple):
-    """A step that was started and not looked at yet."""
+    """A step that has started and has not been checked yet."""
 
     step: int
     window: int  # windows consumed before it
@@ -68,10 +68,10 @@ class Trainer:
     """One run. `run` trains to the end, or raises `PreemptedError` with the state saved.
 
     Args:
-      config: of the run.
-      workdir: its folder; a run that is there is resumed.
-      init_from: the checkpoint of another run to begin from; not read where the run resumes.
-      stop: a request that is watched already.
+      config: config of the run.
+      workdir: its folder; an existing run is resumed.
+      init_from: the checkpoint of another run to start from; not read if the run resumes.
+      stop: a stop request that already handles signals.
       quiet: show nothing.
 
     Raises:
@@ -111,7 +111,7 @@ class Trainer:
         self.train_step = jit_train_step(config, self.model, self.optimizer)
 
     def run(self) -> TrainState:
-        """Trains from where the workdir stands to `train.steps`; returns the final state."""
+        """Trains from where the workdir's run stopped to `train.steps`; returns the final state."""
         config, steps = self.config, self.config.train.steps
         with contextlib.ExitStack() as stack:
             stop = stack.enter_context(self._stop)
@@ -165,7 +165,7 @@ class Trainer:
                 fingerprint = self.source.fingerprint
                 run = describe_run(self.workdir, config, start, fingerprint=fingerprint)
                 log = stack.enter_context(Tracker(run, self._trackers, show=progress.line))
-            # First of all the others are told of an error: tidying up may wait for them.
+            # Tell the other processes of an error first: cleanup may wait for them.
             stack.push(lambda kind, error, trace: processes.leave(error))
             labels = LabelWatch(
                 config,
@@ -178,9 +178,9 @@ class Trainer:
             return state
 
     def _check_source(self, checkpointer: Checkpointer) -> None:
-        """Refuses to go on with other tokens, or ids of another tokenizer, than the run has had.
+        """Refuses to resume with other tokens, or another tokenizer's ids, than the run has had.
 
-        Checkpoints made before the store was recorded are taken as they are.
+        Checkpoints made before the store was recorded are accepted as they are.
         """
         source = self.source
         if isinstance(source, TokenStore):
@@ -192,7 +192,7 @@ class Trainer:
             try:
                 extra = checkpointer.read_extra(step)
             except CheckpointError:
-                continue  # damaged: the one before it will be restored
+                continue  # damaged: an earlier one will be restored
             if extra.get("store", source.fingerprint) != source.fingerprint:
                 raise UsageError(
                     f"{self.workdir} was trained on another store than"
@@ -209,7 +209,7 @@ class Trainer:
             return
         unfinished = folder.with_name(f".{folder.name}.tmp")
         try:
-            if unfinished.is_symlink():  # of somebody else: what it leads to is not ours to write
+            if unfinished.is_symlink():  # made by someone else: do not write to its target
                 unfinished.unlink()
             shutil.rmtree(unfinished, ignore_errors=True)
             self.source.tokenizer().save(unfinished)
@@ -233,9 +233,9 @@ class Trainer:
         running: _Running | None = None
 
         def settle(*, early: bool = False) -> None:
-            """Looks at the step before, and logs it: the device is busy with the next.
+            """Checks the previous step and logs it, while the device is busy with the next one.
 
-            `early` waits for the step that was just started; nothing runs meanwhile.
+            `early` waits for the step that has just started; nothing else runs meanwhile.
             """
             nonlocal running
             if running is None:
@@ -253,7 +253,7 @@ class Trainer:
                 log.write(record)
 
         def leave() -> str:
-            """Saves the state as it is, before the run ends early; says where."""
+            """Saves the state before the run ends early; says where."""
             if done == start:
                 return "nothing was done yet"
             settle(early=True)
@@ -293,7 +293,7 @@ class Trainer:
                             log.write(record)
                     clock.restart(step)
                 if last or step % save_every == 0:
-                    settle(early=True)  # a run killed after the save goes on behind this step
+                    settle(early=True)  # a run killed after the save resumes after this step
                     checkpointer.save(step, state, self._extra(step, window))
                 if stop.agreed() and not last:
                     raise PreemptedError(
@@ -301,10 +301,10 @@ class Trainer:
                     )
             progress.step(train.steps)
         except DataError as e:
-            # Of several processes only this one knows of it; the others are in their next step.
+            # With several processes, only this one knows; the others are in their next step.
             if not alone:
                 raise
-            if stop.requested:  # so nothing was waited for
+            if stop.requested:  # which is why nothing was waited for
                 raise PreemptedError(
                     f"stopped by a signal; {leave()}: run the same command again to go on"
                 ) from e
@@ -316,10 +316,10 @@ class Trainer:
     def _fail(
         self, bad: _Running, state: TrainState, start: int, checkpointer: Checkpointer
     ) -> None:
-        """Keeps the state before a step that was not finite, and its batch; raises."""
+        """Saves the state before a step that was not finite, and its batch; raises an error."""
         good = bad.step - 1
         batch_file = halt.keep_batch(self.workdir, bad.step, bad.batch)
-        # What the run began from is there already.
+        # The state that the run began from is saved already.
         if good > start or good not in checkpointer.steps():
             checkpointer.save(good, halt.go_on(state), self._extra(good, bad.window))
             checkpointer.wait()
@@ -352,10 +352,10 @@ class Trainer:
 
 
 def check_vocab(config: Config, source: TokenSource) -> None:
-    """Raise when the store's ids do not fit the model.
+    """Raises an error if the store's ids do not fit the model.
 
     Raises:
-      UsageError: with both numbers.
+      UsageError: states both sizes.
     """
     if source.vocab_size > config.model.vocab_size:
         raise UsageError(

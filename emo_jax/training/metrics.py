@@ -1,4 +1,4 @@
-"""What is logged of a step.
+"""What is logged about a step.
 
 Legend: L layers, E experts, R routed experts.
 """
@@ -11,11 +11,11 @@ from emo_jax.config import Config
 
 
 def summarize(config: Config, metrics: dict[str, Any]) -> dict[str, Any]:
-    """Host values of a step's metrics as JSON: scalars, and a list over layers where it says so.
+    """Converts a step's metrics to JSON: scalars, and lists over layers (`…_by_layer`).
 
-    Units: losses in nats, entropies in nats a token, pool sizes in routed experts, load imbalance
-    is the busiest routed expert's tokens over their mean, masked labels and windows are shares
-    0..1. Where windows are masked, `ce_loss` is over their tokens too (SPEC 5.5), and
+    Units: losses in nats, entropies in nats per token, pool sizes in routed experts; load imbalance
+    is the busiest routed expert's tokens over the mean; masked labels and windows are shares 0..1.
+    If windows are masked, `ce_loss` is averaged over their tokens too (SPEC 5.5), and
     `ce_loss_per_label` is not.
     """
     record: dict[str, Any] = {
@@ -35,7 +35,7 @@ def summarize(config: Config, metrics: dict[str, Any]) -> dict[str, Any]:
     there_L = np.array([moe.experts_in(n) - moe.num_shared_experts for n in layers])
     imbalance_L = counts_LR.max(axis=1) / np.maximum(counts_LR.sum(axis=1) / there_L, 1e-9)
     record["router_aux_loss"] = float(metrics["router_aux_loss"])
-    if moe.receive_factor:  # without a bound none is ever dropped
+    if moe.receive_factor:  # without a limit none is ever dropped
         record["dropped_picks"] = int(np.asarray(metrics["dropped"]).sum())
     by_layer = {
         "load_balance_loss": metrics["load_balance_loss"],

@@ -1,8 +1,8 @@
-"""Adam's moments in the memory of the host: streamed through the device, a layer at a time.
+"""Adam's moments in host memory, streamed through the device one layer at a time.
 
-Where they lie is said by the shardings of the state (`state.py`); what is here follows them. Whole
+The shardings of the state (`state.py`) say where the moments are; this module follows them. Whole
 trees of moments on the device at once would take more memory than without offload, since old and
-new ones could not share their place.
+new ones could not share buffers.
 """
 
 from typing import Any
@@ -13,22 +13,22 @@ import optax
 
 
 def in_host_memory(leaf: jax.Array) -> bool:
-    """Whether an array of a compiled function lies in the host's memory."""
+    """Whether an array of a compiled function is in host memory."""
     return jax.typeof(leaf).memory_space == jax.memory.Space.Host
 
 
 def keep_old(hold: jax.Array, old: Any, new: Any) -> Any:
-    """`old` where `hold`, else `new`; what the host's memory holds was chosen as it streamed."""
+    """Returns `old` if `hold`, else `new`; arrays in host memory were selected while streaming."""
     return jax.tree.map(
         lambda old, new: new if in_host_memory(new) else jnp.where(hold, old, new), old, new
     )
 
 
 def follow_memory(adam: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
-    """`adam` as it is, and streamed where its moments lie in the host's memory.
+    """Returns `adam` unchanged, but streamed if its moments are in host memory.
 
-    Then its update wants `hold`, which leaves moments as they were: afterwards is too late to
-    choose, without another pass over them.
+    Its update then needs `hold`, which leaves moments unchanged: selecting afterwards would take
+    another pass over them.
     """
 
     def update(
@@ -68,7 +68,7 @@ def follow_memory(adam: optax.GradientTransformation) -> optax.GradientTransform
                     layer(*at),
                 )
 
-            # The update takes the place of the gradient, new moments that of the old ones.
+            # The update replaces the gradient in place, new moments the old ones.
             return jax.lax.fori_loop(0, grad.shape[0], body, (grad, mu, nu))
 
         done = jax.tree_util.tree_map_with_path(leaf, grads, state.mu, state.nu)

@@ -1,4 +1,4 @@
-"""AdamW, clip and schedule as one optax chain (SPEC 4)."""
+"""AdamW, clipping and schedule as one optax chain (SPEC 4)."""
 
 from typing import Any
 
@@ -13,11 +13,11 @@ from emo_jax.training.skip import SkipState, skip_spikes
 
 
 def learning_rate(config: OptimizerConfig, total_steps: int) -> optax.Schedule:
-    """Schedule of the step counted from 0 (optax's count): step n of SPEC 4 is count n−1.
+    """Returns a schedule of the step counted from 0 (optax's count): step n of SPEC 4 is count n−1.
 
-    Linear warm-up to the peak at n = warmup_steps, then to `final_lr_fraction` of it at
-    n = total_steps: by a cosine, or constant and linear over the last `decay_steps` (the anneal of
-    SPEC 4).
+    Linear warm-up to the peak at n = warmup_steps, then decay to `final_lr_fraction` of it at n =
+    total_steps: along a cosine, or constant and then linear over the last `decay_steps` (the anneal
+    of SPEC 4).
     """
     peak, warmup = config.peak_lr, config.warmup_steps
     low = peak * config.final_lr_fraction
@@ -36,14 +36,14 @@ def learning_rate(config: OptimizerConfig, total_steps: int) -> optax.Schedule:
 
 
 def decay_mask(params) -> dict:
-    """True where weight decay acts: everything but the input embedding (SPEC 4)."""
+    """Returns True where weight decay applies: everywhere but the input embedding (SPEC 4)."""
     return jax.tree_util.tree_map_with_path(lambda path, _: path[0].key != "embed", params)
 
 
 def make_optimizer(config: Config) -> optax.GradientTransformationExtraArgs:
-    """Clip to the global norm, then AdamW: p -= lr · (update + wd·p), decay decoupled.
+    """Clips to the global norm, then applies AdamW: p -= lr · (update + wd·p), decay decoupled.
 
-    With `skip_window` its update wants the step's cross-entropy as `loss`, and a spike of it or of
+    With `skip_window`, the update takes the step's cross-entropy as `loss`, and a spike of it or of
     the gradient norm changes nothing but the schedule's count.
     """
     opt = config.optimizer
@@ -60,10 +60,10 @@ def make_optimizer(config: Config) -> optax.GradientTransformationExtraArgs:
 
 
 def _adam(opt: OptimizerConfig) -> optax.GradientTransformationExtraArgs:
-    """optax's Adam; its first moment is kept in `first_moment_dtype` between steps.
+    """Returns optax's Adam, with its first moment kept in `first_moment_dtype` between steps.
 
     All arithmetic is in float32. optax's own `mu_dtype` multiplies b1 in the narrow dtype, where
-    0.9 is 0.898: the mean of equal gradients would come out 1.5 % short.
+    0.9 is 0.898: the mean of equal gradients would come out 1.5 % too small.
     """
     adam = optax.scale_by_adam(b1=opt.b1, b2=opt.b2, eps=opt.eps)
     if opt.first_moment_dtype == "float32":
@@ -83,12 +83,12 @@ def _adam(opt: OptimizerConfig) -> optax.GradientTransformationExtraArgs:
 
 
 def skipped_steps(opt_state: Any) -> jax.Array:
-    """Steps whose update was left out so far, in a run with `skip_window`."""
+    """Returns the number of steps whose update was skipped so far, in a run with `skip_window`."""
     return opt_state[0].skips
 
 
 def moments_only(opt_state: Any, fresh: Any) -> Any:
-    """`fresh`, with the moments of `opt_state` and their counts: the schedule starts anew."""
+    """Returns `fresh` with the moments of `opt_state` and their counts: the schedule restarts."""
     (adamw, _), (fresh_adamw, fresh_schedule) = opt_state, fresh
     if isinstance(adamw, SkipState):
         adamw = fresh_adamw._replace(inner=adamw.inner)

@@ -15,7 +15,7 @@ from rich.progress import (
 
 
 class TrainProgress:
-    """Steps done of all, with the last losses."""
+    """Shows the steps done and the last losses."""
 
     def __init__(self, name: str, *, total: int, done: int, enabled: bool = True):
         self._name, self._total, self._enabled = name, total, enabled
@@ -58,7 +58,7 @@ class TrainProgress:
             )
 
     def line(self, text: str) -> None:
-        """A line of its own."""
+        """Shows a line of its own."""
         if not self._enabled:
             return
         if self._bar is not None:
@@ -67,6 +67,6 @@ class TrainProgress:
             print(f"{self._name}: {text}", file=sys.stderr, flush=True)
 
     def close(self) -> None:
-        """Leaves the terminal as it was."""
+        """Restores the terminal."""
         if self._bar is not None:
             self._bar.stop()

@@ -1,6 +1,7 @@
-"""Leave out the updates of steps whose loss or gradient norm is far above the recent ones.
+"""Skips the updates of steps whose loss or gradient norm is far above the recent ones.
 
-The dense recipe's SkipStepAdamW (SPEC 4; OLMo-core's SkipStepOptimizer), without a host sync.
+This is the dense recipe's SkipStepAdamW (SPEC 4; OLMo-core's SkipStepOptimizer), without a host
+sync.
 """
 
 from typing import Any, NamedTuple
@@ -13,24 +14,24 @@ from emo_jax.training.offload import keep_old
 
 
 class SkipState(NamedTuple):
-    """Arrays only. W steps are remembered, at places that are written in turn."""
+    """Arrays only. The last W steps are kept in a ring buffer."""
 
-    inner: Any  # of the optimizer that is wrapped
+    inner: Any  # state of the wrapped optimizer
     losses_W: jax.Array  # float32
-    norms_W: jax.Array  # float32, of the gradients before the clip
-    seen: jax.Array  # int32, steps so far, those that were skipped too
-    skips: jax.Array  # int32, steps that were skipped
+    norms_W: jax.Array  # float32, of the gradients before clipping
+    seen: jax.Array  # int32, steps so far, including skipped ones
+    skips: jax.Array  # int32, skipped steps
 
 
 def skip_spikes(
     inner: optax.GradientTransformation, *, window: int, sigma: float
 ) -> optax.GradientTransformationExtraArgs:
-    """`inner`, but for steps whose `loss` (an argument of update) or gradient norm is a spike.
+    """Wraps `inner` to skip steps whose `loss` (an argument of update) or gradient norm is a spike.
 
-    A spike is above the mean of the last `window` steps by more than `sigma` of their standard
-    deviations (unbiased). While fewer than window / 2 steps are known, this one included, none is.
-    A skipped step changes nothing of `inner`, its counts included, and its update is zero; its
-    loss and norm are remembered like any other's.
+    A spike exceeds the mean of the last `window` steps by more than `sigma` of their standard
+    deviations (unbiased). There are no spikes while fewer than window / 2 steps are known,
+    including this one. A skipped step changes nothing of `inner`, not even its counts, and its
+    update is zero; its loss and norm are remembered like any other's.
     """
     inner = optax.with_extra_args_support(inner)
 

@@ -1,6 +1,6 @@
-"""Where a run begins: its own newest checkpoint, another run's, or a fresh state. In this order.
+"""Decides where a run begins: its own newest checkpoint, else another run's, else a fresh state.
 
-`plan_start` looks and refuses, before anything is written; `Start.make` reads and builds the state.
+`plan_start` checks and refuses before anything is written; `Start.make` reads and builds the state.
 """
 
 from collections.abc import Callable
@@ -42,10 +42,10 @@ class Start:
 
     Args:
       make: reads or makes the state.
-      resumes: it goes on from checkpoints of its own.
-      record: the source it began from, now or earlier; None: it began by itself.
-      lines: to show.
-      refused: differences to the config in the workdir that make it another run.
+      resumes: it continues from its own checkpoints.
+      record: the source it began from, now or earlier; None: no source.
+      lines: lines to show.
+      refused: differences from the config in the workdir that make it another run.
     """
 
     make: Callable[[], Made]
@@ -65,10 +65,10 @@ def plan_start(
     model: ModelFunctions,
     optimizer: optax.GradientTransformationExtraArgs,
 ) -> Start:
-    """Decides where the run begins; nothing is written. Every process calls it.
+    """Decides where the run begins; writes nothing. Every process calls it.
 
     Raises:
-      UsageError, CheckpointError: it cannot begin as it is asked to.
+      UsageError, CheckpointError: it cannot begin as requested.
     """
     found: list[Start] = []
     plan = partial(_plan, workdir, config, asked, checkpointer, source)
@@ -81,7 +81,7 @@ def plan_start(
         )
     if asked is not None:
         step = (found[0].record or {}).get("step", -1)
-        if set(processes.gather(step)) != {step}:  # it is still trained
+        if set(processes.gather(step)) != {step}:  # it is still being trained
             raise UsageError(f"{asked}: has a new checkpoint just now; give {asked.workdir}@STEP")
     return found[0]
 
@@ -154,7 +154,7 @@ def _imported(
     record: dict[str, Any] | None,
     lines: list[str],
 ) -> Start:
-    """A workdir of `emo import`: its parameters, and a recipe that is ours to choose."""
+    """Starts in a workdir of `emo import`: its parameters, with a recipe that is free to choose."""
 
     def make() -> Made:
         params, _, _ = restore_params(workdir, 0, abstract_state(model, optimizer).params)

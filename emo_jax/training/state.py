@@ -1,4 +1,4 @@
-"""Everything a run is, beside its config: a pytree of arrays."""
+"""The complete state of a run besides its config, as a pytree of arrays."""
 
 from typing import Any, NamedTuple
 
@@ -13,7 +13,7 @@ from emo_jax.model.params import Params
 from emo_jax.parallel import mesh as mesh_lib
 from emo_jax.training.freeze import is_unseen
 
-HOST_MEMORY = "pinned_host"  # that a device copies from and to by itself
+HOST_MEMORY = "pinned_host"  # which a device copies to and from by itself
 
 
 class TrainState(NamedTuple):
@@ -22,15 +22,15 @@ class TrainState(NamedTuple):
     step: Any  # int32 scalar, steps done
     params: Params
     opt_state: Any
-    # bool scalar. The step after these had a loss or gradient that is not finite: it and all that
-    # come change nothing more. False in every checkpoint.
+    # bool scalar. The step after these had a loss or gradient that is not finite: neither it nor
+    # any later one changes anything. False in every checkpoint.
     halted: Any
 
 
 def init_state(
     model: ModelFunctions, optimizer: optax.GradientTransformation, seed: int
 ) -> TrainState:
-    """A fresh state; sharded as its mesh says when the model has one."""
+    """Returns a fresh state, sharded if the model has a mesh."""
     shardings = None if model.mesh is None else state_shardings(model, optimizer)
     return jax.jit(lambda: _fresh(model.init(seed), optimizer), out_shardings=shardings)()
 
@@ -38,7 +38,7 @@ def init_state(
 def state_of(
     params: Params, model: ModelFunctions, optimizer: optax.GradientTransformation
 ) -> TrainState:
-    """A fresh state around parameters that lie where the model wants them; they are given up."""
+    """Returns a fresh state around parameters that are placed as the model needs; donates them."""
     shardings = None if model.mesh is None else state_shardings(model, optimizer)
     make = jax.jit(lambda p: _fresh(p, optimizer), donate_argnums=0, out_shardings=shardings)
     return make(params)
@@ -49,7 +49,7 @@ def _fresh(params: Params, optimizer: optax.GradientTransformation) -> TrainStat
 
 
 def abstract_state(model: ModelFunctions, optimizer: optax.GradientTransformation) -> TrainState:
-    """Shapes, dtypes and, with a mesh, shardings of the state: what a restore wants."""
+    """Returns shapes, dtypes and, with a mesh, shardings of the state, as a restore needs them."""
     abstract = jax.eval_shape(lambda p: _fresh(p, optimizer), model.abstract_params)
     if model.mesh is None:
         return abstract
@@ -61,9 +61,9 @@ def abstract_state(model: ModelFunctions, optimizer: optax.GradientTransformatio
 
 
 def state_shardings(model: ModelFunctions, optimizer: optax.GradientTransformation) -> TrainState:
-    """A sharding for every leaf; optimizer state lies where its parameter does.
+    """Returns a sharding for every leaf; optimizer state is placed with its parameter.
 
-    With `optimizer.offload` Adam's moments lie in the memory of the host.
+    With `optimizer.offload`, Adam's moments are in host memory.
 
     Raises:
       ConfigError: the devices have no such memory.

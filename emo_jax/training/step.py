@@ -24,19 +24,21 @@ from emo_jax.training.optimizer import learning_rate, skipped_steps
 from emo_jax.training.state import TrainState, state_shardings
 
 Metrics = dict[str, Any]
-POOL_STREAM = 1  # folded into the seed's key, so that pool draws share nothing with others
+POOL_STREAM = 1  # folded into the seed's key, so that pool draws are independent of all others
 
 
 def loss_tokens(batch: Batch) -> jax.Array:
-    """T of SPEC 3: label tokens, plus every token of a window whose labels were all filtered."""
+    """Returns T of SPEC 3: label tokens, plus all tokens of windows without any label left."""
     valid_BS = batch.pool_ids >= 0
     filtered_B1 = valid_BS & (batch.loss_mask.sum(axis=1, keepdims=True) == 0)
     return jnp.maximum(batch.loss_mask.sum() + filtered_B1.sum(), 1.0)
 
 
 def label_metrics(batch: Batch) -> Metrics:
-    """Shares of the step, 0..1, that are not in its loss (OLMo-core's "masked labels (%)" and
-    "masked instances (%)"); the last token of a window never has a label.
+    """Returns the shares of the step, 0..1, that are not in its loss.
+
+    They are OLMo-core's "masked labels (%)" and "masked instances (%)". The last token of a window
+    never has a label.
     """
     valid_BS = batch.pool_ids >= 0
     there_B = valid_BS.any(axis=1)
@@ -53,7 +55,7 @@ def label_metrics(batch: Batch) -> Metrics:
 
 
 def draw_pools(config: Config, step: jax.Array, rows_B: jax.Array) -> Pools | None:
-    """Pools of a training step, sizes (L,B,G) with G = S; None without pools.
+    """Draws the pools of a training step, sizes (L,B,G) with G = S; None without pools.
 
     Args:
       step: steps done before this one.
@@ -81,10 +83,10 @@ def micro_batch_loss(
     config: Config,
     model: ModelFunctions,
 ) -> tuple[jax.Array, Metrics]:
-    """One micro-batch's part of the step's loss, and sums for the metrics.
+    """Returns one micro-batch's part of the step's loss, and sums for the metrics.
 
-    Summed over the micro-batches of a step the parts are the losses of SPEC 3. The load balance is
-    of the counts in this micro-batch, or of `step_load_LR`, those of the whole step a token.
+    Summed over the micro-batches of a step, the parts are the losses of SPEC 3. The load-balancing
+    loss uses the counts of this micro-batch, or `step_load_LR`, those of the whole step per token.
     """
     hidden_BSD, stats = model.hidden(
         params,
@@ -137,9 +139,10 @@ def step_load(
     config: Config,
     model: ModelFunctions,
 ) -> jax.Array:
-    """Picks a token of each routed expert in the whole step, (L,R), by a forward pass of its own.
+    """Returns each routed expert's picks per token in the step, (L,R), by a separate forward pass.
 
-    The gradient of a load balance needs all counts first, so one pass cannot do (DESIGN 5).
+    The gradient of the load-balancing loss needs all counts first, so one pass is not enough
+    (DESIGN 5).
     """
     moe = config.moe
     assert moe is not None
@@ -157,7 +160,7 @@ def step_load(
 
 
 def _split(a: jax.Array, m: int, *, axis: int) -> jax.Array:
-    """(…,B,…) -> (m,…,B/m,…). Part j is rows j, j+m, …: each device keeps its own windows."""
+    """Reshapes (…,B,…) to (m,…,B/m,…). Part j is rows j, j+m, …: devices keep their own windows."""
     parts = a.reshape(*a.shape[:axis], -1, m, *a.shape[axis + 1 :])
     return jnp.moveaxis(parts, axis + 1, 0)
 
@@ -170,7 +173,7 @@ def loss_and_grads(
     config: Config,
     model: ModelFunctions,
 ) -> tuple[Params, Metrics]:
-    """Gradients of the whole step's loss and its metrics, over `train.micro_batches` parts."""
+    """Returns gradients and metrics of the whole step's loss, over `train.micro_batches` parts."""
     T, m = loss_tokens(batch), config.train.micro_batches
     by_window = jax.P(None, mesh_lib.WINDOW_AXES, None)  # drawn where the windows are
     pools = jax.tree.map(lambda a: mesh_lib.constrain(model.mesh, a, by_window), pools)
@@ -210,15 +213,15 @@ def loss_and_grads(
 def make_train_step(
     config: Config, model: ModelFunctions, optimizer: optax.GradientTransformation
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
-    """The step as a pure function of arrays; `jit_train_step` compiles it."""
+    """Returns the step as a pure function of arrays; `jit_train_step` compiles it."""
     optimizer = optax.with_extra_args_support(optimizer)
     schedule = learning_rate(config.optimizer, config.train.steps)
 
     def update(state: TrainState, grads: Params, metrics: Metrics) -> tuple[TrainState, Metrics]:
-        """The state after the step, or the one before where something is not finite."""
+        """Returns the state after the step, or the one before if something is not finite."""
         grads = trained_only(grads, config)
         grad_norm = optax.tree.norm(grads)
-        # One number that is not finite would spread to all of them: the state stays, for good.
+        # A single non-finite number would spread to all others: the state stays as it is, for good.
         ok = jnp.isfinite(metrics["loss"]) & jnp.isfinite(grad_norm) & ~state.halted
         updates, opt_state = optimizer.update(
             grads, state.opt_state, state.params, loss=metrics["ce_loss"], hold=~ok
@@ -253,10 +256,10 @@ def make_train_step(
 def jit_train_step(
     config: Config, model: ModelFunctions, optimizer: optax.GradientTransformation
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
-    """The compiled step. The state is donated, and comes out where it went in.
+    """Returns the compiled step. The state is donated, and is returned with the same placement.
 
-    Without the shardings the compiler chooses those of the new state, and the second call would
-    compile again.
+    Without the shardings, the compiler would choose those of the new state, and the second call
+    would recompile.
     """
     shardings = None
     if model.mesh is not None:

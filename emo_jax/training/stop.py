@@ -1,4 +1,4 @@
-"""Signals that ask a run to stop. Nothing heavy is imported here: a run may be asked early."""
+"""Signals that ask a run to stop. Imports nothing heavy: the request may come early."""
 
 import contextlib
 import signal
@@ -9,17 +9,17 @@ ASK_SECONDS = 5.0  # between agreements of several processes; schedulers kill 30
 
 
 class StopRequest:
-    """True once SIGTERM, SIGINT or SIGHUP came; the step that runs is finished first.
+    """Becomes True on SIGTERM, SIGINT or SIGHUP; the running step is finished first.
 
-    A SIGHUP (the terminal is gone) that nohup has set aside is none. A second SIGINT does not wait.
-    Entered again inside itself it stays one request.
+    A SIGHUP (the terminal is gone) that nohup ignores does not count. A second SIGINT does not
+    wait. Entering it again inside itself keeps it one request.
     """
 
     def __init__(self) -> None:
         self.requested = False
         self._depth = 0
         self._old: dict[int, Any] = {}
-        self._calls, self._asked, self._next = 0, (0, 0.0), 0  # asked: at which call, and when
+        self._calls, self._asked, self._next = 0, (0, 0.0), 0  # asked: call number and time
 
     def __enter__(self) -> "StopRequest":
         self._depth += 1
@@ -44,10 +44,11 @@ class StopRequest:
             self._old = {}
 
     def agreed(self) -> bool:
-        """Whether any process was asked: all must save the same step.
+        """Returns whether any process was asked to stop: all must save the same step.
 
-        Called at the start and after every step. Several processes agree every `ASK_SECONDS` or so
-        and at the same steps: each says after how many it wants to, and the least of them counts.
+        Called at the start and after every step. Several processes agree about every `ASK_SECONDS`,
+        at the same steps: each says after how many steps it wants the next agreement, and the
+        minimum counts.
         """
         import jax
 

@@ -1,9 +1,8 @@
 """TensorBoard, Weights & Biases and MLflow as `MetricWriter`s.
 
-None of their packages is imported before `start`, and none of them brings TensorFlow or torch in:
-of TensorBoard only the record format is used, which needs neither (tensorboardX imports torch,
-and clu TensorFlow, where they are installed). What ties a workdir to its runs elsewhere is in
-WORKDIR/tracking.json.
+None of their packages is imported before `start`, and none of them pulls in TensorFlow or torch:
+for TensorBoard only the record format is used, which needs neither (tensorboardX imports torch, and
+clu TensorFlow, if installed). WORKDIR/tracking.json connects a workdir with its runs elsewhere.
 """
 
 import importlib.util
@@ -36,7 +35,7 @@ _FILE_LOCK = threading.Lock()
 
 
 def make_trackers(config: TrackingConfig) -> list[MetricWriter]:
-    """Those the config asks for, checked but not started; none but on process 0.
+    """Returns the trackers that the config enables, checked but not started; only on process 0.
 
     Called by every process.
 
@@ -92,7 +91,7 @@ def _check_login() -> None:
 
 
 def _remembered(run: RunInfo, tracker: str, place: str) -> str | None:
-    """The id this run has at a place, if it was there before."""
+    """Returns the id that this run has at a place, if it was there before."""
     found = _known(run.workdir / TRACKING_FILE).get(tracker)
     if not isinstance(found, dict) or found.get("place") != place:
         return None
@@ -109,16 +108,16 @@ def _known(path: Path) -> dict[str, Any]:
 
 def _remember(run: RunInfo, tracker: str, place: str, run_id: str) -> None:
     path = run.workdir / TRACKING_FILE
-    with _FILE_LOCK:  # trackers start at the same time
+    with _FILE_LOCK:  # trackers start concurrently
         known = _known(path)
         known[tracker] = {"place": place, "run_id": run_id}
         write_atomic(epath.Path(path), dumps(known, indent=2) + "\n")
 
 
 def _on_until(run: RunInfo, is_on: Callable[[dict[str, Any]], Any]) -> int:
-    """The step until which a place that cannot be asked has every record of a run.
+    """Returns the step up to which a place that cannot be queried has every record of a run.
 
-    That is where the run went on without it after the last start with it; this start at the latest.
+    That is where the run continued without it after the last start with it, at most this start.
     """
     last = 0
     for start, next_start in itertools.pairwise(read_run_info(run.workdir)):
@@ -133,14 +132,14 @@ def _on_until(run: RunInfo, is_on: Callable[[dict[str, Any]], Any]) -> int:
 class TensorBoard:
     """Event files in WORKDIR/tensorboard: one more for each start.
 
-    A resumed run begins with a session mark, at which TensorBoard drops the steps behind it that
-    were logged before.
+    A resumed run begins with a session mark, at which TensorBoard drops the later steps that were
+    logged before.
     """
 
     name, where = "tensorboard", ""
 
     def start(self, run: RunInfo) -> int:
-        """Opens a new file, and logs the config and the facts of the start as text."""
+        """Opens a new file, and logs the config and the facts about the start as text."""
         from tensorboard.compat.proto import event_pb2, summary_pb2, tensor_pb2
         from tensorboard.compat.proto.tensor_shape_pb2 import TensorShapeProto
         from tensorboard.compat.proto.types_pb2 import DT_STRING
@@ -150,7 +149,7 @@ class TensorBoard:
         folder = run.workdir / TENSORBOARD_FOLDER
         folder.mkdir(exist_ok=True)
         last = 0
-        if any(folder.iterdir()):  # what was put is on disk at once
+        if any(folder.iterdir()):  # records reach the disk immediately
             last = _on_until(run, lambda tracking: tracking.get("tensorboard"))
         # TensorBoard reads a folder's files by name.
         name = f"events.out.tfevents.{time.time_ns() // 1000:017d}.{run.start}"
@@ -170,14 +169,14 @@ class TensorBoard:
             )
             metadata = summary_pb2.SummaryMetadata(plugin_data=plugin)
             values.append(self._summary.Value(tag=tag, metadata=metadata, tensor=tensor))
-        # At the step that is next, or the next start would drop the text too.
+        # At the next step, or the next start would drop the text too.
         self._put(run.start, summary=self._summary(value=values))
         self._file.flush()
         self.where = str(folder)
         return last
 
     def write(self, record: Record) -> None:
-        """One event with all values."""
+        """Writes one event with all values."""
         values = [self._summary.Value(tag=k, simple_value=v) for k, v in scalars(record).items()]
         self._put(record["step"], summary=self._summary(value=values))
         self._file.flush()
@@ -192,7 +191,7 @@ class TensorBoard:
 
 
 def _import_wandb() -> Any:
-    # A machine that trains sends no reports of errors to others unless it was told to.
+    # A training machine sends no error reports to others unless told to.
     os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
     import wandb
 
@@ -201,7 +200,7 @@ def _import_wandb() -> Any:
 
 
 class Wandb:
-    """A run of a Weights & Biases project; a resumed run goes on with it."""
+    """A run of a Weights & Biases project; a resumed run continues it."""
 
     name, where = "wandb", ""
 
@@ -209,7 +208,7 @@ class Wandb:
         self._config = config
 
     def start(self, run: RunInfo) -> int:
-        """Opens the run by its id. What wandb would find out by itself is in our facts."""
+        """Opens the run by its id. Our facts contain what wandb would find out by itself."""
         wandb, config = _import_wandb(), self._config
         place = f"{config.wandb_entity}/{config.wandb_project}"
         known = _remembered(run, self.name, place)
@@ -233,7 +232,7 @@ class Wandb:
                 disable_code=True,
                 disable_job_creation=True,
                 x_disable_meta=True,  # host, user, command line
-                x_transaction_log_flush_interval=1.0,  # seconds that a kill may cost offline
+                x_transaction_log_flush_interval=1.0,  # seconds that a kill may lose offline
             ),
         )
         values = {**to_dict(run.config), f"start_at_step_{run.start}": run.facts}
@@ -251,18 +250,18 @@ class Wandb:
         return same and tracking.get("wandb_mode") != "disabled"
 
     def write(self, record: Record) -> None:
-        """Logs at the step."""
+        """Logs the values of a step."""
         self._run.log(scalars(record), step=record["step"])
 
     def close(self, outcome: Outcome) -> None:
-        """Waits until all is sent."""
+        """Waits until everything is sent."""
         if outcome == "stopped":
             self._run.mark_preempting()
         self._run.finish(exit_code={"finished": 0, "stopped": 75, "failed": 1}[outcome])
 
 
 class MLflow:
-    """A run of an MLflow experiment; a resumed run goes on with it."""
+    """A run of an MLflow experiment; a resumed run continues it."""
 
     name, where = "mlflow", ""
 
@@ -270,14 +269,14 @@ class MLflow:
         self._config = config
 
     def start(self, run: RunInfo) -> int:
-        """Opens the run. Parameters are fixed at its first start; tags tell of every start."""
+        """Opens the run. Parameters are fixed at its first start; tags describe every start."""
         os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")  # the next record tries anew
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")  # the next record tries again
         from mlflow import entities
         from mlflow.tracking import MlflowClient
 
-        logging.getLogger("mlflow").setLevel(logging.WARNING)  # of the tables it makes
-        logging.getLogger("urllib3").setLevel(logging.ERROR)  # of each try
+        logging.getLogger("mlflow").setLevel(logging.WARNING)  # hides messages about new tables
+        logging.getLogger("urllib3").setLevel(logging.ERROR)  # hides messages about each attempt
         self._metric = entities.Metric
         uri, name = self._config.mlflow_uri, self._config.mlflow_experiment
         self._client = client = MlflowClient(tracking_uri=uri)
@@ -309,14 +308,14 @@ class MLflow:
             self._client.log_batch(self._run_id, metrics=metrics[i : i + _MLFLOW_METRICS])
 
     def close(self, outcome: Outcome) -> None:
-        """Marks the run as over."""
+        """Marks the run as ended."""
         status = {"finished": "FINISHED", "stopped": "KILLED", "failed": "FAILED"}[outcome]
         self._client.set_terminated(self._run_id, status)
 
 
-_WANDB_SECONDS = 25.0  # below tracking.CLOSE_SECONDS, so that the reason is told
-_MLFLOW_NAME = re.compile(r"[^\w\-. /:]")  # what MLflow takes in no name of a metric
-_MLFLOW_PARAMS, _MLFLOW_METRICS = 100, 1000  # its limits of one call
+_WANDB_SECONDS = 25.0  # below tracking.CLOSE_SECONDS, so that the reason is reported
+_MLFLOW_NAME = re.compile(r"[^\w\-. /:]")  # characters that MLflow does not allow in a metric name
+_MLFLOW_PARAMS, _MLFLOW_METRICS = 100, 1000  # its limits per call
 
 
 def _text(value: Any) -> str:

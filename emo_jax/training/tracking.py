@@ -1,8 +1,8 @@
-"""Where the records of a run go: metrics.jsonl always, and the trackers of `config.tracking`.
+"""Where the records of a run go: always to metrics.jsonl, and to the trackers of `config.tracking`.
 
-Process 0 alone writes. The file is written at once, and where it cannot be, the run fails. Each
-tracker has a thread of its own: a slow or lost network never holds a step, and a tracker that
-fails costs one line. See docs/tracking.md for what a run that is resumed does to each.
+Only process 0 writes. The file is written immediately, and if that fails, so does the run. Each
+tracker has its own thread: a slow or lost network never delays a step, and a tracker that fails
+costs one line. See docs/tracking.md for what resuming a run does to each.
 """
 
 import logging
@@ -29,7 +29,7 @@ _LOG = logging.getLogger(__name__)
 Outcome = Literal["finished", "stopped", "failed"]
 Record = dict[str, Any]
 
-QUEUE_RECORDS = 1000  # waiting for a slow tracker; those beyond are dropped, and counted
+QUEUE_RECORDS = 1000  # waiting for a slow tracker; any more are dropped, and counted
 CLOSE_SECONDS = 30.0  # for all trackers to send what they have; a stopped run has little time
 
 _BY_LAYER = re.compile(r"_by_layer$")
@@ -39,18 +39,18 @@ _POOL = re.compile(r"^([^/]+)(/.+)? \((pool|keep)=(\d+)\)$")
 class MetricWriter(Protocol):
     """A place for records: `start` is called once, first; `close` once, last, if it started.
 
-    `where` tells the user where the records are to be seen, once it started.
+    Once started, `where` tells the user where to find the records.
     """
 
     name: str
     where: str
 
     def start(self, run: RunInfo) -> int:
-        """Opens the place for a new run, or goes on with it; returns the last step it has."""
+        """Opens the place for a new run, or resumes it; returns the last step it has."""
         ...
 
     def write(self, record: Record) -> None:
-        """Writes what one step gave: `step`, and values by name."""
+        """Writes one step's record: `step`, and values by name."""
         ...
 
     def close(self, outcome: Outcome) -> None:
@@ -64,7 +64,7 @@ class JsonLines:
     name = where = METRICS_FILE
 
     def start(self, run: RunInfo) -> int:
-        """Drops records of steps that are done again, and appends."""
+        """Drops records of steps that are redone, and appends from there."""
         append_run_info(run)
         self._file = MetricsFile(run.workdir, resume_step=run.start)
         return run.start
@@ -79,11 +79,11 @@ class JsonLines:
 
 
 class Tracker:
-    """All writers of a run, as a context: left with an error, the run failed or was stopped.
+    """All writers of a run, as a context: an error on exit means the run failed or was stopped.
 
     Args:
-      run: that starts.
-      trackers: besides the file.
+      run: the run that starts.
+      trackers: in addition to the file.
       show: takes a line for the user.
     """
 
@@ -103,7 +103,7 @@ class Tracker:
         """Takes a record; only the file is written before this returns.
 
         Raises:
-          OSError: of the file.
+          OSError: the file cannot be written.
         """
         self._file.write(record)
         for thread in self._threads:
@@ -126,7 +126,7 @@ class Tracker:
 
 
 class _Thread(threading.Thread):
-    """Runs one tracker; what it raises becomes one line."""
+    """Runs one tracker; any error it raises becomes one line."""
 
     def __init__(self, tracker: MetricWriter, run: RunInfo, show: Callable[[str], None]):
         super().__init__(name=f"tracking-{tracker.name}", daemon=True)
@@ -167,7 +167,7 @@ class _Thread(threading.Thread):
             self._lose(f"it cannot be started: {one_line(error)}", count=0)
             return
         self._show(f"{self._tracker.name}: {self._tracker.where}")
-        # What a kill kept from it, or what was before it was asked for, is in the file.
+        # The file has what a kill kept from it, and records from before it was enabled.
         start = self._run_info.start
         kept = read_metrics(self._run_info.workdir) if last < start else []
         for record in kept:
@@ -182,14 +182,14 @@ class _Thread(threading.Thread):
 
     def _write(self, record: Record, last: int) -> None:
         if record["step"] <= last:
-            return  # done again, with the same result
+            return  # redone, with the same result
         try:
             self._tracker.write(record)
         except Exception as error:
             self._lose(one_line(error))
 
     def _lose(self, why: str, count: int = 1) -> None:
-        """Counts a record; says so the first time. A network may come back: the next is tried."""
+        """Counts a lost record; says so only once. The next is tried: a network may come back."""
         self._lost += count
         if not self._warned:
             self._warned = True
@@ -198,11 +198,11 @@ class _Thread(threading.Thread):
 
 
 def scalars(record: Record) -> dict[str, float]:
-    """The numbers of a record by the names that trackers get.
+    """Returns the numbers of a record by the names that trackers get.
 
     A list over layers `x_by_layer` becomes `x/layer_00`, …; `heldout_loss/law (pool=16)` becomes
-    `heldout_loss_pool16/law`, likewise `keep=16`, since not every tracker takes brackets; `step`
-    and values that were not measured are left out, those that are not finite are NaN.
+    `heldout_loss_pool16/law`, likewise `keep=16`, since not every tracker allows brackets; `step`
+    and values that were not measured are omitted, and those that are not finite are NaN.
     """
     found: dict[str, float] = {}
     for name, value in record.items():
