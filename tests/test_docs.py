@@ -16,7 +16,7 @@ import click
 import pytest
 
 from emo_jax.cli import cli
-from emo_jax.config import Config
+from emo_jax.config import Config, flatten, from_config_dict, may_change, presets
 from emo_jax.config.file import load_config
 from emo_jax.config.parse import section_of
 
@@ -102,6 +102,15 @@ def test_every_config_field_is_in_the_reference_with_its_default():
 
     walk(Config, "")
     assert len(rows) == len(expected) > 60
+
+
+def test_the_page_names_every_field_that_may_change_on_resume():
+    text = (DOCS / "configs.md").read_text()
+    named = set(re.findall(r"`([a-z_.]+)`", text[text.index("## What a run may change") :]))
+    config = from_config_dict(presets.emo_tiny())
+    for name in flatten(config):
+        free = may_change(name) == "resume"
+        assert free == bool({name, name.partition(".")[0]} & named), name
 
 
 def test_what_a_field_is_comes_from_the_source():

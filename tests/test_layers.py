@@ -1,13 +1,14 @@
-"""Imports go one way: a package may import what is to its right, and nothing to its left."""
+"""Imports go one way: a room may import rooms of the floors below it."""
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parents[1] / "emo_jax"
 
-# Left to right. Names in one group do not import each other; each file of `top` may import all.
+# From the top. Rooms of one floor do not import each other.
 ORDER: list[set[str]] = [
     {"cli"},
     {"bench", "quickstart"},
@@ -75,3 +76,21 @@ def _module(node: ast.AST) -> str:
     if isinstance(node, ast.Import):
         return " ".join(alias.name for alias in node.names)
     return (node.module or "") if isinstance(node, ast.ImportFrom) else ""
+
+
+@pytest.mark.parametrize("page", ["CONTRIBUTING.md", "docs/design.md"])
+def test_the_tree_that_is_shown_is_the_house(page):
+    text = (ROOT.parent / page).read_text()
+    (tree,) = re.findall(r"^```\nemo_jax/.*?\n\n(.*?)```$", text, re.MULTILINE | re.DOTALL)
+    floors = [
+        set(re.findall(r"^  (\w+)(?:/|\.py) ", floor, re.MULTILINE)) for floor in tree.split("\n\n")
+    ]
+    assert floors == ORDER
+
+
+def test_tests_have_the_rooms_of_the_package():
+    rooms = {
+        path.name for path in ROOT.iterdir() if path.is_dir() and (path / "__init__.py").exists()
+    }
+    tested = {path.parent.name for path in (ROOT.parent / "tests").glob("*/test_*.py")}
+    assert tested - rooms == {"processes", "fuzz"} and not rooms - tested - {"parallel"}
