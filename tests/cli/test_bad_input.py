@@ -590,7 +590,7 @@ def test_no_memory(refused, monkeypatch, by):
     def fail(folder, workdir, quiet):
         raise by
 
-    monkeypatch.setattr("emo_jax.saved.transfer.import_", fail)
+    monkeypatch.setattr("emo_jax.import_", fail)
     line = refused(1, "import", "R", "--workdir", "W")
     assert line.startswith("emo: out of memory: ") and "1 TiB; ask for less" in line
 

@@ -8,7 +8,7 @@ from emo_jax.config.file import load_config
 from emo_jax.errors import ConfigError
 
 USAGE = 2
-TINY = "from emo_jax import presets\n"
+TINY = "from emo_jax.config import presets\n"
 CHANGED = f"""{TINY}import numpy as np
 from ml_collections import ConfigDict, FrozenConfigDict, config_dict
 

@@ -48,7 +48,7 @@ def test_pieces_of_a_document_share_a_split(tmp_path):
 
 def test_report(tmp_path, capsys):
     records = [{"text": "one", "domain": "b"}, {"text": ""}, {"text": "two", "domain": "a"}]
-    report = prepare([write(tmp_path / "a.jsonl", records)], tmp_path / "s", byte_tokenizer())
+    report = prepare([write(tmp_path / "a.jsonl", records)], tmp_path / "s", "bytes", quiet=False)
     assert report.read.documents == 2
     assert report.read.skipped == {"empty document": 1}
     assert report.store.domains == ("a", "b")

@@ -11,6 +11,7 @@ from emo_jax.data import store as store_lib
 from emo_jax.data import store_writer
 from emo_jax.data.prepare import prepare
 from emo_jax.data.store import TokenStore
+from emo_jax.data.store_files import StoreFiles
 from emo_jax.data.store_writer import SplitContent, write_store
 from emo_jax.data.tokenizers import byte_tokenizer
 from emo_jax.errors import DataError, UsageError
@@ -221,7 +222,7 @@ def test_url(store_path, store):
 
 def test_remote_files(store_path):
     """What a bucket goes through: no folder, only keys."""
-    remote = store_lib._Files(f"file://{store_path}")
+    remote = StoreFiles(f"file://{store_path}")
     remote.folder = None
     manifest = json.loads(remote.read("store.json"))
     remote.check_sizes(manifest["files"])

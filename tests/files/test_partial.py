@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import runs
 
 from emo_jax.data.prepare import prepare
 from emo_jax.data.store_writer import PARTIAL, TOP
@@ -46,7 +47,8 @@ def hidden(folder):
     return sorted(p.name.rpartition(".")[2] for p in folder.iterdir() if p.name[0] == ".")
 
 
-def test_of_a_killed_process_goes_with_the_next_run(worker, corpus, tmp_path):
+def test_of_a_killed_process_goes_with_the_next_run(worker, tmp_path):
+    corpus = runs.write_corpus(tmp_path / "corpus.jsonl")
     assert hidden(tmp_path) == ["spool", "tmp"]
     report = prepare([corpus], tmp_path / "store", byte_tokenizer())
     assert not report.notes and hidden(tmp_path) == ["spool", "tmp"]  # it is at work
