@@ -283,8 +283,8 @@ def verify(folder: epath.Path, items: set[str]) -> dict[str, Any]:
 def _check_tree(data: epath.Path, known: Sequence[str]) -> None:
     """Raises DamagedError if a local folder has anything but regular files of its own.
 
-    This applies to everything in it, listed or not, because orbax may open it. Files in `known` are
-    checked by other means.
+    This applies to everything in it, listed or not, because orbax may open it. Only files in
+    `known`, whose content is verified by digest, may be links out of the folder.
     """
     if "://" in str(data):
         return

@@ -127,7 +127,7 @@ def store_examples(
 def take(
     documents: Iterable[np.ndarray], number: int | None, max_tokens: int
 ) -> tuple[list[np.ndarray], bool]:
-    """The first documents that fit (one is truncated to fit), and whether `max_tokens` ran out."""
+    """The first documents that fit (a lone one is truncated), and whether `max_tokens` ran out."""
     found: list[np.ndarray] = []
     left = max_tokens
     for ids in documents:
