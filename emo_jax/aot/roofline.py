@@ -39,7 +39,7 @@ class Roofline:
 
 
 def roofline(counts: Counts, topology: Topology, mesh: Any) -> Roofline:
-    """Estimates a step.
+    """Estimates the time of a step.
 
     Args:
       counts: counts for one chip.

@@ -93,7 +93,7 @@ def choose(
       x_BSD: input of the mixture of experts, any float dtype; the computation is in float32.
       kernel_DE: router weights.
       pool_ids_BS: document of each token, -1 for padding.
-      pools: of the documents; None: no pool.
+      pools: pools of the documents; None: no pool.
       allowed_BSR: routed experts available to a token, as if the others had been pruned; or (R,),
         for all tokens.
     """
