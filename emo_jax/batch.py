@@ -1,39 +1,39 @@
-"""The one thing data and model share.
+"""The batch: the one type that data and model share.
 
-Legend used everywhere: B windows (rows), S tokens of a window, L layers, D model width, H heads,
-E experts (shared included), R routed experts, K picks, F expert hidden, G documents of a window,
-V vocabulary rows.
+Legend used everywhere: B windows (rows), S tokens per window, L layers, D model width, H heads,
+E experts (shared included), R routed experts, K picks, F expert hidden size, G documents per
+window, V vocabulary rows.
 """
 
 from typing import Any, NamedTuple
 
 import numpy as np
 
-PADDING_ID = -1  # segment and pool id of a token that is not there
+PADDING_ID = -1  # segment and pool id of a padding token
 
 
 class Batch(NamedTuple):
-    """B windows of S tokens, every field (B,S). A pytree of NumPy or JAX arrays.
+    """B windows of S tokens; every field is (B,S). A pytree of NumPy or JAX arrays.
 
-    Padding has segment_ids = pool_ids = -1 and loss_mask 0: it is neither attended to nor routed,
-    pooled or counted.
+    Padding has segment_ids = pool_ids = -1 and loss_mask 0: it is not attended to, routed, pooled
+    or counted.
     """
 
     tokens: Any  # int32, input ids
-    labels: Any  # int32, the next token; anything where loss_mask is 0
+    labels: Any  # int32, the next token; arbitrary where loss_mask is 0
     loss_mask: Any  # float32, 1 where the label counts
-    segment_ids: Any  # int32, document of the token within its window from 0, for attention
-    pool_ids: Any  # int32, document of the token for the expert pool
+    segment_ids: Any  # int32, the token's document within its window, from 0, for attention
+    pool_ids: Any  # int32, the token's document for the expert pool
     positions: Any  # int32, rotary position: 0..S-1, not reset between documents (SPEC 1.2)
     domain_ids: Any  # int32, domain of the token's document; -1 unknown
 
 
 def from_documents(tokens: np.ndarray, segment_ids: np.ndarray) -> Batch:
-    """A NumPy batch with next-token labels; the last position has none.
+    """Builds a NumPy batch with next-token labels; the last position has none.
 
     Args:
       tokens: (B,S) int.
-      segment_ids: (B,S) int, -1 for padding. Pools follow the same ids.
+      segment_ids: (B,S) int, -1 for padding. Pools use the same ids.
     """
     tokens = np.asarray(tokens, np.int32)
     segment_ids = np.asarray(segment_ids, np.int32)

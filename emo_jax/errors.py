@@ -1,7 +1,7 @@
-"""Errors a user can act on, each with the process exit code that it means.
+"""Errors a user can act on, each with its process exit code.
 
-Exit codes (also for schedulers): 0 finished, 1 failed, 2 bad usage, 75 state saved: run again.
-Also 130, interrupted with nothing to save, and 141, nobody reads the output.
+Exit codes (also for schedulers): 0 finished, 1 failed, 2 bad usage, 75 state saved, run again.
+Also 130 (interrupted with nothing to save) and 141 (the reader of the output has gone away).
 A message is one line: what is wrong, where, and what to do about it.
 """
 
@@ -12,11 +12,11 @@ EXIT_OK = 0
 EXIT_FAILED = 1
 EXIT_USAGE = 2
 EXIT_RUN_AGAIN = 75
-EXIT_CLOSED = 141  # as shells show a program that SIGPIPE ended
+EXIT_CLOSED = 141  # what shells report for a program killed by SIGPIPE
 
 
 class EmoError(Exception):
-    """Something failed that the user can mend; shown without a traceback."""
+    """A failure the user can fix; shown without a traceback."""
 
     exit_code = EXIT_FAILED
 
@@ -40,29 +40,29 @@ class CheckpointError(EmoError):
 
 
 class HfFormatError(EmoError):
-    """A Hugging Face folder is of another architecture or is incomplete."""
+    """A Hugging Face folder is incomplete or has an unsupported architecture."""
 
 
 class PreemptedError(EmoError):
-    """The run was asked to stop, saved its state, and wants to be started again."""
+    """The run was asked to stop, saved its state, and should be started again."""
 
     exit_code = EXIT_RUN_AGAIN
 
 
 class OutputClosedError(EmoError):
-    """Whoever read standard output is gone; there is nobody to tell."""
+    """The reader of standard output has gone away, so nothing can be reported."""
 
     exit_code = EXIT_CLOSED
 
 
-BREAKS = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")  # control characters, ends of lines
+BREAKS = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")  # control characters and line breaks
 _MOST_SHOWN = 2000  # characters
 
 
 def escaped(text: str) -> str:
-    """As one line that changes nothing in a terminal; of a long one the middle is left out.
+    """Text as one line that is safe to print in a terminal; the middle of long text is cut.
 
-    Names of files, and what files say, may hold line breaks and control characters.
+    File names and file contents may include line breaks and control characters.
     """
     text = BREAKS.sub(lambda found: repr(found[0])[1:-1], text)
     half = _MOST_SHOWN // 2
@@ -70,22 +70,22 @@ def escaped(text: str) -> str:
 
 
 def listed(names: Iterable[str], most: int = 5) -> str:
-    """The first of some names, and how many more there are."""
+    """The first few names, and how many more there are."""
     every = list(names)
     more = f" and {len(every) - most:,} more" if len(every) > most else ""
     return ", ".join(every[:most]) + more
 
 
 def clipped(text: str, most: int = 120) -> str:
-    """What somebody wrote, as part of a message: printable, of a long one the start."""
+    """User-supplied text made printable for use in a message; long text is truncated."""
     shown = "".join(c if c.isprintable() else repr(c)[1:-1] for c in text[:most])
     return shown if len(shown) <= most and len(text) <= most else shown[: most - 1] + "…"
 
 
 def one_line(error: BaseException, limit: int = 300) -> str:
-    """An exception as one short line; of a long one the end is kept, where the cause stands.
+    """An exception as one short line; if long, only the end is kept, where the cause is.
 
-    What tensorstore adds to the cause (`[tensorstore_spec='…']`) is left out.
+    What tensorstore appends to the cause (`[tensorstore_spec='…']`) is removed.
     """
     text = " ".join(re.sub(r"\s*\[[\w ]+='.*?'\]", "", str(error), flags=re.DOTALL).split())
     text = text or type(error).__name__

@@ -1,9 +1,9 @@
-"""EMO in minutes, and what it is compared with.
+"""EMO in minutes, and the variants it is compared with.
 
 emo train --config experiments/ablation_tiny.py:fixed-pool --config.data.store=STORE --workdir DIR
 
 Argument: emo, standard, matched (standard with a quarter of the experts), fixed-pool, no-shared,
-local-balance, window-attention, standard-window. Pools in the anneal only:
+local-balance, window-attention, standard-window. For pools only in the anneal, use
 anneal_tiny.py:std_to_emo.
 
 Hardware and hours: two CPU cores, minutes.

@@ -1,4 +1,4 @@
-"""The shape that training speed is compared at, on a CPU: not a model to keep.
+"""The shape used to compare training speed on a CPU; not a model to keep.
 
 emo bench train --config experiments/bench_cpu.py
 emo bench train --config experiments/bench_cpu.py:emo --against experiments/bench_cpu.py:standard

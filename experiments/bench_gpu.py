@@ -1,10 +1,10 @@
-"""Four layers of the 1b14b shape, for the speed of one GPU: not a model to keep.
+"""Four layers of the 1b14b shape, to measure the speed of one GPU; not a model to keep.
 
 emo bench train --config experiments/bench_gpu.py:emo,tokamax
 
 Argument: `emo` or `std` (standard mixture of experts), and `tokamax` or `ragged_dot`, the expert
-kernels. Hardware: one GPU of 80 GB. experiments/bench_gpu.sh runs everything that is reported, in
-ten minutes.
+kernels. Hardware: one 80 GB GPU. experiments/bench_gpu.sh runs everything that is reported, in ten
+minutes.
 """
 
 from ml_collections import ConfigDict
@@ -26,7 +26,7 @@ def get_config(arg: str = "emo,tokamax") -> ConfigDict:
     config = MODELS[model]()
     config.name = f"bench_gpu_{model}_{kernels}"
     config.model.num_layers = 4
-    # The same attention, so that what is compared is the pools alone.
+    # The same attention, so that only the pools are compared.
     config.model.attention = "document"
     config.moe.backend = kernels
     config.optimizer.first_moment_dtype = "bfloat16"

@@ -1,4 +1,4 @@
-"""Dense 1b: SwiGLU of hidden 8192, 130 B tokens; steps with a spike of the loss are skipped.
+"""Dense 1b: SwiGLU of hidden size 8192, 130 B tokens; steps with a loss spike are skipped.
 
 emo train --config experiments/dense_1b.py --config.data.store=STORE --workdir WORKDIR
 

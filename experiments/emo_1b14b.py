@@ -2,7 +2,7 @@
 
 emo train --config experiments/emo_1b14b.py:130b --config.data.store=STORE --workdir WORKDIR
 
-Hardware and hours: the reference trained on 128 H100 at about 19k tokens/s a GPU (SPEC 12):
+Hardware and hours: the reference trained on 128 H100 at about 19k tokens/s per GPU (SPEC 12):
 15 hours for 130b. Not yet run with this code at full size.
 """
 

@@ -1,11 +1,11 @@
-r"""New experts of an emo_1b14b run, trained alone on something new: argument, how many.
+r"""Training only the new experts of an emo_1b14b run on new data; the argument is how many.
 
 emo extend RUN --add 16 --layout emo --output EXTENDED
 emo import EXTENDED --workdir IMPORTED
 emo train --config experiments/extension_1b14b.py:16 --config.data.store=STORE --workdir DIR \
     --init-from IMPORTED@0 --init weights
 
-All but the new experts stays as it is, to the last bit.
+Everything but the new experts stays unchanged, to the last bit.
 
 Hardware and hours: as emo_1b14b.py; 10 B tokens.
 """

@@ -1,11 +1,11 @@
-r"""New experts of an emo_tiny run, trained alone on something new: argument, how many.
+r"""Training only the new experts of an emo_tiny run on new data; the argument is how many.
 
 emo extend RUN --add 8 --layout emo --output EXTENDED
 emo import EXTENDED --workdir IMPORTED
 emo train --config experiments/extension_tiny.py:8 --config.data.store=STORE --workdir DIR \
     --init-from IMPORTED@0 --init weights
 
-All but the new experts stays as it is, to the last bit.
+Everything but the new experts stays unchanged, to the last bit.
 
 Hardware and hours: two CPU cores, minutes.
 """

@@ -1,13 +1,13 @@
-r"""Does modularity emerge? EMO, a standard mixture of experts and one of the size of a module.
+r"""Does modularity emerge? EMO, a standard mixture of experts, and one of the size of a module.
 
     python experiments/modularity.py --output runs/modularity --results docs/results
 
 Makes the corpus (fourteen domains, two of them held out of training and of the tokenizer), trains
-every model of every seed, measures what each domain loses with a part of the experts and what a
-module costs, and writes one JSON a run into RESULTS, and docs/results.md with its plots. What is
-there already is not done again: a run that was interrupted goes on from its checkpoint.
+every model with every seed, measures what each domain loses with a part of the experts and what a
+module costs, and writes one JSON file per run into RESULTS, and docs/results.md with its plots.
+Existing results are not repeated: an interrupted run continues from its checkpoint.
 
-One of its runs alone, as a config file:
+To do one of its runs alone, use this as a config file:
 
     emo train --config experiments/modularity.py:emo --config.data.store=STORE --workdir DIR
 
@@ -50,21 +50,21 @@ from emo_jax.selection.scores import METHODS, choose_experts
 from emo_jax.selection.variants import within_documents
 from emo_jax.training.loop import Trainer
 
-# All of this was fixed before a test loss was seen.
-HELD_OUT = ("biology", "religion")  # near to a trained domain (medicine), and near to none
-CAP_MB = 4.0  # of text a domain
+# All of this was fixed before any test loss was seen.
+HELD_OUT = ("biology", "religion")  # close to a trained domain (medicine), and close to none
+CAP_MB = 4.0  # of text per domain
 FRACTIONS = (0.90, 0.05, 0.05)  # train, select, test
 TOKENIZER_MB = 8.0  # of text
 ARMS = ("emo", "standard", "matched")
 SEEDS = (0, 1, 2)
 METHOD = "layerwise"
-KEEPS = (32, 16, 8)  # of 64 experts, the shared one included
-SMALL_KEEPS = (16, 8)  # what other methods and single examples are measured at
-WINDOWS = 256  # of a split, at most
+KEEPS = (32, 16, 8)  # of 64 experts, including the shared one
+SMALL_KEEPS = (16, 8)  # for other methods and single examples
+WINDOWS = 256  # per split, at most
 BATCH = 16  # windows
-EXAMPLE_TOKENS, EXAMPLE_DRAWS = 512, 3  # of one example; how many of a domain, if it has them
-COMPOSED_KEEP, PARTNERS = 16, (1, 2, 3)  # each domain with those that come so much later
-MEASURED = {  # kept with the figures: others are of another experiment
+EXAMPLE_TOKENS, EXAMPLE_DRAWS = 512, 3  # per example; examples per domain, if it has that many
+COMPOSED_KEEP, PARTNERS = 16, (1, 2, 3)  # each domain with those this many places after it
+MEASURED = {  # stored with the figures: other values mean another experiment
     "method": METHOD,
     "keeps": list(KEEPS),
     "small_keeps": list(SMALL_KEEPS),
@@ -87,11 +87,11 @@ class Stores(NamedTuple):
     """Token stores with one tokenizer."""
 
     trained: Path
-    held_out: Path  # its training split is not read
+    held_out: Path  # its training split is not used
 
 
 def make_stores(output: Path) -> Stores:
-    """The corpus as two stores; those that are there are taken as they are."""
+    """Makes the corpus as two stores; existing ones are reused."""
     stores = Stores(output / "store", output / "held_out")
     parts = {False: output / "trained.jsonl", True: output / "held_out.jsonl"}
     if not all(file.exists() for file in parts.values()):
@@ -119,7 +119,7 @@ def make_stores(output: Path) -> Stores:
 
 
 class Split(NamedTuple):
-    """A store's splits as batches on the device."""
+    """The splits of a store as batches on the device."""
 
     domains: tuple[str, ...]
     select: list[Batch]
@@ -128,7 +128,7 @@ class Split(NamedTuple):
 
 
 def read_split(config: Config, path: Path) -> Split:
-    """At most `WINDOWS` windows of the splits `select` and `test`."""
+    """Reads at most `WINDOWS` windows of the splits `select` and `test`."""
     store = TokenStore.open(path)
 
     def batches(split: str) -> list[Batch]:
@@ -140,7 +140,7 @@ def read_split(config: Config, path: Path) -> Split:
 
 
 class Measured:
-    """Losses of one model on one store by domain: NaN where a domain has nothing to measure."""
+    """Losses of one model on one store by domain: None where a domain has nothing to measure."""
 
     def __init__(self, config: Config, params: Params, split: Split, say: Callable[[str], None]):
         self._config, self._params, self._split, self._say = config, params, split, say
@@ -148,10 +148,10 @@ class Measured:
         self._step = make_eval_step(config, self._model, self._domains, router_probs=False)
         self.losses: dict[str, list[float | None]] = {}
         self.kept: dict[str, np.ndarray] = {}
-        self.examples: list[int] = []  # long documents that were drawn, of each domain
+        self.examples: list[int] = []  # long documents drawn from each domain
 
     def loss(self, name: str, keep_LMR: np.ndarray | None = None, pool_size: int = 0) -> None:
-        """Measures the test split."""
+        """Measures the losses on the test split."""
         self._say(name)
         found = evaluate(
             self._step, self._params, self._split.test, keep_LMR=keep_LMR, pool_size=pool_size
@@ -160,7 +160,7 @@ class Measured:
         self.losses.setdefault("labels", _numbers(found.labels_M))
 
     def choose(self, method: str, keep: int, batches: list[Batch], seed: int = 0) -> np.ndarray:
-        """The experts of each domain (L,M,R)."""
+        """The experts chosen for each domain (L,M,R)."""
         self._say(f"choosing: {method}, {keep}")
         routed_L = budgets(self._config, [keep])
         return choose_experts(
@@ -170,7 +170,7 @@ class Measured:
         ).kept_LMR
 
     def by_methods(self, seed: int) -> None:
-        """Keep-k by every method, experts chosen on the select split."""
+        """Measures keep-k for every method, with experts chosen on the select split."""
         for method in METHODS:
             for keep in KEEPS if method == METHOD else SMALL_KEEPS:
                 kept_LMR = self.choose(method, keep, self._split.select, seed)
@@ -178,7 +178,7 @@ class Measured:
                 self.loss(f"{method} {keep}", kept_LMR)
 
     def by_one_example(self, seed: int) -> None:
-        """Keep-k with experts chosen by a single document of each domain that has a long one."""
+        """Measures keep-k with experts chosen by one document from each domain with a long one."""
         documents_M = [self._long_documents(domain, seed) for domain in self._split.domains]
         self.examples = [len(documents) for documents in documents_M]
         for draw in range(max(self.examples)):
@@ -192,8 +192,8 @@ class Measured:
                 ]
 
     def _long_documents(self, domain: str, seed: int) -> list[np.ndarray]:
-        """`EXAMPLE_TOKENS` tokens each of documents that have so many, fewer where there are."""
-        with contextlib.suppress(UsageError):  # a domain with short documents only
+        """The first `EXAMPLE_TOKENS` tokens of up to `EXAMPLE_DRAWS` documents that long."""
+        with contextlib.suppress(UsageError):  # a domain with only short documents
             return store_examples(
                 *(self._split.store, "select"),
                 domain=domain,
@@ -205,13 +205,13 @@ class Measured:
         return []
 
     def _one_each(self, documents: list[np.ndarray], domains: list[int]) -> Batch:
-        """Each document in a row of its own."""
+        """A batch with each document in its own row."""
         (batch,) = pack(documents, self._config.data.seq_len, len(documents), pad_id=0)
         ids_B1 = np.array(domains, np.int32)[:, None]
         return batch._replace(domain_ids=np.where(batch.segment_ids >= 0, ids_B1, -1))
 
     def composed(self) -> None:
-        """Each domain with the union of its module and another's."""
+        """Measures each domain with the union of its module and another's."""
         own_LMR = self.kept[f"{METHOD} {COMPOSED_KEEP}"]
         for partner in PARTNERS:
             both_LMR = own_LMR | np.roll(own_LMR, -partner, axis=1)
@@ -226,7 +226,7 @@ def measure(
     config: Config, params: Params, stores: Stores, seed: int, say: Callable[[str], None]
 ) -> dict[str, Any]:
     """All losses of a trained model, by store: see `Measured`."""
-    own, config = config, within_documents(config)  # a part of it serves one document at a time
+    own, config = config, within_documents(config)  # a module serves one document at a time
     moe, result = config.moe, {}
     assert moe is not None
     params = jax.device_put(params)
@@ -269,7 +269,7 @@ def config_of(arm: str, seed: int, stores: Stores, steps: int | None = None) -> 
 
 
 def config_digest(config: Config) -> str:
-    """Of all that makes a model what it is: not where its data lies."""
+    """A digest of everything that determines a model, but not of its data paths."""
     text = json.dumps(to_dict(portable(config)), sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
@@ -277,7 +277,7 @@ def config_digest(config: Config) -> str:
 def run(
     arm: str, seed: int, output: Path, results: Path, stores: Stores, steps: int | None
 ) -> None:
-    """Trains and measures one model, unless its result is there."""
+    """Trains and measures one model, unless its result exists."""
     file = results / f"modularity-{arm}-{seed}.json"
     config = config_of(arm, seed, stores, steps)
     made_of = {
@@ -319,7 +319,7 @@ def run(
 
 
 def _watched(record: dict[str, Any]) -> dict[str, Any]:
-    """The keep-k curve of a run while it trained."""
+    """The part of a metrics record that belongs to the keep-k curve during training."""
     names = ["step", "heldout_loss", *(f"heldout_rise (keep={keep})" for keep in KEEPS)]
     return {name: record[name] for name in names if name in record}
 
@@ -331,7 +331,7 @@ def _watched(record: dict[str, Any]) -> dict[str, Any]:
 @click.option("--seeds", default=",".join(map(str, SEEDS)), show_default=True)
 @click.option("--steps", type=int, default=None, help="Of each run, to try it out.")
 def main(output: Path, results: Path, arms: str, seeds: str, steps: int | None) -> None:
-    """Runs what is missing of the experiment."""
+    """Runs the missing parts of the experiment."""
     try:
         stores = make_stores(output)
         for seed in map(int, seeds.split(",")):

@@ -1,10 +1,10 @@
-"""Do the experts' groups follow domains? Clusters of tokens and documents of every seed.
+"""Do groups of experts follow domains? Clusters of tokens and documents for every seed.
 
     python experiments/modularity_clusters.py --output runs/modularity --results docs/results
 
-Looks at the EMO and standard runs of modularity.py in OUTPUT: router probabilities of the same
-documents of the test split, grouped by all layers and by each. Activations go to
-OUTPUT/activations; what is there is used again. Writes RESULTS/clusters.json.
+Uses the EMO and standard runs of modularity.py in OUTPUT: router probabilities of the same
+documents in the test split, clustered by all layers together and by each. Activations go to
+OUTPUT/activations; existing ones are reused. Writes RESULTS/clusters.json.
 """
 
 import itertools
@@ -23,12 +23,12 @@ from emo_jax.files.atomic import write_atomic
 
 ARMS, SEEDS = ("emo", "standard"), (0, 1, 2)
 TOKENS = 200_000
-LENGTHS = (512, 32)  # first tokens of a document that are looked at; 32 tell less of its domain
-MANY = 32  # clusters, as in the paper; the other count is that of the domains
+LENGTHS = (512, 32)  # first tokens of each document to use; 32 reveal less about its domain
+MANY = 32  # clusters, as in the paper; the other count is the number of domains
 
 
 def look(arm: str, seed: int, length: int, output: Path) -> list[dict[str, Any]]:
-    """Scores of one run's clusters."""
+    """Scores for one run's clusters."""
     store = output / "store"
     folder = output / "activations" / f"{arm}-{seed}-{length}"
     if not folder.exists():
@@ -41,7 +41,7 @@ def look(arm: str, seed: int, length: int, output: Path) -> list[dict[str, Any]]
         per_layer = count == MANY and length == max(LENGTHS)
         made = [row.to_json() for row in cluster_table([str(folder)], count, per_layer=per_layer)]
         for row in made:
-            del row["folder"]  # a place on this machine
+            del row["folder"]  # a path on this machine
         more = {"arm": arm, "seed": seed, "length": length}
         rows += [row | more | {"rows": sizes[row["of"]]} for row in made]
     return rows

@@ -1,10 +1,10 @@
-"""What a module of a model costs: bytes on disk, resident memory, tokens a second, loss.
+"""The cost of a module of a model: bytes on disk, resident memory, tokens per second, loss.
 
     python experiments/modularity_costs.py --output runs/modularity --results docs/results
 
-Selects modules of the run emo-0 of modularity.py, and of a larger model that was not trained (0.4 B
-parameters, its experts chosen at random), into OUTPUT/modules, and measures each in a process of
-its own: one text at a time, in float32. Folders that are there are used again. Writes costs.json.
+Selects modules of modularity.py's run emo-0, and of a larger untrained model (0.4 B parameters,
+experts chosen at random), into OUTPUT/modules, and measures each in its own process: one text at a
+time, in float32. Existing folders are reused. Writes costs.json.
 """
 
 import json
@@ -23,7 +23,7 @@ PROMPT, NEW_TOKENS = 16, 400
 
 
 def measure(folder: str) -> dict[str, Any]:
-    """Of a Hugging Face folder, in this process."""
+    """Measures a Hugging Face folder in this process."""
     import jax
     import numpy as np
 
@@ -39,7 +39,7 @@ def measure(folder: str) -> dict[str, Any]:
     before = resident()
     loaded = load_model(folder)
     config = loaded.config
-    # No id ends the text: every model makes as many tokens.
+    # No id ends the text, so every model generates the same number of tokens.
     generator = Generator(ModelFunctions(config), jax.device_put(loaded.params), eos_id=-1)
     del loaded
     prompt = np.random.default_rng(0).integers(256, size=PROMPT).tolist()
@@ -58,7 +58,7 @@ def measure(folder: str) -> dict[str, Any]:
 
 
 def select(model: Path, folder: Path, keep: str, *how: str) -> None:
-    """A module, unless it is there."""
+    """Selects a module, unless it exists."""
     if folder.exists():
         return
     command = [sys.executable, "-m", "emo_jax.cli"]
@@ -70,7 +70,7 @@ def select(model: Path, folder: Path, keep: str, *how: str) -> None:
 
 
 def loss_of(folder: Path, store: Path, domain: str) -> float:
-    """Of the folder itself, on the domain's part of the test split."""
+    """Loss of the folder itself, on the domain's part of the test split."""
     with tempfile.TemporaryDirectory() as scratch:
         file = Path(scratch) / "eval.json"
         command = [sys.executable, "-m", "emo_jax.cli", "eval", str(folder), "--data", str(store)]
@@ -80,7 +80,7 @@ def loss_of(folder: Path, store: Path, domain: str) -> float:
 
 
 def make_untrained(folder: Path) -> None:
-    """A run's workdir of the larger model at step 0, unless it is there."""
+    """Exports the larger model, untrained, unless the folder exists."""
     if folder.exists():
         return
     from modularity import get_config

@@ -1,11 +1,11 @@
-"""The tables and plots of docs/results.md, out of the figures that modularity.py left.
+"""The tables and plots of docs/results.md, from the figures written by modularity.py.
 
     python experiments/modularity_report.py --results docs/results --output docs
 
-Writes OUTPUT/results.md and, beside the figures, the plots. Nothing is run.
+Writes OUTPUT/results.md and, next to the figures, the plots. Nothing is run.
 
-Legend: A arms, seeds and domains as they are called; a rise is the loss with a part of the experts
-less the loss with all of them, nats a token.
+Arms, seeds and domains are called by their names; a rise is the loss with a part of the experts
+minus the loss with all of them, in nats per token.
 """
 
 import json
@@ -30,8 +30,8 @@ NAMES = {
     "standard-window": "standard MoE, attention across documents",
 }
 COMPARED = ("emo", "standard", "matched")
-SMALL_RISE = 0.01  # nats; no ratio is made of less
-DRAWS = 10_000  # of the bootstrap
+SMALL_RISE = 0.01  # nats; smaller rises give no ratio
+DRAWS = 10_000  # bootstrap samples
 
 
 class Runs:
@@ -45,7 +45,7 @@ class Runs:
         self.arms = [arm for arm in NAMES if any(run["arm"] == arm for run in found)]
         if missing := [arm for arm in COMPARED if arm not in self.arms]:
             raise click.UsageError(f"{folder}: no runs of {', '.join(missing)}; run modularity.py")
-        # Of the arms that are compared, the same seeds.
+        # The same seeds for all arms that are compared.
         seeds = {arm: {run["seed"] for run in found if run["arm"] == arm} for arm in COMPARED}
         both = set.intersection(*seeds.values())
         if not both:
@@ -57,19 +57,19 @@ class Runs:
         return sorted((r for r in self.all if r["arm"] == arm), key=lambda r: r["seed"])
 
     def losses(self, arm: str, way: str, store: str = "trained") -> np.ndarray:
-        """(seeds, domains); NaN where nothing was measured."""
+        """Losses (seeds, domains); NaN where nothing was measured."""
         rows = [run[store]["losses"][way] for run in self.of(arm)]
         return np.array([[math.nan if x is None else x for x in row] for row in rows])
 
     def rises(self, arm: str, way: str, store: str = "trained") -> np.ndarray:
-        """(seeds, domains)."""
+        """Rises (seeds, domains)."""
         return self.losses(arm, way, store) - self.losses(arm, "full", store)
 
 
 def interval(table: np.ndarray, of: Callable[[np.ndarray], Any] = np.nanmean) -> tuple[float, ...]:
-    """A figure of a (seeds, domains) table, and the middle 95 % of its bootstrap.
+    """A statistic of a (seeds, domains) table, and the middle 95 % of its bootstrap.
 
-    Seeds and domains are both drawn anew, with repetition.
+    Both seeds and domains are resampled with replacement.
     """
     rng = np.random.default_rng(0)
     seeds, domains = table.shape[:2]
@@ -81,7 +81,7 @@ def interval(table: np.ndarray, of: Callable[[np.ndarray], Any] = np.nanmean) ->
 
 
 def shown(table: np.ndarray, sign: bool = True) -> str:
-    """`+0.123 (+0.100 to +0.150)`."""
+    """The mean and its interval as `+0.123 (+0.100 to +0.150)`."""
     form = "{:+.3f}" if sign else "{:.3f}"
     mean, low, high = (form.format(x) for x in interval(table))
     return f"{mean} ({low} to {high})"
@@ -93,17 +93,17 @@ def markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def paired(of: Callable[..., Any], *tables: np.ndarray) -> tuple[float, ...]:
-    """`interval` of a figure of several tables: the same seeds and domains are drawn from each."""
+    """`interval` for a statistic of several tables, resampling the same seeds and domains."""
     return interval(np.stack(tables, axis=-1), lambda t: of(*np.moveaxis(t, -1, 0)))
 
 
 def ratio(over: np.ndarray, under: np.ndarray) -> float:
-    """Of means."""
+    """The ratio of the means."""
     return float(np.nanmean(over) / np.nanmean(under))
 
 
 def over_allowed(one: np.ndarray, every: np.ndarray) -> float:
-    """Nats that a rise with one example is above 1.25 times that with all; above a fall: all."""
+    """Nats by which a rise with one example exceeds 1.25 times (if a fall, once) that with all."""
     allowed = np.mean(every)
     return float(np.mean(one) - max(1.25 * allowed, allowed))
 
@@ -112,7 +112,7 @@ def over_allowed(one: np.ndarray, every: np.ndarray) -> float:
 
 
 def reached(runs: Runs) -> str:
-    """The aims, what came out, and whether that is met."""
+    """The aims, the results, and whether the aims are met."""
     emo, standard = (runs.losses(arm, "full") for arm in ("emo", "standard"))
     rows = []
 
@@ -143,7 +143,7 @@ def reached(runs: Runs) -> str:
         if np.mean(every) > SMALL_RISE:
             row(aim, paired(ratio, one, every), 1.25)
         else:
-            # A quarter more than nothing, or than a fall, says little: nats above what is allowed.
+            # A quarter more than nothing, or than a fall, means little: report the excess in nats.
             aim += f" ({np.mean(every):+.3f}: too small for a ratio; nats above)"
             row(aim, paired(over_allowed, one, every), 0, "{:+.3f}")
     own, both = composed_losses(runs, "emo")
@@ -212,7 +212,7 @@ def by_domain(runs: Runs) -> str:
 
 
 def example_rises(runs: Runs, arm: str, keep: int) -> tuple[np.ndarray, np.ndarray]:
-    """Rises with one example, mean over the draws, and with all; domains that have examples."""
+    """Rises with one example (mean over draws) and with all, for the domains with examples."""
     have = np.array(examples_there(runs)) > 0
     rises = [
         runs.rises(arm, f"one example {draw} {keep}")[:, have]
@@ -222,24 +222,24 @@ def example_rises(runs: Runs, arm: str, keep: int) -> tuple[np.ndarray, np.ndarr
 
 
 def examples_there(runs: Runs) -> list[int]:
-    """Long documents that were drawn of each domain."""
+    """Number of long documents drawn from each domain."""
     return runs.of("emo")[0]["trained"]["long_documents"]
 
 
 def gap(runs: Runs, way: str) -> str:
-    """EMO's mean loss over the standard MoE's with all experts, as `1.23 %`."""
+    """By how much EMO's mean loss exceeds the standard MoE's with all experts, as `1.23 %`."""
     emo, standard = runs.losses("emo", way), runs.losses("standard", "full")
     return f"{100 * (ratio(emo, standard) - 1):.2f} %"
 
 
 def composed_losses(runs: Runs, arm: str) -> tuple[np.ndarray, np.ndarray]:
-    """Losses (seeds, domains) with a domain's own module, and (partners, …) with another's too."""
+    """Losses (seeds, domains) with a domain's own module, and (partners, …) with another added."""
     both = np.stack([runs.losses(arm, f"composed with {p} later 16") for p in (1, 2, 3)])
     return runs.losses(arm, "layerwise 16"), both
 
 
 def one_example(runs: Runs) -> tuple[str, str]:
-    """A table, and the domains that have examples with how many."""
+    """A table, and a list of the domains that have examples, with how many."""
     rows = []
     there = dict(zip(runs.of("emo")[0]["trained"]["domains"], examples_there(runs), strict=True))
     used = ", ".join(f"{name} {n}" for name, n in there.items() if n)
@@ -290,7 +290,7 @@ def matched(runs: Runs) -> str:
 
 
 def costs(runs: Runs, folder: Path) -> str:
-    """What a module costs to keep and to run."""
+    """The cost of storing and running a module."""
     file = folder / "costs.json"
     if not file.exists():
         return "Not measured yet.\n"
@@ -318,7 +318,7 @@ def costs(runs: Runs, folder: Path) -> str:
 
 
 def clusters(folder: Path) -> str:
-    """Whether groups of tokens and documents follow domains, for both models."""
+    """Whether clusters of tokens and documents follow domains, for both models."""
     file = folder / "clusters.json"
     if not file.exists():
         return "Not measured yet.\n"
@@ -363,12 +363,12 @@ def _axes(width: float = 6.4, height: float = 3.8) -> tuple[Any, Any]:
 
 
 def _save(figure: Any, file: Path) -> None:
-    # The same figures give the same file.
+    # No metadata, so that the same figures give the same file.
     figure.savefig(file, metadata={"Date": None, "Creator": None}, facecolor="white")
 
 
 def plot_keep(runs: Runs, file: Path) -> None:
-    """Rise against the share of experts kept; dashed: domains held out of training."""
+    """Plots the rise against the share of experts kept; dashed: domains held out of training."""
     figure, axes = _axes()
     places = [0, 1, 2, 3]
     for arm, colour in COLOURS.items():
@@ -388,7 +388,7 @@ def plot_keep(runs: Runs, file: Path) -> None:
 
 
 def plot_training(runs: Runs, file: Path) -> None:
-    """The rise while the models trained."""
+    """Plots the rise during training."""
     figure, axes = _axes()
     for arm, colour in COLOURS.items():
         for keep, style in ((16, "-"), (8, "--")):

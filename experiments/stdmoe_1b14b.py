@@ -2,7 +2,7 @@
 
 emo train --config experiments/stdmoe_1b14b.py:130b --config.data.store=STORE --workdir WORKDIR
 
-Hardware and hours: the reference trained on 128 H100 at 20.4k tokens/s a GPU (SPEC 12), which is
+Hardware and hours: the reference trained on 128 H100 at 20.4k tokens/s per GPU (SPEC 12), which is
 14 hours for 130b and 106 for 1t. Not yet run with this code at full size.
 """
 

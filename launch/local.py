@@ -1,11 +1,11 @@
-"""Starts the same command as several processes on this machine, as a cluster would.
+"""Starts one command as several processes on this machine, as a cluster would.
 
-Each process gets its own CPU devices, and real collectives (gloo) join them:
+Each process gets its own CPU devices; they communicate through real collectives (gloo):
 
   python launch/local.py --processes 4 --devices-per-process 2 -- \\
     emo train --config experiments/emo_tiny.py --config.data.store=store --workdir runs/tiny
 
-Any command works; it reads EMO_PROCESSES, EMO_PROCESS_INDEX and EMO_COORDINATOR, as emo train does.
+Any command works if, like emo train, it reads EMO_PROCESSES, EMO_PROCESS_INDEX and EMO_COORDINATOR.
 """
 
 import contextlib
@@ -23,7 +23,7 @@ from typing import IO
 
 import click
 
-SETTLE = 10.0  # seconds for those that end together, or that notice by themselves
+SETTLE = 10.0  # seconds for processes that end together, or notice a failure by themselves
 RUN_AGAIN = 75
 TIMED_OUT = 124
 _DEVICES = "--xla_force_host_platform_device_count"
@@ -37,10 +37,10 @@ class Group:
         self._processes: list[subprocess.Popen] = []
         self._ended: queue.Queue[tuple[int, int]] = queue.Queue()
         self._readers: list[threading.Thread] = []
-        self._stopping = False  # by us, not by a signal that we passed on
+        self._stopping = False  # by us, not by a forwarded signal
 
     def start(self, command: Sequence[str], processes: int, devices: int) -> None:
-        """Starts them all; click.UsageError where the command is not there."""
+        """Starts all processes; raises click.UsageError if the command cannot be started."""
         address = f"127.0.0.1:{free_port()}"
         for index in range(processes):
             env = environment(processes, index, address, devices)
@@ -51,7 +51,7 @@ class Group:
                     stdout=subprocess.PIPE,
                     stderr=subprocess.PIPE,
                     stdin=subprocess.DEVNULL,
-                    start_new_session=True,  # Ctrl-C comes to them once, from here
+                    start_new_session=True,  # Ctrl-C reaches them only once, from here
                 )
             except OSError as e:
                 self._signal(signal.SIGKILL)
@@ -65,14 +65,14 @@ class Group:
             threading.Thread(target=self._await, args=(index,), daemon=True).start()
 
     def pass_on(self, number: int, frame: object) -> None:
-        """Signal handler: all get it."""
+        """Signal handler: forwards the signal to all processes."""
         say(f"{signal.Signals(number).name} goes to all processes")
         self._signal(number)
 
     def run(self) -> int:
-        """Waits for all; where one fails, the others are stopped."""
+        """Waits for all processes; if one fails, stops the others."""
         give_up = time.monotonic() + self._timeout if self._timeout else None
-        failed: list[int] = []  # statuses of those that we did not stop, in order of time
+        failed: list[int] = []  # statuses of those that we did not stop, in chronological order
         stop_at = kill_at = None
         timed_out = False
         for _ in self._processes:
@@ -121,14 +121,14 @@ class Group:
 
 
 def free_port() -> int:
-    """A port of this machine that nobody listens at."""
+    """A free port on this machine."""
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         return s.getsockname()[1]
 
 
 def environment(processes: int, index: int, address: str, devices: int) -> dict[str, str]:
-    """Of one process. XLA_FLAGS keep what is there, but for the number of CPU devices."""
+    """Environment of one process. XLA_FLAGS is kept, except for the number of CPU devices."""
     flags = re.sub(rf"{_DEVICES}=\S*", "", os.environ.get("XLA_FLAGS", ""))
     return {
         "JAX_PLATFORMS": "cpu",
@@ -142,10 +142,10 @@ def environment(processes: int, index: int, address: str, devices: int) -> dict[
 
 
 def exit_code(failed: Sequence[int]) -> int:
-    """For all, of the statuses of those that failed, in order of time.
+    """The overall exit code, from the statuses of failed processes in chronological order.
 
-    A process that a signal ended counts first: the others may notice, and end, while the kernel
-    still tidies it up.
+    A process killed by a signal takes precedence: the others may notice and end while the kernel is
+    still cleaning it up.
     """
     if killed := [status for status in failed if status < 0]:
         return 128 - killed[0]
@@ -153,19 +153,19 @@ def exit_code(failed: Sequence[int]) -> int:
 
 
 def described(status: int) -> str:
-    """How a process ended, in words."""
+    """Describes how a process ended."""
     if status < 0:
         return f"was ended by {signal.Signals(-status).name} (exit code {128 - status})"
     return f"ended with exit code {status}"
 
 
 def say(text: str) -> None:
-    """A line of the launcher's own."""
+    """Prints a line from the launcher itself."""
     _write(sys.stderr, f"launch: {text}\n")
 
 
 def _write(sink: IO[str], text: str) -> None:
-    """Nobody may read it any more: the processes go on, and would wait for a reader of theirs."""
+    """Writes to `sink`; if its reader is gone, discards output so that processes do not block."""
     try:
         sink.write(text)
         sink.flush()
@@ -180,7 +180,7 @@ def _pass_on(index: int, source: IO[bytes], sink: IO[str]) -> None:
 
 class _Command(click.Command):
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """The example as it is typed."""
+        """Writes the example as it is typed."""
         formatter.write(
             "\nExample:\n  python launch/local.py --processes 2 --devices-per-process 4 --"
             " emo train --config experiments/emo_tiny.py --config.data.store=store"
@@ -221,11 +221,11 @@ def main(
 ) -> None:
     """Start COMMAND as several processes on this machine.
 
-    Each line of output begins with the index of its process. SIGTERM, SIGINT and SIGHUP are passed
-    on. When a process fails, the others have 10 seconds to end, and are stopped then.
+    Each line of output begins with the index of its process. SIGTERM, SIGINT and SIGHUP are
+    forwarded. When a process fails, the others have 10 seconds to end, and are then stopped.
 
-    Exit codes: 0 where all ended with 0; 75 (state saved: run again) where all that failed said 75;
-    else 128 + signal of one that a signal ended, or that of the first that failed; 124 after
+    Exit codes: 0 if all ended with 0; 75 (state saved, run again) if all that failed ended with 75;
+    otherwise 128 + signal if a signal killed one, or the code of the first that failed; 124 after
     --timeout.
     """
     group = Group(kill_after, timeout)

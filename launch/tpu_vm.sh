@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# A run on one TPU slice without Kubernetes. Fill in the lines with <--, then:
+# A run on one TPU slice without Kubernetes. Fill in the lines marked <--, then:
 #
 #   launch/tpu_vm.sh create
 #   launch/tpu_vm.sh install
@@ -8,8 +8,8 @@
 #   launch/tpu_vm.sh delete
 #
 # /shared is a network file system that `install` mounts on all hosts. emo finds the hosts of the
-# slice by itself. `train` runs the same command again while it ends with 75 (state saved), and after
-# a slice that was taken away is made anew.
+# slice by itself. `train` reruns the same command as long as it exits with 75 (state saved), and
+# after recreating a slice that was preempted.
 set -euo pipefail
 
 NAME=${NAME:-emo}                 # <--
@@ -42,7 +42,7 @@ train() {
   log=$(mktemp)
   printf -v words ' %q' "$@"
   while true; do
-    # The exit codes of the hosts go into the output: gcloud has one of its own.
+    # The hosts' exit codes are passed in the output, because gcloud has its own.
     on_all "~/emo/bin/emo train$words; echo emo-exit-code=\$?" | tee "$log" >&2 || true
     code=$(sed -n 's/^emo-exit-code=//p' "$log" | sort -n | uniq | paste -sd' ')
     case $code in

@@ -1,1 +1,1 @@
-"""Ahead of time: the train step compiled for a TPU topology on a machine that has none."""
+"""Ahead-of-time compilation of the train step for a TPU topology, on a machine without TPUs."""

@@ -1,4 +1,4 @@
-"""A config compiled and counted: everything that `emo compile` reports of it."""
+"""Compiling and counting a config: everything that `emo compile` reports about it."""
 
 import time
 from collections.abc import Callable
@@ -17,14 +17,14 @@ from emo_jax.training import flops
 
 @dataclass(frozen=True, kw_only=True)
 class Analysis:
-    """Of one chip and one step, where nothing else is said."""
+    """The analysis of a config, for one chip and one step unless stated otherwise."""
 
     step: CompiledStep
     counts: Counts
     roofline: Roofline
     peak: Peak
-    expected_rows: float  # of a chip's routed experts, where routing is balanced
-    seconds: float  # of counting
+    expected_rows: float  # of a chip's routed experts, if routing is balanced
+    seconds: float  # spent on counting
 
     @property
     def fits(self) -> bool:
@@ -33,18 +33,18 @@ class Analysis:
 
     @property
     def tokens(self) -> int:
-        """Of a step over all chips."""
+        """Tokens per step over all chips."""
         return self.step.config.train.batch_size * self.step.config.data.seq_len
 
     @property
     def spec_flops(self) -> float:
-        """What the formula that MFU is reported by gives a chip (SPEC 1.5)."""
+        """FLOPs per chip by the formula used for MFU (SPEC 1.5)."""
         per_token = flops.flops_per_token(self.step.config)
         return per_token * self.tokens / self.step.topology.num_chips
 
     @property
     def best_mfu(self) -> float:
-        """MFU if the step took as long as the roofline says where everything overlaps."""
+        """MFU if the step took the roofline's time with everything overlapped."""
         return self.spec_flops / (self.step.topology.chip.peak_flops * self.roofline.overlapped)
 
 
@@ -77,9 +77,9 @@ def analyse(
 
 
 def balanced_rows(config: Config, num_chips: int, mesh_shape: dict[str, int]) -> float:
-    """Rows of a chip's routed experts in a micro-batch, if every expert gets as many.
+    """Rows of a chip's routed experts in a micro-batch, if all experts get equally many.
 
-    Chips of a `tensor` group compute the same tokens, each a part of the hidden size.
+    Chips of a `tensor` group compute the same tokens, each with a part of the hidden size.
     """
     if config.moe is None:
         return 0.0

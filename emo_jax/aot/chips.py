@@ -1,10 +1,10 @@
-"""TPU generations: what a chip can do, and the slices that exist.
+"""TPU generations: chip capabilities, and the slices that exist.
 
-Figures are of Google's documentation of each generation (docs.cloud.google.com/tpu/docs/v5e,
-/v5p, /v6e, read in 2026); a link's bandwidth one way is half of what they give for both ways of a
-chip, over its ports. But `usable_hbm` is what the compiler lets a program have, as libtpu 0.0.52
-says it ("… of 15.75G hbm"), and a v5p has 96 GiB, of which the documentation gives users 95. Peaks
-are those that MFU is reported against.
+Figures come from Google's documentation of each generation (docs.cloud.google.com/tpu/docs/v5e,
+/v5p, /v6e, read in 2026); a link's one-way bandwidth is half of a chip's stated two-way bandwidth,
+divided by its ports. Exceptions: `usable_hbm` is what the compiler allows a program, as reported by
+libtpu 0.0.52 ("… of 15.75G hbm"), and a v5p has 96 GiB, of which the documentation gives users 95.
+Peaks are those that MFU is reported against.
 """
 
 import difflib
@@ -21,28 +21,28 @@ GIB = 2**30
 
 @dataclass(frozen=True, kw_only=True)
 class Chip:
-    """Figures of one chip; bandwidths in bytes a second, of one direction."""
+    """Figures for one chip; bandwidths are in bytes per second in one direction."""
 
     generation: str
     peak_flops: float  # bfloat16, dense
     hbm_bytes: int
-    usable_hbm: int  # what the runtime leaves a program
+    usable_hbm: int  # what the runtime leaves for a program
     hbm_bandwidth: float
-    ici_link_bandwidth: float  # of one link, one way
+    ici_link_bandwidth: float  # per link, one way
     ici_links: int
     dcn_bandwidth: float  # to other slices, a chip's share of its host's
-    cores: int  # TensorCores, by which the names of v5p slices count
-    shapes: tuple[str, ...]  # of one slice; with `max_cubes` the common ones
+    cores: int  # TensorCores, which the names of v5p slices count
+    shapes: tuple[str, ...]  # of one slice; with `max_cubes`, the common ones
     closed_at: int  # see `Topology.wrap`
-    max_cubes: int = 0  # any box of whole cubes of 4x4x4 is a slice, up to so many
+    max_cubes: int = 0  # any box of whole 4x4x4 cubes is a slice, up to this many
 
     @property
     def ici_bandwidth(self) -> float:
-        """All links, one way."""
+        """Bandwidth of all links, one way."""
         return self.ici_link_bandwidth * self.ici_links
 
     def has_shape(self, shape: tuple[int, ...]) -> bool:
-        """Whether a slice can have it."""
+        """Whether a slice can have this shape."""
         if "x".join(map(str, shape)) in self.shapes:
             return True
         boxes = (
@@ -51,7 +51,7 @@ class Chip:
         return boxes and 0 < math.prod(shape) <= self.max_cubes * CUBE**3
 
     def shape_of(self, num_chips: int) -> tuple[int, ...]:
-        """The slice of so many chips; of several boxes the one nearest to a cube, () if none."""
+        """The slice shape with `num_chips` chips, as close to a cube as possible; () if none."""
         for text in self.shapes:
             shape = tuple(int(n) for n in text.split("x"))
             if math.prod(shape) == num_chips:
@@ -84,9 +84,9 @@ CHIPS = {
             hbm_bytes=16 * GIB,
             usable_hbm=int(15.75 * GIB),
             hbm_bandwidth=819e9,
-            ici_link_bandwidth=50e9,  # 400 GB/s both ways a chip
+            ici_link_bandwidth=50e9,  # 400 GB/s both ways per chip
             ici_links=4,
-            dcn_bandwidth=3.125e9,  # 6.4 Tbit/s a pod of 256
+            dcn_bandwidth=3.125e9,  # 6.4 Tbit/s per pod of 256
             cores=1,
             shapes=_2D,
             closed_at=16,
@@ -97,9 +97,9 @@ CHIPS = {
             hbm_bytes=96 * GIB,
             usable_hbm=int(95.74 * GIB),
             hbm_bandwidth=2765e9,
-            ici_link_bandwidth=100e9,  # 1200 GB/s both ways a chip
+            ici_link_bandwidth=100e9,  # 1200 GB/s both ways per chip
             ici_links=6,
-            dcn_bandwidth=6.25e9,  # 50 Gbit/s a chip
+            dcn_bandwidth=6.25e9,  # 50 Gbit/s per chip
             cores=2,
             shapes=_3D,
             closed_at=CUBE,
@@ -111,9 +111,9 @@ CHIPS = {
             hbm_bytes=32 * GIB,
             usable_hbm=int(31.25 * GIB),
             hbm_bandwidth=1638e9,
-            ici_link_bandwidth=100e9,  # 800 GB/s both ways a chip
+            ici_link_bandwidth=100e9,  # 800 GB/s both ways per chip
             ici_links=4,
-            dcn_bandwidth=12.5e9,  # 25.6 Tbit/s a pod of 256
+            dcn_bandwidth=12.5e9,  # 25.6 Tbit/s per pod of 256
             cores=1,
             shapes=_2D,
             closed_at=16,
@@ -133,20 +133,21 @@ class Topology:
 
     @property
     def name(self) -> str:
-        """`v5p:4x4x4`."""
+        """The name of one slice: `v5p:4x4x4`."""
         return f"{self.chip.generation}:{'x'.join(map(str, self.shape))}"
 
     @property
     def num_chips(self) -> int:
-        """Of all slices."""
+        """Number of chips in all slices."""
         return math.prod(self.shape) * self.slices
 
     @property
     def wrap(self) -> tuple[bool, bool, bool]:
         """Which axes close to rings.
 
-        On v5e and v6e an axis of 16 chips does, on v5p all axes of whole cubes of 4x4x4. Without
-        it the compiler takes a torus for a grid, where it has no gather along three axes.
+        On v5e and v6e an axis of 16 chips does; on v5p all axes do if the shape is whole 4x4x4
+        cubes. Without it the compiler treats a torus as a grid, where it has no gather along three
+        axes.
         """
         x, y, *z = (n % self.chip.closed_at == 0 for n in self.shape)
         if z:
@@ -158,7 +159,7 @@ class Topology:
 
 
 def known_topologies() -> str:
-    """All of them, for messages."""
+    """All known topologies, for messages."""
     return "; ".join(
         f"{name}: {' '.join(chip.shapes)}"
         + (", and other boxes of whole 4x4x4, x ≤ y ≤ z" if chip.max_cubes else "")
@@ -167,10 +168,10 @@ def known_topologies() -> str:
 
 
 def parse_topology(text: str, slices: int = 1) -> Topology:
-    """`v5p:4x4x4`, or a name as clouds sell it: `v5p-128` counts TensorCores, `v5e-256` chips.
+    """Parses `v5p:4x4x4`, or a cloud name: `v5p-128` counts TensorCores, `v5e-256` chips.
 
     Raises:
-      UsageError: there is none such; the known ones are listed.
+      UsageError: there is no such topology; the known ones are listed.
     """
     match = re.fullmatch(r"([a-z0-9]+)[:-]([0-9x]{1,20})", text.strip().lower())
     generation = ALIASES.get(match[1], match[1]) if match else ""

@@ -1,4 +1,4 @@
-"""Collectives of a compiled program: how many bytes, how often, over which axes of the mesh."""
+"""Collectives of a compiled program: how many bytes, how often, and over which mesh axes."""
 
 import itertools
 import math
@@ -15,7 +15,7 @@ KINDS = (
     *("collective-permute", "collective-broadcast"),
 )
 NO_AXIS = "one chip"
-# Between slices: `{1,2}x{0:3}` are devices 0 to 3 of the slices 1 and 2, each with its like.
+# Between slices: `{1,2}x{0:3}` pairs devices 0 to 3 of slice 1 with the same devices of slice 2.
 _SLICES = re.compile(r'_xla_megascale_target="([^"]*)x\{[^"]*"')
 _TRANSFER = re.compile(r'_xla_megascale_transfer_type="(\w+)"')
 _NAMED_GROUPS = re.compile(r"replica_groups=(mesh\[.*?\](?:, device_ids=.*?\))? \{.*?\})")
@@ -27,11 +27,11 @@ class Collective:
     """One collective instruction of the program, on one chip.
 
     Args:
-      payload: bytes of the whole array that the chips of a group share: what a gather gives, what
-        a reduction takes, what an exchange sends.
-      wire: bytes that each chip has to receive, by the best known algorithm.
+      payload: bytes of the whole array that the chips of a group share: the output of a gather, the
+        input of a reduction, what an exchange sends.
+      wire: bytes that each chip has to receive with the best known algorithm.
       times: how often a step runs it.
-      group: places in the mesh of the devices of one group.
+      group: mesh positions of the devices of one group.
     """
 
     kind: str
@@ -45,7 +45,7 @@ class Collective:
 
 
 def axis_groups(mesh_shape: dict[str, int]) -> dict[Groups, str]:
-    """Groups of devices (by place in the mesh) that differ along each set of axes only."""
+    """For each set of axes, the groups of devices (mesh positions) that differ only along it."""
     names = [name for name, size in mesh_shape.items() if size > 1]
     ids = np.arange(math.prod(mesh_shape.values())).reshape(tuple(mesh_shape.values()))
     order = list(mesh_shape)
@@ -63,10 +63,10 @@ def axis_groups(mesh_shape: dict[str, int]) -> dict[Groups, str]:
 def collectives(
     program: Program, mesh_shape: dict[str, int], visits: list[Visit] | None = None
 ) -> list[Collective]:
-    """All of a step; one that runs asynchronously counts where it starts.
+    """All collectives of a step; asynchronous ones are counted where they start.
 
-    Slices follow each other in the mesh. Each has the same program, which numbers its own devices;
-    what crosses the network between them is sent and received by the host.
+    Slices are consecutive in the mesh. Each runs the same program, which numbers its own devices;
+    what crosses the network between slices is sent and received by the host.
     """
     known = axis_groups(mesh_shape)
     num_devices = math.prod(mesh_shape.values())
@@ -98,7 +98,7 @@ def _kind(instruction: Instruction) -> str | None:
         return kind if kind in KINDS else "collective-permute"
     if opcode not in KINDS:
         return None
-    # A TPU writes a reduce-scatter as an all-reduce in a fusion that keeps a part of it.
+    # On TPUs a reduce-scatter appears as an all-reduce in a fusion that keeps a part of it.
     if instruction.computation.name.startswith("all-reduce-scatter"):
         return "reduce-scatter"
     return opcode
@@ -110,8 +110,8 @@ def _collective(
     size = max((len(g) for g in groups), default=1)
     operands = instruction.operand_arrays()
     if kind == "ragged-all-to-all":
-        # Of the array it sends from and the one it fills, one holds what there is and the other
-        # has room for the worst case; the rest are offsets.
+        # Of the arrays it sends from and fills, one contains the actual rows and the other has room
+        # for the worst case; the remaining operands are offsets.
         own = min(a.bytes for a in operands[:2])
     else:
         own = sum(a.bytes for a in operands)
@@ -150,7 +150,7 @@ def _axes(kind: str, groups: list[list[int]], known: dict[Groups, str], size: in
 
 
 def _smallest(groups: list[list[int]], known: dict[Groups, str]) -> str | None:
-    """The smallest set of axes within whose groups every one of these lies."""
+    """The smallest set of axes such that each of these groups lies within one of its groups."""
     for candidate, name in sorted(known.items(), key=lambda item: len(next(iter(item[0])))):
         where = {device: group for group in candidate for device in group}
         if all(len({where.get(device) for device in group}) == 1 for group in groups):
@@ -159,9 +159,9 @@ def _smallest(groups: list[list[int]], known: dict[Groups, str]) -> str | None:
 
 
 def replica_groups(instruction: Instruction, num_devices: int) -> list[list[int]]:
-    """Groups by place in the mesh; of a permute, its pairs.
+    """Groups of mesh positions; for a permute, its pairs.
 
-    Read are `{{0,1},{2,3}}`, `[2,4]<=[4,2]T(1,0)` and `mesh['a'=2,'b'=4] {'b'}`.
+    Parses `{{0,1},{2,3}}`, `[2,4]<=[4,2]T(1,0)` and `mesh['a'=2,'b'=4] {'b'}`.
     """
     text = instruction.attribute("source_target_pairs") or ""
     if not text:
@@ -187,7 +187,7 @@ def replica_groups(instruction: Instruction, num_devices: int) -> list[list[int]
 
 
 def _slice_groups(send: Instruction, num_devices: int, of_slice: int) -> list[list[int]]:
-    """Places in the mesh of the devices that exchange what this one sends between slices."""
+    """Mesh positions of the groups of devices among which `send` exchanges data between slices."""
     target = _SLICES.search(send.rest)
     sets = re.findall(r"\{([\d,]+)\}", target[1]) if target else []
     slices = [[int(n) - 1 for n in found.split(",")] for found in sets]
@@ -196,7 +196,7 @@ def _slice_groups(send: Instruction, num_devices: int, of_slice: int) -> list[li
 
 
 def _named_groups(text: str) -> list[list[int]]:
-    """`mesh['a'=2,'b'=4], device_ids=([4,2]T(1,0)) {'b'}`; `'b':(2)2` is a part of an axis."""
+    """Parses `mesh['a'=2,'b'=4], device_ids=([4,2]T(1,0)) {'b'}`; `'b':(2)2` is part of an axis."""
     head, _, tail = text.partition("]")
     sizes = {name: int(n) for name, n in re.findall(r"'([^']*)'=(\d+)", head)}
     ids = np.arange(math.prod(sizes.values()))
@@ -209,7 +209,7 @@ def _named_groups(text: str) -> list[list[int]]:
             ids = ids.transpose([int(n) for n in order[2].split(",")])
     elif listed:
         ids = np.asarray([int(n) for n in listed[1].split(",")])
-    # Axes split where only a part of one is meant, so that every reference is a whole dimension.
+    # Axes are split where only part of one is used, so that every reference is a whole dimension.
     used = re.findall(r"'([^']*)'(?::\((\d+)\)(\d+))?", tail[tail.rindex("{") :])
     dims, names = [], []
     for name, size in sizes.items():

@@ -16,19 +16,19 @@ from emo_jax.aot.chips import GIB, Topology
 from emo_jax.config import Config
 from emo_jax.errors import EmoError, UsageError
 
-# libtpu is loaded for its compiler: it must not look for TPUs, ask a metadata server what it runs
-# on, lock other processes out, or write logs.
+# libtpu is loaded for its compiler: it must not look for TPUs, query a metadata server, lock out
+# other processes, or write logs.
 ENVIRONMENT = {
     "TPU_SKIP_MDS_QUERY": "1",
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
     "TPU_WORKER_HOSTNAMES": "localhost",
-    "TPU_ACCELERATOR_TYPE": "v5litepod-16",  # any that exists; the topology is given by name
+    "TPU_ACCELERATOR_TYPE": "v5litepod-16",  # any existing type; the topology is given by name
     "TPU_LOG_DIR": "disabled",
     "TPU_STDERR_LOG_LEVEL": "3",
     "TPU_MIN_LOG_LEVEL": "3",
 }
 _CACHE = "jax_enable_compilation_cache"
-# The second kind tells of temporaries alone.
+# The second message covers temporaries only.
 _TOO_MUCH = re.compile(r"Used ([\d.]+)([KMGT]?) of ([\d.]+)([KMGT]?) hbm")
 _TOO_MANY_TEMPORARIES = re.compile(
     r"HLO temporaries \(([\d.]+)([KMGT]?)\) exceeds available HBM \(([\d.]+)([KMGT]?)\)"
@@ -38,27 +38,27 @@ _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": GIB, "T": 2**40}
 
 @dataclass(frozen=True, kw_only=True)
 class Memory:
-    """Bytes of one chip."""
+    """Bytes on one chip."""
 
     parameters: int
     optimizer: int
-    batch: int  # and the few scalars of the state, and what tiles of all arguments are padded with
+    batch: int  # plus the few scalars of the state, and tile padding of all arguments
     temporaries: int
     arguments: int
     outputs: int
-    aliased: int  # outputs that lie where an argument did
+    aliased: int  # outputs that reuse the memory of an argument
     code: int
-    host: int = 0  # of the host's memory, beside
+    host: int = 0  # in the host's memory, in addition
 
     @property
     def total(self) -> int:
-        """The most that the step needs at once, as the compiler lays it out."""
+        """The most that the step needs at once, according to the compiler."""
         return self.arguments + self.outputs - self.aliased + self.temporaries + self.code
 
 
 @dataclass(frozen=True, kw_only=True)
 class CompiledStep:
-    """A compiled step and what is known of it."""
+    """A compiled step and what is known about it."""
 
     config: Config
     topology: Topology
@@ -67,11 +67,11 @@ class CompiledStep:
     text: str  # the optimized program
     seconds: float  # tracing and compiling
     mesh: Any
-    xla_flops: float  # XLA's own count: each loop once, kernels as nothing
+    xla_flops: float  # XLA's own count: each loop once, kernels as zero
 
 
 class DoesNotFitError(EmoError):
-    """The step wants more memory than a chip has."""
+    """The step needs more memory than a chip has."""
 
     def __init__(
         self,
@@ -85,7 +85,7 @@ class DoesNotFitError(EmoError):
     ):
         super().__init__(message)
         self.used, self.usable = used, usable
-        self.parameters, self.optimizer = parameters, optimizer  # bytes of them on a chip
+        self.parameters, self.optimizer = parameters, optimizer  # their bytes on a chip
         self.mesh_shape = mesh_shape
 
     @property
@@ -95,14 +95,14 @@ class DoesNotFitError(EmoError):
 
 
 def prepare_environment() -> None:
-    """Sets what libtpu and JAX read when they are loaded: call it before JAX is imported."""
+    """Sets the variables that libtpu and JAX read on loading; call it before importing JAX."""
     os.environ["JAX_PLATFORMS"] = "cpu"
     for name, value in ENVIRONMENT.items():
         os.environ[name] = value
 
 
 def require_libtpu() -> None:
-    """Raises UsageError where the compiler or the kernels are not installed."""
+    """Raises UsageError if the compiler or the kernels are not installed."""
     for package in ("libtpu", "tokamax"):
         if importlib.util.find_spec(package) is None:
             raise UsageError(
@@ -121,7 +121,7 @@ def topology_devices(topology: Topology) -> list[Any]:
             topology_name=topology.name,
             wrap=topology.wrap,
             num_slices=topology.slices,
-            # Fewer chips than a host has: a part of one.
+            # A single chip is fewer than a host has: part of a host.
             chips_per_host_bounds=(1, 1, 1) if math.prod(topology.shape) == 1 else (2, 2, 1),
         )
     except Exception as error:
@@ -140,10 +140,10 @@ def compile_step(
     """Compiles the train step as `emo train` does on these chips.
 
     Args:
-      config: of the run; its batch is that of all chips.
+      config: config of the run; its batch is that of all chips.
       topology: what to compile for.
-      devices: those of `topology_devices`, where they are at hand.
-      starting: called when everything is checked and the long part begins.
+      devices: those of `topology_devices`, if already available.
+      starting: called when all checks have passed and the long part begins.
 
     Raises:
       ConfigError: the mesh or the batch does not fit the topology.
@@ -234,7 +234,7 @@ def _one_window() -> tuple[Any, Any]:
 
 
 def _bytes_of(tree: Any) -> int:
-    """Of one chip's share, in its own memory."""
+    """Bytes of one chip's share, in its own memory."""
     import jax
 
     return sum(
@@ -246,13 +246,13 @@ def _bytes_of(tree: Any) -> int:
 
 @contextlib.contextmanager
 def _compiling_for(devices: list[Any]) -> Iterator[None]:
-    """Kernels are chosen for the topology's chips, and nothing is taken from or kept in a cache."""
+    """Selects kernels for the topology's chips, and disables the compilation cache."""
     import jax
     from tokamax import config as tokamax_config
 
     logger = logging.getLogger("absl")
     level, cached = logger.level, getattr(jax.config, _CACHE)
-    # tokamax tells of every kernel that it has no measured tiles for.
+    # tokamax logs every kernel for which it has no measured tiles.
     logger.setLevel(logging.ERROR)
     jax.config.update(_CACHE, False)
     try:

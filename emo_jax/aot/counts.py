@@ -1,4 +1,4 @@
-"""What one chip does in a step, from the compiled program: FLOPs by part, bytes, collectives."""
+"""What one chip does per step, from the compiled program: FLOPs by part, bytes, collectives."""
 
 import re
 from collections import defaultdict
@@ -9,7 +9,7 @@ from emo_jax.aot import matmuls, traffic
 from emo_jax.aot.collectives import Collective
 from emo_jax.aot.hlo import Program
 
-# Named scopes of the train step, by which FLOPs are told apart.
+# Named scopes of the train step, by which FLOPs are attributed.
 PARTS = (*("attention", "routing", "dispatch", "experts", "vocab_loss", "embedding", "optimizer"),)
 OTHER = "other"
 _PART = re.compile(r"\b(" + "|".join(PARTS) + r")\b")
@@ -18,22 +18,22 @@ _AGAIN = re.compile(r"\b(rematted_computation|checkpoint)\b")
 
 @dataclass
 class Counts:
-    """Of one step on one chip."""
+    """Counts for one step on one chip."""
 
     flops: dict[str, float] = field(default_factory=lambda: defaultdict(float))  # by part
-    flops_again: float = 0.0  # of these, what the backward pass computes a second time
+    flops_again: float = 0.0  # those the backward pass recomputes, included in `flops`
     passes_flops: float = 0.0  # bfloat16 FLOPs that the matrix unit spends on them
-    # Kernels: how many calls a step, FLOPs, and FLOPs if every row of their buffers held a token.
+    # Kernels: calls per step, FLOPs, and FLOPs if every row of their buffers contained a token.
     kernels: dict[str, list[float]] = field(default_factory=lambda: defaultdict(lambda: [0, 0, 0]))
-    vector_flops: float = 0.0  # elementwise operations; they have no peak to be held against
+    vector_flops: float = 0.0  # elementwise operations; there is no peak to compare them with
     hbm_bytes: float = 0.0
     hbm_bytes_by_part: dict[str, float] = field(default_factory=lambda: defaultdict(float))
     collectives: list[Collective] = field(default_factory=list)
-    open_loops: dict[str, str] = field(default_factory=dict)  # loops counted once, by their place
+    open_loops: dict[str, str] = field(default_factory=dict)  # loops counted once: name → origin
 
     @property
     def total_flops(self) -> float:
-        """Matrix products of all parts."""
+        """FLOPs of the matrix products of all parts."""
         return sum(self.flops.values())
 
 
@@ -43,11 +43,12 @@ def count(
     """Counts everything that the program runs, as often as it runs.
 
     Args:
-      program: of one chip.
+      program: the program of one chip.
       mesh_shape: sizes of the mesh axes, in the order of its devices.
-      expected_rows: rows of a chip's experts in one run of a layer, where routing is balanced: the
-        buffers of kernels may be larger.
-      layer_runs: how often a step runs a layer; a kernel that runs more often takes parts of them.
+      expected_rows: rows of a chip's experts in one run of a layer if routing is balanced; kernel
+        buffers may be larger.
+      layer_runs: how often a step runs a layer; a kernel that runs more often processes a part of
+        the rows each time.
     """
     counts = Counts()
     visits = list(program.visits())
@@ -59,7 +60,7 @@ def count(
             instruction.opcode == "while" and program.trip_count(instruction) is None
         ):
             counts.open_loops[instruction.name] = instruction.op_name
-        unused = 0.0  # bytes of a kernel's rows that hold no token
+        unused = 0.0  # bytes of a kernel's rows without a token
         for inner in program.inside(instruction):
             if inner.opcode == "dot":
                 flops = matmuls.dot_flops(inner)
@@ -95,6 +96,6 @@ def _add(counts: Counts, op_name: str, flops: float, passes: int) -> None:
 
 
 def part_of(op_name: str) -> str:
-    """The innermost named scope of the train step that an operation is in."""
+    """The innermost named scope of the train step that contains an operation."""
     found = _PART.findall(op_name)
     return found[-1] if found else OTHER

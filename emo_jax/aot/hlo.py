@@ -1,7 +1,7 @@
-"""A reader of compiled programs: XLA's HLO text as computations of instructions.
+"""A parser of compiled programs: XLA's HLO text as computations of instructions.
 
-Only what counting needs: names, opcodes, shapes with the memory they lie in, operands, and the
-attributes as text. `visits` says how often each instruction of the program runs.
+It extracts only what counting needs: names, opcodes, shapes with their memory space, operands, and
+the attributes as text. `visits` tells how often each instruction of the program runs.
 """
 
 import re
@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 BITS = {"pred": 8, "token": 0, "opaque": 0, "s4": 4, "u4": 4, "s2": 2, "u2": 2, "f4e2m1fn": 4}
-HBM = 0  # memory space of arrays in the main memory; 1 is the TPU's vector memory
+HBM = 0  # memory space of arrays in main memory; 1 is the TPU's vector memory
 
-CALLS = {"call", "call-start", "async-start"}  # the latter run beside other work
+CALLS = {"call", "call-start", "async-start"}  # the latter two are asynchronous
 
 _NAME = r"%?([\w.\-]+)"
 _INSTRUCTION = re.compile(rf"\s+(ROOT )?{_NAME} = ")
@@ -32,7 +32,7 @@ class Array:
 
     @property
     def size(self) -> int:
-        """Elements."""
+        """Number of elements."""
         size = 1
         for n in self.dims:
             size *= n
@@ -40,12 +40,12 @@ class Array:
 
     @property
     def bytes(self) -> int:
-        """Without the padding of its tiles."""
+        """Bytes, excluding tile padding."""
         return (self.size * bits(self.dtype) + 7) // 8
 
 
 def bits(dtype: str) -> int:
-    """Of one element: `bf16` is 16."""
+    """Bits per element: `bf16` is 16."""
     if dtype in BITS:
         return BITS[dtype]
     match = re.match(r"[a-z]+(\d+)", dtype)
@@ -66,15 +66,15 @@ class Instruction:
     computation: "Computation" = field(repr=False)
 
     def operand(self, i: int) -> "Instruction":
-        """The instruction that makes operand i."""
+        """The instruction that produces operand i."""
         return self.computation.instructions[self.operands[i]]
 
     def operand_arrays(self) -> list[Array]:
-        """Leaves of all operands."""
+        """The leaves of all operands."""
         return [a for i in range(len(self.operands)) for a in self.operand(i).arrays]
 
     def attribute(self, name: str) -> str | None:
-        """Value of `name=…` up to the next comma outside of brackets."""
+        """Value of `name=…` up to the next comma outside brackets."""
         match = re.search(rf"(?:^|[\s,]){name}=", self.rest)
         if match is None:
             return None
@@ -89,13 +89,13 @@ class Instruction:
 
     @cached_property
     def op_name(self) -> str:
-        """Where in the model it comes from: `jit(train_step)/…/experts/dot_general`."""
+        """Its origin in the model: `jit(train_step)/…/experts/dot_general`."""
         match = re.search(r'op_name="((?:[^"\\]|\\.)*)"', self.rest)
         return match[1] if match else ""
 
     @cached_property
     def calls(self) -> list[str]:
-        """Names of the computations that run when this instruction does, its body alone."""
+        """Names of the computations that run as the body of this instruction."""
         names: list[str] = []
         for attribute in ("calls", "body", "true_computation", "false_computation"):
             value = self.attribute(attribute)
@@ -110,7 +110,7 @@ class Instruction:
 
 @dataclass
 class Computation:
-    """Instructions in the order in which they stand."""
+    """A computation: its instructions in program order."""
 
     name: str
     is_entry: bool
@@ -118,7 +118,7 @@ class Computation:
 
     @property
     def root(self) -> Instruction:
-        """The one whose result is that of the computation."""
+        """The instruction whose result is that of the computation."""
         last = None
         for instruction in self.instructions.values():
             if instruction.is_root:
@@ -129,13 +129,13 @@ class Computation:
 
     @cached_property
     def parameters(self) -> list[Instruction]:
-        """By their number."""
+        """The parameters, ordered by number."""
         found = [i for i in self.instructions.values() if i.opcode == "parameter"]
         return sorted(found, key=lambda i: int(i.operands[0]))
 
     @cached_property
     def users(self) -> dict[str, list[Instruction]]:
-        """Instructions that read each instruction."""
+        """The instructions that read each instruction, by name."""
         users: dict[str, list[Instruction]] = {name: [] for name in self.instructions}
         for instruction in self.instructions.values():
             for name in dict.fromkeys(instruction.operands):
@@ -150,7 +150,7 @@ class Visit:
 
     instruction: Instruction
     times: int
-    open_loops: tuple[str, ...] = ()  # loops around it whose length nobody knows, counted once
+    open_loops: tuple[str, ...] = ()  # enclosing loops of unknown length, counted once
 
 
 @dataclass
@@ -159,13 +159,13 @@ class Program:
 
     computations: dict[str, Computation]
     entry: Computation
-    num_partitions: int = 0  # devices that its groups number, those of one slice; 0: not said
+    num_partitions: int = 0  # devices that its groups refer to, those of one slice; 0: not stated
 
     def visits(self) -> Iterator[Visit]:
-        """Every instruction that runs, outside of fusions, and how often.
+        """Every instruction that runs, outside fusions, and how often.
 
-        A loop's body counts as often as the loop runs, once where that is known on the device
-        only. Each branch of a conditional counts.
+        A loop's body counts as often as the loop runs, or once if only the device knows how often.
+        Each branch of a conditional counts.
         """
         yield from self._walk(self.entry, 1, ())
 
@@ -184,7 +184,7 @@ class Program:
                     yield from self._walk(self.computations[name], times, open_loops)
 
     def inside(self, instruction: Instruction) -> Iterator[Instruction]:
-        """What a fusion is made of, fusions in it included; the instruction itself if none."""
+        """The instructions in a fusion, nested ones expanded; otherwise the instruction itself."""
         if instruction.opcode != "fusion":
             yield instruction
             return
@@ -193,7 +193,7 @@ class Program:
                 yield from self.inside(inner)
 
     def trip_count(self, loop: Instruction) -> int | None:
-        """How often a `while` runs its body; None where only the device knows."""
+        """How often a `while` runs its body; None if only the device knows."""
         known = re.search(r'known_trip_count":\s*\{"n":\s*"?(\d+)', loop.rest)
         if known:
             return int(known[1])
@@ -233,7 +233,7 @@ class Program:
         return _slot(body.root.operand(slot)) == slot
 
     def _step(self, loop: Instruction, slot: int) -> int | None:
-        """What the body adds to a counter."""
+        """The increment that the body adds to a counter."""
         body = self.computations[loop.calls[0]]
         if body.root.opcode != "tuple":
             return None
@@ -272,7 +272,7 @@ def _constant(instruction: Instruction) -> int | None:
 
 
 def _slot(instruction: Instruction) -> int | None:
-    """Which element of the loop's state it is."""
+    """The index of the loop-state element that it is, or None."""
     instruction = _through_copies(instruction)
     if instruction.opcode != "get-tuple-element":
         return None
@@ -291,7 +291,7 @@ def _through_fusion(program: Program, root: Instruction) -> Instruction | None:
 def _value(
     program: Program, condition: Computation, compare: Instruction, i: int
 ) -> tuple[int | None, int | None]:
-    """A side of the loop's test: a constant, or an element of the loop's state."""
+    """One side of the loop condition: a constant, or the index of a loop-state element."""
     side = _through_copies(compare.operand(i))
     if side.opcode == "parameter" and compare.computation is not condition:
         fusion = _through_copies(condition.root)
@@ -303,7 +303,7 @@ def _value(
 
 
 def parse(text: str) -> Program:
-    """The program of `compiled.as_text()`.
+    """Parses the text of `compiled.as_text()`.
 
     Raises:
       ValueError: it has no entry computation.
@@ -334,7 +334,7 @@ def parse(text: str) -> Program:
             flush()
             pending.append(line)
         elif pending:
-            pending.append(line)  # an attribute with line breaks in it
+            pending.append(line)  # an attribute that contains line breaks
     if entry is None:
         raise ValueError("no entry computation: not the text of a compiled program")
     partitions = re.search(r"^HloModule .*\bnum_partitions=(\d+)", text)
@@ -342,7 +342,7 @@ def parse(text: str) -> Program:
 
 
 def _closing(text: str, start: int) -> int:
-    """Where the bracket that opens at `start` closes; strings are skipped."""
+    """Index at which the bracket opened at `start` closes; strings are skipped."""
     depth, quoted = 0, False
     for i in range(start, len(text)):
         c = text[i]
@@ -381,7 +381,7 @@ def _instruction(line: str, computation: Computation) -> Instruction | None:
 
 
 def _bare(inner: str) -> tuple[str, ...]:
-    """Operands of a dump without % signs: `f32[2] x, y`."""
+    """Operands in a dump without % signs: `f32[2] x, y`."""
     names = (part.split()[-1] for part in inner.split(",") if part.split())
     return tuple(name for name in names if re.fullmatch(r"[A-Za-z_][\w.\-]*", name))
 

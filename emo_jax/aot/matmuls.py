@@ -1,6 +1,6 @@
 """FLOPs of matrix products in a compiled program: dots, convolutions, and kernels by their shapes.
 
-XLA's own count takes a loop's body once and a kernel for nothing, and so cannot be used.
+XLA's own count cannot be used: it counts a loop's body once and a kernel as nothing.
 """
 
 import json
@@ -10,9 +10,9 @@ from dataclasses import dataclass
 
 from emo_jax.aot.hlo import Array, Instruction, Program
 
-# bfloat16 passes over the matrix unit that a float32 product takes, by `operand_precision`.
+# bfloat16 passes of the matrix unit per float32 product, by `operand_precision`.
 PASSES = {"highest": 6, "high": 3, "default": 1}
-VECTOR_FREE = {  # make or move values, compute nothing
+VECTOR_FREE = {  # opcodes that only create or move values
     *("parameter", "constant", "get-tuple-element", "tuple", "bitcast", "copy", "reshape"),
     *("broadcast", "transpose", "slice", "dynamic-slice", "dynamic-update-slice", "concatenate"),
     *("pad", "iota", "gather", "fusion", "dot", "convolution", "custom-call", "while", "call"),
@@ -22,17 +22,17 @@ VECTOR_FREE = {  # make or move values, compute nothing
 
 @dataclass(frozen=True)
 class Kernel:
-    """A hand-written kernel, counted from its shapes."""
+    """A hand-written kernel, with FLOPs derived from its shapes."""
 
     kind: str  # grouped matmul, attention, other
     name: str
     flops: float
-    # Of a grouped matmul: the FLOPs if every row of its buffer held a token.
+    # For a grouped matmul, the FLOPs if every row of its buffer contained a token.
     worst_flops: float
 
 
 def dot_flops(dot: Instruction) -> int:
-    """2 · elements of the result · length of the sums."""
+    """FLOPs of a dot: 2 · elements of the result · length of the sums."""
     lhs = dot.operand(0).arrays[0]
     text = dot.attribute("lhs_contracting_dims") or "{}"
     contracted = math.prod(lhs.dims[int(n)] for n in re.findall(r"\d+", text))
@@ -40,7 +40,7 @@ def dot_flops(dot: Instruction) -> int:
 
 
 def convolution_flops(conv: Instruction) -> int:
-    """A TPU's compiler writes every dot as a convolution: products that touch no padding count."""
+    """FLOPs of a convolution, the TPU form of every dot; products with padding do not count."""
     lhs, rhs, out = conv.operand(0).arrays[0], conv.operand(1).arrays[0], conv.arrays[0]
     labels = conv.attribute("dim_labels") or ""
     lhs_labels, rhs_labels, out_labels = re.split(r"_|->", labels)
@@ -66,7 +66,7 @@ def convolution_flops(conv: Instruction) -> int:
 
 
 def _valid(lhs: int, rhs: int, out: int, low: int, stride: int, dilation: int, base: int) -> int:
-    """Pairs of an output and a kernel position that meet an input, along one dimension."""
+    """Pairs of an output and a kernel position that hit an input, along one dimension."""
     end, count = (lhs - 1) * base + 1, 0
     for k in range(rhs):
         first = k * dilation - low  # input position of output 0
@@ -84,13 +84,13 @@ def _valid(lhs: int, rhs: int, out: int, low: int, stride: int, dilation: int, b
 
 
 def passes(instruction: Instruction) -> int:
-    """How many bfloat16 products one product of this instruction costs on a TPU."""
+    """Number of bfloat16 products per product of this instruction on a TPU."""
     names = re.findall(r"\w+", instruction.attribute("operand_precision") or "")
     return max((PASSES.get(name, 1) for name in names), default=1)
 
 
 def vector_flops(program: Program, instruction: Instruction) -> int:
-    """Elementwise operations and reductions, one a result or a reduced element."""
+    """Elementwise operations and reductions: one FLOP per result or reduced element."""
     total = 0
     for inner in program.inside(instruction):
         if inner.opcode in VECTOR_FREE or "-done" in inner.opcode or "-start" in inner.opcode:
@@ -106,18 +106,18 @@ def vector_flops(program: Program, instruction: Instruction) -> int:
 
 
 def is_kernel(instruction: Instruction) -> bool:
-    """A Mosaic kernel of a TPU."""
+    """Whether it is a Mosaic kernel for a TPU."""
     target = instruction.attribute("custom_call_target") or ""
     return instruction.opcode == "custom-call" and target.strip('"') == "tpu_custom_call"
 
 
 def kernel(instruction: Instruction, expected_rows: float) -> Kernel:
-    """What a kernel computes, by its name and shapes.
+    """What a kernel computes, judging by its name and shapes.
 
     Args:
-      instruction: `is_kernel` of it holds.
-      expected_rows: rows that a chip's experts compute where routing is balanced; a buffer may be
-        larger, but kernels stop at the last row that holds a token.
+      instruction: one for which `is_kernel` is true.
+      expected_rows: rows that a chip's experts compute if routing is balanced; a buffer may be
+        larger, but kernels stop at the last row that contains a token.
     """
     name = instruction.name
     arrays = [a for a in (*instruction.operand_arrays(), *instruction.arrays) if _is_float(a)]
@@ -147,14 +147,14 @@ def _is_float(array: Array) -> bool:
 
 
 def _attention_products(name: str, rest: str) -> int:
-    """Matrix products of a pass: forward QKᵀ and PV; backward QKᵀ, dOVᵀ and what they lead to."""
+    """Matrix products per pass: forward QKᵀ and PV; backward QKᵀ, dOVᵀ and what follows."""
     if "dkv" in name:
         return 5 if '"use_fused_bwd_kernel\\": true' in rest else 4
     return 3 if "_dq" in name else 2
 
 
 def causal_share(num_keys: int, rest: str) -> float:
-    """Share of all blocks of queries and keys that a causal mask leaves; blocks are whole."""
+    """Share of the query-key blocks that a causal mask keeps; blocks are not split."""
     found = re.search(r'"xprof_metadata":"(\{.*?\})"', rest, re.DOTALL)
     sizes: dict = {}
     if found:

@@ -1,8 +1,8 @@
-"""Which buffers of a compiled program make its peak of main memory.
+"""Which buffers of a compiled program make up its peak of main memory.
 
-The program's text is its schedule. A buffer lives from the instruction that makes it to the last
-that reads it or a view of it; loops work in place. It is an estimate: the compiler shares and moves
-buffers in ways that the text does not say, and its own total is the one to believe.
+The program's text is its schedule. A buffer lives from the instruction that creates it to the last
+one that reads it or a view of it; loops work in place. This is an estimate: the compiler shares and
+moves buffers in ways that the text does not show, and its own total is the one to trust.
 """
 
 from collections.abc import Iterator
@@ -12,7 +12,7 @@ from functools import cached_property
 from emo_jax.aot.hlo import HBM, Computation, Instruction, Program
 from emo_jax.aot.traffic import VIEWS, is_continued
 
-# Results that are their operands, or a part of them.
+# Opcodes whose results are their operands, or a part of them.
 _PASSED = {"tuple", "while", "optimization-barrier", "opt-barrier", "add-dependency", "domain"}
 _NO_READ = {"tuple"}
 _OUTSIDE = {"parameter", "constant"}
@@ -34,14 +34,14 @@ class Buffer:
 
 @dataclass(frozen=True)
 class Peak:
-    """Temporaries that live at once where they are most."""
+    """The temporaries that are live at the peak."""
 
     bytes: int
-    buffers: tuple[Buffer, ...]  # the largest first
+    buffers: tuple[Buffer, ...]  # largest first
 
 
 def find_peak(program: Program) -> Peak:
-    """Of the whole program, its arguments not counted."""
+    """The peak of the whole program, not counting its arguments."""
     return _Peaks(program).of(program.entry)
 
 
@@ -51,13 +51,13 @@ class _Peaks:
         self._known: dict[str, Peak] = {}
 
     def of(self, computation: Computation) -> Peak:
-        """The peak of what a computation makes itself."""
+        """The peak of the buffers that a computation creates itself."""
         if computation.name not in self._known:
             self._known[computation.name] = _Liveness(computation, self).peak
         return self._known[computation.name]
 
     def inside(self, instruction: Instruction) -> Peak | None:
-        """Of a loop's or a call's body."""
+        """The peak inside the body of a loop or call."""
         bodies = [
             self.of(self._program.computations[name])
             for name in (instruction.calls if instruction.opcode != "fusion" else ())
@@ -65,7 +65,7 @@ class _Peaks:
         return max(bodies, key=lambda p: p.bytes, default=None)
 
     def in_place(self, fusion: Instruction) -> str | None:
-        """The operand that a fusion updates and gives back."""
+        """The operand that a fusion updates in place and returns."""
         root = self._program.computations[fusion.calls[0]].root
         while root.opcode in VIEWS:
             root = root.operand(0)
@@ -79,7 +79,7 @@ class _Peaks:
         return fusion.operands[int(base.operands[0])]
 
     def given_back(self, fusion: Instruction) -> dict[int, int]:
-        """Number of a result -> number of the operand that it is."""
+        """Index of a result -> index of the operand that it is."""
         body = self._program.computations[fusion.calls[0]]
         if body.root.opcode != "tuple" or len(body.root.operands) != len(fusion.arrays):
             return {}
@@ -88,7 +88,7 @@ class _Peaks:
             made = body.root.operand(i)
             if made.opcode == "parameter":
                 found[i] = int(made.operands[0])
-            elif is_continued(made):  # into the buffer that was there for it from its start
+            elif is_continued(made):  # writes into the buffer allocated when it was started
                 same = [n for n, p in enumerate(body.parameters) if p.arrays == (array,)]
                 if same:
                     found[i] = same[0]
@@ -141,7 +141,7 @@ class _Liveness:
         return best
 
     def _define(self, instruction: Instruction) -> Iterator[str]:
-        """Says which buffers an instruction's leaves are; yields those that it makes."""
+        """Records which buffers an instruction's leaves are; yields those that it creates."""
         opcode, name = instruction.opcode, instruction.name
         if opcode in _OUTSIDE:
             self._leaves[name] = [f"{name}:{i}!" for i in range(len(instruction.arrays))]
@@ -156,7 +156,7 @@ class _Liveness:
         if opcode in VIEWS or opcode == "dynamic-update-slice" or opcode.endswith("-done"):
             known = self._leaves.get(operand, [])
             n = len(instruction.arrays)
-            # The result of a start is its last buffer but for the synchronisation flags.
+            # The result of a start is its last buffer, not counting synchronisation flags.
             self._leaves[name] = known[:n] if not opcode.endswith("-done") else known
             return
         if opcode == "fusion":
@@ -166,7 +166,7 @@ class _Liveness:
                 return
         passed = self._passed_on(instruction) if opcode == "fusion" else {}
         leaves: list[str] = []
-        # What starts and goes on beside other work gives its operands back, before its result.
+        # Asynchronous starts and updates return their operands ahead of their result.
         beside = opcode == "send" or opcode.endswith(("-start", "-update"))
         repeated = instruction.operand_arrays() if beside else []
         for i, array in enumerate(instruction.arrays):
@@ -185,9 +185,9 @@ class _Liveness:
         self._leaves[name] = leaves
 
     def _passed_on(self, fusion: Instruction) -> dict[int, str]:
-        """Results of a fusion that are buffers it was given, by their number.
+        """Results of a fusion, by index, that are buffers it was given.
 
-        Such as those of a gather that runs beside it.
+        For example, those of a gather that runs concurrently.
         """
         passed: dict[int, str] = {}
         for i, made in self._peaks.given_back(fusion).items():

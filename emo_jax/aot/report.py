@@ -1,4 +1,4 @@
-"""What `emo compile` found, as tables for people and as JSON for programs."""
+"""The results of `emo compile`, as tables for people and as JSON for programs."""
 
 import math
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ _LARGEST = 8  # buffers shown
 
 
 def to_json(found: Analysis) -> dict[str, Any]:
-    """Every figure, with its unit in its name; of one chip and one step."""
+    """Every figure for one chip and one step, with its unit in its name."""
     step, counts, roof = found.step, found.counts, found.roofline
     chip, memory = step.topology.chip, step.memory
     return {
@@ -91,7 +91,7 @@ def to_json(found: Analysis) -> dict[str, Any]:
 
 
 def grouped(found: Analysis) -> dict[tuple[str, str], tuple[int, int, float]]:
-    """(kind, axes) -> how many, bytes of their arrays, bytes received; the largest first."""
+    """(kind, axes) -> count, bytes of their arrays, bytes received; most received first."""
     sums: dict[tuple[str, str], tuple[int, int, float]] = {}
     for c in found.counts.collectives:
         n, payload, wire = sums.get((c.kind, c.axes), (0, 0, 0.0))
@@ -104,7 +104,7 @@ def grouped(found: Analysis) -> dict[tuple[str, str], tuple[int, int, float]]:
 
 
 def tables(found: Analysis) -> list[Table | str]:
-    """What is shown."""
+    """The tables and lines to show."""
     step, counts, roof = found.step, found.counts, found.roofline
     chip = step.topology.chip
     mesh = ", ".join(f"{axis} {n}" for axis, n in step.mesh_shape.items() if n > 1) or "one chip"
@@ -153,7 +153,7 @@ def tables(found: Analysis) -> list[Table | str]:
 
 
 def _flop(flops: float) -> str:
-    """In the largest unit that leaves at least one."""
+    """FLOPs in the largest unit that gives at least one."""
     for unit, size in (("TFLOP", 1e12), ("GFLOP", 1e9)):
         if flops >= size:
             return f"{flops / size:,.2f} {unit}"
@@ -161,7 +161,7 @@ def _flop(flops: float) -> str:
 
 
 def short(op_name: str) -> str:
-    """The last parts of where an operation comes from."""
+    """The last parts of an operation's name."""
     return "/".join(op_name.split("/")[-3:])
 
 
@@ -205,15 +205,15 @@ def _largest(found: Analysis) -> Table:
     return table
 
 
-# --- where it does not fit -----------------------------------------------------------------------
+# --- when it does not fit ------------------------------------------------------------------------
 
 
 def what_would_fit(config: Config, error: DoesNotFitError, topology: Topology) -> str:
-    """The nearest changes that would fit, by estimate, and those that help as nobody knows much."""
+    """The smallest changes that are estimated to fit, and those that help by an unknown amount."""
     if error.state >= error.usable:
         return _more_room_for_the_state(config, error, topology)
     fitting, helping = [], []
-    # Temporaries grow with the windows of a micro-batch, but for gradients, which do not.
+    # Temporaries grow with the windows of a micro-batch, except for gradients.
     fixed = error.state + error.parameters
     if error.usable > fixed:
         ratio = max(2.0, (error.used - fixed) / (error.usable - fixed))
@@ -238,7 +238,7 @@ def what_would_fit(config: Config, error: DoesNotFitError, topology: Topology) -
 
 
 def _more_room_for_the_state(config: Config, error: DoesNotFitError, topology: Topology) -> str:
-    """Parameters and optimizer are cut between all chips but those of `replica`."""
+    """Advice when the state alone is too large; it is split over all axes but `replica`."""
     ideas = []
     chip, shape_chips = topology.chip, math.prod(topology.shape)
     larger = [
@@ -264,7 +264,7 @@ def _more_room_for_the_state(config: Config, error: DoesNotFitError, topology: T
 
 
 def search_table(tried: Sequence[Tried]) -> Table:
-    """What fits, the fastest first."""
+    """The candidates that fit, fastest first."""
     table = _table(
         *("mesh", "remat", "windows at once", "micro-batches", "GB", "s at least", "s summed"),
         *("bound", "MFU at best"),
@@ -289,7 +289,7 @@ def search_table(tried: Sequence[Tried]) -> Table:
 
 
 def search_json(tried: Sequence[Tried]) -> list[dict[str, Any]]:
-    """All that was tried, in the order of the table, then what did not fit."""
+    """All candidates tried, in the order of the table, followed by those that did not fit."""
     return [
         {
             "mesh": one.candidate.sizes,

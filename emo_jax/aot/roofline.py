@@ -1,6 +1,6 @@
-"""How long a step takes at least: matrix unit, main memory and network, each at its peak.
+"""A lower bound on the time of a step: matrix unit, main memory and network, each at its peak.
 
-No run reaches it. What it is for: to compare configs, and to see what a step waits for.
+No run reaches it. It serves to compare configs, and to see what a step waits for.
 """
 
 from collections.abc import Sequence
@@ -14,21 +14,21 @@ from emo_jax.aot.counts import Counts
 
 @dataclass(frozen=True, kw_only=True)
 class Roofline:
-    """Seconds of one step on one chip."""
+    """Seconds per step on one chip."""
 
-    matmul: float  # bfloat16 passes of all matrix products at the peak
-    memory: float  # bytes read and written at full bandwidth
-    network: float  # collectives, one after the other
-    by_axes: dict[str, float]  # seconds of the network
+    matmul: float  # bfloat16 passes of all matrix products, at the peak
+    memory: float  # bytes read and written, at full bandwidth
+    network: float  # collectives, one after another
+    by_axes: dict[str, float]  # network seconds by axes
 
     @property
     def overlapped(self) -> float:
-        """Where everything runs beside everything else."""
+        """Time if everything overlaps with everything else."""
         return max(self.matmul, self.memory, self.network)
 
     @property
     def summed(self) -> float:
-        """Where nothing does."""
+        """Time if nothing overlaps."""
         return self.matmul + self.memory + self.network
 
     @property
@@ -39,12 +39,12 @@ class Roofline:
 
 
 def roofline(counts: Counts, topology: Topology, mesh: Any) -> Roofline:
-    """Estimates a step.
+    """Estimates the time of a step.
 
     Args:
-      counts: of one chip.
-      topology: whose chips and links.
-      mesh: the mesh it was compiled for; where its devices stand says which links an axis has.
+      counts: counts for one chip.
+      topology: the topology of the chips and links.
+      mesh: the mesh it was compiled for; the places of its devices determine an axis's links.
     """
     chip = topology.chip
     by_axes: dict[str, float] = {}
@@ -61,16 +61,16 @@ def roofline(counts: Counts, topology: Topology, mesh: Any) -> Roofline:
 
 
 def group_bandwidth(group: Sequence[int], topology: Topology, mesh: Any) -> float:
-    """Bytes a second that a chip receives from the others of a group.
+    """Bytes per second that a chip receives from the others in a group.
 
-    Each axis of the torus that the group spans brings its links: both where it closes to a ring,
-    else one. Groups that share links are not taken into account. Between slices it is the share of
-    the host's network.
+    Each torus axis that the group spans contributes its links: both if it closes to a ring,
+    otherwise one. Links shared between groups are not taken into account. Between slices it is the
+    chip's share of the host's network.
 
     Args:
-      group: places in the mesh.
-      topology: whose links.
-      mesh: says which device stands where.
+      group: mesh positions.
+      topology: the topology of the links.
+      mesh: maps positions to devices.
     """
     devices = [mesh.devices.flat[i] for i in group]
     if len({getattr(device, "slice_index", 0) or 0 for device in devices}) > 1:

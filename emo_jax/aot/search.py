@@ -1,7 +1,7 @@
-"""`emo compile --search`: which meshes, remat policies and micro-batches fit, the fastest first.
+"""`emo compile --search`: which meshes, remat policies and micro-batches fit, fastest first.
 
-The batch of a step stays what the config says. What varies is how many windows a chip takes at
-once, by `train.micro_batches`, so that every candidate computes the same and times compare.
+The batch of a step stays as in the config. What varies is how many windows a chip processes at
+once, through `train.micro_batches`, so that all candidates compute the same and times compare.
 """
 
 import dataclasses
@@ -22,9 +22,9 @@ REMATS: tuple[Remat, ...] = (
     "save_attention",
     "save_matmuls",
     "none",
-)  # each wants more memory than the last
+)  # each needs more memory than the one before
 SPLIT_AXES = ("expert", "tensor", "context")
-LARGEST_SPLIT = 16  # of one of them
+LARGEST_SPLIT = 16  # per axis
 
 
 @dataclass(frozen=True, order=True)
@@ -33,11 +33,11 @@ class Candidate:
 
     mesh: tuple[tuple[str, int], ...]
     remat: Remat
-    windows: int  # that a chip (or those that share a window) takes at once
+    windows: int  # processed at once by a chip (or the chips that share a window)
 
     @property
     def sizes(self) -> dict[str, int]:
-        """Of the mesh axes."""
+        """Sizes of the mesh axes."""
         return dict(self.mesh)
 
     def __str__(self) -> str:
@@ -47,7 +47,7 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Tried:
-    """What came of a candidate."""
+    """The outcome for a candidate."""
 
     candidate: Candidate
     found: Analysis | None  # None: it does not fit, or does not compile
@@ -55,7 +55,7 @@ class Tried:
 
 
 def meshes(config: Config, topology: Topology) -> Iterator[dict[str, int]]:
-    """Sizes that multiply to the chips: all on `fsdp` first, then one other axis, then two."""
+    """Axis sizes that multiply to the chips: first all on `fsdp`, then one more axis, then two."""
     replica = max(config.mesh.replica, topology.slices)
     chips = topology.num_chips // replica
     sizes = [n for n in (2**i for i in range(1, 10)) if n <= min(LARGEST_SPLIT, chips)]
@@ -78,10 +78,10 @@ def meshes(config: Config, topology: Topology) -> Iterator[dict[str, int]]:
 
 
 def config_of(config: Config, candidate: Candidate) -> Config | None:
-    """The config with the candidate's values; None where the batch does not divide so.
+    """The config with the candidate's values; None if the batch does not divide that way.
 
     Raises:
-      ConfigError: the model does not divide so.
+      ConfigError: the model does not divide that way.
     """
     sizes = {"expert": 1, "context": 1, "tensor": 1} | candidate.sizes
     ways = sizes["replica"] * sizes["fsdp"] * sizes["expert"] * candidate.windows
@@ -103,9 +103,9 @@ def search(
     show: Callable[[str], None] = lambda _: None,
     analyse_one: Callable[[Config, Topology, list[Any]], Analysis] = analyse,
 ) -> list[Tried]:
-    """Compiles candidates, at most `limit`; those that fit come first, the fastest before others.
+    """Compiles at most `limit` candidates; those that fit come first, fastest first.
 
-    Of a mesh nothing is tried that wants more memory than what did not fit.
+    For each mesh, nothing is tried that needs more memory than a candidate that did not fit.
     """
     devices = topology_devices(topology)
     tried: list[Tried] = []
@@ -124,7 +124,7 @@ def _rank(tried: Tried) -> tuple[float, float]:
 
 def _search_mesh(config, topology, devices, sizes, limit, tried, show, analyse_one) -> None:
     mesh = tuple(sizes.items())
-    most = None  # windows at once that fit the weaker remat so far
+    most = None  # windows at once that fit with the previous remat policy
     for remat in REMATS:
         windows = 1
         while most is None or windows <= most:
@@ -156,6 +156,6 @@ def _search_mesh(config, topology, devices, sizes, limit, tried, show, analyse_o
                 f" {found.roofline.overlapped:.3f} s a step at least"
             )
             windows *= 2
-        if windows == 1:  # not even one fits, and what follows wants more
+        if windows == 1:  # not even one fits, and later policies need more
             return
         most = windows // 2

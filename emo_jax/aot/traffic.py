@@ -1,8 +1,8 @@
-"""Bytes that the instructions of a compiled program read from main memory and write to it.
+"""Bytes that the instructions of a compiled program read from and write to main memory.
 
-An instruction reads its operands and writes its result, where they lie in main memory (the
-compiler keeps small ones in the chip's vector memory). A slice, a gather or an update in place
-counts what it touches, inside of fusions too: a layer reads its own weights, not the stack of all.
+An instruction reads its operands and writes its result, if they are in main memory (the compiler
+keeps small ones in the chip's vector memory). A slice, a gather or an in-place update counts only
+what it touches, inside fusions too: a layer reads its own weights, not the stack of all layers.
 """
 
 from emo_jax.aot.hlo import HBM, Array, Instruction, Program
@@ -17,7 +17,7 @@ NO_TRAFFIC_CALLS = ("AllocateBuffer", "AsyncCollective", "AssumeGather", "Shardi
 
 
 def instruction_bytes(program: Program, instruction: Instruction) -> int:
-    """Read and written by one run of an instruction."""
+    """Bytes read and written by one run of an instruction."""
     opcode = instruction.opcode
     if opcode in NOTHING or opcode.endswith(("-done", "-update")):
         return 0
@@ -51,7 +51,7 @@ def instruction_bytes(program: Program, instruction: Instruction) -> int:
 
 
 def row_bytes(kernel: Instruction) -> int:
-    """Of the rows (M,D) that a grouped matmul reads and writes, without the weights."""
+    """Bytes of the rows (M,D) that a grouped matmul reads and writes, excluding the weights."""
     arrays = [*kernel.operand_arrays(), *kernel.arrays]
     return sum(_in_hbm(a) for a in arrays if len(a.dims) == 2)
 
@@ -61,7 +61,7 @@ def _in_hbm(array: Array) -> int:
 
 
 def _update(instruction: Instruction, result: Array) -> int:
-    """What an update in place writes: the part, not the whole."""
+    """Bytes that an in-place update writes: the part, not the whole."""
     part = instruction.operand(1 if instruction.opcode == "dynamic-update-slice" else 2)
     return part.arrays[0].bytes if result.space == HBM else 0
 
@@ -87,7 +87,7 @@ def _fusion_bytes(program: Program, fusion: Instruction) -> int:
 
 
 def _read(program: Program, value: Instruction, whole: int) -> int:
-    """Bytes of a fusion's parameter that are read."""
+    """Bytes read from a fusion's parameter."""
     total = 0
     for user in value.computation.users[value.name]:
         first = user.operands[0] == value.name
@@ -122,14 +122,14 @@ def _written(program: Program, made: Instruction, result: Array) -> int:
 
 
 def is_async_part(instruction: Instruction) -> bool:
-    """Part of a collective that runs beside other work and is counted where it starts."""
+    """Whether it is part of an asynchronous collective, which is counted where it starts."""
     if instruction.opcode == "custom-call":
         return "AsyncCollective" in instruction.rest
     return is_continued(instruction)
 
 
 def is_continued(instruction: Instruction) -> bool:
-    """A collective in a fusion that goes on with one that was started before."""
+    """Whether it is a collective in a fusion that continues one that was started before."""
     if not instruction.opcode.startswith(
         ("all-", "reduce-scatter", "collective-", "ragged-all-to-all")
     ):

@@ -1,4 +1,4 @@
-"""How fast a train step is, where its time goes, and what memory it takes (`emo bench`)."""
+"""How fast a train step is, where its time goes, and how much memory it takes (`emo bench`)."""
 
 from emo_jax.bench.timing import (
     ROUNDS_FOR_95,

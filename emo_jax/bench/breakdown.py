@@ -1,11 +1,11 @@
 """Where the time of a step goes: a profile of real steps, by part of the model.
 
-The profiler names each piece of work by its instruction of the compiled program, and the program
-says where in the model that comes from (`jax.named_scope`). An instruction made of several parts
-counts as the one it names, or that most of it is of.
+The profiler names each piece of work by its instruction in the compiled program, and the program
+records where in the model that comes from (`jax.named_scope`). An instruction that combines several
+parts counts as the one it names, or the one most of it belongs to.
 
 On a CPU the time of all threads is summed; on a GPU or TPU the device's own clock is read, and the
-rest of the step is when it waited.
+rest of the step is time it waited.
 """
 
 import re
@@ -30,10 +30,10 @@ _GPU, _TPU, _CPU = "/device:GPU:", "/device:TPU:", "/host:CPU"
 
 
 class Origin(NamedTuple):
-    """Of an instruction."""
+    """Where an instruction comes from."""
 
-    part: str  # of ROWS
-    direction: str  # of PASSES, or empty: not known
+    part: str  # one of ROWS
+    direction: str  # one of PASSES, or empty: unknown
 
 
 class Event(NamedTuple):
@@ -46,29 +46,29 @@ class Event(NamedTuple):
 
 @dataclass(frozen=True)
 class Breakdown:
-    """Seconds of a step on one device; on a CPU of all threads together."""
+    """Seconds per step on one device; on a CPU, of all threads together."""
 
     seconds: dict[Origin, float]
-    step_seconds: float  # by the clock on the wall, under the profiler
-    waiting_seconds: float | None  # the device did nothing; None on a CPU
-    overlapped_seconds: float  # two lines of a device at work at once
-    unknown: float  # share of the busy time whose instruction the program does not have
+    step_seconds: float  # wall-clock time, under the profiler
+    waiting_seconds: float | None  # the device was idle; None on a CPU
+    overlapped_seconds: float  # two lines of a device busy at once
+    unknown: float  # share of the busy time whose instruction is not in the program
 
     @property
     def busy_seconds(self) -> float:
-        """All parts."""
+        """Seconds of all parts."""
         return sum(self.seconds.values())
 
     @cached_property
     def parts(self) -> dict[str, float]:
-        """Seconds of each row."""
+        """Seconds per row."""
         total = dict.fromkeys(ROWS, 0.0)
         for origin, seconds in self.seconds.items():
             total[origin.part] += seconds
         return total
 
     def as_json(self) -> dict[str, Any]:
-        """Figures with their units in their names; without empty ones."""
+        """The figures, with units in their names and without empty parts."""
         return {
             "step_seconds": self.step_seconds,
             "busy_seconds": self.busy_seconds,
@@ -92,7 +92,7 @@ class Breakdown:
 
 
 def origins(program_text: str) -> dict[str, Origin]:
-    """Part and direction of every instruction of a compiled program, by its name."""
+    """Part and direction of every instruction of a compiled program, by name."""
     program = hlo.parse(program_text)
     found = {}
     for computation in program.computations.values():
@@ -115,7 +115,7 @@ def _origin(program: hlo.Program, instruction: hlo.Instruction) -> Origin:
 
 
 def _direction(op_name: str) -> str:
-    """One of PASSES; empty where the program does not say."""
+    """One of PASSES; empty if the program does not show it."""
     if part_of(op_name) == "optimizer":
         return "update"
     if "jvp(" not in op_name:
@@ -131,7 +131,7 @@ def _is_collective(program: hlo.Program, instruction: hlo.Instruction) -> bool:
         return True
     if not (opcode.startswith("async-") or opcode == "fusion"):
         return False
-    # Wrapped to run beside other work; not a fusion that also computes.
+    # Wrapped to run asynchronously; not a fusion that also computes.
     inside = set()
     for name in instruction.calls:
         for inner in program.computations[name].instructions.values():
@@ -146,8 +146,10 @@ def read_profile(folder: Path, program_text: str, steps: int, wall_seconds: floa
     """The breakdown of `steps` steps in the newest profile below a folder.
 
     Args:
-      program_text: of the compiled step.
-      wall_seconds: that the steps took together.
+      folder: where the profiler wrote its traces.
+      program_text: text of the compiled step.
+      steps: number of profiled steps.
+      wall_seconds: total time of the steps.
     """
     from jax.profiler import ProfileData
 
@@ -158,15 +160,15 @@ def read_profile(folder: Path, program_text: str, steps: int, wall_seconds: floa
 
 
 def breakdown(profile: Any, program_text: str, steps: int, wall_seconds: float) -> Breakdown:
-    """See `read_profile`.
+    """The breakdown of a loaded profile; see `read_profile`.
 
     Raises:
-      EmoError: no work of the program is in the profile.
+      EmoError: the profile contains no work of the program.
     """
     known = origins(program_text)
     with warnings.catch_warnings():
-        # Python 3.12 finds fault with types of the profile's reader, which it makes on first use
-        # and which die of a warning that is an error.
+        # Python 3.12 warns about the types of the profile reader, which are created on first use
+        # and fail to be created if warnings are errors.
         warnings.filterwarnings("ignore", message="builtin type .* has no __module__")
         devices = list(_devices(profile, known))
     total: dict[Origin, float] = defaultdict(float)
@@ -199,10 +201,10 @@ def _is_cpu(profile: Any) -> bool:
 
 
 def _devices(profile: Any, known: dict[str, Origin]) -> Iterator[list[list[Event]]]:
-    """Lines of work of each device."""
+    """The lines of work of each device."""
     accelerators = [p for p in profile.planes if p.name.startswith((_GPU, _TPU))]
     for plane in accelerators:
-        if plane.name.startswith(_GPU):  # other lines sum up the streams'
+        if plane.name.startswith(_GPU):  # other lines summarise the streams
             lines = [line for line in plane.lines if line.name.startswith("Stream")]
             yield [[_event(e, _gpu_name(e, known)) for e in line.events] for line in lines]
         else:
@@ -220,22 +222,22 @@ def _event(event: Any, instruction: str | None) -> Event:
 
 def _cpu_events(line: Any) -> Iterator[Event]:
     for event in line.events:
-        # Marks of a moment and calls of Python have no such name.
+        # Instant events and Python calls have no such name.
         if event.duration_ns and (name := _stat(event, "hlo_op")):
             yield _event(event, name)
 
 
 def _gpu_name(event: Any, known: dict[str, Origin]) -> str:
-    """The instruction of a kernel; of a copy its own name, which no program knows."""
+    """The instruction of a kernel; for a copy its own name, which is in no program."""
     if name := _stat(event, "hlo_op"):
-        return name.rpartition("::")[2]  # of a loop's body: while.1::fusion.2
-    # Kernels are named by their instruction, but no symbol has a dot in it.
+        return name.rpartition("::")[2]  # in a loop's body: while.1::fusion.2
+    # Kernels are named after their instruction, but symbols contain no dots.
     dotted = re.sub(r"_(\d+)$", r".\1", event.name)
     return dotted if dotted in known else event.name
 
 
 def _first_word(text: str) -> str:
-    """Of a line of a program, `%fusion.3 = f32[8] …`, the name."""
+    """The name in a program line such as `%fusion.3 = f32[8] …`."""
     return text.partition(" ")[0].removeprefix("%")
 
 
@@ -244,8 +246,8 @@ def _stat(event: Any, name: str) -> str | None:
 
 
 def self_times(events: Iterable[Event]) -> Iterator[tuple[str | None, float]]:
-    """Seconds of each event of one line without those inside of it, as in a loop."""
-    stack: list[list] = []  # event, nanoseconds of those inside
+    """Seconds of each event on a line, excluding the events nested in it, as in a loop."""
+    stack: list[list] = []  # event, nanoseconds of the events nested in it
 
     def close() -> tuple[str | None, float]:
         event, inside = stack.pop()
@@ -263,7 +265,7 @@ def self_times(events: Iterable[Event]) -> Iterator[tuple[str | None, float]]:
 
 
 def _union_seconds(events: Iterable[Event]) -> float:
-    """How long at least one was under way."""
+    """Time during which at least one event was running."""
     union, reached = 0.0, float("-inf")
     for event in sorted(events, key=lambda e: e.start_ns):
         if event.end_ns > reached:
@@ -276,7 +278,7 @@ def _union_seconds(events: Iterable[Event]) -> float:
 
 
 def show(found: Breakdown, echo: Callable[[str], None]) -> None:
-    """A table of the parts, largest first."""
+    """Prints a table of the parts, largest first."""
     echo(f"  {'part':<12}{'ms a step':>10}{'share':>8}" + "".join(f"{w:>12}" for w in PASSES))
     ordered = sorted(found.parts.items(), key=lambda item: -item[1])
     for row, seconds in ordered:

@@ -1,8 +1,8 @@
 """The largest batch whose step fits into memory, found by trying.
 
-Each try is a process of its own (`emo bench train` with that batch), so that one that runs out of
-memory leaves nothing behind; the process that starts them never touches a device. The batch of the
-config is doubled (or halved, where it does not fit), and then one size in between is tried.
+Each try is a separate process (`emo bench train` with that batch), so that one that runs out of
+memory leaves nothing behind; the process that starts them never touches a device. The config's
+batch is doubled (or halved, if it does not fit), and then one size in between is tried.
 """
 
 import json
@@ -20,7 +20,7 @@ from emo_jax.errors import EmoError
 
 _NO_MEMORY = ("RESOURCE_EXHAUSTED", "Out of memory", OUT_OF_MEMORY)
 _MOST_TRIES = 12
-_KILLED = (-9, 137)  # by the kernel, when the host's memory ends
+_KILLED = (-9, 137)  # by the kernel, when the host runs out of memory
 
 
 def largest_batch(
@@ -34,8 +34,11 @@ def largest_batch(
     """The largest batch that fits, and the figures of its try.
 
     Args:
-      config: of the file with its overrides; tells where to begin, and what a batch divides by.
-      memory_bytes: what a step may plan to take on one device; None: what there is.
+      config: the file with its overrides; gives the batch to start from, and its name.
+      file: the config file.
+      overrides: overrides of its fields, as on the command line.
+      memory_bytes: limit on a step's planned memory on one device; None: all there is.
+      progress: called with lines about the progress.
 
     Raises:
       EmoError: the smallest batch does not fit, or a try failed for another reason.
@@ -77,7 +80,7 @@ print(smallest_batch(load_config(sys.argv[1], sys.argv[2:])))
 
 
 def _unit(file: str, overrides: Sequence[str]) -> int:
-    """`smallest_batch`, asked of a process that may look at the devices."""
+    """`smallest_batch`, computed in a process that may touch the devices."""
     command = [sys.executable, "-c", _ASK, file, *overrides]
     done = subprocess.run(command, capture_output=True, text=True, env=_environment())
     if done.returncode:
@@ -87,7 +90,7 @@ def _unit(file: str, overrides: Sequence[str]) -> int:
 
 
 def smallest_batch(config: Config) -> int:
-    """Windows that every batch is a multiple of: of micro-batches and of the mesh's window axes."""
+    """Windows of which every batch is a multiple: micro-batches times the mesh's window axes."""
     from emo_jax.parallel import mesh as mesh_lib
 
     mesh = mesh_lib.make_mesh(config.mesh)
@@ -104,7 +107,7 @@ def _try(
     memory_bytes: int | None,
     progress: Callable[[str], None],
 ) -> dict[str, Any] | None:
-    """Figures of a step with this batch; None where it does not fit."""
+    """Figures of a step with this batch; None if it does not fit."""
     with tempfile.TemporaryDirectory() as scratch:
         result = Path(scratch) / "figures.json"
         command = [
@@ -130,7 +133,7 @@ def _try(
 
 
 def _environment() -> dict[str, str]:
-    """The child finds this code where this process did."""
+    """An environment in which a child process imports this code from the same place."""
     root = str(Path(__file__).parents[2])
     known = os.environ.get("PYTHONPATH", "")
     return {**os.environ, "PYTHONPATH": root + (os.pathsep + known if known else "")}

@@ -1,8 +1,8 @@
-"""Time and MFU of a decoder layer alone, with neither the head nor the optimizer.
+"""Time and MFU of a decoder layer alone, without the head and the optimizer.
 
-The gradients of a model of L layers and of one of 2·L are timed in turns; the difference is what L
-layers take, forward and backward. It needs no optimizer state, so both mostly fit where a run of L
-layers does.
+The gradients of a model with L layers and of one with 2·L are timed in alternation; the difference
+is the time of L layers, forward and backward. No optimizer state is needed, so both usually fit
+where a run with L layers does.
 """
 
 import dataclasses
@@ -26,16 +26,16 @@ from emo_jax.training.step import draw_pools, loss_and_grads
 
 
 class LayerTime(NamedTuple):
-    """Of one decoder layer, forward and backward, in one step."""
+    """Time of one decoder layer, forward and backward, per step."""
 
     seconds: float  # median over the rounds
     rounds: list[float]
     flops_per_second: float  # of one device, by SPEC 1.5
-    mfu: float | None  # None where the device's peak is not known
+    mfu: float | None  # None if the device's peak is unknown
 
 
 class _Gradients:
-    """The compiled gradients of a config with some number of layers."""
+    """The compiled gradients of a config with a given number of layers."""
 
     def __init__(self, config: Config, num_layers: int):
         model = dataclasses.replace(config.model, num_layers=num_layers)
@@ -70,11 +70,13 @@ def bench_layers(
     steps: int,
     progress: Callable[[str], None] = lambda _: None,
 ) -> LayerTime:
-    """Times L and 2·L layers in turns, L of the config.
+    """Times L and 2·L layers in alternation, with L from the config.
 
     Args:
-      rounds: how often each has its turn.
-      steps: gradients of a turn; their median counts.
+      config: config of the model.
+      rounds: number of turns for each.
+      steps: gradients per turn; their median counts.
+      progress: called with lines about the progress.
     """
     L = config.model.num_layers
     both = []

@@ -1,4 +1,4 @@
-"""Memory of a step: what the state takes, what the compiler plans, what was used at most."""
+"""Memory of a step: what the state takes, what the compiler plans, and the measured peak."""
 
 import math
 import os
@@ -11,11 +11,11 @@ import jax
 from emo_jax.errors import EmoError
 from emo_jax.training.state import HOST_MEMORY, TrainState
 
-OUT_OF_MEMORY = "out of memory"  # in the line of what does not fit
+OUT_OF_MEMORY = "out of memory"  # in the message about what does not fit
 
 
 class StateBytes(NamedTuple):
-    """Of the state on one device."""
+    """Bytes of the state on one device."""
 
     parameters: int
     optimizer: int
@@ -38,7 +38,7 @@ def _shard_bytes(leaf: jax.Array) -> int:
 
 
 def planned_bytes(compiled: Any) -> int | None:
-    """What the compiler gives a step on one device: state, batch, temporaries. None: not said."""
+    """Planned bytes of a step on one device: state, batch, temporaries; None: unknown."""
     plan = compiled.memory_analysis()
     if plan is None:
         return None
@@ -47,11 +47,11 @@ def planned_bytes(compiled: Any) -> int | None:
 
 
 def refuse_too_large(planned: int | None, limit: int | None) -> None:
-    """Raises EmoError where a step is planned to take more than a device has.
+    """Raises EmoError if a step is planned to take more than a device has.
 
     Args:
       planned: see `planned_bytes`.
-      limit: bytes; None: what the device says that it has, or on a CPU the machine.
+      limit: bytes; None: what the device reports, or on a CPU the machine's memory.
     """
     if limit is None:
         stats = jax.local_devices()[0].memory_stats()
@@ -69,15 +69,15 @@ def refuse_too_large(planned: int | None, limit: int | None) -> None:
 
 
 class Peak(NamedTuple):
-    """The most that was used since the process began."""
+    """Peak usage since the process began."""
 
     bytes: int
     limit: int | None  # of the device
-    of: str  # "device", or "process" where devices do not say
+    of: str  # "device", or "process" if devices do not report it
 
 
 def peak() -> Peak:
-    """Of the fullest device of this process."""
+    """Peak usage of the fullest device of this process."""
     stats = [device.memory_stats() for device in jax.local_devices()]
     used = [s for s in stats if s and "peak_bytes_in_use" in s]
     if used:
@@ -88,5 +88,5 @@ def peak() -> Peak:
 
 
 def gb(size: float) -> str:
-    """`1.50 GB`; small ones in MB."""
+    """A size as `1.50 GB`; small ones in MB."""
     return f"{size / 1e9:.2f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"

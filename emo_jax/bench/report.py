@@ -1,4 +1,4 @@
-"""What `emo bench train` shows, and writes as JSON."""
+"""What `emo bench train` shows and writes as JSON."""
 
 import contextlib
 import shutil
@@ -30,7 +30,7 @@ def whole_step(
     profile: Path | None,
     memory_bytes: int | None,
 ) -> dict[str, Any]:
-    """Times one config, or two in turns."""
+    """Times one config, or two in alternation."""
     with _appears_whole(profile) as folder:
         timings = bench.bench_train(
             configs,
@@ -103,7 +103,7 @@ def per_layer(config: Config, *, rounds: int, steps: int) -> dict[str, Any]:
 def largest(
     config: Config, file: str, overrides: Sequence[str], memory_bytes: int | None
 ) -> dict[str, Any]:
-    """Finds the largest batch; its number alone goes to standard output."""
+    """Finds the largest batch; only its number goes to standard output."""
     found, figures = largest_lib.largest_batch(
         config, file, overrides, memory_bytes=memory_bytes, progress=_progress
     )
@@ -113,7 +113,7 @@ def largest(
 
 @contextlib.contextmanager
 def _appears_whole(folder: Path | None) -> Iterator[Path | None]:
-    """A folder that gets its name when it is finished."""
+    """Yields a temporary folder, which gets its final name when it is finished."""
     if folder is None:
         yield None
         return

@@ -1,7 +1,7 @@
-"""How fast the train step is, on made-up documents: tokens a second, and two configs in pairs.
+"""Speed of the train step on made-up documents: tokens per second, and two configs in pairs.
 
-The whole step is timed, as a run makes it: pools, forward, backward, optimizer. Data loading is
-not: batches are made before. Several configs take turns, so that a noisy machine hurts all alike.
+The whole step is timed as in a run: pools, forward, backward, optimizer. Data loading is not, as
+batches are made beforehand. Several configs take turns, so that noise affects all of them alike.
 """
 
 import logging
@@ -31,13 +31,13 @@ from emo_jax.training.state import abstract_state, init_state
 from emo_jax.training.step import jit_train_step
 
 _LOG = logging.getLogger(__name__)
-DOCUMENTS_A_WINDOW = 4  # mean; with the lengths of real text the exact figure changes little
+DOCUMENTS_A_WINDOW = 4  # mean; at the lengths of real text, the exact figure matters little
 NUM_BATCHES = 4
-ROUNDS_FOR_95 = 6  # fewer pairs give no interval that holds the median with 95 %
+ROUNDS_FOR_95 = 6  # fewer pairs give no interval that contains the median with 95 %
 
 
 class Interval(NamedTuple):
-    """A median, and bounds that hold the true one with a probability of `confidence`."""
+    """A median, and bounds that contain the true one with probability `confidence`."""
 
     median: float
     low: float
@@ -47,29 +47,29 @@ class Interval(NamedTuple):
 
 @dataclass
 class Timing:
-    """What one config took."""
+    """Measurements of one config."""
 
     config: Config
-    first_step_seconds: float  # compiling, or reading what was kept of an earlier run
-    step_seconds: list[float] = field(default_factory=list)  # a round: the median of its steps
+    first_step_seconds: float  # includes compiling, or reading the compilation cache
+    step_seconds: list[float] = field(default_factory=list)  # per round, the median of its steps
     state: memory.StateBytes | None = None
-    planned_bytes: int | None = None  # of a step on one device, by the compiler
+    planned_bytes: int | None = None  # for a step on one device, by the compiler
     breakdown: Breakdown | None = None
 
     @property
     def tokens_per_second(self) -> list[float]:
-        """Of each round."""
+        """Tokens per second in each round."""
         tokens = self.config.train.batch_size * self.config.data.seq_len
         return [tokens / s for s in self.step_seconds]
 
     @property
     def mfu(self) -> float | None:
-        """Of the median round, by SPEC 1.5; None where the device's peak is not known."""
+        """MFU of the median round, by SPEC 1.5; None if the device's peak is unknown."""
         median = statistics.median(self.tokens_per_second)
         return flops.mfu(self.config, median, jax.devices())
 
     def as_json(self) -> dict[str, Any]:
-        """Figures with their units in their names."""
+        """The figures, with units in their names."""
         speed = self.tokens_per_second
         return {
             "config": self.config.name,
@@ -89,7 +89,7 @@ class Timing:
 
 
 def made_up_batch(config: Config, seed: int) -> Batch:
-    """Random ids in documents of random length, (B,S) NumPy."""
+    """A NumPy batch (B,S) of random ids in documents of random length."""
     rng = np.random.default_rng(seed)
     shape = (config.train.batch_size, config.data.seq_len)
     starts = rng.random(shape) < DOCUMENTS_A_WINDOW / config.data.seq_len
@@ -122,7 +122,7 @@ class Runner:
         self.state_bytes = memory.state_bytes(self._state)
 
     def seconds(self) -> float:
-        """Of one step, from its call to its last result."""
+        """Time of one step, from the call to its last result."""
         batch = self._batches[self._done % NUM_BATCHES]
         self._done += 1
         start = time.perf_counter()
@@ -131,7 +131,7 @@ class Runner:
         return time.perf_counter() - start
 
     def profiled(self, folder: Path, steps: int) -> Breakdown:
-        """Runs some steps under the profiler, which writes its trace below the folder."""
+        """Runs some steps under the profiler, which writes its trace into the folder."""
         options = jax.profiler.ProfileOptions()
         options.python_tracer_level = 0  # Python's calls would be most of the file
         with jax.profiler.trace(str(folder), profiler_options=options):
@@ -160,15 +160,16 @@ def bench_train(
 
     Args:
       configs: all of them must fit into memory together.
-      rounds: how often each has its turn; every second round goes the other way round.
-      steps: steps of a turn; their median counts.
-      warmup: steps before the first round, the compiling one not counted.
+      rounds: number of turns for each; every second round is in reverse order.
+      steps: steps per turn; their median counts.
+      warmup: steps before the first round, not counting the one that compiles.
       profiled_steps: steps under the profiler after the last round, for a breakdown; 0: none.
-      profile: folder for the traces, of several configs in folders 1, 2, … of it; None: not kept.
-      memory_bytes: what a step may plan to take on one device; None: what there is.
+      profile: folder for the traces, with subfolders 1, 2, … for several configs; None: not kept.
+      memory_bytes: limit on a step's planned memory on one device; None: all there is.
+      progress: called with lines about the progress.
 
     Raises:
-      EmoError: `profile` is given and there is no breakdown. Else it is only said.
+      EmoError: there is no breakdown although `profile` is given; without it this is only logged.
     """
     runners, timings = [], []
     for config in configs:
@@ -212,20 +213,20 @@ def bench_train(
 
 
 def slowdown(ours: Timing, theirs: Timing) -> Interval:
-    """How much more time `ours` takes for a token than `theirs`: +0.02 is 2 % more.
+    """How much more time per token `ours` takes than `theirs`: +0.02 is 2 % more.
 
-    The median over the pairs of rounds, with its distribution-free interval. Steps may be of
-    different sizes.
+    This is the median over the pairs of rounds, with its distribution-free interval. Steps may be
+    of different sizes.
     """
     pairs = zip(ours.tokens_per_second, theirs.tokens_per_second, strict=True)
     return median_interval([b / a - 1.0 for a, b in pairs])
 
 
 def median_interval(values: list[float]) -> Interval:
-    """The median and an interval of order statistics that holds it with at least 95 %.
+    """The median, and an interval of order statistics that contains it with at least 95 %.
 
-    Each value lies below the true median with probability 1/2, whatever the distribution. Of fewer
-    than six values no such interval exists: then it is the whole range, with what that holds.
+    Each value lies below the true median with probability 1/2, whatever the distribution. With
+    fewer than six values no such interval exists: then it is the whole range, with its confidence.
     """
     from scipy.stats import binom
 

@@ -1,1 +1,1 @@
-"""Checkpoints of a run: saved, checked by a manifest, and read slice by slice."""
+"""Checkpoints of a run: saving them, verifying them by a manifest, reading them in slices."""

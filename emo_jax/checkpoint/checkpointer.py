@@ -1,14 +1,14 @@
 """Checkpoints of a run: asynchronous, sharded, verified.
 
-`WORKDIR/checkpoints/<step>/` holds the arrays as orbax wrote them (`data/params` and `data/rest`,
-so that an export never touches the optimizer state) and `manifest.json`, written last: every
-file's size and sha256, every array's shape and dtype, and the `extra` of the run, under a checksum
-of its own. A folder without a manifest is an unfinished save and is never taken for a checkpoint.
-orbax notices neither a flipped byte nor a missing array; the manifest does.
+`WORKDIR/checkpoints/<step>/` contains the arrays as written by orbax (`data/params` and
+`data/rest`, so that an export never touches the optimizer state) and `manifest.json`, written last:
+the size and sha256 of every file, the shape and dtype of every array, and the run's `extra`, with
+its own checksum. A folder without a manifest is an unfinished save and is never used as a
+checkpoint. orbax detects neither a flipped byte nor a missing array; the manifest does.
 
-Memory on the host: `save` copies this process's shards off the devices once (orbax's staging) and
-returns; writing and reading then hold a bounded part more, see `limit_gb`. All processes of a
-run share the file system and call the same methods in the same order.
+Host memory: `save` copies this process's shards off the devices once (orbax's staging) and returns;
+writing and reading then need a bounded amount more, see `limit_gb`. All processes of a run share
+the file system and call the same methods in the same order.
 """
 
 import contextlib
@@ -51,34 +51,34 @@ from emo_jax.files.json_files import dumps
 from emo_jax.run.workdir import all_succeed
 
 _LOG = logging.getLogger(__name__)
-_DATA = "data"  # in the folder of a step
+_DATA = "data"  # in a step's folder
 _CHUNK_BYTES = 64 * 2**20  # unit of reading: another mesh reads little more than its own shards
-_SAVE_TIMEOUT = 1800  # seconds that processes wait for each other's writes
+_SAVE_TIMEOUT = 1800  # seconds for which processes wait for each other's writes
 
 
 class Checkpointer:
-    """Saves and restores the states of one run. Close it, or use it in a `with` statement."""
+    """Saves and restores the states of a run. Close it, or use it in a `with` statement."""
 
     def __init__(self, workdir: str | os.PathLike[str], config: CheckpointConfig):
-        self.skipped: list[tuple[int, str]] = []  # (step, what is wrong) of damaged checkpoints
+        self.skipped: list[tuple[int, str]] = []  # (step, fault) of damaged checkpoints
         self._folder = checkpoints_of(workdir)
         self._config = config
         self._saves = 0
         self._own: set[int] = set()  # steps this run saved or restored, on every process
-        self._started: set[int] = set()  # the save under way, or none
+        self._started: set[int] = set()  # the save in progress, if any
         self._thread: threading.Thread | None = None
         self._error: CheckpointError | None = None
 
     def save(self, step: int, state: Any, extra: Mapping[str, Any]) -> bool:
-        """Starts to save a pytree of arrays and `extra` (JSON); returns when the state is copied.
+        """Starts saving a pytree of arrays and `extra` (JSON); returns when the state is copied.
 
-        The caller may donate the state at once. One save runs at a time: this first waits for the
-        one before and raises its failure. `step` and the library versions are added to `extra`.
+        The caller may then donate the state. Saves run one at a time: this first waits for the
+        previous one and raises its failure. `step` and the library versions are added to `extra`.
 
-        A damaged checkpoint of this step, of those in `skipped`, is replaced.
+        A damaged checkpoint of this step, listed in `skipped`, is replaced.
 
         Returns:
-          False where this run already saved, or was restored from, this step: nothing to do.
+          False if this run already saved, or was restored from, this step: nothing to do.
         """
         self.wait()
         if step in self._own:
@@ -117,22 +117,22 @@ class Checkpointer:
         return True
 
     def check(self) -> None:
-        """Raises where the save in the background has failed already; never waits.
+        """Raises if the save in the background has already failed; never waits.
 
-        With several processes the failure shows at the next `save` or `wait`, to all of them.
+        With several processes the failure is raised at the next `save` or `wait`, on all of them.
         """
         done = self._thread is not None and not self._thread.is_alive()
         if done and jax.process_count() == 1:
             self.wait()
 
     def wait(self) -> None:
-        """Waits for the save in the background; raises CheckpointError where it failed."""
+        """Waits for the save in the background; raises CheckpointError if it failed."""
         started, self._started = self._started, set()
         all_succeed(self._join, CheckpointError)
         self._own |= started
 
     def close(self) -> None:
-        """Like `wait`, but this process alone, so that one that fails can leave."""
+        """Like `wait`, but for this process alone, so that a failing process can exit."""
         self._join()
 
     def __enter__(self) -> "Checkpointer":
@@ -147,7 +147,7 @@ class Checkpointer:
             _LOG.error("%s", e)  # the first error is the one to show
 
     def steps(self) -> list[int]:
-        """Steps with a complete checkpoint, oldest first; their files are not verified here."""
+        """Steps with a complete checkpoint, oldest first; the files are not verified here."""
         return [s for s in numbered(self._folder) if (self._folder / str(s) / MANIFEST).exists()]
 
     def latest_step(self) -> int | None:
@@ -155,16 +155,16 @@ class Checkpointer:
         return max(self.steps(), default=None)
 
     def read_extra(self, step: int) -> dict[str, Any]:
-        """The `extra` saved with a step."""
+        """The `extra` that was saved with a step."""
         try:
             return read_manifest(self._folder / str(step))["extra"]
         except DamagedError as e:
             raise CheckpointError(f"checkpoint of step {step} in {self._folder}: {e}") from e
 
     def items(self, step: int) -> set[str]:
-        """What a step holds: `params` and the `rest` of the state, or `params` alone.
+        """The items of a step: `params` and the `rest` of the state, or only `params`.
 
-        The latter is what an import makes: `restore_params` reads it, the optimizer starts fresh.
+        The latter comes from an import: `restore_params` reads it, and the optimizer starts fresh.
         """
         try:
             manifest = read_manifest(self._folder / str(step))
@@ -173,14 +173,15 @@ class Checkpointer:
         return {item_of(tuple(leaf["path"])) for leaf in manifest["leaves"]}
 
     def restore(self, abstract_state: Any, step: int | None = None) -> tuple[Any, dict, int]:
-        """The newest good checkpoint, or the one of `step`, as (state, extra, step).
+        """The newest good checkpoint, or that of `step`, as (state, extra, step).
 
         Every leaf of `abstract_state` has a shape, a dtype and the sharding to restore to, on any
-        mesh; one without a sharding is restored as a host array. A damaged checkpoint is named in
-        a warning and in `skipped`, and the one before it is used.
+        mesh; a leaf without a sharding is restored as a host array. A damaged checkpoint is
+        reported in a warning and in `skipped`, and the one before it is used.
 
         Raises:
-          CheckpointError: no good checkpoint, or `step` is damaged, or of another structure.
+          CheckpointError: there is no good checkpoint, or `step` is damaged or has another
+            structure.
         """
         self.wait()
         wanted = leaves_of(abstract_state)
@@ -197,7 +198,7 @@ class Checkpointer:
     # --- saving, step by step --------------------------------------------------------------------
 
     def _prepare(self, step: int) -> None:
-        """Process 0: the folder of the step, free of what is not a good checkpoint."""
+        """Process 0: makes the folder of the step, removing anything but a good checkpoint."""
         folder = self._folder / str(step)
         try:
             try:
@@ -214,10 +215,10 @@ class Checkpointer:
             raise self._failure(step, e) from e
 
     def _finish(self, writer: Any, folder: epath.Path, head: dict[str, Any]) -> None:
-        """Background thread: waits for the writes, then publishes, then retires old ones."""
+        """Background thread: waits for the writes, publishes, then retires old checkpoints."""
         step = head["step"]
         try:
-            writer.wait_until_finished()  # of all processes
+            writer.wait_until_finished()  # on all processes
             if jax.process_index() == 0:
                 publish(folder, head)
         except BaseException as e:
@@ -234,9 +235,9 @@ class Checkpointer:
                 _LOG.warning("old checkpoints in %s stay: %s", self._folder, one_line(e))
 
     def _without_orbax(self, record: logging.LogRecord) -> bool:
-        """A filter of absl's logger while a save is under way.
+        """Filter for absl's logger while a save is in progress.
 
-        It drops the tracebacks that orbax logs of a failed write, which is reported once, in one
+        It drops the tracebacks that orbax logs for a failed write, which is reported once, in one
         line.
         """
         ours = f"{os.sep}orbax{os.sep}" in record.pathname
@@ -246,10 +247,10 @@ class Checkpointer:
         logging.getLogger("absl").removeFilter(self._without_orbax)
 
     def _undo(self, folder: epath.Path) -> None:
-        """Gives the space of a failed save back, as far as that goes; the disk may be full."""
+        """Frees the space of a failed save as far as possible; the disk may be full."""
         if jax.process_index() != 0:
             return
-        # After a failed write orbax's others may go on for a moment, and make the folder again.
+        # After a failed write, orbax's other writes may continue briefly and recreate the folder.
         for _ in range(10):
             with contextlib.suppress(OSError):
                 remove(folder)
@@ -258,9 +259,9 @@ class Checkpointer:
                 return
 
     def _retire(self, step: int) -> None:
-        """Deletes what the newest `keep_last`, and every `keep_every`-th, make superfluous.
+        """Deletes all checkpoints but the newest `keep_last` and every `keep_every`-th.
 
-        Later steps than `step` are not touched: they are not this run's.
+        Steps later than `step` are not touched: they are not this run's.
         """
         every, steps = self._config.keep_every, [s for s in self.steps() if s <= step]
         damaged = {s for s, _ in self.skipped} - self._own - {step}
@@ -285,7 +286,7 @@ class Checkpointer:
         except OSError:
             good = None
         remains = "there is no earlier one" if good is None else f"step {good} is the last good one"
-        reason = one_line(error).rpartition('": ')[2]  # tensorstore names file in file first
+        reason = one_line(error).rpartition('": ')[2]  # tensorstore first lists nested file names
         if _is_of_others(error):
             return CheckpointError(
                 f"checkpoint of step {step} was not saved in {self._folder}: {_others_in(error)}"
@@ -299,15 +300,15 @@ class Checkpointer:
 
 
 def _is_of_others(error: BaseException) -> bool:
-    """Whether a save failed since another process did not do its part: not of a disk."""
+    """Whether a save failed because another process did not do its part, not because of a disk."""
     if jax.process_count() == 1:
         return False
-    # Of orbax's barrier, and of JAX's coordination service.
+    # Errors of orbax's barrier and of JAX's coordination service.
     return isinstance(error, TimeoutError | jax.errors.JaxRuntimeError) or "barrier" in str(error)
 
 
 def _others_in(error: BaseException) -> str:
-    """The processes that an error names; of two processes it is the other one."""
+    """The processes named by an error; with two processes it is the other one."""
     ours, count = jax.process_index(), jax.process_count()
     named = {int(found) for found in re.findall(r"task:(\d+)", str(error))} - {ours}
     if count == 2:
@@ -318,22 +319,22 @@ def _others_in(error: BaseException) -> str:
 
 def _start(folder: epath.Path, barrier: str, leaves: dict[LeafPath, Any]) -> Any:
     """Copies the leaves to the host and lets orbax write them from there."""
-    # A writer for each save: one that failed is not used again, and processes cannot meet at the
-    # barrier of another save.
+    # A new writer for each save: a failed one is not reused, and processes cannot meet at the
+    # barrier of a different save.
     limit = limit_gb(leaves.values())
     items: dict[str, dict[LeafPath, Any]] = {}
     for path, leaf in leaves.items():
-        if leaf.size:  # orbax refuses empty arrays; their shape in the manifest says it all
+        if leaf.size:  # orbax rejects empty arrays; their shape in the manifest is enough
             items.setdefault(item_of(path), {})[path] = leaf
-    # Compression gains under a tenth on weights and takes processors from the input pipeline.
+    # Compression saves under a tenth on weights and takes CPU time from the input pipeline.
     handlers = {
         name: ocp.PyTreeCheckpointHandler(
             save_concurrent_gb=limit, use_compression=False, **_handler_options(of)
         )
         for name, of in items.items()
     }
-    # Made at once, a folder that cannot be made is an error now; made by a thread, it leaves
-    # others waiting for minutes.
+    # Directories are created synchronously: one that cannot be created is then an error now; in a
+    # thread, it would leave others waiting for minutes.
     options = ocp.AsyncOptions(timeout_secs=_SAVE_TIMEOUT, create_directories_asynchronously=False)
     processes = ocp.options.MultiprocessingOptions(barrier_sync_key_prefix=barrier)
     writer = ocp.AsyncCheckpointer(
@@ -361,10 +362,10 @@ def _handler_options(leaves: Mapping[LeafPath, Any]) -> dict[str, Any]:
 
 
 def _save_args(path: LeafPath, leaf: Any) -> Any:
-    """How an array is cut into chunks on disk.
+    """How an array is split into chunks on disk.
 
-    A chunk of stacked layers is of one layer, whatever mesh wrote it: left to itself orbax cuts
-    the longest axes, and then one layer, or one expert, lies in every chunk of the array.
+    A chunk of stacked layers covers one layer, whatever mesh wrote it: by default orbax splits the
+    longest axes, and then a layer, or an expert, is spread over all chunks of the array.
     """
     axes: tuple[int, ...] = (0,) if "layers" in path and len(leaf.shape) > 1 else ()
     if isinstance(leaf, SlicedLeaf):

@@ -1,7 +1,7 @@
-"""What a checkpoint holds: its leaves and its files, in a manifest under checksums.
+"""The manifest of a checkpoint: its leaves and its files, protected by checksums.
 
 The manifest is written last, so a folder without one is an unfinished save. It lists the shape and
-dtype of every array, the size and sha256 of every file and the `extra` of the run, and ends with a
+dtype of every array, the size and sha256 of every file and the run's `extra`, and ends with a
 checksum of itself.
 """
 
@@ -41,7 +41,7 @@ MANIFEST, FORMAT = "manifest.json", 1
 _LOG = logging.getLogger(__name__)
 _HASH_THREADS, _HASH_BLOCK = 4, 2**20
 
-LeafPath = tuple[str, ...]  # of a leaf in the state: ("params", "layers", "router")
+LeafPath = tuple[str, ...]  # path of a leaf in the state: ("params", "layers", "router")
 
 
 class DamagedError(Exception):
@@ -52,7 +52,7 @@ class DamagedError(Exception):
 
 
 def leaves_of(tree: Any) -> dict[LeafPath, Any]:
-    """Every leaf of a pytree by its path."""
+    """Every leaf of a pytree by path."""
     flat, _ = jax.tree_util.tree_flatten_with_path(tree)
     return {
         tuple(jax.tree_util.keystr((key,), simple=True) for key in path) or ("value",): leaf
@@ -77,12 +77,12 @@ def like(tree: Any, values: Mapping[LeafPath, Any]) -> Any:
 
 
 def item_of(path: LeafPath) -> str:
-    """The folder of a leaf: parameters lie apart, so that they can be read and verified alone."""
+    """The folder of a leaf: parameters are separate, so they can be read and verified alone."""
     return "params" if path[0] == "params" else "rest"
 
 
 def param_specs(manifest: dict[str, Any]) -> dict[LeafPath, jax.ShapeDtypeStruct]:
-    """Host arrays to read for the parameters in a manifest."""
+    """Specs of the host arrays for the parameters in a manifest."""
     return {
         tuple(leaf["path"]): jax.ShapeDtypeStruct(leaf["shape"], jnp.dtype(leaf["dtype"]))
         for leaf in manifest["leaves"]
@@ -91,12 +91,12 @@ def param_specs(manifest: dict[str, Any]) -> dict[LeafPath, jax.ShapeDtypeStruct
 
 
 def dtype_name(leaf: Any) -> str:
-    """`float32`, `bfloat16`, …"""
+    """The dtype's name: `float32`, `bfloat16`, …"""
     return jnp.dtype(leaf.dtype).name
 
 
 def savable(path: LeafPath, leaf: Any) -> Any:
-    """A leaf as an array that can be written; CheckpointError for one that cannot."""
+    """A leaf as an array that can be written; raises CheckpointError if it cannot be."""
     name = "/".join(path)
     if isinstance(leaf, SlicedLeaf):
         return leaf
@@ -117,7 +117,7 @@ def savable(path: LeafPath, leaf: Any) -> Any:
 def compare(
     folder: epath.Path, manifest: dict[str, Any], wanted: dict[LeafPath, Any], below: LeafPath
 ) -> None:
-    """Raises where the leaves `below` a path are not those wanted."""
+    """Raises CheckpointError if the leaves `below` a path are not the wanted ones."""
     saved = {tuple(leaf["path"]): leaf for leaf in manifest["leaves"]}
     saved = {path: leaf for path, leaf in saved.items() if path[: len(below)] == below}
     found = []
@@ -144,14 +144,14 @@ def compare(
 
 
 def numbered(folder: epath.Path) -> list[int]:
-    """Steps that have a folder, complete or not, oldest first."""
+    """Steps with a folder, complete or not, oldest first."""
     if not folder.exists():
         return []
     return sorted(int(p.name) for p in folder.iterdir() if p.name.isdecimal())
 
 
 def remove(folder: epath.Path) -> None:
-    """Deletes a folder or file; of a checkpoint the manifest goes first, so none is half there."""
+    """Deletes a folder or file; a checkpoint's manifest goes first, so it is never half there."""
     if folder.is_dir():
         (folder / MANIFEST).unlink(missing_ok=True)
         folder.rmtree()
@@ -188,7 +188,7 @@ def publish(folder: epath.Path, head: dict[str, Any]) -> None:
     with ThreadPoolExecutor(_HASH_THREADS) as pool:
         found = pool.map(lambda name: _digest(data / name), names)
         files = {n: {"size": s, "sha256": h} for n, (s, h) in zip(names, found, strict=True)}
-    # Through JSON once, so that the checksum is of what a reader will see.
+    # Round-tripped through JSON, so that the checksum covers what a reader will see.
     content = json.loads(dumps({**head, "files": files}))
     sync_folder(folder)
     write_atomic(folder / MANIFEST, dumps({**content, "sha256": _checksum(content)}))
@@ -196,7 +196,7 @@ def publish(folder: epath.Path, head: dict[str, Any]) -> None:
 
 
 def read_manifest(folder: epath.Path) -> dict[str, Any]:
-    """The manifest of a checkpoint; DamagedError where it cannot be trusted."""
+    """The manifest of a checkpoint; raises DamagedError if it cannot be trusted."""
     path = folder / MANIFEST
     try:
         if not path.exists():
@@ -216,7 +216,7 @@ def read_manifest(folder: epath.Path) -> dict[str, Any]:
 
 
 def _check(fields: Fields) -> None:
-    """Raises NotReadableError where a field of a manifest is missing or of another kind."""
+    """Raises NotReadableError if a field of a manifest is missing or has the wrong type."""
     fields.integer("step")
     fields.inner("extra")
     plain_name(fields.text("data"))
@@ -241,7 +241,7 @@ def _check(fields: Fields) -> None:
 
 
 def _is_number_type(name: str) -> bool:
-    """Whether a dtype is one that a state has: the name as `dtype_name` writes it."""
+    """Whether a name, as written by `dtype_name`, is a dtype that a state can have."""
     try:
         found = jnp.dtype(name)
     except (TypeError, ValueError):
@@ -250,7 +250,7 @@ def _is_number_type(name: str) -> bool:
 
 
 def verify(folder: epath.Path, items: set[str]) -> dict[str, Any]:
-    """The manifest of a checkpoint whose files of `items` are as written.
+    """Verifies the files of `items` in a checkpoint and returns its manifest.
 
     Each process reads its share of the files.
     """
@@ -281,9 +281,10 @@ def verify(folder: epath.Path, items: set[str]) -> dict[str, Any]:
 
 
 def _check_tree(data: epath.Path, known: Sequence[str]) -> None:
-    """Raises DamagedError where something local is no file of its own, but for those `known`.
+    """Raises DamagedError if a local folder has anything but regular files of its own.
 
-    Of all that is there, listed or not: orbax may open it.
+    This applies to everything in it, listed or not, because orbax may open it. Only files in
+    `known`, whose content is verified by digest, may be links out of the folder.
     """
     if "://" in str(data):
         return
@@ -302,7 +303,7 @@ def newest_good(
     load: Callable[[epath.Path, dict[str, Any]], Any],
     skipped: list[tuple[int, str]],
 ) -> tuple[Any, dict[str, Any], int]:
-    """What `load` makes of the newest checkpoint that is good, or of the one of `step`."""
+    """The result of `load` for the newest good checkpoint, or for that of `step`."""
     there = numbered(folder)
     newest = processes.gather(max(there, default=-1))
     if len(set(newest)) > 1:
@@ -350,7 +351,7 @@ def _load(
     items: set[str],
     load: Callable[[epath.Path, dict[str, Any]], Any],
 ) -> Any:
-    """What `load` makes of a checkpoint that was good a moment ago, or is when it comes back."""
+    """The result of `load` for a checkpoint that was just verified; retries if it goes away."""
     given: dict[str, Any] | None = manifest
 
     def attempt() -> Any:
@@ -363,7 +364,7 @@ def _load(
         try:
             verify(folder, items)
         except DamagedError as e:
-            # A run that is training removes its older ones; those do not come back.
+            # A run in training removes its older checkpoints; those do not come back.
             retired = folder.parent.exists() and not folder.exists()
             raise (SpoiltError if retired else AwayError)(str(e)) from e
         raise SpoiltError(reason)
@@ -373,7 +374,7 @@ def _load(
 
 
 def _agreed(reason: str | None) -> str | None:
-    """A reason found by any process, so that all skip the same checkpoints."""
+    """The reason of any process that found damage, so that all skip the same checkpoints."""
     found = processes.gather(reason is not None)
     if reason is None and any(found):
         return f"found damaged by process {found.index(True)}"
@@ -381,7 +382,7 @@ def _agreed(reason: str | None) -> str | None:
 
 
 def versions() -> dict[str, str]:
-    """Versions of the libraries that decide what a checkpoint looks like."""
+    """Versions of the libraries that determine the format of a checkpoint."""
     found = {"python": platform.python_version(), "emo_jax": __version__}
     for name in ("jax", "flax", "optax", "orbax-checkpoint"):
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):

@@ -1,4 +1,4 @@
-"""What a checkpoint holds, read: its parameters without the rest, whole or block by block."""
+"""Reads checkpoints: the parameters without the rest, whole or block by block."""
 
 import math
 import os
@@ -30,7 +30,7 @@ CHECKPOINTS = "checkpoints"  # in the workdir
 
 
 def checkpoints_of(workdir: str | os.PathLike[str]) -> epath.Path:
-    """The folder of a run's checkpoints; absolute, as orbax takes no other, or a URL."""
+    """The folder of a run's checkpoints: an absolute path, as orbax requires, or a URL."""
     if "://" in os.fspath(workdir):
         return epath.Path(workdir) / CHECKPOINTS
     return epath.Path(Path(workdir).absolute()) / CHECKPOINTS
@@ -41,8 +41,8 @@ def restore_params(
 ) -> tuple[Any, dict[str, Any], int]:
     """The sub-tree `params` of a checkpoint as (params, extra, step), without the rest.
 
-    Nested dicts of host arrays, or the tree and shardings of `abstract_params` where given: what a
-    checkpoint of unknown origin says of its own shapes is better not believed.
+    The result is nested dicts of host arrays, or has the tree and shardings of `abstract_params` if
+    given: the shapes stated by a checkpoint of unknown origin are better not trusted.
     """
     wanted = None if abstract_params is None else leaves_of({"params": abstract_params})
 
@@ -61,9 +61,9 @@ def restore_params(
 def open_params(
     workdir: str | os.PathLike[str], step: int | None = None, abstract_params: Any = None
 ) -> tuple[SliceReader, dict[str, Any], int]:
-    """Like `restore_params`, to be read block by block: (reader, extra, step).
+    """Like `restore_params`, but for reading block by block: (reader, extra, step).
 
-    Paths are below `params`, joined by `/`. Memory holds the blocks that are asked for.
+    Paths are below `params`, joined by `/`. Only the requested blocks are held in memory.
     """
     wanted = None if abstract_params is None else leaves_of({"params": abstract_params})
 
@@ -79,7 +79,7 @@ def open_params(
 def read_leaves(
     folder: epath.Path, manifest: dict[str, Any], wanted: Mapping[LeafPath, Any]
 ) -> Iterator[tuple[LeafPath, Any]]:
-    """The leaves that are wanted, as arrays where their specs say, item by item."""
+    """Yields the wanted leaves, as arrays placed by their specs, item by item."""
     empty = {path for path, spec in wanted.items() if math.prod(spec.shape) == 0}
     for path in empty:
         zeros, sharding = np.zeros(wanted[path].shape, wanted[path].dtype), _sharding(wanted[path])
@@ -112,10 +112,10 @@ def _sharding(spec: Any) -> Any:
 
 
 def limit_gb(leaves: Any) -> int:
-    """Bytes, in GB, that orbax may have under way at once beyond the staged copy.
+    """GB that orbax may have in flight at once, beyond the staged copy.
 
-    Its default of 96 GB can be a second copy of the state. It refuses an array above the limit
-    instead of waiting, and rounds reads up to whole chunks, hence twice the largest.
+    Its default of 96 GB can amount to a second copy of the state. It rejects an array above the
+    limit instead of waiting, and rounds reads up to whole chunks, hence twice the largest array.
     """
     largest = max((math.prod(x.shape) * jnp.dtype(x.dtype).itemsize for x in leaves), default=0)
     return max(2, math.ceil(2 * largest / 1e9))

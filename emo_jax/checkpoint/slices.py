@@ -1,8 +1,8 @@
-"""Arrays of a checkpoint written and read slice by slice: memory holds a few slices of a model.
+"""Writes and reads checkpoint arrays slice by slice: only a few slices are in memory.
 
-orbax takes and gives whole arrays, and one expert weight of a large model is many GB. `SlicedLeaf`
-is a leaf of a state that is read while it is written, through a type handler of orbax, so that
-what lies on disk is orbax's own format. `SliceReader` reads blocks of the arrays that are there.
+orbax handles whole arrays, and one expert weight of a large model is many GB. `SlicedLeaf` is a
+leaf of a state that is read while it is written, through an orbax type handler, so that the files
+are in orbax's own format. `SliceReader` reads blocks of existing arrays.
 """
 
 import itertools
@@ -28,8 +28,8 @@ Block = tuple[slice, ...]  # start and stop on every axis
 
 WRITE_BYTES = 16 * 2**20  # read and written at once, unless one chunk is larger
 _MANIFEST = "manifest.json"  # of a step, written last
-_INDEX_BYTES = 64 * 2**20  # of where chunks are in the files
-_CACHE_BYTES = 2 * 2**30  # chunks kept while blocks that share them are read, at most
+_INDEX_BYTES = 64 * 2**20  # cache for the index of chunks in the files
+_CACHE_BYTES = 2 * 2**30  # maximum cache for chunks shared by the blocks being read
 
 
 def extent(block: Block) -> tuple[int, ...]:
@@ -39,10 +39,10 @@ def extent(block: Block) -> tuple[int, ...]:
 
 @dataclass(frozen=True)
 class SlicedLeaf:
-    """An array that `read(block)` gives block by block, when orbax writes it.
+    """An array supplied block by block by `read(block)` while orbax writes it.
 
     Attributes:
-      chunk_axes: axes on which a chunk of the file has one index, so that readers get at them.
+      chunk_axes: axes along which a chunk has size 1, so that readers can get single indices.
     """
 
     shape: tuple[int, ...]
@@ -57,7 +57,7 @@ class SlicedLeaf:
 
 
 def blocks(shape: tuple[int, ...], chunk: tuple[int, ...], size: int) -> Iterator[Block]:
-    """Covers a shape with whole chunks: a run of them on the last axis cut, `size` elements."""
+    """Covers a shape with whole chunks: runs of about `size` elements along the last split axis."""
     step = [min(part, whole) for part, whole in zip(chunk, shape, strict=True)]
     cut = [axis for axis, part in enumerate(step) if part < shape[axis]]
     if cut:
@@ -73,10 +73,10 @@ def _chunk_of(store: Any) -> tuple[int, ...]:
 
 
 class _SlicedHandler(ocp.type_handlers.NumpyHandler):
-    """Writes sliced leaves as orbax's NumPy arrays, one block while the one before is stored."""
+    """Writes sliced leaves as orbax NumPy arrays, reading a block while the last one is stored."""
 
     async def serialize(self, values: Any, infos: Any, args: Any = None) -> Any:
-        """A future of the writing; nothing is copied before."""
+        """Futures of the write; nothing is copied beforehand."""
         args = args or [ocp.SaveArgs()] * len(values)
         return [
             ocp.future.CommitFutureAwaitingContractedSignals(
@@ -85,7 +85,7 @@ class _SlicedHandler(ocp.type_handlers.NumpyHandler):
         ]
 
     async def _write_all(self, values: Any, infos: Any, args: Any) -> None:
-        # Synced once at the end: after every block it takes most of the time.
+        # Synced once at the end: syncing after every block would take most of the time.
         context = ts.Context(
             {"file_io_sync": False, "cache_pool#ocdbt": {"total_bytes_limit": _INDEX_BYTES}}
         )
@@ -114,7 +114,7 @@ class _SlicedHandler(ocp.type_handlers.NumpyHandler):
 
 
 def _sync_files(folder: epath.Path) -> None:
-    """Makes what was written to a local folder survive a power cut."""
+    """Syncs a local folder's files, so that they survive a power cut."""
     if "://" in str(folder):
         return
     for path in Path(folder).rglob("*"):
@@ -126,20 +126,20 @@ def _sync_files(folder: epath.Path) -> None:
 
 
 def sliced_registry() -> Any:
-    """What orbax needs to write an item of sliced leaves."""
+    """The type handlers that orbax needs to write an item of sliced leaves."""
     return ocp.type_handlers.create_type_handler_registry(
         (SlicedLeaf, _SlicedHandler()), (jax.Array, ocp.type_handlers.ArrayHandler())
     )
 
 
 class SliceReader:
-    """Blocks of the arrays of one item that orbax wrote.
+    """Reads blocks of the arrays in one item that orbax wrote.
 
-    Chunks are kept as long as blocks of the same array are asked for that share them: ask for all
-    blocks of one array, in order, then for those of the next.
+    Chunks are cached as long as blocks of the same array share them: read all blocks of one array,
+    in order, then those of the next.
 
     Args:
-      folder: of the item.
+      folder: folder of the item.
       specs: the arrays by `/`-joined path, each with a shape and a dtype.
       prefix: the path above them in the item.
     """
@@ -161,7 +161,7 @@ class SliceReader:
         """`array[block]` on the host, in the array's dtype.
 
         Raises:
-          CheckpointError: the files cannot be read (any more).
+          CheckpointError: the files cannot be read, or not any more.
         """
         if 0 in extent(block):
             return np.zeros(extent(block), self._specs[path].dtype)
@@ -176,7 +176,7 @@ class SliceReader:
         return self._store.read(block)
 
     def _shared_bytes(self, path: str, block: Block) -> int:
-        """Bytes of the chunks that a block lies in, or 0 where it is made of whole chunks."""
+        """Bytes of the chunks that a block touches, or 0 if it consists of whole chunks."""
         chunk, shape = self._store.chunk, self.shapes[path]
         whole = [
             min(-(-part.stop // c) * c, n) - part.start // c * c
@@ -196,13 +196,13 @@ class SliceReader:
             ts_context=ts.Context(),
         )
         spec = ocp.type_handlers.get_json_tspec_read(info, use_ocdbt=self._ocdbt)
-        # The files were verified and nothing writes to them: no look at them for every block.
+        # The files were verified and nothing writes to them: do not recheck them for every block.
         spec["recheck_cached_data"] = False
         sizes = {
             "cache_pool": {"total_bytes_limit": cache_bytes},
             "cache_pool#ocdbt": {"total_bytes_limit": _INDEX_BYTES},
         }
-        self._store = None  # gives the last array's chunks back first
+        self._store = None  # frees the previous array's chunks first
         self._store = StoredArray(
             spec,
             name=f"{self._folder}: {path}",
@@ -214,14 +214,14 @@ class SliceReader:
 
 
 class _StepFiles:
-    """The manifest of a step, which goes first when the step is removed."""
+    """Watches a step's manifest, which is deleted first when the step is removed."""
 
     def __init__(self, folder: Path):
         self._folder = folder
         self._steady = SteadyFiles(folder, {_MANIFEST: None})
 
     def check(self, *names: str) -> None:
-        """As of `SteadyFiles`."""
+        """See `SteadyFiles`."""
         if not self._folder.exists() and self._folder.parent.exists():
             raise SpoiltError(
                 f"{self._folder}: was removed while it was read, as a run that is training does"

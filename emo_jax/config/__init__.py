@@ -1,7 +1,7 @@
-"""The config of a run, checked. Loads no JAX.
+"""The checked config of a run. Does not import JAX.
 
-`fields` holds the dataclasses with their checks, `parse` makes them of a `ConfigDict`, `file` reads
-experiment files with overrides, `presets` has the named shapes and recipes.
+`fields` has the dataclasses with their checks, `parse` builds them from a `ConfigDict`, `file`
+reads experiment files with overrides, and `presets` has the named shapes and recipes.
 """
 
 from emo_jax.config.architecture import ModelConfig, MoeConfig, PoolConfig

@@ -1,4 +1,4 @@
-"""Sections of the config that make the model: transformer, mixture of experts, pools."""
+"""Sections of the config that define the model: transformer, mixture of experts, pools."""
 
 import math
 from dataclasses import dataclass, field
@@ -23,18 +23,18 @@ class PoolConfig:
     """Which routed experts the tokens of one document may use, per layer.
 
     Sizes count routed experts only. `none` is a standard MoE. `fixed` uses `size`; `uniform`
-    draws from min_size..max_size, both included, for every document, layer and step; `top_p` is
-    the smallest set that holds `top_p` of the document's router probability, clamped to
-    min_size..max_size. A size of at least the number of routed experts restricts nothing.
+    draws from min_size..max_size, inclusive, for every document, layer and step; `top_p` is the
+    smallest set with `top_p` of the document's router probability, clamped to min_size..max_size.
+    A size of at least the number of routed experts restricts nothing.
     """
 
     kind: PoolKind = "none"
-    size: int = 0  # of fixed
-    min_size: int = 0  # of uniform and top_p
+    size: int = 0  # for `fixed`
+    min_size: int = 0  # for `uniform` and `top_p`
     max_size: int = 0  # likewise
-    top_p: float = 0.0  # of top_p: share of the probability
-    eval_size: int = 0  # pool of `pool=N` held-out losses; 0: none is reported
-    forced_experts: int = 0  # the last routed experts, that are in every pool
+    top_p: float = 0.0  # for `top_p`: share of the probability
+    eval_size: int = 0  # pool size for `pool=N` held-out losses; 0: not reported
+    forced_experts: int = 0  # number of last routed experts that are in every pool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,29 +43,29 @@ class MoeConfig:
 
     num_experts: int
     top_k: int  # experts that a token uses
-    expert_dim: int  # hidden size of one
-    # Experts of each layer, shared ones included, where they differ; num_experts is the most.
+    expert_dim: int  # hidden size of one expert
+    # Experts in each layer, including shared ones, if layers differ; num_experts is the largest.
     experts_per_layer: tuple[int, ...] = ()
     num_shared_experts: int = 1  # the last ones, used by every token with weight 1
     pool: PoolConfig = field(default_factory=PoolConfig)
     # Divided by the number of layers in the loss.
     load_balance_weight: float = field(default=0.1, metadata=RECIPE)
     router_z_weight: float = field(default=0.001, metadata=RECIPE)  # likewise
-    # Whose counts the load balance is of: a micro-batch's (the reference's), or the whole step's,
-    # which takes one more forward pass where train.micro_batches is above 1.
+    # Counts used by the load-balancing loss: those of a micro-batch (as in the reference), or of
+    # the whole step, which takes one more forward pass if train.micro_batches is above 1.
     balance_scope: BalanceScope = field(default="micro", metadata=RECIPE)
-    # Whose picks it counts: all tokens', or (finetuning, SPEC 7.4) those of tokens that are labels.
+    # Tokens whose picks it counts: all, or only those that are labels (finetuning, SPEC 7.4).
     balance_tokens: BalanceTokens = "all"
-    # Of the expert matrix products; `auto`: what suits the device.
+    # Kernel for the expert matmuls; `auto`: what suits the device.
     backend: ExpertBackend = field(default="auto", metadata=RESUME)
     # How tokens reach experts on other devices (mesh.expert above 1); auto: ragged_all_to_all
-    # where the devices have it.
+    # if the devices support it.
     dispatch: Dispatch = field(default="auto", metadata=RESUME)
-    # Bound on the rows a device's experts take, in multiples of what balanced routing gives it;
-    # what is over it is dropped and counted in `dropped`. 0: the worst case, nothing is dropped.
+    # Bound on the rows a device's experts accept, as a multiple of its share in balanced routing;
+    # rows over it are dropped and counted in `dropped`. 0: the worst case, nothing is dropped.
     receive_factor: float = 0.0
-    # Parts of a device's tokens that go to other devices' experts one after the other. 0: as many
-    # as share the experts, which keeps room for the worst case as large as for one device.
+    # Parts in which a device's tokens go to other devices' experts, one after another. 0: one per
+    # device that shares the experts, which keeps the worst-case buffers as large as on one device.
     token_parts: int = field(default=0, metadata=RESUME)
 
     def __post_init__(self) -> None:
@@ -141,10 +141,10 @@ class MoeConfig:
         return self.top_k - self.num_shared_experts
 
     def experts_in(self, layer: int) -> int:
-        """Experts of a layer, shared ones included.
+        """Number of experts in a layer, including shared ones.
 
-        Arrays hold `num_experts` of them in every layer: first the routed ones that are there,
-        then zeros, then the shared ones.
+        Arrays have `num_experts` entries in every layer: first the layer's routed experts, then
+        zeros, then the shared ones.
         """
         return self.experts_per_layer[layer] if self.experts_per_layer else self.num_experts
 
@@ -153,29 +153,29 @@ class MoeConfig:
 class ModelConfig:
     """Decoder-only transformer (SPEC 1): pre-norm, no biases, untied embeddings, RoPE."""
 
-    vocab_size: int  # ids the tokenizer can produce
+    vocab_size: int  # number of ids the tokenizer can produce
     num_layers: int
     embed_dim: int  # width
-    num_heads: int  # of attention
+    num_heads: int  # attention heads
     head_dim: int
     mlp_dim: int = 0  # hidden size of a dense model; 0 for a mixture of experts
-    vocab_multiple: int = 128  # table rows are vocab_size rounded up; rows above are masked out
-    attention: AttentionScope = "document"  # what a token sees; window: across documents too
+    vocab_multiple: int = 128  # table rows are vocab_size rounded up to it; extra rows are masked
+    attention: AttentionScope = "document"  # what a token attends to; window: other documents too
     rope_theta: float = 500_000.0
     norm_eps: float = 1e-6
-    init_std: float = field(default=0.02, metadata=INIT)  # truncated normal, cut at three of these
+    init_std: float = field(default=0.02, metadata=INIT)  # of a normal truncated at three of these
     # Parameters, router and losses are float32.
     compute_dtype: Dtype = field(default="bfloat16", metadata=RECIPE)
     # `auto`: what suits the device.
     attention_backend: AttentionBackend = field(default="auto", metadata=RESUME)
-    # What the backward pass computes again, to save memory. none: nothing; save_matmuls: all but
-    # matrix products; save_attention: all but attention; full: whole layers.
+    # What the backward pass recomputes to save memory. none: nothing; save_matmuls: all but
+    # matmuls; save_attention: all but attention; full: whole layers.
     remat: Remat = field(default="none", metadata=RESUME)
 
     def __post_init__(self) -> None:
         for name in ("vocab_size", "num_layers", "embed_dim", "num_heads"):
             require(getattr(self, name) >= 1, f"model.{name}", getattr(self, name), "at least 1")
-        multiple = self.vocab_multiple  # a large one is that many rows of nothing
+        multiple = self.vocab_multiple  # a large one only adds that many unused rows
         require(1 <= multiple <= 65_536, "model.vocab_multiple", multiple, "in 1..65536")
         require(
             self.head_dim >= 2 and self.head_dim % 2 == 0,

@@ -1,4 +1,4 @@
-"""What every check of a config value says."""
+"""Helpers for checks of config values and their messages."""
 
 import difflib
 from typing import Any
@@ -7,7 +7,7 @@ from emo_jax.errors import ConfigError
 
 
 def require(ok: bool, name: str, value: Any, allowed: str) -> None:
-    """Raises ConfigError with the field, its value and what is allowed, unless `ok`."""
+    """Raises ConfigError with the field, its value and what is allowed unless `ok`."""
     if not ok:
         raise ConfigError(f"config.{name} = {value!r}: must be {allowed}")
 

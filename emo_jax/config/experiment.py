@@ -1,7 +1,7 @@
-"""Experiment files: found, run as Python runs a script, and their `get_config()` called.
+"""Experiment files: finding them, running them like a script, and calling their `get_config()`.
 
-The file is the user's and may do anything; what goes wrong in it is said in one line with its
-place, and nothing has been started then.
+The file is the user's and may do anything; a failure in it is reported in one line with its
+location, before anything has been started.
 """
 
 import contextlib
@@ -22,11 +22,11 @@ from emo_jax.errors import ConfigError, UsageError, one_line
 from emo_jax.files.json_files import NotReadableError, read_regular
 
 _ADVICE = "give an experiment file, such as one of experiments/*.py"
-_MODULE = "emo_experiment"  # not the file's own name, which may be that of another module
+_MODULE = "emo_experiment"  # not the file's own name, which another module may have
 
 
 def find(file: str) -> tuple[Path, list[str]]:
-    """The path of `file.py[:arg]` and its argument, if any. Folders may have colons in their names.
+    """The path in `file.py[:arg]` and its argument, if any. Folder names may contain colons.
 
     Raises:
       UsageError: no such file.
@@ -42,12 +42,12 @@ def find(file: str) -> tuple[Path, list[str]]:
 
 
 def load(file: str) -> ConfigDict:
-    """What `get_config()` of `file.py[:arg]` returns, as a ConfigDict that may be changed.
+    """The result of `get_config()` in `file.py[:arg]`, as a mutable ConfigDict.
 
-    While the file runs, modules beside it can be imported, as those beside a script.
+    While the file runs, it can import modules in its own folder, as a script can.
 
     Raises:
-      ConfigError: the file cannot be run, or returns no config; with the line of the file.
+      ConfigError: the file cannot be run, or returns no config; names the line in the file.
       UsageError: no such file.
     """
     path, arg = find(file)
@@ -56,7 +56,7 @@ def load(file: str) -> ConfigDict:
         code = compile(source, str(path), "exec", dont_inherit=True)
     except (OSError, NotReadableError) as error:
         raise ConfigError(f"--config {file}: {one_line(error)}; {_ADVICE}") from None
-    except Exception as error:  # broken Python, or none
+    except Exception as error:  # broken Python, or not Python
         _refuse(file, path, error)
     module = types.ModuleType(_MODULE)
     module.__file__ = str(path)
@@ -66,7 +66,7 @@ def load(file: str) -> ConfigDict:
             config = _getter(file, path, module, arg)(*arg)
         except (KeyboardInterrupt, UsageError):
             raise
-        except BaseException as error:  # sys.exit(0) too: nothing was trained
+        except BaseException as error:  # even sys.exit(0): nothing was trained
             _refuse(file, path, error)
     if isinstance(config, Config):
         config = to_dict(config)
@@ -76,7 +76,7 @@ def load(file: str) -> ConfigDict:
             f"--config {file}: what get_config() returns is {_kind(config)}, must be an"
             f" ml_collections.ConfigDict{forgotten}"
         )
-    # A frozen one is copied into one that is not; of another the references are kept.
+    # A frozen one is copied into a mutable one; a mutable one is kept, with its references.
     if not isinstance(config, ConfigDict) or isinstance(config, FrozenConfigDict):
         try:
             config = ConfigDict(config)
@@ -86,7 +86,7 @@ def load(file: str) -> ConfigDict:
 
 
 def _getter(file: str, path: Path, module: types.ModuleType, arg: list[str]) -> Callable[..., Any]:
-    """`get_config` of the file, which takes the argument that is given."""
+    """`get_config` of the file, checked to accept the given argument."""
     get_config = getattr(module, "get_config", None)
     if get_config is None:
         raise ConfigError(f"--config {file}: has no get_config(); {_ADVICE}")
@@ -125,7 +125,7 @@ def _refuse(file: str, path: Path, error: BaseException) -> NoReturn:
 
 
 def _place(error: BaseException, path: Path) -> str:
-    """` (FILE:LINE)`: where in the user's files it was raised, or nothing."""
+    """` (FILE:LINE)`: where in the user's files it was raised, or an empty string."""
     folder = path.resolve().parent
     found = [
         (frame.filename, frame.lineno)
@@ -142,9 +142,9 @@ def _place(error: BaseException, path: Path) -> str:
 
 @contextlib.contextmanager
 def _modules_beside(path: Path) -> Iterator[None]:
-    """Modules in the folder of a file can be imported. Afterwards they are forgotten.
+    """Context in which modules in a file's folder can be imported; they are unloaded afterwards.
 
-    Another file may lie beside other modules of these names.
+    Another file may have different modules of the same names in its folder.
     """
     folder = path.resolve().parent
     before = set(sys.modules)
@@ -169,7 +169,7 @@ def _is_in(folder: Path, module: types.ModuleType) -> bool:
 
 @contextlib.contextmanager
 def _named(module: types.ModuleType) -> Iterator[None]:
-    """The module can be found by its name, as dataclasses in it ask for."""
+    """Context in which the module can be found by name, as its dataclasses require."""
     sys.modules[module.__name__] = module
     try:
         yield

@@ -1,4 +1,4 @@
-"""The config of a model that gets more routed experts (SPEC 10)."""
+"""The config of a model extended by routed experts (SPEC 10)."""
 
 import dataclasses
 
@@ -8,10 +8,10 @@ from emo_jax.errors import UsageError
 
 
 def extended_config(config: Config, add: int) -> Config:
-    """The config with `add` more routed experts; pools grow by as many.
+    """The config with `add` more routed experts; pools grow by the same number.
 
     Raises:
-      UsageError: layers with different numbers of experts.
+      UsageError: layers have different numbers of experts.
     """
     moe = config.moe
     assert moe is not None

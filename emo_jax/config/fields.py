@@ -1,6 +1,6 @@
-"""The config of a run: frozen dataclasses. Every check of a value lives here, and nowhere later.
+"""The config of a run: frozen dataclasses. All checks of values are made here, and none later.
 
-`Config` holds what sections must agree in; `architecture` and `sections` hold the sections. SPEC
+`Config` checks what sections must agree on; `architecture` and `sections` define the sections. SPEC
 and DESIGN in comments are docs/spec.md and docs/design.md.
 """
 
@@ -28,7 +28,7 @@ from emo_jax.config.sections import (
 class Config:
     """One run."""
 
-    name: str = field(metadata=INIT)  # shown, and that of the run in trackers
+    name: str = field(metadata=INIT)  # for display, and the run's name in trackers
     model: ModelConfig
     train: TrainConfig = field(metadata=RECIPE)
     moe: MoeConfig | None = None  # None: a dense model
@@ -122,22 +122,22 @@ class Config:
 
 
 def to_dict(config: Config) -> dict[str, Any]:
-    """Plain nested dict of every field, defaults included; `from_config_dict` reads it back."""
+    """A plain nested dict of all fields, including defaults; `from_config_dict` reads it back."""
     return dataclasses.asdict(config)
 
 
 def portable(config: Config) -> Config:
-    """The same run without what is of one machine or user: where its data lie, and its trackers.
+    """The config without what is specific to a machine or user: its data paths and trackers.
 
-    A config that comes with data is taken so: the metrics of a run go nowhere that somebody else's
-    file names.
+    Configs that come with data are used this way, so that a run's metrics never go to a place named
+    in someone else's file.
     """
     data = dataclasses.replace(config.data, store="")
     return dataclasses.replace(config, data=data, tracking=TrackingConfig())
 
 
 def flatten(config: Config) -> dict[str, Any]:
-    """`{"model.num_layers": 16, …}`: every leaf by its dotted name."""
+    """All leaves by dotted name: `{"model.num_layers": 16, …}`."""
 
     def walk(node: Any, path: str) -> dict[str, Any]:
         if not isinstance(node, dict):
@@ -151,7 +151,7 @@ def flatten(config: Config) -> dict[str, Any]:
 
 
 def differences(ours: Config, theirs: Config) -> list[str]:
-    """One `field: theirs -> ours` line for every leaf in which two configs differ."""
+    """A line `field: theirs -> ours` for every leaf in which two configs differ."""
     a, b = flatten(ours), flatten(theirs)
     return [f"{k}: {b.get(k)!r} -> {a.get(k)!r}" for k in sorted(a | b) if a.get(k) != b.get(k)]
 
@@ -165,7 +165,7 @@ def section_of(kind: Any) -> type | None:
 
 
 def may_change(name: str) -> str | None:
-    """When the field of a dotted name may differ, see `emo_jax.config.changes`; None: never."""
+    """When the field with this dotted name may differ (`emo_jax.config.changes`); None: never."""
     found: str | None = None
     section: type = Config
     for part in name.split("."):
@@ -178,6 +178,6 @@ def may_change(name: str) -> str | None:
 
 
 def moe_of(config: Config) -> MoeConfig:
-    """The section `moe`, where a layout has made sure that there is one."""
+    """The section `moe`, for callers whose layout guarantees that there is one."""
     assert config.moe is not None
     return config.moe

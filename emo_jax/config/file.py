@@ -1,4 +1,4 @@
-"""Experiment files and `--config.section.field=value` overrides, read by ml_collections' flags."""
+"""Reads experiment files and `--config.section.field=value` overrides by ml_collections' flags."""
 
 import contextlib
 import copy
@@ -14,19 +14,19 @@ from ml_collections import ConfigDict, config_dict, config_flags
 from emo_jax.config import Config, experiment, from_config_dict
 from emo_jax.errors import ConfigError, UsageError, clipped
 
-_MAX_DEPTH = 8  # of sections in sections; a config has two
+_MAX_DEPTH = 8  # of nested sections; a config has two
 
 
 def load_config(file: str, overrides: Sequence[str] = ()) -> Config:
-    """The checked config of `file.py[:arg]` with overrides.
+    """Loads and checks the config of `file.py[:arg]` with overrides.
 
     Args:
       file: path of a Python file with `get_config(arg="")`, and its argument after a colon.
       overrides: `--config.section.field=value`, as typed.
 
     Raises:
-      ConfigError: naming the field, its value, what is allowed and the nearest known name, or what
-        is wrong with the file.
+      ConfigError: names the field, its value, what is allowed and the nearest known name, or says
+        what is wrong with the file.
       UsageError: no such file, or an option that is not an override.
     """
     defaults = experiment.load(file)
@@ -40,19 +40,19 @@ def load_config(file: str, overrides: Sequence[str] = ()) -> Config:
         text = override.partition("=")[2].strip()
         if isinstance(leaves[name], list | tuple) and text.startswith("{"):
             raise ConfigError(f"{clipped(override)}: must be values with commas between, or ()")
-        _override(defaults, [override], leaves)  # one by one: the message names the wrong one
+        _override(defaults, [override], leaves)  # one by one, so the message names the wrong one
     return from_config_dict(_override(defaults, overrides, leaves))
 
 
 def _at_home(override: str) -> str:
-    """With the home folder for a leading `~`, which shells leave alone within a word."""
+    """Expands a leading `~` in the value, which shells do not expand inside a word."""
     name, equals, value = override.partition("=")
     home = value == "~" or value.startswith("~/")
     return f"{name}={os.path.expanduser(value)}" if equals and home else override
 
 
 def _unknown(name: str, defaults: ConfigDict, file: str) -> str:
-    """What is wrong with a name that is no field, what is allowed, and the nearest known name."""
+    """Message for an unknown name: the fault, what is allowed, and the nearest known name."""
     *parents, field = name.split(".")
     section, path = defaults, ""
     for parent in parents:
@@ -72,7 +72,7 @@ def _unknown(name: str, defaults: ConfigDict, file: str) -> str:
 
 def _no_section(name: str, parent: ConfigDict, path: str, file: str) -> str:
     sections = [key for key, value in parent.items() if isinstance(value, ConfigDict)]
-    # A section that this file leaves out (moe, in a dense model) is not a misspelling.
+    # A section that this file omits (moe, in a dense model) is not a misspelling.
     near = "" if name in parent else _near(name, sections, path)
     allowed = ", ".join(path + key for key in sections) or "none"
     return f"there is no section {path + clipped(name)} in {file}{near} (sections: {allowed})"
@@ -113,7 +113,7 @@ def _override(defaults: ConfigDict, overrides: Sequence[str], leaves: dict[str, 
 
 
 def _copy(config: ConfigDict) -> ConfigDict:
-    """A config with references of its own; of values that cannot be copied the first is named."""
+    """A copy with its own references; if a value cannot be copied, the error names the first."""
     try:
         return copy.deepcopy(config)
     except Exception:
@@ -122,17 +122,17 @@ def _copy(config: ConfigDict) -> ConfigDict:
 
 
 def _leaves(config: ConfigDict, path: str = "") -> dict[str, Any]:
-    """Every field that has a value, or takes one of a known type, by its dotted name.
+    """Every field that has a value, or accepts one of a known type, by its dotted name.
 
-    A section that is left out is None, and no field has another meaning of None.
+    An omitted section is None, and None has no other meaning in any field.
     """
     out: dict[str, Any] = {}
     if path.count(".") > _MAX_DEPTH:
         top = path.partition(".")[0]
         raise ConfigError(f"config.{top}: its sections lie too deep, or hold themselves")
     try:
-        keys = list(config)  # in their order
-    except TypeError:  # of several kinds
+        keys = list(config)  # sorted
+    except TypeError:  # keys of several types
         keys = [None]
     if not all(isinstance(key, str) for key in keys):
         where = f"config.{path}".rstrip(".")

@@ -1,4 +1,4 @@
-"""Names that a field of the config, or an option of a command, may have."""
+"""Allowed names for config fields and command options."""
 
 from typing import Literal, get_args
 
@@ -19,25 +19,25 @@ FrozenPart = Literal[
     "embeddings", "attention", "norms", "router", "routed", "shared", "old_experts", "mlp"
 ]
 FROZEN_PARTS: tuple[str, ...] = get_args(FrozenPart)
-# How the experts of a module are chosen, see `emo_jax.selection.scores`.
+# How a module's experts are chosen, see `emo_jax.selection.scores`.
 Method = Literal["layerwise", "global", "easy_ep", "random"]
 METHODS: tuple[str, ...] = get_args(Method)
-# What `emo finetune` leaves as it is.
+# What `emo finetune` keeps frozen.
 Freeze = Literal["none", "routed", "routed+shared", "all-but-router"]
 FREEZES: tuple[str, ...] = get_args(Freeze)
-# What new experts begin as, see `emo_jax.modules.extend`.
+# How new experts are initialised, see `emo_jax.modules.extend`.
 NewExperts = Literal["copy", "jitter", "random"]
 NEW_EXPERTS: tuple[str, ...] = get_args(NewExperts)
-# What a run takes over from another's checkpoint, see `emo_jax.training.init_from`.
+# What a run takes from another run's checkpoint, see `emo_jax.training.init_from`.
 InitMode = Literal["weights", "weights+optimizer", "all"]
 INIT_MODES: tuple[str, ...] = get_args(InitMode)
-# Of a Hugging Face folder, see `emo_jax.hf.layouts`.
+# Layouts of a Hugging Face folder, see `emo_jax.hf.layouts`.
 LayoutName = Literal["qwen2_moe", "llama", "emo"]
 LAYOUT_NAMES: tuple[str, ...] = get_args(LayoutName)
 MOE_LAYOUT_NAMES = ("qwen2_moe", "emo")
 # Types of the matrices of a GGUF file, see `emo_jax.hf.gguf_tensors`.
 GgufType = Literal["float32", "float16", "bfloat16", "q8_0"]
 GGUF_TYPES: tuple[str, ...] = get_args(GgufType)
-# Splits of a token store, the one for the losses of results first.
+# Splits of a token store, the one for reported losses first.
 Split = Literal["test", "select", "train"]
 SPLIT_NAMES: tuple[str, ...] = get_args(Split)

@@ -1,6 +1,6 @@
-"""A `ConfigDict`, or the JSON of a config, to the frozen dataclasses.
+"""Builds the frozen dataclasses from a `ConfigDict` or the JSON of a config.
 
-A wrong field is refused with its name, its value, what is allowed and the nearest known name.
+An error about a wrong field gives its name, its value, what is allowed and the nearest known name.
 """
 
 import dataclasses
@@ -17,18 +17,18 @@ from emo_jax.files.json_files import is_text
 
 
 def _shown(value: Any) -> str:
-    """`repr` of a value on one line, the start of a long one."""
+    """`repr` of a value on one line, truncated if long."""
     text = " ".join(repr(value).split())
     return text if len(text) <= 80 else text[:79] + "…"
 
 
 def _is_text(value: Any) -> bool:
-    """A string that can be written and named: of whole characters, without NULs."""
+    """Whether it is a string of whole characters without NULs, which can be written to files."""
     return isinstance(value, str) and "\0" not in value and is_text(value)
 
 
 def _whole(value: Any) -> Any:
-    """A whole number as an int, numpy's too; anything else as it is."""
+    """Any integer, NumPy's included, as an int; anything else unchanged."""
     is_whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
     return int(value) if is_whole else value
 
@@ -43,13 +43,13 @@ def _leaf(value: Any, kind: Any, path: str) -> Any:
             raise wrong(f"one of {list(choices)}{nearest(str(value), list(choices))}")
         return value
     if kind == tuple[str, ...]:
-        # A list in JSON; `a,b` on the command line comes as ("a,b",).
+        # A list in JSON; `a,b` on the command line arrives as ("a,b",).
         if not isinstance(value, list | tuple) or not all(_is_text(x) for x in value):
             raise wrong("names, like ('a', 'b')")
         return tuple(name for name in ",".join(value).replace(" ", "").split(",") if name)
     if kind == tuple[int, ...]:
         found = value
-        # `16,8` or `(16,8)` on the command line comes as one text.
+        # `16,8` or `(16,8)` on the command line arrives as one string.
         if isinstance(value, list | tuple) and value and all(isinstance(x, str) for x in value):
             text = ",".join(value).strip()
             brackets = len(text) > 1 and text[0] + text[-1] in ("()", "[]")
@@ -110,10 +110,10 @@ def _build(cls: type, values: Mapping[str, Any], path: str) -> Any:
 
 
 def from_config_dict(config: Mapping[str, Any]) -> Config:
-    """A `ConfigDict` (or the mapping `to_dict` gives) as a checked `Config`.
+    """A `ConfigDict` (or the mapping `to_dict` returns) as a checked `Config`.
 
     Raises:
-      ConfigError: naming the field, its value, what is allowed and the nearest known name.
+      ConfigError: names the field, its value, what is allowed and the nearest known name.
     """
     values = config.to_dict() if hasattr(config, "to_dict") else config
     if not isinstance(values, Mapping):

@@ -1,7 +1,7 @@
 """Named shapes and recipes as `ConfigDict`s; experiment files and commands call these.
 
 Sources: SPEC 1.1 (shapes), SPEC 4 (optimiser, schedule, batch). The tiny models keep the big one's
-proportions: one shared expert in 64, so that keeping 8 experts is 12.5 %.
+proportions: 64 experts, one of them shared, so that keeping 8 experts is 12.5 %.
 """
 
 import math
@@ -30,7 +30,7 @@ TOKENS_ANNEAL = 50_000_000_000
 
 
 def _as_config_dict(config: Config) -> ConfigDict:
-    """Every field, so that any of them can be overridden on the command line."""
+    """All fields of a config, so that any of them can be overridden on the command line."""
     return ConfigDict(to_dict(config), convert_dict=True)
 
 
@@ -45,7 +45,7 @@ class _Length(NamedTuple):
 
 
 def _length(arg: str) -> _Length:
-    """What the argument of a 1b14b file sets (SPEC 4)."""
+    """What the argument of a 1b14b file determines (SPEC 4)."""
     lengths = {"130b": _Length(TOKENS_130B, 5000, 250), "1t": _Length(TOKENS_1T, 20_000, 2500)}
     if arg not in lengths:
         raise ConfigError(f"config argument {arg!r}: must be one of {', '.join(lengths)}")
@@ -53,7 +53,7 @@ def _length(arg: str) -> _Length:
 
 
 def _model_1b(**changes) -> ModelConfig:
-    """The 1b family: width 2048, 16 layers, vocabulary of the dolma2 tokenizer."""
+    """The 1b family: width 2048, 16 layers, the dolma2 tokenizer's vocabulary."""
     return ModelConfig(
         vocab_size=100_278,
         num_layers=16,
@@ -95,7 +95,7 @@ def _run_1b(
 
 
 def emo_1b14b(arg: str = "130b") -> ConfigDict:
-    """EMO 1b14b: 127 routed and 1 shared expert, pools of 8..128, arg `130b` or `1t` tokens."""
+    """EMO 1b14b: 127 routed and 1 shared expert, pools of 8..128; arg: `130b` or `1t` tokens."""
     pool = PoolConfig(kind="uniform", min_size=8, max_size=128, eval_size=32)
     return _run_1b(
         f"emo_1b14b_{arg}",
@@ -107,7 +107,7 @@ def emo_1b14b(arg: str = "130b") -> ConfigDict:
 
 
 def stdmoe_1b14b(arg: str = "130b") -> ConfigDict:
-    """Standard MoE of the same shape; attention crosses documents, as the reference's did."""
+    """Standard MoE of the same shape; attention crosses documents, as in the reference."""
     return _run_1b(
         f"stdmoe_1b14b_{arg}",
         model=_model_1b(attention="window"),
@@ -118,7 +118,7 @@ def stdmoe_1b14b(arg: str = "130b") -> ConfigDict:
 
 
 def stdmoe_1b4b() -> ConfigDict:
-    """Standard MoE with 32 experts: the memory-matched baseline of the paper."""
+    """Standard MoE with 32 experts: the paper's memory-matched baseline."""
     return _run_1b(
         "stdmoe_1b4b",
         model=_model_1b(attention="window"),
@@ -129,7 +129,7 @@ def stdmoe_1b4b() -> ConfigDict:
 
 
 def dense_1b() -> ConfigDict:
-    """Dense 1b: SwiGLU of hidden 8192, weight decay 0.033, spikes skipped (SPEC 4, right)."""
+    """Dense 1b: SwiGLU of hidden size 8192, weight decay 0.033, skips spikes (SPEC 4, right)."""
     return _run_1b(
         "dense_1b",
         model=_model_1b(attention="window", mlp_dim=8192),
@@ -141,7 +141,7 @@ def dense_1b() -> ConfigDict:
 
 
 def _tiny(name: str, pool: PoolConfig) -> ConfigDict:
-    """64 experts of which one is shared, top-k 4, float32, sized for two CPU cores."""
+    """A tiny model: 64 experts, one of them shared, top-k 4, float32, sized for two CPU cores."""
     return _as_config_dict(
         Config(
             name=name,
@@ -163,7 +163,7 @@ def _tiny(name: str, pool: PoolConfig) -> ConfigDict:
 
 
 def emo_tiny() -> ConfigDict:
-    """EMO in minutes on a laptop: pools of 4..64 routed experts, 16 in evaluation."""
+    """EMO in minutes on a laptop: pools of 4..64 routed experts, 16 for evaluation."""
     return _tiny("emo_tiny", PoolConfig(kind="uniform", min_size=4, max_size=64, eval_size=16))
 
 
@@ -172,7 +172,7 @@ def stdmoe_tiny() -> ConfigDict:
     return _tiny("stdmoe_tiny", PoolConfig())
 
 
-# Routed experts of a pool, and of the memory-matched model: a quarter, as in SPEC 12, table 2.
+# Routed experts in a pool, and experts of the memory-matched model: a quarter (SPEC 12, table 2).
 _QUARTER = 16
 ABLATIONS = (
     "emo",
@@ -187,15 +187,15 @@ ABLATIONS = (
 
 
 def ablation_tiny(arg: str = "emo") -> ConfigDict:
-    """`emo_tiny`, and what it is compared with: one thing at a time is another.
+    """`emo_tiny`, and variants that each change one thing.
 
     - `standard`: no pools.
-    - `matched`: no pools, and as many experts as keep 25 % would leave.
-    - `fixed-pool`: every pool holds 16 routed experts.
+    - `matched`: no pools, and as many experts as keeping 25 % would leave.
+    - `fixed-pool`: every pool has 16 routed experts.
     - `no-shared`: 64 routed experts.
-    - `local-balance`: load balance of four micro-batches, each for itself.
-    - `window-attention`: attention across documents; `standard-window`: likewise without pools,
-      as the reference's standard models were trained.
+    - `local-balance`: load balance computed separately in four micro-batches.
+    - `window-attention`: attention across documents; `standard-window`: the same without pools, as
+      the reference's standard models were trained.
     """
     if arg not in ABLATIONS:
         raise ConfigError(f"config argument {arg!r}: must be one of {', '.join(ABLATIONS)}")
@@ -230,15 +230,16 @@ def modularity_tiny(arg: str = "emo") -> ConfigDict:
 
 
 def extension_tiny(arg: str = "8") -> ConfigDict:
-    """New experts of an `emo_tiny` trained alone: arg is how many (SPEC 10).
+    """Training only the new experts of an `emo_tiny`: arg is how many (SPEC 10).
 
-    The learning rate, its warm-up over a tenth and no weight decay are the reference's.
+    The learning rate, its warm-up over a tenth of the steps, and the absence of weight decay follow
+    the reference.
     """
     return _extension(emo_tiny(), arg, steps=100, name="extension_tiny")
 
 
 def extension_1b14b(arg: str = "16") -> ConfigDict:
-    """New experts of an `emo_1b14b` trained alone on 10 B tokens: arg is how many."""
+    """Training only the new experts of an `emo_1b14b` on 10 B tokens: arg is how many."""
     return _extension(emo_1b14b(), arg, steps=2385, name="extension_1b14b")
 
 
@@ -260,7 +261,7 @@ def _extension(config: ConfigDict, arg: str, *, steps: int, name: str) -> Config
         }
     )
     config.train.steps = steps
-    config.init.expected_changes = ("moe.pool",)  # not every layout holds the pools
+    config.init.expected_changes = ("moe.pool",)  # not every layout stores the pools
     return config
 
 
@@ -270,10 +271,10 @@ def _extension(config: ConfigDict, arg: str, *, steps: int, name: str) -> Config
 def _anneal(
     arg: str, emo: ConfigDict, std: ConfigDict, *, decay_steps: int, name: str
 ) -> ConfigDict:
-    """A run's last state trained on, to a learning rate of 0 (SPEC 4, 13.16): `--init all`.
+    """Continues training a run's last state to a learning rate of 0 (SPEC 4, 13.16): `--init all`.
 
-    The peak is the learning rate that the run ended at. `std_to_emo` switches a standard mixture
-    of experts to pools, and with them to attention inside of documents.
+    The peak is the learning rate at which the run ended. `std_to_emo` switches a standard mixture
+    of experts to pools, and with them to attention within documents.
     """
     bases = {"emo": emo, "std": std, "std_to_emo": std}
     if arg not in bases:
@@ -299,9 +300,9 @@ def _anneal(
 
 
 def anneal_1b14b(arg: str = "emo") -> ConfigDict:
-    """50 B tokens after a run of 1 T: steps 238 420 to 250 339, from 4e-4 to 0."""
+    """50 B tokens after a 1 T run: steps 238 420 to 250 339, from 4e-4 to 0."""
     emo, std = emo_1b14b("1t"), stdmoe_1b14b("1t")
-    # Whole steps of the tokens, where a run takes one more for the rest (SPEC 4).
+    # The number of steps is rounded down, whereas that of a run is rounded up (SPEC 4).
     decay_steps = TOKENS_ANNEAL // (emo.train.batch_size * emo.data.seq_len)
     return _anneal(arg, emo, std, decay_steps=decay_steps, name="anneal_1b14b")
 
@@ -312,7 +313,7 @@ def anneal_tiny(arg: str = "emo") -> ConfigDict:
 
 
 def bench_cpu(arg: str = "emo") -> ConfigDict:
-    """The shape that `emo bench train` is compared at: arg `emo`, or `standard` without pools."""
+    """The shape used to compare `emo bench train`: arg `emo`, or `standard` without pools."""
     pools = {
         "emo": PoolConfig(kind="uniform", min_size=4, max_size=32),
         "standard": PoolConfig(),

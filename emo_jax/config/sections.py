@@ -1,4 +1,4 @@
-"""Sections of the config that make a run: data, optimizer, loop, checkpoints, mesh, trackers."""
+"""Sections of the config that define a run: data, optimizer, loop, checkpoints, mesh, trackers."""
 
 import dataclasses
 from dataclasses import dataclass, field
@@ -17,17 +17,17 @@ DOLMA2_PAD_ID = 100_277
 class DataConfig:
     """Windows of a token store, or of headerless `.npy` token files read in place."""
 
-    # Folder of emo prepare, or patterns of .npy files with commas between.
+    # Folder written by emo prepare, or comma-separated patterns of .npy files.
     store: str = field(default="", metadata=RESUME)
-    seq_len: int = 4096  # tokens of a window
-    seed: int = 0  # order of the windows
+    seq_len: int = 4096  # tokens per window
+    seed: int = 0  # for the order of the windows
     eos_starts_next_pool: bool = False  # the reference's off-by-one (SPEC 2.1)
-    repetition_filter: bool = True  # mask windows with a short pattern repeated (SPEC 5.5)
-    prefetch: int = field(default=2, metadata=RESUME)  # batches made ahead
-    raw_vocab_size: int = 100_278  # of .npy files, which do not say it; Dolma 2's (SPEC 5.1)
+    repetition_filter: bool = True  # mask windows that repeat a short pattern (SPEC 5.5)
+    prefetch: int = field(default=2, metadata=RESUME)  # batches prepared ahead
+    raw_vocab_size: int = 100_278  # for .npy files, which do not record it; Dolma 2's (SPEC 5.1)
     raw_eos_id: int = DOLMA2_EOS_ID  # likewise: ends a document
-    raw_pad_id: int = DOLMA2_PAD_ID  # likewise: fills a window; raw_eos_id if only that is given
-    raw_dtype: RawDtype = "auto"  # of a token; auto: uint16 where the vocabulary fits, else uint32
+    raw_pad_id: int = DOLMA2_PAD_ID  # likewise: fills a window; raw_eos_id if only that is set
+    raw_dtype: RawDtype = "auto"  # of a token; auto: uint16 if the vocabulary fits, else uint32
 
     def __post_init__(self) -> None:
         require(self.seq_len >= 2, "data.seq_len", self.seq_len, "at least 2")
@@ -41,7 +41,7 @@ class DataConfig:
 
     @property
     def raw_padding_id(self) -> int:
-        """`raw_pad_id`, or `raw_eos_id` where only that is another than Dolma 2's."""
+        """`raw_pad_id`, or `raw_eos_id` if only the latter differs from Dolma 2's."""
         own_end = self.raw_eos_id != DOLMA2_EOS_ID and self.raw_pad_id == DOLMA2_PAD_ID
         return self.raw_eos_id if own_end else self.raw_pad_id
 
@@ -50,29 +50,29 @@ class DataConfig:
 class OptimizerConfig:
     """AdamW (SPEC 4). After a linear warm-up the learning rate falls to a fraction of its peak.
 
-    `cosine` falls from there to `train.steps`; `wsd` is constant and falls linearly over the last
-    `decay_steps`. A step whose loss or gradient norm is above the mean of the last `skip_window`
-    steps by `skip_sigma` of their standard deviations is skipped.
+    `cosine` falls from the peak until `train.steps`; `wsd` is constant and falls linearly over the
+    last `decay_steps`. A step whose loss or gradient norm exceeds the mean of the last
+    `skip_window` steps by `skip_sigma` of their standard deviations is skipped.
     """
 
     peak_lr: float = 4e-3  # learning rate at the end of the warm-up
     schedule: Schedule = "cosine"
     warmup_steps: int = 2000  # linear
-    decay_steps: int = 0  # of wsd, the last steps of train.steps
+    decay_steps: int = 0  # for `wsd`: the last of the train.steps
     final_lr_fraction: float = 0.1  # of peak_lr, at train.steps
-    skip_window: int = 0  # steps; 0: none is skipped
+    skip_window: int = 0  # steps; 0: no step is skipped
     skip_sigma: float = 6.0  # standard deviations above the mean
-    b1: float = 0.9  # of Adam's first moment
-    b2: float = 0.95  # of its second
+    b1: float = 0.9  # for Adam's first moment
+    b2: float = 0.95  # for its second moment
     eps: float = 1e-8
-    first_moment_dtype: Dtype = "float32"  # bfloat16 saves 2 bytes a parameter
-    # Keeps Adam's moments in the memory of the host.
+    first_moment_dtype: Dtype = "float32"  # bfloat16 saves 2 bytes per parameter
+    # Keep Adam's moments in host memory.
     offload: bool = field(default=False, metadata=RESUME)
     weight_decay: float = 0.1  # decoupled; on everything but the input embedding
-    clip_norm: float = 1.0  # of all gradients together
-    # Parts that stay as they are, to the last bit: embeddings (input and output), attention, norms,
-    # router, routed, shared (experts), old_experts (routed ones but the last
-    # moe.pool.forced_experts, with their columns of the router), mlp (of a dense model).
+    clip_norm: float = 1.0  # maximum global norm of the gradients
+    # Parts kept unchanged, to the last bit: embeddings (input and output), attention, norms,
+    # router, routed, shared (experts), old_experts (all routed ones but the last
+    # moe.pool.forced_experts, with their router columns), mlp (of a dense model).
     frozen: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -101,7 +101,7 @@ class OptimizerConfig:
         else:
             unread = f"0: a {self.schedule} schedule does not read it"
             require(decay == 0, "optimizer.decay_steps", decay, unread)
-        # Half a window must hold two steps before the newest, or they have no deviation.
+        # Half a window needs two steps before the newest, or there is no standard deviation.
         require(window == 0 or window >= 6, "optimizer.skip_window", window, "0 or at least 6")
         require(self.skip_sigma > 0, "optimizer.skip_sigma", self.skip_sigma, "above 0")
         require(self.eps > 0, "optimizer.eps", self.eps, "above 0")
@@ -111,20 +111,20 @@ class OptimizerConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """The loop. A batch is `batch_size` windows, cut into `micro_batches` equal parts."""
+    """The training loop. A batch is `batch_size` windows in `micro_batches` equal parts."""
 
     steps: int  # the run ends here
-    batch_size: int  # windows of a step, over all devices
-    micro_batches: int = 1  # one after the other, to save memory
-    z_loss_weight: float = 1e-5  # on logsumexp² of the vocabulary logits
-    # Tokens whose logits exist at once, per window row.
+    batch_size: int  # windows per step, over all devices
+    micro_batches: int = 1  # processed one after another, to save memory
+    z_loss_weight: float = 1e-5  # weight of logsumexp² of the vocabulary logits
+    # Tokens per window whose logits exist at once.
     loss_chunk: int = field(default=1024, metadata=RESUME)
     log_every: int = field(default=10, metadata=RESUME)  # steps
     eval_every: int = field(default=0, metadata=RESUME)  # steps; 0: only at the end
     # Held-out windows per evaluation; 0: none.
     eval_windows: int = field(default=64, metadata=RESUME)
-    # Experts to keep of each layer, shared ones included: also the held-out loss with so many,
-    # chosen for each domain on half of the windows and judged on the other half.
+    # Numbers of experts per layer, including shared ones, for which to also report the held-out
+    # loss; the experts are chosen per domain on half of the windows and judged on the other half.
     eval_keep: tuple[int, ...] = field(default=(), metadata=RESUME)
 
     def __post_init__(self) -> None:
@@ -142,7 +142,7 @@ class TrainConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class CheckpointConfig:
-    """When to save, and what to keep: the newest `keep_last`, and every `keep_every`-th step."""
+    """When to save, and what to keep: the newest `keep_last`, plus every `keep_every`-th step."""
 
     save_every: int = 100  # steps
     keep_last: int = 2  # checkpoints
@@ -161,11 +161,11 @@ class CheckpointConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class MeshConfig:
-    """Sizes of the mesh axes; one of them may be -1, the devices that are left."""
+    """Sizes of the mesh axes; one of them may be -1, meaning all remaining devices."""
 
-    replica: int = 1  # copies of the parameters; a multiple of the slices of a pod
+    replica: int = 1  # copies of the parameters; a multiple of the number of TPU slices
     fsdp: int = -1  # devices that share one copy
-    expert: int = 1  # devices that share the experts, and one copy of all else
+    expert: int = 1  # devices that share the experts, and one copy of everything else
     context: int = 1  # devices that share the tokens of a window
     tensor: int = 1  # devices that share attention heads and the hidden size of experts
 
@@ -181,9 +181,9 @@ class MeshConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class InitConfig:
-    """A run that starts from the checkpoint of another (`emo train --init-from`).
+    """A run that starts from another run's checkpoint (`emo train --init-from`).
 
-    A difference between the two configs that is not expected is refused.
+    Unexpected differences between the two configs are rejected.
     """
 
     expected_changes: tuple[str, ...] = ()  # fields and sections: ("moe.pool", "train.steps")
@@ -191,17 +191,17 @@ class InitConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class TrackingConfig:
-    """Where a run's metrics go besides WORKDIR/metrics.jsonl. Each needs its extra of emo-jax.
+    """Where a run's metrics go besides WORKDIR/metrics.jsonl. Each needs its emo-jax extra.
 
-    None of it changes what a run computes, so a resumed run may change all of it.
+    None of this changes what a run computes, so a resumed run may change all of it.
     """
 
     tensorboard: bool = False  # event files in WORKDIR/tensorboard
-    wandb_project: str = ""  # of Weights & Biases; empty: not used
+    wandb_project: str = ""  # Weights & Biases project; empty: not used
     wandb_entity: str = ""  # team or user; empty: the account's default
     wandb_mode: WandbMode = "online"  # offline: files in WORKDIR/wandb, no network
     mlflow_uri: str = ""  # https://HOST, sqlite:///FILE or databricks; empty: not used
-    mlflow_experiment: str = "emo_jax"  # made where it is not there
+    mlflow_experiment: str = "emo_jax"  # created if it does not exist
 
     def __post_init__(self) -> None:
         project, uri = self.wandb_project, self.mlflow_uri
@@ -213,7 +213,7 @@ class TrackingConfig:
             value = getattr(self, name)
             needs = f"{unset!r} without tracking.wandb_project"
             require(bool(project) or value == unset, f"tracking.{name}", value, needs)
-        # Not shown: it is a secret, and the config is written into the workdir and the trackers.
+        # The value is not shown: it is a secret, and the config goes to the workdir and trackers.
         if "@" in uri.partition("://")[2].partition("/")[0]:
             raise ConfigError(
                 "config.tracking.mlflow_uri: must not hold a user or password; set"

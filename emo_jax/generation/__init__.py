@@ -1,1 +1,1 @@
-"""Texts from a model: cache, drawing, tokens, texts."""
+"""Text generation: cache, sampling, tokens, texts."""

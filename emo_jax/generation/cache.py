@@ -1,10 +1,10 @@
-"""Keys and values of the tokens that were seen, and the two passes that make and use them.
+"""The cache of keys and values of earlier tokens, and the two passes that fill and use it.
 
-Generation has no pool (SPEC 2.5). With attention within documents a token sees its own document
-only, which begins behind the last end-of-document token of the row; that token ends the document
+Generation has no pool (SPEC 2.5). With attention within documents, a token sees only its own
+document, which begins after the last end-of-document token of the row; that token ends the document
 before it, as in training.
 
-Legend: L layers, B rows, S tokens of the padded prompts, T places of the cache, H heads, h head
+Legend: L layers, B rows, S tokens of the padded prompts, T places in the cache, H heads, h head
 size, D width, V vocabulary rows.
 """
 
@@ -21,17 +21,17 @@ from emo_jax.model.params import Params
 
 
 class Cache(NamedTuple):
-    """What is kept of each row's tokens."""
+    """What is kept for each row's tokens."""
 
-    entries: KeysValues  # (L,B,H,T,h) in the compute dtype; anything beyond the length
+    entries: KeysValues  # (L,B,H,T,h) in the compute dtype; arbitrary beyond the length
     start_B: jax.Array  # int32, the first place that the next token sees
-    length_B: jax.Array  # int32, tokens that are in; the place and position of the next one
+    length_B: jax.Array  # int32, number of tokens; also the place and position of the next one
 
 
 def inference_params(config: Config, params: Params) -> Params:
-    """Weights in the dtype in which they are used: cast once, not for every token.
+    """Weights in the dtype they are used in: cast once, not for every token.
 
-    The router and the norms compute in float32 whatever the dtype.
+    The router and the norms compute in float32 regardless.
     """
     dtype = jnp.dtype(config.model.compute_dtype)
 
@@ -51,12 +51,14 @@ def prefill(
     eos_id: int,
     places: int,
 ) -> tuple[Cache, jax.Array]:
-    """All prompts in one pass: the cache, and the logits (B,V) of what follows each.
+    """Processes all prompts in one pass: the cache, and the logits (B,V) of each next token.
 
     Args:
-      tokens_BS: prompts, int32; anything beyond their lengths.
-      length_B: at least 1.
-      eos_id: ends a document.
+      model: the model.
+      params: its parameters.
+      tokens_BS: prompts, int32; arbitrary beyond their lengths.
+      length_B: lengths of the prompts, at least 1.
+      eos_id: id that ends a document.
       places: T of the cache, at least S.
     """
     B, S = tokens_BS.shape
@@ -88,10 +90,13 @@ def prefill(
 def append(
     model: ModelFunctions, params: Params, tokens_B: jax.Array, cache: Cache
 ) -> tuple[Cache, jax.Array]:
-    """One more token of each row: the cache with it, and the logits (B,V) of what follows.
+    """Appends one token per row: the new cache, and the logits (B,V) of each next token.
 
     Args:
-      tokens_B: int32; below 0: none, the row stays as it is and its logits say nothing.
+      model: the model.
+      params: its parameters.
+      tokens_B: int32; below 0 means none: the row is unchanged and its logits are meaningless.
+      cache: the cache so far.
     """
     entries, start_B, length_B = cache
     B, T = entries.keys.shape[1], entries.keys.shape[3]

@@ -1,9 +1,9 @@
-"""Tokens from a model, without a pool: prompts in one pass, then one token a row and step.
+"""Token generation without a pool: prompts in one pass, then one token per row and step.
 
-Both run on the device; the host looks in between, every few tokens. Lengths are rounded up to
-powers of two, so that few programs are compiled; they are compiled before the clock starts.
+Both run on the device; the host checks the result every few tokens. Lengths are rounded up to
+powers of two, so that few programs are compiled; compilation is not part of the timing.
 
-Legend: B rows, S tokens of the padded prompts, T places of the cache, C tokens of a stretch.
+Legend: B rows, S tokens of the padded prompts, T places in the cache, C tokens per stretch.
 """
 
 import time
@@ -23,49 +23,49 @@ from emo_jax.generation.sampling import Sampling, sample
 from emo_jax.model.functions import ModelFunctions
 from emo_jax.model.params import Params
 
-MIN_PLACES = 16  # the least number of tokens that a program is compiled for
-STRETCH = 64  # tokens of a row made on the device before the host looks
-SHORT_STRETCH = 8  # the same where the host may end a row, or shows what was made
+MIN_PLACES = 16  # the smallest number of tokens for which a program is compiled
+STRETCH = 64  # tokens per row made on the device before the host checks
+SHORT_STRETCH = 8  # the same if the host may end a row, or shows the text
 
 
 @dataclass
 class Speed:
-    """Work and time, padding left out of the tokens and compilation out of the seconds."""
+    """Work and time; tokens exclude padding, and seconds exclude compilation."""
 
     prompt_tokens: int = 0
     prompt_seconds: float = 0.0
-    new_tokens: int = 0  # without the first of each row, which comes with its prompt
+    new_tokens: int = 0  # excluding the first of each row, which comes with its prompt
     new_seconds: float = 0.0
     compile_seconds: float = 0.0
 
 
 class Row(NamedTuple):
-    """What was made of one prompt."""
+    """The tokens generated for one prompt."""
 
     tokens: list[int]  # without the end-of-document token
     ended: str  # "eos", "stop", "max_tokens" or "window"
 
 
 class _Open(NamedTuple):
-    """Rows under way, on the device."""
+    """Rows in progress, on the device."""
 
     cache: Cache
-    last_B: jax.Array  # int32, drawn and not in the cache yet
+    last_B: jax.Array  # int32, sampled but not yet in the cache
     active_B: jax.Array  # bool
 
 
-# Told what each row has so far, says which rows end here.
+# Called with each row's tokens so far; returns which rows end here.
 Watch = Callable[[list[list[int]]], Sequence[bool]]
 
 
 @dataclass
 class Generator:
-    """Makes tokens with one model and one way of drawing them.
+    """Generates tokens with one model and one way of sampling.
 
     Args:
-      model: on one device (no mesh).
-      params: as trained; they are cast to the compute dtype once.
-      eos_id: ends a document, and so a row.
+      model: a model on one device (no mesh).
+      params: parameters as trained; they are cast to the compute dtype once.
+      eos_id: id that ends a document, and thus a row.
     """
 
     model: ModelFunctions
@@ -96,16 +96,17 @@ class Generator:
     ) -> list[Row]:
         """Continues every prompt, all in one batch.
 
-        The same prompt, number and seed give the same tokens whatever else is in the batch, but
-        for rounding: programs for other shapes may add up in another order, which decides between
-        two tokens that are equally likely to the last bits.
+        The same prompt, number and seed give the same tokens whatever else is in the batch, except
+        for rounding: programs for other shapes may add in a different order, which can decide
+        between two tokens that are equally likely to the last bits.
 
         Args:
           prompts: each of 1..window-1 tokens; an end-of-document token begins a new document.
-          max_tokens: of each row; a row also ends at the window and at the end of its document.
-          rows: B, if more than there are prompts, so that a last batch needs no other program.
-          numbers: of each prompt; equal prompts of other numbers get other draws. 0 if not given.
-          watch: called every few tokens with what each row has so far.
+          max_tokens: limit per row; a row also ends at the window and at the end of its document.
+          rows: B, if more than the prompts, so that a smaller last batch needs no other program.
+          numbers: one per prompt; equal prompts with different numbers get different samples. 0 if
+            not given.
+          watch: called every few tokens with each row's tokens so far.
         """
         for prompt in prompts:
             if not 0 < len(prompt) < self.window:
@@ -124,7 +125,7 @@ class Generator:
         ended = [""] * len(prompts)
 
         def take(new_BC: np.ndarray) -> int:
-            """Adds new tokens; a row that is over gives -1."""
+            """Adds new tokens (-1 in finished rows) and returns their number."""
             count = 0
             for row, tokens in enumerate(new_BC[: len(prompts)]):
                 for token in tokens[tokens >= 0].tolist():
@@ -156,7 +157,7 @@ class Generator:
         return [Row(tokens, why) for tokens, why in zip(made, ended, strict=True)]
 
     def _keys(self, prompts: Sequence[Sequence[int]], numbers: Sequence[int], B: int) -> jax.Array:
-        """A key for each row: rows that shared one would all be lucky in the same places."""
+        """A key for each row: rows that shared one would get correlated samples."""
         told_Bn = np.zeros((B, 2), np.uint32)
         for told_n, prompt, number in zip(told_Bn, prompts, numbers, strict=False):
             told_n[:] = zlib.crc32(np.asarray(prompt, "<i4").tobytes()), number
@@ -212,7 +213,7 @@ class Generator:
         return opened, new_BC, time.perf_counter() - begin
 
     def _decode(self, opened, params, limit_B, keys_B, steps) -> tuple[_Open, jax.Array]:
-        """Up to `steps` more tokens of every active row."""
+        """Up to `steps` more tokens for every active row."""
 
         def wanted(carry):
             i, opened, _ = carry
@@ -245,7 +246,13 @@ def continue_tokens(
     """Up to `num_tokens` ids after the prompt; ends before `eos_id` and at the window.
 
     Args:
+      model: a model on one device (no mesh).
+      params: its parameters.
+      prompt: ids of the prompt.
+      num_tokens: maximum number of new tokens.
+      eos_id: id that ends a document.
       temperature: 0 takes the likeliest token.
+      seed: determines the samples.
     """
     generator = Generator(model, params, eos_id, Sampling(temperature=temperature), seed)
     return generator.generate([prompt], num_tokens)[0].tokens

@@ -1,4 +1,4 @@
-"""The next token out of its logits.
+"""Sampling the next token from its logits.
 
 Legend: B rows, V vocabulary rows.
 """
@@ -10,18 +10,18 @@ import jax.numpy as jnp
 
 
 class Sampling(NamedTuple):
-    """How a token is drawn; known when the program is compiled."""
+    """How a token is sampled; static at compile time."""
 
     temperature: float = 0.0  # 0: the likeliest token
-    top_k: int = 0  # only this many likeliest tokens; 0: all
-    top_p: float = 1.0  # only the fewest likeliest tokens of at least this probability
+    top_k: int = 0  # only this many of the likeliest tokens; 0: all
+    top_p: float = 1.0  # only the fewest likeliest tokens with at least this total probability
 
 
 def allowed_logits(logits_BV: jax.Array, sampling: Sampling) -> jax.Array:
-    """Logits (B,V) over the temperature, -inf for tokens that may not be drawn.
+    """Logits (B,V) divided by the temperature, -inf for tokens that may not be sampled.
 
-    `top_p` counts the probability that is left after `top_k`, as `transformers` does. Tokens with
-    equal logits are in together or out together.
+    `top_p` applies to the probability that is left after `top_k`, as in `transformers`. Tokens with
+    equal logits are kept or dropped together.
     """
     logits_BV = logits_BV / sampling.temperature
     if 0 < sampling.top_k < logits_BV.shape[-1]:
@@ -36,12 +36,12 @@ def allowed_logits(logits_BV: jax.Array, sampling: Sampling) -> jax.Array:
 def _likeliest(logits_BV: jax.Array, mass_BV: jax.Array, enough: float) -> jax.Array:
     """Keeps the fewest largest logits whose mass is at least `enough`; the others are -inf.
 
-    The least of them is found bit by bit, from the first: a sort of the whole vocabulary, two of
-    them to get back to the order of ids, takes many times as long.
+    The smallest one kept is found bit by bit, from the most significant: sorting the whole
+    vocabulary, and again to restore the order of ids, takes many times as long.
     """
     bits_BV = jax.lax.bitcast_convert_type(logits_BV.astype(jnp.float32), jnp.uint32)
     sign = jnp.uint32(1 << 31)
-    # Unsigned integers in the order of the floats.
+    # Unsigned integers that sort like the floats.
     order_BV = jnp.where(bits_BV >= sign, ~bits_BV, bits_BV | sign)
 
     def next_bit(i, least_B):
@@ -56,11 +56,13 @@ def _likeliest(logits_BV: jax.Array, mass_BV: jax.Array, enough: float) -> jax.A
 def sample(
     logits_BV: jax.Array, sampling: Sampling, keys_B: jax.Array, place_B: jax.Array
 ) -> jax.Array:
-    """(B,) int32. What is drawn depends on the key, the place and the logits, not on the row.
+    """Samples tokens (B,) int32. The result depends on key, place and logits, not on the row.
 
     Args:
-      keys_B: of the texts.
-      place_B: of the new token in its row.
+      logits_BV: logits of the next token.
+      sampling: how to sample.
+      keys_B: key of each text.
+      place_B: position of the new token in its row.
     """
     if sampling.temperature <= 0:
         return jnp.argmax(logits_BV, axis=-1).astype(jnp.int32)

@@ -1,4 +1,4 @@
-"""Texts from a model: prompts to tokens, batches, where a text ends, and tokens to text."""
+"""Text generation: tokenizing prompts, batching, ending texts, and decoding tokens."""
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -15,14 +15,14 @@ from emo_jax.model.params import Params
 
 @dataclass(frozen=True, kw_only=True)
 class TextSettings:
-    """How texts are made.
+    """How texts are generated.
 
     Attributes:
-      max_tokens: of one text, at most.
-      stop: a text ends before the one of these strings that begins first in it; another that is
+      max_tokens: maximum number of tokens per text.
+      stop: a text ends before whichever of these strings begins first in it; another that is
         complete earlier does not end it, unless the first stays incomplete.
-      seed: decides what is drawn, with the prompt and how often that came before.
-      batch_size: prompts at once, at most.
+      seed: determines the samples, together with the prompt and how often it occurred before.
+      batch_size: maximum number of prompts at once.
     """
 
     max_tokens: int
@@ -34,7 +34,7 @@ class TextSettings:
 
 @dataclass(frozen=True)
 class Text:
-    """What follows a prompt.
+    """The text that follows a prompt.
 
     Attributes:
       ended: "eos" (end of the document), "stop" (a stop string), "max_tokens" or "window".
@@ -54,7 +54,7 @@ class TextGenerator:
       generator: of this model and tokenizer, with what it has compiled; None: a new one.
 
     Raises:
-      UsageError: a setting that is not possible.
+      UsageError: an invalid setting.
     """
 
     def __init__(
@@ -75,16 +75,16 @@ class TextGenerator:
 
     @property
     def speed(self) -> Speed:
-        """Of all that was made so far."""
+        """Speed over everything generated so far."""
         return self.generator.speed
 
     def encode(self, prompts: Sequence[str]) -> list[list[int]]:
-        """Ids of each prompt; of an empty one the token behind which a document begins.
+        """Ids of each prompt; an empty prompt becomes the token after which a document begins.
 
-        Prompts begin with the token that the documents of the training began with, if any.
+        Prompts begin with the token that began the training documents, if any.
 
         Raises:
-          UsageError: a prompt that leaves no room in the window.
+          UsageError: a prompt leaves no room in the window.
         """
         room = self.generator.window - 1
         bos = self._tokenizer.first_id
@@ -102,10 +102,11 @@ class TextGenerator:
     def texts(
         self, prompts: Sequence[str], *, on_text: Callable[[str], None] | None = None
     ) -> Iterator[Text]:
-        """The text after each prompt, in order; batches are made as they are asked for.
+        """Yields the text after each prompt, in order; batches are generated on demand.
 
         Args:
-          on_text: called with the parts of the first prompt's text as they come.
+          prompts: the prompts.
+          on_text: called with the parts of the first prompt's text as they arrive.
         """
         encoded = self.encode(prompts)
         size = max(1, min(self._settings.batch_size, len(prompts)))
@@ -152,23 +153,24 @@ class _Watched:
         self.text, self.stopped = "", False
 
     def _decode(self, tokens: list[int]) -> str:
-        """With the prompt before them: the first token of a text may lose its space."""
+        """Decodes tokens after the prompt, since a text's first token may lose its space."""
         whole = self._tokenizer.decode([*self._prompt, *tokens])
         if whole.startswith(self._before):
             return whole[len(self._before) :]
         return self._tokenizer.decode(tokens)
 
     def look(self, tokens: list[int], *, last: bool = False) -> None:
-        """Takes the text of all tokens so far; of those behind a stop string nothing is kept.
+        """Updates the text from all tokens so far; nothing after a stop string is kept.
 
         Args:
-          last: no more will come: a stop string that has only begun is none.
+          tokens: all new tokens of the row so far.
+          last: there are no more tokens, so a partial stop string does not count.
         """
         if self.stopped or (len(tokens) == self._seen and not last):
             return
         text = self._decode(tokens)
         if _first(text, self._stop) is not None:
-            # The tokens up to the one that decided it, however many were made at a time.
+            # Keep the tokens up to the one that decided it, however many were made at once.
             for seen in range(self._seen + 1, len(tokens) + 1):
                 self._stop_at(seen, self._decode(tokens[:seen]), decided=False)
                 if self.stopped:
@@ -179,18 +181,18 @@ class _Watched:
         self._seen, self.text = len(tokens), text
 
     def _stop_at(self, seen: int, text: str, *, decided: bool) -> None:
-        """Ends the text before the stop string that begins first, once none can begin before."""
+        """Ends the text before the first stop string, once none can begin before it."""
         end = _first(text, self._stop)
         if end is not None and (decided or self._settled(text) >= end):
             self._seen, self.text, self.stopped = seen, text[:end], True
 
     def _settled(self, text: str) -> int:
-        """Characters before which no stop string can begin any more, and none is half there."""
+        """Number of characters in which no stop string, even a partial one, can still begin."""
         text = text.rstrip("\ufffd")
         return len(text) - max((_overlap(text, stop) for stop in self._stop), default=0)
 
     def fresh(self, *, last: bool = False) -> str:
-        """What may be shown and was not yet: no half character, no beginning of a stop string."""
+        """New text that may be shown: no partial character and no start of a stop string."""
         text = self.text
         if not last and not self.stopped:
             text = text[: self._settled(text)]
@@ -205,11 +207,11 @@ class _Watched:
 
 
 def _first(text: str, stop: Sequence[str]) -> int | None:
-    """Where the first stop string begins; None where there is none."""
+    """Index at which the first stop string begins; None if there is none."""
     return min((place for place in map(text.find, stop) if place >= 0), default=None)
 
 
 def _overlap(text: str, stop: str) -> int:
-    """Characters at the end of a text with which a stop string begins."""
+    """Number of characters at the end of a text that begin a stop string."""
     longest = min(len(stop) - 1, len(text))
     return next((n for n in range(longest, 0, -1) if text.endswith(stop[:n])), 0)

@@ -1,4 +1,4 @@
-"""README.md of an exported folder: facts only."""
+"""The README.md of an exported folder: facts only."""
 
 import json
 from collections.abc import Mapping
@@ -54,11 +54,11 @@ heads × head_dim is not the width here, which transformers reads for this archi
 
 @dataclass(frozen=True, kw_only=True)
 class Card:
-    """What a model card says beside the shape.
+    """What a model card states besides the shape.
 
     Attributes:
-      facts: of the training, such as step and losses.
-      versions: of the libraries that wrote the checkpoint.
+      facts: facts about the training, such as step and losses.
+      versions: versions of the libraries that wrote the checkpoint.
     """
 
     facts: Mapping[str, Any] = field(default_factory=dict)
@@ -66,7 +66,7 @@ class Card:
 
 
 def model_card(config: Config, layout: Layout, card: Card | None = None) -> str:
-    """Markdown text; facts may be nested and are listed as they are."""
+    """The model card in Markdown; nested facts are flattened into one table."""
     model, card = config.model, card or Card()
     kind = "mixture-of-experts" if config.moe else "dense"
     stock = layout.name in ("qwen2_moe", "llama")

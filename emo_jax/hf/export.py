@@ -1,4 +1,4 @@
-"""Parameters and config → a Hugging Face folder, whole or not at all."""
+"""Parameters and config → a Hugging Face folder, complete or not at all."""
 
 import json
 import logging
@@ -32,14 +32,14 @@ from emo_jax.model.params import check_shapes
 
 MAX_SHARD_BYTES = 4_000_000_000
 _PARTIAL = "partial"
-FILES = (INDEX, "config.json", "generation_config.json", "README.md")  # beside the weights
+FILES = (INDEX, "config.json", "generation_config.json", "README.md")  # besides the weights
 _LOG = logging.getLogger(__name__)
 
 
 def export_model(
     params: Mapping[str, Any], config: Config, output: str | os.PathLike[str], **options: Any
 ) -> Path:
-    """`export_leaves` of parameters in memory: a nested dict of NumPy or JAX arrays.
+    """`export_leaves` for parameters in memory: a nested dict of NumPy or JAX arrays.
 
     JAX arrays may be sharded over the devices of this process.
     """
@@ -62,35 +62,35 @@ def export_leaves(
     files: Mapping[str, str] = MappingProxyType({}),
     on_bytes: Callable[[int], None] = lambda n: None,
 ) -> Path:
-    """Writes `output`, which holds a whole model or does not appear.
+    """Writes `output`, which contains a complete model or does not appear.
 
-    Memory: a few slices of a leaf beside the source.
+    Memory: a few slices of a leaf in addition to the source.
 
     Args:
-      source: the parameters, shaped as `config` says.
-      config: of the run; stored in config.json, so that an import restores it, but for what
-        `portable` leaves out.
+      source: the parameters, with the shapes of `config`.
+      config: config of the run; stored in config.json, so that an import restores it, except for
+        what `portable` drops.
       output: a new or empty folder.
       layout: `qwen2_moe` or `llama` (read by transformers without remote code), or `emo` (the
-        names of the released checkpoints); None: the one of the first two that the model takes.
-      tokenizer_dir: folder with tokenizer.json, which is written as `tokenizer_files` says.
-      adds_bos: whether the documents of the training began with the tokenizer's
-        beginning-of-document token; None: as the folder says.
-      eos_token_id: written to config.json and generation_config.json; the tokenizer's when None.
+        names of the released checkpoints); None: whichever of the first two fits the model.
+      tokenizer_dir: folder with tokenizer.json, which is rewritten as `tokenizer_files` describes.
+      adds_bos: whether the training documents began with the tokenizer's beginning-of-document
+        token; None: as the folder states.
+      eos_token_id: written to config.json and generation_config.json; None: the tokenizer's.
       pad_token_id: likewise.
-      bos_token_id: likewise; the tokenizer's only where documents began with it.
-      max_shard_bytes: size of one safetensors file, at most (but for a single larger tensor).
-      card: what the model card says of the training.
-      files: more text files of the folder, by name.
-      on_bytes: told of every piece of the weights that was written.
+      bos_token_id: likewise, but the tokenizer's only if documents began with it.
+      max_shard_bytes: maximum size of a safetensors file (unless a single tensor is larger).
+      card: what the model card states about the training.
+      files: additional text files of the folder, by name.
+      on_bytes: called with the size of every piece of the weights that was written.
 
     Returns:
       The path of the folder.
 
     Raises:
-      UsageError: `output` is there already, the layout is for other models, or parameters, config
+      UsageError: `output` already exists, the layout is for other models, or parameters, config
         and tokenizer do not belong together.
-      DataError: `tokenizer_dir` holds no tokenizer, or one that cannot end a document.
+      DataError: `tokenizer_dir` has no tokenizer, or one that cannot end a document.
       EmoError: the folder cannot be written.
     """
     config = portable(config)
@@ -110,7 +110,7 @@ def export_leaves(
     tensors = chosen.tensors(config)
     shards = plan_shards(tensors, max_shard_bytes)
 
-    target = output.resolve()  # a link stays one
+    target = output.resolve()  # a link stays a link
     for note in remove_left_over(
         target, [_PARTIAL], [*shards, *FILES, *files, *tokenizer_files.FILES]
     ):
@@ -146,7 +146,7 @@ def _write_json(path: Path, value: Mapping[str, Any]) -> None:
 
 
 def _check_written(folder: Path, tensors: list[HfTensor], layout: Layout) -> None:
-    """The files hold exactly the layout's names and shapes, as the safetensors package reads."""
+    """Checks that safetensors reads exactly the layout's names and shapes from the files."""
     found = read_headers(folder)
     check_names(found, (tensor.name for tensor in tensors), folder, layout.name)
     for tensor in tensors:

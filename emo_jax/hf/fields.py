@@ -1,4 +1,4 @@
-"""config.json of a Hugging Face folder as transformers takes it: kinds checked, gaps filled in."""
+"""Reads a Hugging Face config.json as transformers does: types checked, defaults filled in."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,12 +12,12 @@ from emo_jax.hf.layouts import LAYOUTS, Layout
 
 @dataclass(frozen=True, kw_only=True)
 class _Architecture:
-    """A class that computes what a layout of ours does, and what its config.json may leave out.
+    """A class that computes what one of our layouts does, and what its config.json may omit.
 
     Attributes:
-      absent: the values of transformers' configuration class, in 4.57 and 5.24 alike, by field.
+      absent: defaults of transformers' configuration class by field, the same in 4.57 and 5.24.
       rope_theta: likewise; None: must be given.
-      windowed: a token sees as many as `sliding_window` says.
+      windowed: a token sees only as many tokens as `sliding_window` states.
     """
 
     name: str
@@ -59,7 +59,7 @@ _BY_MODEL_TYPE = {
             "num_attention_heads": 32,
             "max_position_embeddings": 2048,
         },
-        windowed=True,  # where there is one; by the cache of transformers, and by vLLM
+        windowed=True,  # if a window is set, transformers' cache and vLLM apply it
     ),
     "mistral": _Architecture(
         name="MistralForCausalLM",
@@ -82,23 +82,23 @@ _BY_MODEL_TYPE = {
         name="EmoForCausalLM", layout="emo", absent={"initializer_range": 0.02}, rope_theta=None
     ),
 }
-# Fields of any class of transformers that, set otherwise, make it compute another function.
+# Fields of any transformers class that change what it computes if set to other values.
 _OF_ANY = {
     "is_causal": (True, None),
     "attention_chunk_size": (None,),
     "per_layer_config": (None,),
     "kv_sharing_modes": (None,),
     "quantization_config": (None,),
-    "transformers_weights": (None,),  # another file than the one that is read here
+    "transformers_weights": (None,),  # names another file than the one read here
 }
-_ALIASES = {"hidden_act": ("swish",), "mlp_only_layers": (None,)}  # of a fixed value's own name
+_ALIASES = {"hidden_act": ("swish",), "mlp_only_layers": (None,)}  # equivalents of fixed values
 
 
 def is_hugging_face(folder: Path) -> bool:
-    """Whether the config.json of a folder is one of transformers rather than of a run.
+    """Whether a folder's config.json is for transformers rather than that of a run.
 
     Raises:
-      UsageError: there is none, or it is damaged.
+      UsageError: there is no config.json, or it is damaged.
     """
     advice = "copy it again, or give another folder"
     try:
@@ -114,20 +114,20 @@ def _is_of_transformers(hf: Mapping[str, Any]) -> bool:
 
 
 def read_fields(hf: Mapping[str, Any], where: Path) -> tuple[Layout, dict[str, Any]]:
-    """The layout of a folder, and the fields that say which model of that layout it holds.
+    """The layout of a folder, and the fields that determine which model of that layout it is.
 
     Args:
-      hf: what config.json holds.
+      hf: contents of config.json.
       where: the file, for messages.
 
     Returns:
-      All that `hf` holds; in it every field of the model, as what it must be. `rope_theta`,
-      `num_key_value_heads` and `head_dim` are there whichever way the file says them.
+      The layout, and all fields of `hf` with those of the model checked and completed.
+      `rope_theta`, `num_key_value_heads` and `head_dim` are present however the file gives them.
 
     Raises:
-      HfFormatError: another architecture, a field that is missing or is of another kind, or one
-        that makes the model another function than any of ours.
-      UsageError: the config of a run.
+      HfFormatError: another architecture, a field that is missing or has the wrong type, or one
+        that makes the model compute something none of ours does.
+      UsageError: it is the config of a run.
     """
     architecture = _architecture(hf, where)
     layout = LAYOUTS[architecture.layout]
@@ -159,7 +159,7 @@ def _architecture(hf: Mapping[str, Any], where: Path) -> _Architecture:
         )
     kind, names = hf.get("model_type"), hf.get("architectures")
     found = _BY_MODEL_TYPE.get(kind) if isinstance(kind, str) else None
-    # transformers goes by model_type. The other says whether it is a model of another head.
+    # transformers uses model_type; architectures shows whether the model has another head.
     if found is None or (names is not None and names != [found.name]):
         known = ", ".join(f"{kind} ({one.name})" for kind, one in _BY_MODEL_TYPE.items())
         raise HfFormatError(
@@ -175,7 +175,7 @@ def _short(value: Any) -> str:
 
 
 def _found(fields: Fields, layout: Layout) -> dict[str, Any]:
-    """The fields of the model but for its rotary embedding."""
+    """The fields of the model except those of its rotary embedding."""
     counts = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads")
     out: dict[str, Any] = {
         name: fields.integer(name, low=1) for name in (*counts, "max_position_embeddings")
@@ -198,7 +198,7 @@ def _found(fields: Fields, layout: Layout) -> dict[str, Any]:
 
 
 def _rope_theta(fields: Fields, architecture: _Architecture) -> float:
-    """Base of the rotary embedding: top level (transformers 4) or rope_parameters (5)."""
+    """Base of the rotary embedding: at top level (transformers 4) or in rope_parameters (5)."""
     places = [fields]
     for name in ("rope_parameters", "rope_scaling"):
         if fields.value(name, None) is None:
@@ -225,7 +225,7 @@ def _rope_theta(fields: Fields, architecture: _Architecture) -> float:
 
 
 def _check_attention(fields: Fields, found: Mapping[str, Any], architecture: _Architecture) -> None:
-    """Refuses a model whose tokens do not see all before them."""
+    """Rejects a model whose tokens do not see all earlier ones."""
     longest = found["max_position_embeddings"]
     window = fields.integer("sliding_window", None) if architecture.windowed else None
     if window is not None and window < longest:

@@ -1,4 +1,4 @@
-"""All experts of a layer in one tensor: how transformers 5 holds them, and mergekit writes them.
+"""All experts of a layer in one tensor, as transformers 5 holds them and mergekit writes them.
 
 Legend: R routed experts, F their hidden size, D width.
 """
@@ -13,10 +13,10 @@ GATE_UP, DOWN = "experts.gate_up_proj", "experts.down_proj"  # (R,2F,D), gates f
 
 
 def apart(headers: Mapping[str, StoredTensor], config: Config) -> dict[str, StoredTensor]:
-    """The tensors of a folder, each expert under a name of its own, read from where it lies.
+    """The tensors of a folder, with each expert under its own name, read from its place in a file.
 
     Raises:
-      HfFormatError: the shape is another, or an expert is there twice.
+      HfFormatError: a shape is wrong, or an expert appears twice.
     """
     moe, D = moe_of(config), config.model.embed_dim
     R, F = moe.num_routed_experts, moe.expert_dim

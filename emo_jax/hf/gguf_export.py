@@ -1,7 +1,7 @@
-"""Parameters and config → a GGUF file, which llama.cpp and what is made of it read.
+"""Parameters and config → a GGUF file, for llama.cpp and engines built on it.
 
-The `gguf` package of llama.cpp writes what the file begins with; the tensors pass through the
-memory of a few slices, as in `weights`.
+llama.cpp's `gguf` package writes the head of the file; the tensors are written a few slices at a
+time, as in `weights`.
 """
 
 import importlib.util
@@ -37,7 +37,7 @@ _LOG = logging.getLogger(__name__)
 
 
 def check_gguf(output: str | os.PathLike[str]) -> None:
-    """Raises UsageError where the package is missing, or the file is there: before the work."""
+    """Raises UsageError if the package is missing or the file exists; call before long work."""
     if importlib.util.find_spec("gguf") is None:
         raise UsageError("--gguf: gguf is not installed; pip install 'emo-jax[gguf]'")
     path = Path(output)
@@ -51,14 +51,14 @@ def check_model(config: Config, tokenizer: Tokenizer | None) -> Vocabulary:
     """The vocabulary of the file.
 
     Raises:
-      UsageError: llama.cpp has no architecture or no tokenizer like these.
+      UsageError: llama.cpp has no matching architecture or tokenizer.
     """
     architecture_of(layout_for(config), config)
     return ids_alone() if tokenizer is None else of_tokenizer(tokenizer, config.model.vocab_size)
 
 
 def gguf_bytes(config: Config, type_name: str) -> int:
-    """Bytes of the tensors of a file."""
+    """Bytes of a file's tensors."""
     return sum(tensor.nbytes for tensor in tensors(layout_for(config), config, type_name))
 
 
@@ -71,23 +71,23 @@ def export_gguf(
     type_name: str = "float32",
     on_bytes: Callable[[int], None] = lambda n: None,
 ) -> Path:
-    """Writes `output`, which is whole or does not appear.
+    """Writes `output`, which is complete or does not appear.
 
-    Memory: a few slices of a leaf beside the source.
+    Memory: a few slices of a leaf in addition to the source.
 
     Args:
-      source: the parameters, shaped as `config` says.
-      config: of the run.
-      output: a file that is not there.
-      tokenizer: None: the file is for token ids alone.
-      type_name: of the matrices: float32, float16, bfloat16 or q8_0. Norms, biases and the router
-        are float32, and rows that q8_0 does not hold (no multiple of 32) float16.
-      on_bytes: told of every piece of the tensors that was written.
+      source: the parameters, with the shapes of `config`.
+      config: config of the run.
+      output: a file that does not exist yet.
+      tokenizer: None: the file is for token ids only.
+      type_name: type of the matrices: float32, float16, bfloat16 or q8_0. Norms, biases and the
+        router are float32, and rows that q8_0 cannot store (not a multiple of 32) are float16.
+      on_bytes: called with the size of every piece of the tensors that was written.
 
     Raises:
-      UsageError: `output` is there, the `gguf` package is not, or llama.cpp has no architecture or
-        no tokenizer like these.
-      HfFormatError: a number that the type does not hold.
+      UsageError: `output` exists, the `gguf` package is missing, or llama.cpp has no matching
+        architecture or tokenizer.
+      HfFormatError: a number cannot be represented in the type.
       EmoError: the file cannot be written.
     """
     if type_name not in TYPES:
@@ -104,7 +104,7 @@ def export_gguf(
             file = unfinished / target.name
             starts = _write_head(file, layout, config, vocabulary, held, TYPES[type_name])
             _write_tensors(file, source, held, starts, on_bytes)
-            check_gguf(output)  # nothing is overwritten that has come since
+            check_gguf(output)  # a file that has appeared since is not overwritten
             os.rename(file, target)
     except OSError as error:
         raise EmoError(
@@ -121,7 +121,7 @@ def _write_head(
     held: list[GgufTensor],
     type_name: str,
 ) -> list[int]:
-    """Writes all but the tensors, and returns where in the file each one begins."""
+    """Writes all but the tensors, and returns each tensor's offset in the file."""
     import gguf
 
     architecture = gguf.MODEL_ARCH_NAMES[gguf.MODEL_ARCH[ARCHITECTURES[layout.name]]]
@@ -139,7 +139,7 @@ def _write_head(
         writer.add_token_types(vocabulary.token_types)
     for tensor in held:
         kind = gguf.GGMLQuantizationType[tensor.type]
-        # The dtype counts where it is uint8 alone: then the shape would be that of the bytes.
+        # The dtype only matters if it is uint8: then the shape would be that of the bytes.
         numbers = np.dtype(np.float32)
         writer.add_tensor_info(tensor.name, tensor.shape, numbers, tensor.nbytes, raw_dtype=kind)
     writer.write_header_to_file()
@@ -158,7 +158,7 @@ def _write_head(
 
 
 def _add(writer: Any, key: str, value: Any) -> None:
-    """A key with the type that llama.cpp reads it as."""
+    """Adds a key with the type that llama.cpp expects."""
     if isinstance(value, bool):
         writer.add_bool(key, value)
     elif isinstance(value, int):
@@ -178,7 +178,7 @@ def _write_tensors(
     starts: list[int],
     on_bytes: Callable[[int], None],
 ) -> None:
-    """Leaf after leaf: what lies together in a checkpoint is read once."""
+    """Writes the tensors leaf by leaf, so that what is adjacent in a checkpoint is read once."""
     places: dict[str | None, list[tuple[GgufTensor, int]]] = {}
     for tensor, start in zip(held, starts, strict=True):
         places.setdefault(tensor.parts[0].path, []).append((tensor, start))

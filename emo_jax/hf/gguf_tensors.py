@@ -1,8 +1,8 @@
-"""The tensors of a GGUF file, as llama.cpp names and lays them out, out of those of a layout.
+"""The tensors of a GGUF file, as llama.cpp names and lays them out, derived from a layout's.
 
-A layout's list is the only list: the `gguf` package names each tensor, the experts of a layer are
-put into one, and the rows of Llama's queries and keys are put in another order. Legend: H heads,
-Dh head_dim, D width, R routed experts, F hidden size.
+There is no second list of tensors: the `gguf` package names each tensor of the layout, the experts
+of a layer are joined into one, and the rows of Llama's queries and keys are reordered. Legend: H
+heads, Dh head_dim, D width, R routed experts, F hidden size.
 """
 
 import math
@@ -23,19 +23,19 @@ from emo_jax.model.params import Shape
 TYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16", "q8_0": "Q8_0"}
 ARCHITECTURES = {"qwen2_moe": "QWEN2MOE", "llama": "LLAMA"}  # by layout
 _EXPERT = re.compile(r"\.experts\.\d+\.")
-# In float32 whatever the file's type: they are small, and the router decides by the last bits.
+# Always float32, whatever the file's type: they are small, and routing depends on the last bits.
 _ALWAYS_FLOAT32 = ("norm.weight", ".mlp.gate.weight", "shared_expert_gate.weight", ".bias")
-_BLOCK = 32  # numbers that share a scale in q8_0: rows of another length are float16
+_BLOCK = 32  # numbers that share a scale in q8_0; rows that are no multiple of it are float16
 
 
 @dataclass(frozen=True)
 class GgufTensor:
-    """One tensor: a layout's, or those of a layer's experts, one after the other.
+    """One tensor: a layout's, or those of a layer's experts, one after another.
 
     Attributes:
-      parts: all of one shape; (R, …) where there is more than one.
+      parts: tensors of one shape; more than one are stacked to (R, …).
       type: a name of `gguf.GGMLQuantizationType`.
-      interleaved: 0, or the heads of which each one's rows i and i + Dh/2 are put side by side.
+      interleaved: 0, or the number of heads, in each of which rows i and i + Dh/2 are paired up.
     """
 
     name: str
@@ -45,7 +45,7 @@ class GgufTensor:
 
     @property
     def shape(self) -> Shape:
-        """As NumPy has it; a GGUF file says it the other way round."""
+        """The shape in NumPy order; a GGUF file has it reversed."""
         shape = self.parts[0].shape
         if len(self.parts) > 1:
             return (len(self.parts), *shape)
@@ -57,10 +57,10 @@ class GgufTensor:
         return math.prod(self.shape) // self.shape[-1] * row_bytes(self.shape[-1], self.type)
 
     def pieces(self, source: LeafSource) -> Iterator[tuple[int, np.ndarray]]:
-        """(where in the tensor's bytes, the bytes), a few slices at a time.
+        """Yields (offset in the tensor's bytes, the bytes), a few slices at a time.
 
         Raises:
-          HfFormatError: a number that the type does not hold.
+          HfFormatError: a number cannot be represented in the type.
         """
         for number, part in enumerate(self.parts):
             at = number * self.nbytes // len(self.parts)
@@ -88,7 +88,7 @@ class GgufTensor:
 
 
 def row_bytes(numbers: int, type_name: str) -> int:
-    """Bytes of a row of a tensor."""
+    """Bytes of a tensor's row of `numbers` entries."""
     import gguf
 
     in_block, block_bytes = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[type_name]]
@@ -96,7 +96,7 @@ def row_bytes(numbers: int, type_name: str) -> int:
 
 
 def _interleaved(value: np.ndarray, heads: int) -> np.ndarray:
-    """(H·Dh,D) with the pairs of the rotary embedding side by side, as llama.cpp turns Llama's."""
+    """(H·Dh,D) with rotary pairs side by side, as llama.cpp expects for Llama."""
     width = value.shape[1]
     return np.ascontiguousarray(
         value.reshape(heads, 2, -1, width).swapaxes(1, 2).reshape(-1, width)
@@ -156,7 +156,7 @@ def architecture_of(layout: Layout, config: Config) -> str:
 
 
 def shape_keys(layout: Layout, config: Config) -> dict[str, Any]:
-    """Keys below the architecture's name, out of the fields of the layout's config.json."""
+    """Keys below the architecture's name, from the fields of the layout's config.json."""
     fields, model = layout.shape_fields(config), config.model
     keys: dict[str, Any] = {
         "block_count": model.num_layers,

@@ -1,9 +1,8 @@
-"""A tokenizer in the words of llama.cpp, or why it has none for it.
+"""Converts a tokenizer to llama.cpp's form, or says why that is not possible.
 
-llama.cpp does not read a tokenizer.json: it has a tokenizer of its own for each kind, and knows the
-way that byte-level BPE splits text by a name. Byte-level BPE is written here, and nothing else: not
-SentencePiece's models, which llama.cpp reads too. What would give other ids than the training had
-is refused.
+llama.cpp does not read a tokenizer.json: it has its own tokenizer for each kind, and identifies how
+byte-level BPE splits text by a name. Only byte-level BPE is written here, not SentencePiece models,
+which llama.cpp also reads. Anything that would give other ids than in training is rejected.
 """
 
 from collections.abc import Mapping
@@ -24,7 +23,7 @@ _CL100K = (
 _QWEN2 = _CL100K.replace(r"\p{N}{1,3}", r"\p{N}")
 _GPT2 = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 _GPT2_LONG = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
-# (what a text is split by, whether a word that is a token is taken whole) → llama.cpp's name.
+# (the pattern that splits text, whether a word that is a token is kept whole) → llama.cpp's name.
 _NAMES: dict[tuple[str, bool], str] = {
     (_GPT2, False): "trillion",
     (_CL100K, False): "dbrx",
@@ -32,13 +31,13 @@ _NAMES: dict[tuple[str, bool], str] = {
     (_QWEN2, False): "qwen2",
     ("digits", False): "smollm",
 }
-_NO_MERGE = ("<no", "merges>")  # a list may not be empty; no symbol of a text is as long as these
+_NO_MERGE = ("<no", "merges>")  # the list may not be empty; no symbol in a text is this long
 _INSTEAD = "export with --output for transformers, or give --gguf-ids: a file for token ids alone"
 
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """Keys below `tokenizer.ggml.`, and the kinds of tokens, one for each."""
+    """Keys below `tokenizer.ggml.`, the tokens, and their kinds."""
 
     keys: Mapping[str, Any]
     tokens: tuple[str, ...] = ()
@@ -46,12 +45,12 @@ class Vocabulary:
 
 
 def ids_alone() -> Vocabulary:
-    """Of a file that is given token ids."""
+    """The vocabulary of a file that is given token ids."""
     return Vocabulary({"model": "none"})
 
 
 def of_tokenizer(tokenizer: Tokenizer, vocab_size: int) -> Vocabulary:
-    """The tokenizer of a model with `vocab_size` rows in its tables.
+    """The vocabulary for the tokenizer of a model with `vocab_size` table rows.
 
     Raises:
       UsageError: llama.cpp would give other ids.
@@ -71,7 +70,7 @@ def of_tokenizer(tokenizer: Tokenizer, vocab_size: int) -> Vocabulary:
             "model": "gpt2",
             "pre": pre,
             "merges": merges or [" ".join(_NO_MERGE)],
-            # What nobody names is 11 there; behind the end of a document another begins.
+            # llama.cpp sets unspecified ids to 11. EOS can replace BOS: it precedes a document.
             "bos_token_id": tokenizer.eos_id if tokenizer.first_id is None else tokenizer.first_id,
             "eos_token_id": tokenizer.eos_id,
             "padding_token_id": tokenizer.pad_id,
@@ -89,7 +88,7 @@ def _refused(what: str) -> UsageError:
 
 
 def _split_name(fields: Mapping[str, Any]) -> str:
-    """llama.cpp's name for the way that a text is split."""
+    """llama.cpp's name for the way text is split."""
     before = fields.get("pre_tokenizer") or {}
     steps = before.get("pretokenizers", [before] if before else [])
     *cuts, last = steps or [{}]
@@ -97,7 +96,7 @@ def _split_name(fields: Mapping[str, Any]) -> str:
         raise _refused("BPE that is not byte-level, or puts a space in front")
     uses_regex = last.get("use_regex", True)
     if not cuts and not uses_regex and not fields["model"]["merges"]:
-        return _NAMES[_GPT2, False]  # single bytes, however a text is split
+        return _NAMES[_GPT2, False]  # single bytes, however text is split
     kinds = [cut.get("type") for cut in cuts]
     found = ""
     if not cuts and uses_regex:
@@ -115,7 +114,7 @@ def _split_name(fields: Mapping[str, Any]) -> str:
 
 
 def _covers(cut: Mapping[str, Any]) -> bool:
-    """Whether a `Split` keeps what its pattern finds, which is all of a text."""
+    """Whether a `Split` keeps its pattern's matches, which cover the whole text."""
     behavior, invert = cut.get("behavior"), bool(cut.get("invert"))
     return (behavior, invert) in (("Isolated", False), ("Removed", True))
 
@@ -135,7 +134,7 @@ def _check_model(fields: Mapping[str, Any]) -> None:
 
 
 def _tokens(fields: Mapping[str, Any], size: int) -> tuple[tuple[str, ...], tuple[int, ...]]:
-    """Every id's token and kind; ids that the tokenizer does not have are unused."""
+    """Every id's token and kind; ids that the tokenizer lacks are marked unused."""
     tokens: list[str] = [""] * size
     types = [UNUSED] * size
     for token, i in fields["model"]["vocab"].items():

@@ -1,4 +1,4 @@
-"""config.json of a Hugging Face folder: written from a `Config`, and read back as one."""
+"""The config.json of a Hugging Face folder: written from a `Config`, and read back as one."""
 
 import math
 from collections.abc import Mapping
@@ -33,33 +33,33 @@ def to_hf(layout: Layout, config: Config, *, special_ids: Mapping[str, int | Non
         # transformers 4 reads rope_theta, transformers 5 rope_parameters.
         "rope_parameters": {"rope_type": "default", "rope_theta": config.model.rope_theta},
         "torch_dtype": "float32",
-        # Without a version 4.57 takes every folder of over 100 000 tokens for one of Mistral's
-        # faulty ones, and advises to split text another way.
+        # Without a version, 4.57 takes every folder with over 100 000 tokens for one of Mistral's
+        # faulty ones, and advises splitting text differently.
         "transformers_version": "4.57.1",
         "use_cache": True,
         OUR_SECTION: to_dict(config),
     }
     if config.moe is None:
         return fields
-    # qwen2_moe also wants the width of dense layers, of which there are none.
+    # qwen2_moe also requires the width of dense layers, although there are none.
     return {"intermediate_size": config.moe.expert_dim, "output_router_logits": False} | fields
 
 
 def ids_for_others(tokenizer: Tokenizer) -> dict[str, int | None]:
-    """`SPECIAL_IDS` of a tokenizer: a beginning only where documents began with it."""
+    """`SPECIAL_IDS` of a tokenizer; BOS only if documents began with it."""
     own = (tokenizer.first_id, tokenizer.eos_id, tokenizer.pad_id)
     return dict(zip(SPECIAL_IDS, own, strict=True))
 
 
 def special_ids(folder: Path) -> dict[str, int | None]:
-    """`bos_token_id`, `eos_token_id` and `pad_token_id`, as a folder's config.json says."""
+    """`bos_token_id`, `eos_token_id` and `pad_token_id` from a folder's config.json."""
     found = load_json(folder / "config.json")
     ids = {name: found.get(name) for name in SPECIAL_IDS}
     return {name: i if is_integer(i) else None for name, i in ids.items()}
 
 
 def load_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file of the folder, not of what a link in it leads to elsewhere."""
+    """A JSON object from a file of the folder; links that lead out of the folder are rejected."""
     check_own_files(path.parent, [path.name], error=HfFormatError)
     try:
         return json_files.read_object(path, error=HfFormatError, advice="copy it again")
@@ -68,10 +68,10 @@ def load_json(path: Path) -> dict[str, Any]:
 
 
 def vocab_size(hf: Mapping[str, Any], rows: int) -> int:
-    """Ids of the vocabulary, given the rows of the embedding table.
+    """The number of vocabulary ids, given the rows of the embedding table.
 
     The released models exist with 100278 rows (the tokenizer's) and 100352 (rounded up), and a
-    config.json may say the other number (SPEC 9.1): the smaller one is the tokenizer's.
+    config.json may state the other number (SPEC 9.1): the smaller one is the tokenizer's.
     """
     said = hf["vocab_size"]
     return min(said, rows) if _round_up(said) == _round_up(rows) else said
@@ -82,19 +82,20 @@ def _round_up(rows: int) -> int:
 
 
 def vocab_rows(size: int) -> tuple[int, int]:
-    """Rows that the vocabulary tensors of a folder may have."""
+    """The row counts that the vocabulary tensors of a folder may have."""
     return size, _round_up(size)
 
 
 def from_hf(hf: Mapping[str, Any], layout: Layout, where: Path, *, name: str) -> Config:
-    """The run's own config if the folder has it, else one made of the folder's fields.
+    """The run's own config if the folder has it, otherwise one made from the folder's fields.
 
-    Of the run's own, what `config.portable` leaves out is left out.
+    The run's own is returned without what `config.portable` drops.
 
     Args:
-      hf: what `read_fields` gives with `layout`, its vocab_size settled by `vocab_size`.
+      hf: what `read_fields` returns with `layout`, its vocab_size settled by `vocab_size`.
+      layout: layout of the folder.
       where: the file, for messages.
-      name: `config.name` of a folder that is not ours.
+      name: `config.name` for a folder that is not ours.
 
     Raises:
       HfFormatError: a field is impossible, or contradicts our own section.
@@ -124,7 +125,7 @@ def from_hf(hf: Mapping[str, Any], layout: Layout, where: Path, *, name: str) ->
 
 
 def _defaults(hf: Mapping[str, Any], layout: Layout) -> dict[str, Any]:
-    """Fields of a `Config` for a folder that is not ours; training fields get the least value."""
+    """Fields of a `Config` for a folder that is not ours; training fields get minimal values."""
     mlp = layout.mlp_sections(hf)
     model = {
         "vocab_size": hf["vocab_size"],

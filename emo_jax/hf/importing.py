@@ -1,4 +1,4 @@
-"""A Hugging Face folder → parameters and config. Nothing is guessed: every name is asserted."""
+"""A Hugging Face folder → parameters and config. Nothing is guessed: every name is checked."""
 
 import math
 import os
@@ -28,7 +28,7 @@ from emo_jax.hf.weights import (
 )
 
 EMBEDDING = "model.embed_tokens.weight"  # the same name in every layout
-# What is copied out of a folder, or pushed, beside its config.json and its weights.
+# What is copied out of a folder, or pushed, besides its config.json and its weights.
 OTHER_FILES = (
     *tokenizer_files.FILES,
     *("generation_config.json", "selection.json", "README.md"),
@@ -36,15 +36,16 @@ OTHER_FILES = (
 
 
 def open_folder(folder: str | os.PathLike[str]) -> tuple[FolderSource, Config, Layout]:
-    """A folder's parameters, to be read block by block, their config, and the layout they are in.
+    """A folder's parameters, readable block by block, their config, and their layout.
 
     Args:
-      folder: with config.json and model.safetensors (or shards and their index).
+      folder: folder with config.json and model.safetensors (or shards and their index).
 
     Returns:
-      The config is the run's own if emo_jax wrote the folder, else with the least training
-      fields. Numbers that a layout does not hold are zero: those of the vocabulary's padding, and
-      in `qwen2_moe` of the router for the shared experts (no loss ever reaches those).
+      The parameters, config and layout. The config is the run's own if emo_jax wrote the folder;
+      otherwise its training fields are minimal. Parameters that a layout does not store are zero:
+      the vocabulary's padding rows and, in `qwen2_moe`, the router columns of the shared experts
+      (which no loss ever reaches).
 
     Raises:
       HfFormatError: another architecture; a missing or broken file; names, shapes or dtypes that
@@ -63,10 +64,10 @@ def open_folder(folder: str | os.PathLike[str]) -> tuple[FolderSource, Config, L
 
 
 def read_folder(folder: Path) -> tuple[Layout, dict[str, Any], dict[str, StoredTensor]]:
-    """What a folder says of itself: its layout, the fields of `read_fields`, its tensors.
+    """What a folder states about itself: its layout, the fields of `read_fields`, its tensors.
 
     Raises:
-      HfFormatError: see `open_folder`; names and shapes of tensors are not held against anything.
+      HfFormatError: see `open_folder`; names and shapes of tensors are not checked.
     """
     check_own_files(folder, OTHER_FILES, error=HfFormatError)
     layout, hf = read_fields(_load_config(folder), folder / "config.json")
@@ -78,7 +79,7 @@ def read_folder(folder: Path) -> tuple[Layout, dict[str, Any], dict[str, StoredT
 
 
 def has_biases(layout: Layout, hf: Mapping[str, Any]) -> bool:
-    """Whether query, key and value of a folder have biases, given what `read_fields` gives."""
+    """Whether query, key and value of a folder have biases, given the fields of `read_fields`."""
     return bool(layout.bias_field and hf[layout.bias_field])
 
 
@@ -94,7 +95,7 @@ def _load_config(folder: Path) -> dict[str, Any]:
 def import_model(folder: str | os.PathLike[str]) -> tuple[dict[str, Any], Config]:
     """Reads a folder into memory: a nested dict of float32 NumPy arrays, and their config.
 
-    Memory: the parameters once, and a slice. See `open_folder`.
+    Memory: the parameters once, plus a slice. See `open_folder`.
     """
     source, config, _ = open_folder(folder)
     return _read_tree(source), config
@@ -103,7 +104,7 @@ def import_model(folder: str | os.PathLike[str]) -> tuple[dict[str, Any], Config
 def import_tensors(
     path: str | os.PathLike[str], config: Config, *, layout: str = "emo"
 ) -> dict[str, Any]:
-    """One safetensors file with a layout's names (gradients, say) as a tree like the parameters.
+    """Reads one safetensors file with a layout's names (e.g. gradients) as a parameter-like tree.
 
     Raises:
       HfFormatError: names, shapes or dtypes are not the layout's for `config`.
@@ -121,7 +122,7 @@ _NAME = re.compile(r"model\.layers\.(\d{1,9})\.(?:mlp\.experts\.(\d{1,9})\.)?")
 
 
 def _check_counts(headers: dict[str, StoredTensor], hf: dict[str, Any], where: Path) -> None:
-    """Refuses numbers of config.json that the files do not have, before anything grows by them."""
+    """Rejects counts in config.json that the files do not have, before anything depends on them."""
     layers, experts, fused = set(), set(), 0
     for name, stored in headers.items():
         if found := _NAME.match(name):
@@ -161,7 +162,7 @@ def _open(
 def _check(
     headers: dict[str, StoredTensor], tensors: list[HfTensor], layout: str, where: Path
 ) -> None:
-    """Names, then shapes and dtypes, before anything is allocated."""
+    """Checks names, then shapes and dtypes, before anything is allocated."""
     check_names(headers, (tensor.name for tensor in tensors), where, layout)
     for tensor in tensors:
         stored = headers[tensor.name]

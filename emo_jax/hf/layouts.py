@@ -1,6 +1,6 @@
-"""The Hugging Face layouts: which tensors a folder holds, and what its config.json says.
+"""The Hugging Face layouts: the tensors of a folder, and the fields of its config.json.
 
-A layout is one list of tensors and one table of config fields, each used to write and to read.
+A layout is one list of tensors and one table of config fields, each used for writing and reading.
 Legend: V vocab_size, L layers, D width, H heads, Dh head_dim, E experts, s shared ones (the last),
 R = E - s routed, F hidden size of an expert or of a dense model.
 """
@@ -17,28 +17,28 @@ from emo_jax.model.params import leaf_shapes
 
 @dataclass(frozen=True, kw_only=True)
 class Layout:
-    """One way of laying a model out in a folder."""
+    """One way of laying out a model in a folder."""
 
     name: str
-    dense: bool = False  # of dense models; else of mixtures of experts
+    dense: bool = False  # for dense models; otherwise for mixtures of experts
     model_type: str
     architecture: str
     attention_norm: str
     mlp_norm: str
-    # Fields that have one value in every model of ours; read back, they must still have it.
+    # Fields with one value in all of our models; when read back, they must still have it.
     fixed: Mapping[str, Any]
-    # The field that says whether query, key and value have biases (transformers: where it is left
-    # out, they do). Ours are zeros, which engines ask for that never look at the field.
+    # The field that states whether query, key and value have biases (in transformers they do if it
+    # is missing). Ours are zeros, for engines that require them without checking the field.
     bias_field: str | None = None
-    # Fields of the feed-forward, from a config; and back, to fields of the sections of a config.
-    fused_experts: bool = False  # others also write one tensor for all experts of a layer
-    mlp_counts: tuple[str, ...]  # those of them that are whole numbers
+    # Feed-forward fields, made from a config and converted back to fields of its sections.
+    fused_experts: bool = False  # other tools may write all experts of a layer as one tensor
+    mlp_counts: tuple[str, ...]  # the feed-forward fields that are integers
     mlp_fields: Callable[[Config], dict[str, Any]]
     mlp_sections: Callable[[Mapping[str, Any]], dict[str, dict[str, Any]]]
     mlp_tensors: Callable[["LeafBlocks", Config, int], Iterator[HfTensor]]
 
     def shape_fields(self, config: Config) -> dict[str, Any]:
-        """Fields of config.json that follow from the model: a folder must have exactly these."""
+        """Fields of config.json that follow from the model; a folder must have exactly these."""
         model = config.model
         fields = {
             "vocab_size": model.vocab_size,
@@ -54,10 +54,11 @@ class Layout:
         return fields | self.mlp_fields(config)
 
     def tensors(self, config: Config, *, biases: bool = True) -> list[HfTensor]:
-        """Every tensor of the folder, layer after layer.
+        """Every tensor of the folder, layer by layer.
 
         Args:
-          biases: False: of a folder whose `bias_field` says that there are none.
+          config: config of the model.
+          biases: False for a folder whose `bias_field` states that there are none.
         """
         model, at = config.model, LeafBlocks(leaf_shapes(config))
         V, D, H, Dh = model.vocab_size, model.embed_dim, model.num_heads, model.head_dim
@@ -106,7 +107,7 @@ class Layout:
 
 
 class LeafBlocks:
-    """Makes the entries of a layout, with every slice spelled out against the leaf's shape."""
+    """Builds the entries of a layout, resolving every slice against the leaf's shape."""
 
     def __init__(self, shapes: Mapping[str, tuple[int, ...]]):
         self._shapes = shapes
@@ -120,7 +121,7 @@ class LeafBlocks:
         axes: tuple[int, ...] | None = None,
         **options: Any,
     ) -> HfTensor:
-        """Tensor `name` of `shape`, held by `leaf[slices]` with its axes in the order `axes`."""
+        """Tensor `name` of `shape`, taken from `leaf[slices]` with its axes in order `axes`."""
         sizes = self._shapes[path]
         slices += (slice(None),) * (len(sizes) - len(slices))
         block = tuple(
@@ -130,7 +131,7 @@ class LeafBlocks:
 
 
 def _experts(at: LeafBlocks, config: Config, i: int, places: Sequence[int]) -> Iterator[HfTensor]:
-    """Experts of layer i by their places in the leaf, one tensor each; weights are [out,in]."""
+    """Experts of layer i, one tensor each, by their places in the leaf; weights are [out,in]."""
     D, F = config.model.embed_dim, moe_of(config).expert_dim
     for e, place in enumerate(places):
         for name, shape in (("gate", (F, D)), ("up", (F, D)), ("down", (D, F))):
@@ -160,7 +161,7 @@ def _router(at: LeafBlocks, config: Config, i: int, rows: int) -> HfTensor:
 
 
 def _emo_tensors(at: LeafBlocks, config: Config, i: int) -> Iterator[HfTensor]:
-    """Shared experts are the last of the list; the gate has their rows too, which nothing uses."""
+    """Tensors of layer i; shared experts come last, and the gate includes their unused rows."""
     moe = moe_of(config)
     there, s = moe.experts_in(i), moe.num_shared_experts
     yield _router(at, config, i, there)
@@ -195,17 +196,17 @@ def _emo_sections(hf: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     }
 
 
-# --- qwen2_moe: the same function in an architecture that engines know ----------------------------
+# --- qwen2_moe: the same function in an architecture that engines support -------------------------
 
-# The shared expert's gate. Zeros would do for sigmoid(gate·h) = 1/2, but llama.cpp takes a sigmoid
+# The shared expert's gate. Zeros would give sigmoid(gate·h) = 1/2, but llama.cpp computes sigmoid
 # as silu(x)/x. With h normed, |gate·h| ≤ 2⁻⁴⁰ · D · rms(the norm's scale), by Cauchy-Schwarz; a
-# sigmoid of float32 is 1/2 to the last bit below 2⁻²⁵, that is for scales up to 16 where D is 2048
-# (beyond, it is off by a rounding). bfloat16 has the same range; float16 makes it zero, so 1/2 too.
+# float32 sigmoid is exactly 1/2 below 2⁻²⁵, that is for scales up to 16 if D is 2048 (beyond, it is
+# off by a rounding). bfloat16 has the same range; float16 flushes it to zero, which also gives 1/2.
 SHARED_GATE = 2.0**-40
 
 
 def _qwen2_moe_tensors(at: LeafBlocks, config: Config, i: int) -> Iterator[HfTensor]:
-    """Shared experts side by side as one, of twice the output, behind a gate that is 1/2.
+    """Tensors of layer i; shared experts are joined into one, with doubled output and gate 1/2.
 
     Both factors are exact in floating point. Without shared experts the one written is zero.
     """
@@ -243,7 +244,7 @@ def _qwen2_moe_fields(config: Config) -> dict[str, Any]:
 
 
 def _qwen2_moe_sections(hf: Mapping[str, Any]) -> dict[str, dict[str, int]]:
-    """Without our own section a shared width of s·F is taken for s shared experts."""
+    """Config sections; without our own section, a shared width of s·F means s shared experts."""
     shared = hf["shared_expert_intermediate_size"] // hf["moe_intermediate_size"]
     return {
         "moe": {
@@ -350,10 +351,10 @@ def layout_named(name: str) -> Layout:
 
 
 def layout_for(config: Config, name: str | None = None) -> Layout:
-    """The layout of a model: by name, or the one that stock transformers loads.
+    """The layout of a model: by name, or by default the one that stock transformers loads.
 
     Raises:
-      UsageError: no such layout, or it cannot hold this kind of model.
+      UsageError: no such layout, or it does not support this kind of model.
     """
     dense = config.moe is None
     layout = layout_named(name or ("llama" if dense else "qwen2_moe"))

@@ -1,7 +1,7 @@
-"""Code that files of a Hugging Face folder name, which whoever loads it is asked to run.
+"""Detects code named in a Hugging Face folder's files, which whoever loads it is asked to run.
 
-Nothing here reads such fields, so they do no harm by themselves. But a folder that is passed on
-must not bring them to others unseen.
+Nothing here reads such fields, so they are harmless to us. But a folder that is passed on must not
+carry them to others unnoticed.
 """
 
 from collections.abc import Mapping
@@ -11,14 +11,14 @@ from typing import Any
 from emo_jax.errors import HfFormatError
 from emo_jax.files.json_files import read_object
 
-# Those of transformers that lead to modules of the folder itself, or of another repository.
+# Fields by which transformers loads modules from the folder itself or from another repository.
 _FIELDS = ("auto_map", "trust_remote_code", "custom_pipelines", "custom_generate")
 _CLASSES = ("tokenizer_class", "processor_class")
 _FILES = ("config.json", "generation_config.json", "tokenizer_config.json")
 
 
 def naming_code(values: Mapping[str, Any]) -> list[str]:
-    """The fields of a file that name code, at its top: a class by more than its name is one."""
+    """The top-level fields that name code, including classes given by more than a plain name."""
     found = [name for name in _FIELDS if values.get(name)]
     classes = [(name, values.get(name)) for name in _CLASSES]
     return found + [
@@ -27,16 +27,17 @@ def naming_code(values: Mapping[str, Any]) -> list[str]:
 
 
 def without_code(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The other fields."""
+    """The fields that do not name code."""
     named = naming_code(values)
     return {name: value for name, value in values.items() if name not in named}
 
 
 def code_in(folder: Path, *, readable: bool = True) -> dict[str, list[str]]:
-    """By name of a file those of its fields that name code; files that have none are left out.
+    """The fields that name code, by file name; files without any are omitted.
 
     Args:
-      readable: whether every file must be; one that is not names nothing.
+      folder: a Hugging Face folder.
+      readable: whether every file must be readable; otherwise an unreadable one is skipped.
 
     Raises:
       HfFormatError: a file is not readable.

@@ -1,4 +1,4 @@
-"""An exported folder → a repository on the Hugging Face hub, in one commit, through its library."""
+"""Pushes an exported folder to a Hugging Face hub repository in one commit, by its library."""
 
 from pathlib import Path
 from typing import Any
@@ -10,15 +10,15 @@ from emo_jax.hf.importing import open_folder
 from emo_jax.hf.named_code import code_in
 from emo_jax.hf.weights import INDEX, SINGLE, weight_files
 
-# Of the repository's own folder: what lies below it (adapters, other formats) is nobody's model.
+# In the repository's top folder only: what is below it (adapters, other formats) is not replaced.
 _WEIGHTS = [SINGLE, "model-?????-of-?????.safetensors", INDEX]
 
 
 def check_repo(repo: str) -> None:
-    """Raises before long work where a push cannot succeed.
+    """Checks before long work that a push can succeed.
 
     Raises:
-      UsageError: not a repository's name, or the library is not installed.
+      UsageError: not a repository name, or the library is not installed.
     """
     try:
         from huggingface_hub.utils import HFValidationError, validate_repo_id
@@ -35,27 +35,27 @@ def check_repo(repo: str) -> None:
 
 
 def push_folder(folder: str | Path, repo: str, *, private: bool = True) -> str:
-    """Uploads a whole folder as one commit, so that the repository never holds half a model.
+    """Uploads a whole folder as one commit, so that the repository never has half a model.
 
-    Weights of an earlier push that are not part of this one go with the same commit: a loader would
-    take them for the model. All else that is there stays. The token is that of huggingface_hub
-    (`hf auth login`, HF_TOKEN).
+    Weights of an earlier push that are not part of this one are deleted in the same commit: a
+    loader would take them for the model. Everything else in the repository is kept. The token is
+    that of huggingface_hub (`hf auth login`, HF_TOKEN).
 
     Args:
-      folder: that an export made; other files in it stay here.
-      repo: ORG/NAME; made where it is not there.
-      private: of a repository that is made.
+      folder: folder made by an export; other files in it are not uploaded.
+      repo: ORG/NAME; created if it does not exist.
+      private: visibility of a repository that is created.
 
     Returns:
-      The address of the repository.
+      The URL of the repository.
 
     Raises:
       HfFormatError: the folder is not a whole model, or names code.
-      EmoError: the hub refuses or cannot be reached; the folder is as it was.
+      EmoError: the hub refuses or cannot be reached; the folder is unchanged.
     """
     folder = Path(folder)
     check_repo(repo)
-    open_folder(folder)  # which refuses links out of the folder: what they lead to would go up too
+    open_folder(folder)  # rejects links out of the folder: their targets would be uploaded too
     for name, fields in code_in(folder).items():
         raise HfFormatError(
             f"{folder / name}: names code ({', '.join(fields)}), which whoever loads the repository"
@@ -76,7 +76,7 @@ def push_folder(folder: str | Path, repo: str, *, private: bool = True) -> str:
             delete_patterns=_WEIGHTS,
             commit_message="Export of emo_jax",
         )
-    except Exception as e:  # of the library, of HTTP, of the network, of the disk
+    except Exception as e:  # from the library, HTTP, the network or the disk
         public = "" if private else " --public"
         raise EmoError(
             f"{folder}: not pushed to {repo}: {_reason(e)}; the folder is kept: mend that and run"

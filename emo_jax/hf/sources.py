@@ -1,6 +1,6 @@
-"""Where leaves are read from: a tree in memory, or the files of a Hugging Face folder.
+"""Sources of leaves: a tree in memory, or the files of a Hugging Face folder.
 
-A checkpoint is the third, `emo_jax.checkpoint.checkpointer.open_params`.
+The third source, a checkpoint, is `emo_jax.checkpoint.checkpointer.open_params`.
 """
 
 import math
@@ -27,8 +27,8 @@ class TreeSource:
     def read(self, path: str, block: Block) -> np.ndarray:
         """`leaf[block]` as float32.
 
-        A JAX array is read shard by shard: indexing it as a whole would gather a leaf that is
-        sharded along the indexed axis onto every device, and compile once for each block.
+        A JAX array is read shard by shard: indexing the whole array would gather a leaf that is
+        sharded along the indexed axis onto every device, and compile once per block.
         """
         leaf = self._leaves[path]
         shards = getattr(leaf, "addressable_shards", None)
@@ -48,7 +48,7 @@ class TreeSource:
 
 def _copy_overlap(shard: Any, block: Block, shape: Shape, out: np.ndarray) -> None:
     """Copies the part of `block` that lies in one shard of a leaf into `out`."""
-    import jax  # here: reading a NumPy tree needs no JAX
+    import jax  # imported here because reading a NumPy tree needs no JAX
 
     inside, target = [], []
     for want, held, size in zip(block, shard.index, shape, strict=True):
@@ -59,12 +59,12 @@ def _copy_overlap(shard: Any, block: Block, shape: Shape, out: np.ndarray) -> No
         inside.append((start - first, stop - start))
         target.append(slice(start - want.start, stop - want.start))
     starts, sizes = zip(*inside, strict=True)
-    # The starts are arguments of the compiled slice: one compilation for each shape of block.
+    # The starts are arguments of the compiled slice: it compiles once per block shape.
     out[tuple(target)] = np.asarray(jax.lax.dynamic_slice(shard.data, starts, sizes))
 
 
 class FolderSource:
-    """The tensors of a Hugging Face folder as leaves; rows that no tensor holds are zero."""
+    """The tensors of a Hugging Face folder as leaves; rows not in any tensor are zero."""
 
     def __init__(
         self, stored: Mapping[str, StoredTensor], tensors: Sequence[HfTensor], config: Config
@@ -72,7 +72,7 @@ class FolderSource:
         self.shapes: dict[str, Shape] = leaf_shapes(config)
         self._stored = stored
         self._constants = [tensor for tensor in tensors if tensor.path is None]
-        # By leaf and layer, so that a block is not held against the tensors of all layers.
+        # By leaf and layer, so that a block is not compared with the tensors of all layers.
         self._by_layer: dict[str, dict[tuple[int, int], list[HfTensor]]] = {}
         for tensor in tensors:
             if tensor.path is not None:
@@ -81,7 +81,7 @@ class FolderSource:
                 layers.setdefault((first.start, first.stop), []).append(tensor)
 
     def check_constants(self) -> None:
-        """Refuses a tensor that is the same in every model of ours, and is another here."""
+        """Rejects a tensor that is constant in all of our models but different here."""
         for tensor in self._constants:
             stored = self._stored[tensor.name]
             if not tensor.is_constant(stored.read_rows(0, tensor.shape[0])):

@@ -1,4 +1,4 @@
-"""One Hugging Face tensor and its place in our tree; the same entry is used in both directions."""
+"""One Hugging Face tensor and its place in our tree; the same entry serves both directions."""
 
 import math
 from collections.abc import Iterator
@@ -14,22 +14,22 @@ F32_BYTES = 4
 
 
 class LeafSource(Protocol):
-    """Parameters that are read block by block: a tree, a checkpoint, or a Hugging Face folder."""
+    """Parameters read block by block: a tree, a checkpoint or a Hugging Face folder."""
 
     @property
     def shapes(self) -> dict[str, Shape]:
-        """Every leaf by its `/`-joined path."""
+        """The shape of every leaf by its `/`-joined path."""
 
     def read(self, path: str, block: Block) -> np.ndarray:
-        """`leaf[block]` on the host, of any floating dtype."""
+        """`leaf[block]` on the host, in any floating dtype."""
 
 
 @dataclass(frozen=True)
 class HfTensor:
     """`value = leaf[block].transpose(axes).reshape(shape) * scale`, and back.
 
-    A tensor without a path holds `fill` everywhere. Read, it may hold zeros too, or what rounding
-    and averaging make of `fill`; anything else is another function, and refused.
+    A tensor without a path is `fill` everywhere. When read, it may also be zero, or what rounding
+    and averaging make of `fill`; anything else would be a different function, and is rejected.
     """
 
     name: str
@@ -37,13 +37,13 @@ class HfTensor:
     path: str | None = None
     block: Block = ()  # start and stop on every axis of the leaf
     axes: tuple[int, ...] = ()
-    scale: float = 1.0  # a power of two, so that dividing by it gives the same bits back
+    scale: float = 1.0  # a power of two, so that dividing by it restores the same bits
     fill: float = 0.0
-    is_vocab: bool = False  # axis 0 is the vocabulary: files may hold its padding rows too
+    is_vocab: bool = False  # axis 0 is the vocabulary: files may include its padding rows
 
     @property
     def nbytes(self) -> int:
-        """Bytes in a file of ours, which is float32."""
+        """Bytes in a file we write, which is float32."""
         return math.prod(self.shape) * F32_BYTES
 
     def read(self, source: LeafSource) -> np.ndarray:
@@ -56,7 +56,7 @@ class HfTensor:
         return np.ascontiguousarray(value, "<f4")
 
     def pieces(self, max_bytes: int) -> Iterator[tuple[int, "HfTensor"]]:
-        """(first row, tensor of some rows) in order; whole where rows are not one axis."""
+        """Yields (first row, tensor of some rows) in order; whole if rows are not a single axis."""
         rows = max(1, max_bytes // max(1, self.nbytes // self.shape[0]))
         if self._row_axis() is None or rows >= self.shape[0]:
             yield 0, self
@@ -65,7 +65,7 @@ class HfTensor:
             yield start, self._rows(start, min(start + rows, self.shape[0]))
 
     def within(self, block: Block) -> tuple[int, "HfTensor"] | None:
-        """(first row, the rows that reach into a block of the leaf), or None where none does."""
+        """(first row, the rows that overlap a block of the leaf), or None if none do."""
         overlap = [
             (max(a.start, b.start), min(a.stop, b.stop))
             for a, b in zip(self.block, block, strict=True)
@@ -80,11 +80,11 @@ class HfTensor:
         return start, self._rows(start, stop)
 
     def is_constant(self, value: np.ndarray) -> bool:
-        """Whether what a file holds is what a tensor without a path may hold."""
+        """Whether the values from a file are allowed in a tensor without a path."""
         return bool(np.all(np.abs(value.astype(np.float32, copy=False)) <= 2 * self.fill))
 
     def write(self, value: np.ndarray, out: np.ndarray, block: Block) -> None:
-        """Puts what lies in a block of the leaf into `out`, which holds that block.
+        """Copies the part that lies in `block` of the leaf into `out`, which is that block.
 
         `value` has this tensor's shape and any floating dtype.
         """
@@ -102,7 +102,7 @@ class HfTensor:
             view /= np.float32(self.scale)
 
     def _row_axis(self) -> int | None:
-        """The axis of the leaf that runs along axis 0 of the tensor, where one does alone."""
+        """The leaf axis that alone makes up axis 0 of the tensor, or None."""
         sizes = extent(self.block)
         wide = [axis for axis in self.axes if sizes[axis] > 1]
         return wide[0] if wide and sizes[wide[0]] == self.shape[0] else None

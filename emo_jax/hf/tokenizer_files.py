@@ -1,8 +1,8 @@
-"""The tokenizer of a Hugging Face folder: read as the folder means it, written as training had it.
+"""The tokenizer of a Hugging Face folder: read as the folder defines it, written as in training.
 
-What a folder's settings do around a text (a token in front, one behind, token_type_ids) differs
-from one version of transformers to the next, and from what a model was trained on. Here it is
-written anew, so that every version gives the ids of training; see `JsonTokenizer.settings`.
+What a folder's settings add around a text (a token before it, one after it, token_type_ids) differs
+between versions of transformers, and from what a model was trained on. Here the settings are
+rewritten so that every version gives the ids of training; see `JsonTokenizer.settings`.
 """
 
 import shutil
@@ -23,7 +23,7 @@ _TEMPLATE_FIELD = "chat_template"
 
 
 def _object(path: Path) -> dict[str, Any]:
-    """The fields of a file; none where it is not there."""
+    """The fields of a JSON file; empty if it does not exist."""
     try:
         return read_object(path, error=UsageError, advice="give another tokenizer, or mend it")
     except FileNotFoundError:
@@ -31,17 +31,17 @@ def _object(path: Path) -> dict[str, Any]:
 
 
 def load(folder: Path, *, eos_id: int | None = None) -> JsonTokenizer:
-    """The tokenizer of a folder that holds one for other libraries.
+    """The tokenizer of a folder that has one for other libraries.
 
-    Its `adds_bos` is what `add_bos_token` says. Where nothing does (transformers 5 leaves it out),
-    a folder that we exported says it by bos_token_id, and another by its post-processor.
+    Its `adds_bos` follows `add_bos_token`. Where that is missing (transformers 5 omits it), it
+    follows bos_token_id in a folder that we exported, and the post-processor in any other.
 
     Args:
-      folder: with a tokenizer.json; of a model, or of a tokenizer alone.
-      eos_id: the end-of-document id, whatever the files say.
+      folder: folder with a tokenizer.json, of a model or of a tokenizer alone.
+      eos_id: the end-of-document id, overriding the files.
 
     Raises:
-      UsageError: there is none, or `eos_id` is no id.
+      UsageError: there is no tokenizer, or `eos_id` is not an id.
       DataError: not a tokenizer, or none of its tokens can end a document.
     """
     check_own_files(folder, FILES, error=DataError)
@@ -59,7 +59,7 @@ def load(folder: Path, *, eos_id: int | None = None) -> JsonTokenizer:
 
 
 def check(tokenizer: JsonTokenizer, where: Path, vocab_size: int) -> None:
-    """Refuses a tokenizer that makes ids the model does not have."""
+    """Rejects a tokenizer that produces ids the model does not have."""
     if tokenizer.vocab_size > vocab_size:
         raise UsageError(
             f"{where}/tokenizer.json: has id {tokenizer.vocab_size - 1}, but the model ends at "
@@ -68,10 +68,13 @@ def check(tokenizer: JsonTokenizer, where: Path, vocab_size: int) -> None:
 
 
 def write(tokenizer: JsonTokenizer, source: Path, output: Path, **changes: Any) -> None:
-    """Writes a tokenizer's files, and the chat template of the folder it is from.
+    """Writes a tokenizer's files, and the chat template of the folder it comes from.
 
     Args:
-      changes: of the settings, as `model_max_length`.
+      tokenizer: the tokenizer to write.
+      source: the folder it comes from.
+      output: the folder to write to.
+      **changes: overridden settings, such as `model_max_length`.
     """
     template = _object(source / "tokenizer_config.json").get(_TEMPLATE_FIELD)
     if template is not None:

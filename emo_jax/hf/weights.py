@@ -1,9 +1,9 @@
-"""safetensors files of a folder: written piece by piece, read by their headers and by rows.
+"""The safetensors files of a folder: written piece by piece, read by header and rows.
 
-The safetensors package writes a file from a dict that holds all its tensors, and reads by mapping
-the file, which counts as memory of the process. Here a 54 GB model passes through the memory of a
-few slices: pieces are written where the header says, and rows are read from there. The headers
-of every file, those written here too, are checked by the package.
+The safetensors package writes a file from a dict of all its tensors, and reads by mapping the file,
+which counts as memory of the process. Here a 54 GB model needs the memory of only a few slices:
+pieces are written to, and rows read from, the offsets in the header. The package checks the headers
+of all files, including those written here.
 """
 
 import contextlib
@@ -47,7 +47,7 @@ READABLE_DTYPES = {  # upcast to float32 without loss
 
 
 def plan_shards(tensors: Sequence[HfTensor], max_shard_bytes: int) -> dict[str, list[HfTensor]]:
-    """File name → its tensors, in order; a tensor above the limit gets a file of its own."""
+    """File name → its tensors, in order; a tensor above the limit gets its own file."""
     shards: list[list[HfTensor]] = [[]]
     size = 0
     for tensor in tensors:
@@ -63,7 +63,7 @@ def plan_shards(tensors: Sequence[HfTensor], max_shard_bytes: int) -> dict[str, 
 
 
 def _header(tensors: Sequence[HfTensor]) -> tuple[bytes, dict[str, int]]:
-    """What a file begins with, and where in the file each tensor does."""
+    """The head of a file, and the offset of each tensor in the file."""
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}
     end, starts = 0, {}
     for tensor in tensors:
@@ -86,9 +86,9 @@ def write_shards(
     source: LeafSource,
     on_bytes: Callable[[int], None] = lambda n: None,
 ) -> None:
-    """The files of a folder, float32; `on_bytes` is told of every piece that was written.
+    """Writes the float32 files of a folder; calls `on_bytes` with the size of every piece.
 
-    Leaf after leaf, not file after file: what lies together in a checkpoint is read once.
+    The order is leaf by leaf, not file by file: what is adjacent in a checkpoint is read once.
     """
     places: dict[str | None, list[tuple[HfTensor, int, int]]] = {}
     with contextlib.ExitStack() as stack:
@@ -110,7 +110,7 @@ def write_shards(
 
 
 def write_at(fd: int, value: np.ndarray, start: int) -> None:
-    """Writes the bytes of an array at a place of a file."""
+    """Writes the bytes of an array at an offset of a file."""
     data = value.reshape(-1).view(np.uint8).data
     while data:
         done = os.pwrite(fd, data, start)
@@ -118,7 +118,7 @@ def write_at(fd: int, value: np.ndarray, start: int) -> None:
 
 
 def write_index(folder: Path, shards: Mapping[str, Sequence[HfTensor]]) -> None:
-    """The map from tensor to file; a folder of one file has none."""
+    """Writes the map from tensor to file; a folder with a single file has none."""
     if SINGLE in shards:
         return
     total = sum(tensor.nbytes for part in shards.values() for tensor in part)
@@ -132,23 +132,23 @@ def write_index(folder: Path, shards: Mapping[str, Sequence[HfTensor]]) -> None:
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """What a file's header says of a tensor, and its rows."""
+    """A tensor as described by a file's header, with access to its rows."""
 
     content: SteadyFile
     shape: Shape
     dtype: str
-    start: int  # of its bytes in the file
+    start: int  # offset of its bytes in the file
 
     @property
     def file(self) -> Path:
-        """Where it is."""
+        """The file that contains it."""
         return self.content.path
 
     def read_rows(self, start: int, stop: int) -> np.ndarray:
         """Rows of axis 0, in the tensor's dtype, which must be one of `READABLE_DTYPES`.
 
         Raises:
-          HfFormatError: the file is away for good, was cut short, or was replaced.
+          HfFormatError: the file is gone for good, was truncated, or was replaced.
         """
         dtype = READABLE_DTYPES[self.dtype]
         row_bytes = math.prod(self.shape[1:]) * dtype.itemsize
@@ -156,16 +156,16 @@ class StoredTensor:
         return np.frombuffer(rows, dtype).reshape((stop - start, *self.shape[1:]))
 
     def parts(self, count: int, shape: Shape) -> list["StoredTensor"]:
-        """As `count` tensors of a shape, which lie one after the other; their sizes must agree."""
+        """Splits it into `count` consecutive tensors of `shape`; the sizes must match."""
         nbytes = math.prod(shape) * READABLE_DTYPES[self.dtype].itemsize
         return [replace(self, shape=shape, start=self.start + i * nbytes) for i in range(count)]
 
 
 def _check_file(path: Path) -> None:
-    """Raises unless the safetensors package takes the file for a whole one."""
+    """Raises HfFormatError unless the safetensors package accepts the file as complete."""
     check_own_files(path.parent, [path.name], error=HfFormatError)
     try:
-        # Opened here first: the package calls every file missing that it cannot open.
+        # Opened here first: the package reports every file that it cannot open as missing.
         with open(path, "rb") as file:
             length = int.from_bytes(file.read(8), "little")
         if path.stat().st_size > length > MAX_HEADER_BYTES:
@@ -188,7 +188,7 @@ def _check_file(path: Path) -> None:
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The files that the index names, or the single one."""
+    """The files named by the index, or the single file."""
     if not os.path.lexists(folder / INDEX):
         return [folder / SINGLE]
     try:
@@ -213,7 +213,7 @@ def _beside(name: Any) -> str:
 
 
 def read_file_headers(path: Path) -> dict[str, StoredTensor]:
-    """Every tensor of one file; nothing but the header is read."""
+    """Every tensor of one file; only the header is read."""
     _check_file(path)
     patience = Patience(
         HfFormatError, away="bring the folder back and try again", spoilt="try again"
@@ -232,7 +232,7 @@ def read_file_headers(path: Path) -> dict[str, StoredTensor]:
 
 
 def read_headers(folder: Path) -> dict[str, StoredTensor]:
-    """Every tensor of a folder, which must be in one of its files only."""
+    """Every tensor of a folder; each must be in only one of its files."""
     found: dict[str, StoredTensor] = {}
     for path in weight_files(folder):
         held = read_file_headers(path)
@@ -250,7 +250,7 @@ def read_headers(folder: Path) -> dict[str, StoredTensor]:
 
 
 def check_dtype(name: str, stored: StoredTensor) -> None:
-    """Refuses a tensor that float32 may not hold."""
+    """Rejects a tensor whose dtype may not fit in float32."""
     if stored.dtype not in READABLE_DTYPES:
         raise HfFormatError(
             f"{stored.file}: {name} is {stored.dtype}, must be one of "
@@ -259,14 +259,14 @@ def check_dtype(name: str, stored: StoredTensor) -> None:
 
 
 def describe(names: Iterable[str], count: int = 3) -> str:
-    """The first few names and how many there are."""
+    """The number of names, and the first few of them."""
     listed = sorted(names)
     more = f" and {len(listed) - count} more" if len(listed) > count else ""
     return f"{len(listed)} ({', '.join(listed[:count])}{more})"
 
 
 def check_names(found: Iterable[str], expected: Iterable[str], where: Path, layout: str) -> None:
-    """Refuses a set of tensors that is not exactly the layout's."""
+    """Rejects a set of tensors that is not exactly the layout's."""
     found, expected = set(found), set(expected)
     if found != expected:
         wrong = {"missing": expected - found, "unexpected": found - expected}

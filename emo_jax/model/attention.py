@@ -25,7 +25,7 @@ _dot = partial(jnp.einsum, preferred_element_type=jnp.float32)
 
 
 class KeysValues(NamedTuple):
-    """Keys, rotated, and values of some tokens, each (B,H,T,h); stacked: (L,B,H,T,h).
+    """Rotated keys, and values, of some tokens, each (B,H,T,h); stacked: (L,B,H,T,h).
 
     Heads come first: with tokens first, one query over a long cache took 2 to 5 times as long on
     the CPU.
@@ -38,10 +38,10 @@ class KeysValues(NamedTuple):
 def attend_one(
     q_BHh: jax.Array, k_BHh: jax.Array, v_BHh: jax.Array, cached: KeysValues, seen_BT: jax.Array
 ) -> jax.Array:
-    """(B,H,h): one query of each row over the keys that it sees and its own.
+    """(B,H,h): one query per row over the keys that it sees and its own.
 
-    Scores and softmax in float32; probabilities meet the values in the dtype of these, and the
-    division by their sum comes last, as in `blocked_attention`.
+    Scores and softmax are in float32; probabilities are cast to the dtype of the values before the
+    product, and divided by their sum last, as in `blocked_attention`.
     """
     scale, dtype = q_BHh.shape[-1] ** -0.5, v_BHh.dtype
     scores_BHT = _dot("bhtk,bhk->bht", cached.keys, q_BHh) * scale
@@ -56,7 +56,7 @@ def attend_one(
 
 
 class Weights(NamedTuple):
-    """Projections of a layer."""
+    """A layer's projections."""
 
     query_DHh: jax.Array
     key_DHh: jax.Array
@@ -67,8 +67,8 @@ class Weights(NamedTuple):
 class Attention(nnx.Module):
     """Full multi-head attention with rotary embedding; scale 1/√h, softmax in float32.
 
-    On a mesh it is an island: axis `tensor` cuts the heads, axis `context` the queries, for which
-    the keys and values of the whole window are gathered.
+    On a mesh it is an island: axis `tensor` splits the heads and axis `context` the queries, for
+    which the keys and values of the whole window are gathered.
     """
 
     def __init__(
@@ -90,12 +90,12 @@ class Attention(nnx.Module):
     def __call__(
         self, x_BSD: jax.Array, *, segment_ids_BS: jax.Array, positions_BS: jax.Array
     ) -> tuple[jax.Array, KeysValues]:
-        """(B,S,D) in the dtype of the input, with keys and values, which only generation keeps.
+        """(B,S,D) in the dtype of the input, plus keys and values, which only generation keeps.
 
         Padding (id -1) is never attended to.
         """
         tokens, ids = mesh_lib.windows_spec(1), mesh_lib.windows_spec()
-        # Specs stand where the arrays will.
+        # Specs take the places of the arrays.
         project: Any = mesh_lib.spec(PROJECT_AXES)
         out: Any = mesh_lib.spec(OUT_AXES)
         keys: Any = PartitionSpec(mesh_lib.WINDOW_AXES, "tensor", "context", None)
@@ -139,13 +139,13 @@ class Attention(nnx.Module):
     def decode(
         self, x_B1D: jax.Array, cached: KeysValues, seen_BT: jax.Array, positions_B1: jax.Array
     ) -> tuple[jax.Array, KeysValues]:
-        """One more token of each row: (B,1,D), and its own key and value, (B,H,1,h).
+        """One more token per row: output (B,1,D), and its own key and value, (B,H,1,h).
 
         Args:
           x_B1D: the new tokens.
-          cached: of earlier ones.
-          seen_BT: bool, which of them it sees; it always sees itself.
-          positions_B1: of the new tokens.
+          cached: keys and values of earlier tokens.
+          seen_BT: bool, which of them the new token sees; it always sees itself.
+          positions_B1: positions of the new tokens.
         """
         weights = Weights(*(w.astype(x_B1D.dtype) for w in self._weights()))
         q_B1Hh, k_B1Hh, v_B1Hh = self._project(x_B1D, positions_B1, weights)
@@ -169,10 +169,10 @@ def _mix(mixed_BSHh: jax.Array, weights: Weights) -> jax.Array:
 
 
 def pick_backend(name: str, mesh: Mesh | None) -> str:
-    """What `auto` stands for on the mesh's devices.
+    """Resolves `auto` for the mesh's devices.
 
     Raises:
-      ConfigError: the kernel asked for is not of these devices.
+      ConfigError: the requested kernel does not run on these devices.
     """
     platform = mesh_lib.platform(mesh)
     if name == "auto":

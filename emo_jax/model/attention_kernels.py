@@ -1,18 +1,18 @@
-"""The core of attention: one adapter for every back end.
+"""The core of attention: one adapter per back end.
 
-All of them are causal, scale by 1/√h, and make the softmax in float32. Padding (id -1) neither
-attends nor is attended to: its rows of the output are 0, and its gradients. Under a context axis a
-device has a part of a window's queries and the keys of all of it.
+All of them are causal, scale by 1/√h, and compute the softmax in float32. Padding (id -1) neither
+attends nor is attended to: its output rows and gradients are 0. With a context axis, a device has
+part of a window's queries and the keys of the whole window.
 
-| back end | what it is | documents | under a context axis |
+| back end | what it is | documents | with a context axis |
 |---|---|---|---|
 | blocked | `blocked_attention.py`, for CPUs | mask | all keys, none skipped |
 | splash | JAX's kernel for TPUs | segment ids | blocks above the diagonal skipped |
-| tokamax | Mosaic or Triton for GPUs | a range of keys for each query | likewise |
-| cudnn | through jax.nn; bfloat16 | a bias of S·T numbers a window | likewise a bias |
+| tokamax | Mosaic or Triton for GPUs | a range of keys for each query | the same |
+| cudnn | through jax.nn; bfloat16 | a bias of S·T numbers per window | also a bias |
 | xla | jax.nn, all scores in memory | mask | mask |
 
-Legend: B windows, S queries, T keys, H heads, h head size, n devices of the context axis, T = n·S.
+Legend: B windows, S queries, T keys, H heads, h head size, n devices on the context axis, T = n·S.
 """
 
 import logging
@@ -31,9 +31,9 @@ from emo_jax.parallel.kernels import load_tokamax, register_tpu_info
 
 _LOG = logging.getLogger(__name__)
 
-# Queries and keys of a block of the splash kernel: the defaults of MaxText, not measured here.
+# Queries and keys per block of the splash kernel: MaxText's defaults, not measured here.
 SPLASH_BLOCK = 512
-LANES = 128  # a block's keys are a multiple
+LANES = 128  # a block's keys are a multiple of this
 
 
 def attention_mask(
@@ -43,13 +43,13 @@ def attention_mask(
     within_document: bool,
     first_query: jax.Array | int | None = None,
 ) -> jax.Array:
-    """(B,S,T) bool: which keys a query sees. Never later ones, never padding.
+    """(B,S,T) bool: which keys each query sees; never later ones or padding.
 
     Args:
       q_ids_BS: document of each query, -1 for padding.
-      k_ids_BT: of each key.
-      within_document: only keys of the query's own document.
-      first_query: which key is the first query.
+      k_ids_BT: document of each key.
+      within_document: a query sees only keys of its own document.
+      first_query: index of the key that is the first query.
     """
     S, T = q_ids_BS.shape[1], k_ids_BT.shape[1]
     first = 0 if first_query is None else first_query
@@ -63,10 +63,10 @@ def attention_mask(
 
 @cache
 def default_backend(platform: str, whole_window: bool) -> str:
-    """What `model.attention_backend = auto` stands for on a `cpu`, `gpu` or `tpu`.
+    """Resolves `model.attention_backend = auto` for a `cpu`, `gpu` or `tpu`.
 
     Args:
-      whole_window: no context axis. The choice is the same with one.
+      whole_window: there is no context axis. The choice is currently the same with one.
     """
     if platform != "gpu":
         return "blocked" if platform == "cpu" else "splash"
@@ -94,13 +94,13 @@ def attend(
 
     Args:
       q_ids_BS: document of each query, -1 for padding.
-      k_ids_BT: of each key.
-      within_document: a query sees its own document only.
-      first_query: which key is the first query, where the keys are those of several devices: a
-        multiple of S. None: queries and keys are the same tokens.
+      k_ids_BT: document of each key.
+      within_document: a query sees only its own document.
+      first_query: index of the key that is the first query, if the keys come from several devices:
+        a multiple of S. None: queries and keys are the same tokens.
       backend: `blocked`, `splash`, `tokamax`, `cudnn` or `xla`. All but `splash` and `blocked`
-        want padding at the ends of a window; `tokamax` wants documents to be contiguous.
-      interpret: the splash kernel is interpreted; for tests on a CPU.
+        require padding to be at the ends of a window; `tokamax` requires contiguous documents.
+      interpret: run the splash kernel in interpret mode; for tests on a CPU.
     """
     arrays = q_BSHh, k_BTHh, v_BTHh, q_ids_BS, k_ids_BT
     if backend == "blocked":
@@ -112,9 +112,9 @@ def attend(
         )
     options = {"interpret": True} if interpret and backend == "splash" else {}
     out_BSHh = _BACKENDS[backend](*arrays, within_document, first_query, **options)
-    # A kernel gives padding some mean of values; zeroed here, no gradient comes back to it either.
+    # Kernels give padding some mean of values; zeroing it here also stops its gradient.
     out_BSHh = jnp.where((q_ids_BS >= 0)[..., None, None], out_BSHh, 0)
-    # What remat keeps by this name; splash and blocked give it to what their own gradients read.
+    # Remat keeps arrays of this name; splash and blocked name what their own gradients read.
     return out_BSHh if backend == "splash" else checkpoint_name(out_BSHh, "attention")
 
 
@@ -129,9 +129,10 @@ def _xla(q_BSHh, k_BTHh, v_BTHh, q_ids_BS, k_ids_BT, within_document, first_quer
 
 
 def _cudnn(q_BSHh, k_BTHh, v_BTHh, q_ids_BS, k_ids_BT, within_document, first_query):
-    """jax.nn hands cuDNN lengths, no segment ids; any other mask becomes a bias, (B,1,S,T).
+    """Attention by cuDNN, which takes lengths from jax.nn; any other mask becomes a (B,1,S,T) bias.
 
-    So a whole window is the fast form, and documents or a context axis take a bias.
+    There are no segment ids, so whole windows are the fast case, and documents or a context axis
+    need a bias.
     """
     if q_BSHh.dtype not in (jnp.bfloat16, jnp.float16):
         raise UsageError(
@@ -161,20 +162,20 @@ def _cudnn(q_BSHh, k_BTHh, v_BTHh, q_ids_BS, k_ids_BT, within_document, first_qu
 def _splash(
     q_BSHh, k_BTHh, v_BTHh, q_ids_BS, k_ids_BT, within_document, first_query, interpret=False
 ):
-    """JAX's kernel. What a device of a context axis skips is chosen by its place on it."""
+    """JAX's kernel. On a context axis, a device's place determines which blocks it skips."""
     _, S, H, h = q_BSHh.shape
     n = k_BTHh.shape[1] // S
     block = min(SPLASH_BLOCK, LANES * math.ceil(S / LANES))
     pad = -S % block
     ids = [i if within_document else jnp.minimum(i, 0) for i in (q_ids_BS, k_ids_BT)]
-    # Each device's tokens are filled up to whole blocks: what is later than what stays the same.
+    # Each device's tokens are padded to whole blocks, which leaves their order unchanged.
     q_BSHh, k_BTHh, v_BTHh = (
         _fill(a, n, pad, 0) for a, n in ((q_BSHh, 1), (k_BTHh, n), (v_BTHh, n))
     )
     q_ids_BS, k_ids_BT = _fill(ids[0], 1, pad, -1), _fill(ids[1], n, pad, -1)
     place = 0 if first_query is None else first_query // S
     kernel = _splash_kernel(S + pad, n, H, block, place, interpret)
-    # The kernel has no scale: it is put on the queries.
+    # The kernel has no scale, so the queries are scaled.
     heads_first = (jnp.moveaxis(a, 2, 1) for a in (q_BSHh * h**-0.5, k_BTHh, v_BTHh))
     from jax.experimental.pallas.ops.tpu.splash_attention import SegmentIds
 
@@ -184,7 +185,7 @@ def _splash(
 
 
 def _fill(x_BT, n: int, pad: int, value) -> jax.Array:
-    """Each of n equal parts of the tokens lengthened by `pad`."""
+    """Pads each of n equal parts of the tokens by `pad`."""
     if not pad:
         return x_BT
     B, T, *rest = x_BT.shape
@@ -194,7 +195,7 @@ def _fill(x_BT, n: int, pad: int, value) -> jax.Array:
 
 
 def _splash_kernel(S: int, n: int, H: int, block: int, place, interpret: bool):
-    """The kernel of one device of n: causal, S queries of n·S keys, the first is key place·S."""
+    """The causal kernel of one of n devices: S queries, n·S keys; query 0 is key place·S."""
     from jax.experimental.pallas.ops.tpu import splash_attention as splash
 
     kernel = splash.make_splash_mha(
@@ -214,8 +215,8 @@ def _splash_kernel(S: int, n: int, H: int, block: int, place, interpret: bool):
     )
     if n == 1:
         return kernel
-    # It lists for all devices which blocks they visit; this takes what is of this one. The lists
-    # have the queries' blocks in their second dimension, and the places of the queries in the only.
+    # The kernel lists the blocks that every device visits; this takes this device's part. Block
+    # lists have query blocks in their second dimension; query positions have only one dimension.
 
     def own(a: jax.Array) -> jax.Array:
         axis = min(a.ndim - 1, 1)
@@ -233,15 +234,15 @@ def _tokamax():
 
 
 def _tokamax_kernels() -> tuple[str, ...]:
-    """Of its implementations those with a backward pass on this GPU: Mosaic from Hopper on."""
+    """tokamax implementations with a backward pass on this GPU: Mosaic from Hopper on."""
     capability = float(getattr(jax.devices()[0], "compute_capability", 0))
     return ("mosaic_gpu", "triton") if capability >= 9.0 else ("triton",)
 
 
 def _tokamax_attention(q_BSHh, k_BTHh, v_BTHh, q_ids_BS, k_ids_BT, within_document, first_query):
-    """Each query sees a range of keys, and the kernels skip blocks outside of it.
+    """Attention by tokamax: each query sees a range of keys, and blocks outside it are skipped.
 
-    The function that tokamax publishes takes no ranges, only a mask of S·T; its operations do.
+    tokamax's public function takes only an S·T mask, not ranges; its underlying operations do.
     """
     _tokamax()
     implementations, mask_of = private.tokamax_attention()
@@ -266,7 +267,7 @@ def _tokamax_attention(q_BSHh, k_BTHh, v_BTHh, q_ids_BS, k_ids_BT, within_docume
 
 
 def _document_starts(ids_BT: jax.Array) -> jax.Array:
-    """(B,T): where the run of equal ids that a token is in begins."""
+    """(B,T): where each token's run of equal ids begins."""
     T = ids_BT.shape[1]
     begins_BT = jnp.diff(ids_BT, axis=1, prepend=ids_BT[:, :1] - 1) != 0
     return lax.cummax(jnp.where(begins_BT, jnp.arange(T), 0), axis=1)

@@ -1,14 +1,14 @@
-"""Causal attention in blocks of queries: the score matrix of a window never exists at once.
+"""Causal attention in blocks of queries: a window's whole score matrix never exists at once.
 
-Each block sees only the keys up to its last query, so that nearly half of the work is not done;
-the backward pass makes the probabilities again from the saved logsumexp. Windows are taken two at a
-time: what a few windows need stays in the cache, and little memory is touched at all.
+Each block sees only the keys up to its last query, which saves nearly half of the work; the
+backward pass recomputes the probabilities from the saved logsumexp. Windows are taken two at a
+time: the working set of a few windows stays in the cache, and little memory is touched overall.
 
-Under a context axis a device has part of a window's queries and all of its keys; where they stand
-is only known when the program runs, so that every block is given all keys.
+With a context axis, a device has part of a window's queries and all of its keys; the queries'
+positions are known only at run time, so every block gets all keys.
 
-Legend: B windows, S queries, U keys (S too, but for a context axis), H heads, h head size, C
-queries of a block, T keys that a block is given.
+Legend: B windows, S queries, U keys (equal to S without a context axis), H heads, h head size, C
+queries per block, T keys given to a block.
 """
 
 import math
@@ -20,9 +20,9 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
-MASKED = -1e30  # finite: a padded token, which may attend to nothing, gives a number and no NaN
-# Small blocks skip more of the upper half, many of them make a long program. Measured at S = 256
-# and 512 on two cores: of 64, 128 and 256, 128 is fastest by a tenth.
+MASKED = -1e30  # finite: padding, which attends to nothing, gives a number instead of NaN
+# Small blocks skip more of the upper half, but many of them make a long program. Measured at
+# S = 256 and 512 on two cores: of 64, 128 and 256, 128 is fastest by a tenth.
 MIN_BLOCK, MAX_BLOCKS = 128, 16
 WINDOWS = 2  # taken at a time
 
@@ -31,11 +31,11 @@ _dot = partial(jnp.einsum, preferred_element_type=jnp.float32)
 
 class _Block(NamedTuple):
     queries: slice
-    keys: int  # the first that many are given
+    keys: int  # the number of leading keys the block gets
 
 
 def _blocks(S: int, U: int) -> Iterator[_Block]:
-    """Blocks of queries; where these are the keys' own tokens, the keys end with the queries."""
+    """Blocks of queries; if queries and keys are the same tokens, keys end with the queries."""
     size = max(MIN_BLOCK, -(-S // MAX_BLOCKS))
     for first in range(0, S, size):
         end = min(first + size, S)
@@ -65,7 +65,7 @@ def _scores(q_BHCh, k_BHTh, seen_BCT):
 
 
 def _by_windows(f, *arrays_B):
-    """f(*arrays_B), `WINDOWS` windows at a time where their number allows it."""
+    """f(*arrays_B), computed `WINDOWS` windows at a time if that divides their number."""
     B = jax.tree.leaves(arrays_B)[0].shape[0]
     c = math.gcd(B, WINDOWS)
     parts = jax.tree.map(lambda a: a.reshape(B // c, c, *a.shape[1:]), arrays_B)
@@ -80,11 +80,11 @@ def _attend(q_BHSh, k_BHUh, v_BHUh, q_ids_BS, k_ids_BU, first_query, within_docu
 
 
 def _attend_fwd(q_BHSh, k_BHUh, v_BHUh, q_ids_BS, k_ids_BU, first_query, within_document):
-    # The masks, a byte a pair, are made before the loop: where a fusion in it both reads the ids
-    # and makes an exponential, XLA:CPU leaves the exponential scalar, seven times slower.
+    # The masks, one byte per pair, are built before the loop: if a fusion in it both reads the ids
+    # and computes an exponential, XLA:CPU leaves the exponential scalar, seven times slower.
     ids = q_ids_BS, k_ids_BU, first_query
     masks = _seen(ids, within_document)
-    # Named here: what is kept by name must be what the gradient reads, or all is made again.
+    # Named here: what is saved by name must be what the gradient reads, or all is recomputed.
     out_BHSh, lse_BHS = (
         checkpoint_name(a, "attention")
         for a in _by_windows(_forward, masks, q_BHSh, k_BHUh, v_BHUh)
@@ -112,7 +112,8 @@ def _forward(masks, q_BHSh, k_BHUh, v_BHUh):
         top_BHC1 = scores_BHCT.max(axis=-1, keepdims=True)
         probs_BHCT = jnp.exp(scores_BHCT - top_BHC1)
         sum_BHC1 = probs_BHCT.sum(axis=-1, keepdims=True)
-        # Who sees no key, padding, gets 0, and below, where the sum is in an exponent, no gradient.
+        # Padding, which sees no key, gets output 0 and, as lse is then inf, zero probabilities and
+        # no gradient in `_backward`.
         sum_BHC1 = jnp.where(top_BHC1 > MASKED, sum_BHC1, jnp.inf)
         mixed_BHCh = _dot("bhct,bhtk->bhck", probs_BHCT.astype(dtype), v_BHUh[:, :, :T])
         outs.append((mixed_BHCh / sum_BHC1).astype(dtype))
@@ -158,8 +159,8 @@ def blocked_attention(
 
     Args:
       q_ids_BS: documents of the queries.
-      k_ids_BU: of the keys, where these are not the queries' own tokens.
-      first_query: where the first query stands among the keys, then.
+      k_ids_BU: documents of the keys, if these are not the same tokens as the queries.
+      first_query: in that case, the position of the first query among the keys.
     """
     if k_ids_BU is None:
         k_ids_BU = q_ids_BS

@@ -33,10 +33,10 @@ class Embedding(nnx.Module):
         self.island = Island(mesh)
 
     def __call__(self, tokens_BS: jax.Array, dtype: Any) -> jax.Array:
-        """Rows of the tokens, (B,S,D).
+        """The table rows of the tokens, (B,S,D).
 
         On a mesh the table is not gathered: each device looks up its columns for the tokens of all
-        that share the table, and sends every device those of its own tokens.
+        devices that share the table, and sends each device the columns for its own tokens.
         """
         return self.island.run(
             partial(self._local, dtype=dtype),
@@ -48,7 +48,7 @@ class Embedding(nnx.Module):
         axes = mesh_lib.stored_over(TABLE_AXES)[1]
         with jax.named_scope("embedding"):
             ids_PBS = self.island.gather(tokens_BS[None], axes, 0)
-            # Cast after the lookup: the gradient adds up a frequent token's rows in float32.
+            # Cast after the lookup, so that the gradient sums a frequent token's rows in float32.
             columns_PBSd = table_VD[ids_PBS].astype(dtype)
             return self.island.all_to_all(columns_PBSd, axes, 0, 3)[0]
 
@@ -61,7 +61,7 @@ class Head(nnx.Module):
 
 
 def mask_padded_vocab(logits: jax.Array, vocab_size: int) -> jax.Array:
-    """Logits (…,V) in which ids that no tokenizer produces have no probability."""
+    """Logits (…,V) with -inf for the ids from `vocab_size` on, which no tokenizer produces."""
     if logits.shape[-1] == vocab_size:
         return logits
     return jnp.where(jnp.arange(logits.shape[-1]) < vocab_size, logits, -jnp.inf)

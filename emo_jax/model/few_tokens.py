@@ -1,7 +1,7 @@
-"""The experts of a few tokens: generation computes one token of each row at a time.
+"""Experts for a few tokens: generation computes one token of each row at a time.
 
-What costs then is reading weights, so only those of the chosen experts are touched: not all of a
-layer (scanning over layers would copy them), nor laid out anew, as the forms for training do.
+The cost is then in reading weights, so only those of the chosen experts are touched. A layer's
+experts are neither copied, as by a scan over layers, nor laid out again, as for training.
 
 Legend: N tokens (one of each of B rows), D width, L layers, E experts (shared ones last), R routed,
 K picks, F hidden size of an expert.
@@ -30,12 +30,12 @@ def few_token_experts(
     *,
     config: MoeConfig,
 ) -> jax.Array:
-    """(B,1,D): what `experts` computes, for one token of each row.
+    """(B,1,D): what `experts` computes, for one token per row.
 
     Args:
       stacked: the weights of all layers, (L,E,…), in the dtype of x.
-      layer: which of them.
-      config: its back end `blocked`, the CPU's, takes the products below; others have no copies
+      layer: the layer to use.
+      config: with back end `blocked`, the CPU's, the products below are used; others have no copies
         to avoid.
     """
     if pick_backend(config.backend) != "blocked":
@@ -66,11 +66,11 @@ def _picked(
     indices_NK: jax.Array,
     expert: Callable[[jax.Array, jax.Array], jax.Array],
 ) -> jax.Array:
-    """(N,D): Σ over the picks of weight · expert(x), one vector after the other.
+    """(N,D): Σ over the picks of weight · expert(x), one vector after another.
 
-    On two cores this is faster than blocks of rows up to N = 128, the most measured, and a token
-    gets the same bits whatever else there is. A pick of no expert (index R) has weight 0; what it
-    computes is the next expert there is, or of none the one before.
+    On two cores this is faster than blocks of rows up to N = 128, the largest measured, and a
+    token's result is bitwise the same whatever else is in the batch. A pick of no expert (index R)
+    has weight 0; it computes the next expert in the array, or the last one if there is no next.
     """
     (N, D), K = x_ND.shape, indices_NK.shape[1]
 

@@ -32,11 +32,11 @@ class ModelFunctions:
         )
 
     def num_params(self) -> int:
-        """Parameters, padded vocabulary rows included."""
+        """Number of parameters, including padded vocabulary rows."""
         return sum(leaf.size for leaf in jax.tree.leaves(self.abstract_params))
 
     def choices(self) -> dict[str, str]:
-        """What `auto` in the config became on this mesh, and the mesh, for the log."""
+        """The mesh, and what `auto` in the config resolves to on it, for the log."""
         config, mesh = self.config, self.mesh
         sizes = {} if mesh is None else {a: n for a, n in mesh.shape.items() if n > 1}
         found = {
@@ -63,12 +63,12 @@ class ModelFunctions:
         return self.bind(params)(batch, **kwargs)
 
     def logits(self, params: Params, batch: Batch, **kwargs) -> jax.Array:
-        """Vocabulary logits (B,S,V) in float32, padded ids at -inf. For tests."""
+        """Vocabulary logits (B,S,V) in float32, with padded ids at -inf. For tests."""
         hidden_BSD, _ = self.hidden(params, batch, **kwargs)
         return self.head(params, hidden_BSD)
 
     def head(self, params: Params, hidden: jax.Array) -> jax.Array:
-        """Hidden states (…,D) to vocabulary logits (…,V) in float32, padded ids at -inf."""
+        """Maps hidden states (…,D) to float32 vocabulary logits (…,V), with padded ids at -inf."""
         kernel = params["lm_head"]["kernel"].astype(hidden.dtype)
         logits = jnp.einsum("...d,dv->...v", hidden, kernel, preferred_element_type=jnp.float32)
         return mask_padded_vocab(logits, self.config.model.vocab_size)

@@ -1,4 +1,4 @@
-"""RMSNorm, rotary embedding, dense SwiGLU (SPEC 1.2), and how a weight is made.
+"""RMSNorm, rotary embedding, dense SwiGLU (SPEC 1.2), and weight initialisation.
 
 Legend: B windows, S tokens, D width, H heads, h head size, F hidden size.
 """
@@ -22,7 +22,7 @@ INIT_CUT = 3.0  # truncation of the normal, in standard deviations (SPEC 1.3)
 
 
 def weight(rngs: nnx.Rngs, config: ModelConfig, leaf: Leaf) -> nnx.Param:
-    """A float32 matrix with its logical axes: normal of `init_std`, cut at three of them."""
+    """A float32 weight with its logical axes: normal with `init_std`, truncated at three of it."""
     draw = jax.random.truncated_normal(rngs.params(), -INIT_CUT, INIT_CUT, leaf.shape, jnp.float32)
     return nnx.Param(config.init_std * draw, logical_axes=leaf.axes)
 
@@ -55,9 +55,9 @@ def rotary(x_BSHh: jax.Array, positions_BS: jax.Array, theta: float) -> jax.Arra
 
 
 class DenseMlp(nnx.Module):
-    """down( silu(gate(x)) · up(x) ) of hidden size `mlp_dim`.
+    """down( silu(gate(x)) · up(x) ) with hidden size `mlp_dim`.
 
-    On a mesh it is an island: axis `tensor` cuts the hidden size.
+    On a mesh it is an island: axis `tensor` splits the hidden size.
     """
 
     def __init__(
@@ -74,14 +74,14 @@ class DenseMlp(nnx.Module):
 
     def __call__(self, x_BSD: jax.Array) -> jax.Array:
         """(B,S,D) in the dtype of the input."""
-        tokens: Any = mesh_lib.windows_spec(1)  # specs stand where the arrays will
+        tokens: Any = mesh_lib.windows_spec(1)  # specs take the places of the arrays
         up, down = mesh_lib.spec(UP_AXES), mesh_lib.spec(DOWN_AXES)
         return self.island.run(self._local, (tokens, up, up, down), tokens)(
             x_BSD, self.gate[...], self.up[...], self.down[...]
         )
 
     def _local(self, x_BSD: jax.Array, *stored: jax.Array) -> jax.Array:
-        """One device's part of the hidden size, of the tokens of all that share it."""
+        """One device's part of the hidden size, for the tokens of all devices that share it."""
         island, dtype = self.island, x_BSD.dtype
         x_BSD = island.gather(x_BSD, ("tensor",), 1)
         axes = (UP_AXES, UP_AXES, DOWN_AXES)

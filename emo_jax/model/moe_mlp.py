@@ -1,4 +1,4 @@
-"""The mixture of experts of a layer: router, experts, and what differs between layers.
+"""A layer's mixture of experts: router, experts, and what differs between layers.
 
 Legend: B windows, S tokens, G documents, M domains, L layers, D width, E experts, R routed experts.
 """
@@ -30,14 +30,14 @@ class PerLayer(NamedTuple):
 
 
 class Router(nnx.Module):
-    """Weights of the router; the shared experts' columns are dead (SPEC 2.2)."""
+    """Weights of the router; the shared experts' columns are unused (SPEC 2.2)."""
 
     def __init__(self, model: ModelConfig, rngs: nnx.Rngs, leaves: Mapping[str, Leaf]):
         self.kernel = weight(rngs, model, leaves["kernel"])
 
 
 class Experts(nnx.Module):
-    """Weights of all experts, the shared ones last."""
+    """Weights of all experts, shared ones last."""
 
     def __init__(self, model: ModelConfig, rngs: nnx.Rngs, leaves: Mapping[str, Leaf]):
         self.gate = weight(rngs, model, leaves["gate"])
@@ -45,7 +45,7 @@ class Experts(nnx.Module):
         self.down = weight(rngs, model, leaves["down"])
 
     def weights(self, dtype: Any = None) -> ExpertWeights:
-        """As they are stored, or cast."""
+        """The weights as stored, or cast to `dtype`."""
         return ExpertWeights(
             *(
                 w[...] if dtype is None else w[...].astype(dtype)
@@ -73,9 +73,9 @@ class MoeMlp(nnx.Module):
     def __call__(
         self, x_BSD: jax.Array, tokens: RouterTokens, per_layer: PerLayer
     ) -> tuple[jax.Array, RouterStats]:
-        """Output (B,S,D) and the router's statistics of this layer."""
+        """Output (B,S,D) and the router's statistics for this layer."""
         routing, stats = self.route(x_BSD, tokens, per_layer)
-        # Stored weights: what computes with them casts and gathers them.
+        # These are the stored weights: `experts` casts and gathers them.
         out_BSD, dropped = experts(
             x_BSD, routing, self.experts.weights(), self.config, mesh=self.mesh
         )
@@ -89,9 +89,9 @@ class MoeMlp(nnx.Module):
         stacked: ExpertWeights,
         number: jax.Array,
     ) -> jax.Array:
-        """Output (B,1,D) for one token of each row, with the experts of all layers (L,E,…).
+        """Output (B,1,D) for one token per row, given the experts of all layers (L,E,…).
 
-        Generation touches a few of them: a layer's own would be copied by the scan.
+        Generation touches only a few of them, and the scan would copy a layer's own.
         """
         with jax.named_scope("routing"):
             routing, _ = choose(
@@ -106,7 +106,7 @@ class MoeMlp(nnx.Module):
     def route(
         self, x_BSD: jax.Array, tokens: RouterTokens, per_layer: PerLayer
     ) -> tuple[Routing, RouterStats]:
-        """Which experts each token uses, and the router's statistics of this layer."""
+        """Which experts each token uses, and the router's statistics for this layer."""
         allowed_BSR = per_layer.there_R
         if per_layer.keep_MR is not None:
             assert tokens.domain_ids_BS is not None

@@ -1,4 +1,4 @@
-"""The tree of a model's parameters: its leaves, and their shapes.
+"""The parameter tree of a model: its leaves and their shapes.
 
 Legend: V' padded vocabulary rows, L layers, D width, H heads, Dh head_dim, E experts (the shared
 ones last), F hidden size of an expert or of a dense model.
@@ -23,13 +23,13 @@ Shape = tuple[int, ...]
 TABLE_AXES, HEAD_AXES = ("vocab", "embed"), ("embed", "vocab")
 PROJECT_AXES, OUT_AXES = ("embed", "heads", None), ("heads", None, "embed")
 UP_AXES, DOWN_AXES = ("embed", "mlp"), ("mlp", "embed")
-# Paths of the leaves of a mixture of experts.
+# Paths of the mixture-of-experts leaves.
 ROUTER = "layers/mlp/router/kernel"
 EXPERTS = ("layers/mlp/experts/gate", "layers/mlp/experts/up", "layers/mlp/experts/down")
 
 
 class Leaf(NamedTuple):
-    """A float32 parameter: its shape and the logical axes that `parallel.mesh` places it by."""
+    """A float32 parameter: its shape, and the logical axes `parallel.mesh` uses to place it."""
 
     shape: Shape
     axes: tuple[str | None, ...]
@@ -38,7 +38,7 @@ class Leaf(NamedTuple):
 def model_leaves(config: Config) -> dict[str, Leaf]:
     """`{"layers/mlp/router/kernel": Leaf((L,D,E), …), …}`: every parameter of a model.
 
-    The modules of `emo_jax.model` make what is here, and files hold it under these names.
+    The modules of `emo_jax.model` create these parameters, and files store them under these names.
     """
     model, moe = config.model, config.moe
     V, D = model.padded_vocab_size, model.embed_dim
@@ -81,25 +81,25 @@ def model_leaves(config: Config) -> dict[str, Leaf]:
 
 
 def within(leaves: Mapping[str, Leaf], name: str) -> dict[str, Leaf]:
-    """The leaves below a name, without it."""
+    """The leaves below `name`, with that prefix removed from their paths."""
     start = f"{name}/"
     return {path.removeprefix(start): x for path, x in leaves.items() if path.startswith(start)}
 
 
 def leaf_shapes(config: Config) -> dict[str, Shape]:
-    """The shape of every parameter of a model, by its path."""
+    """The shape of every parameter of a model, by path."""
     return {path: leaf.shape for path, leaf in model_leaves(config).items()}
 
 
 def unit_axes(path: str) -> tuple[int, ...]:
-    """The leading axes of a leaf that a Hugging Face folder takes apart: layers, and experts."""
+    """The leading axes of a leaf that a Hugging Face folder splits up: layers and experts."""
     if "/experts/" in path:
         return (0, 1)
     return (0,) if path.startswith("layers/") else ()
 
 
 def count_parameters(config: Config) -> tuple[int, int]:
-    """(all, active for one token), at `vocab_size` rows: what a layout stores of the tree."""
+    """Counts (all, active per token) with `vocab_size` rows, which is what a layout stores."""
     moe, model = config.moe, config.model
     padding = 2 * (model.padded_vocab_size - model.vocab_size) * model.embed_dim
     total = sum(math.prod(shape) for shape in leaf_shapes(config).values()) - padding
@@ -107,14 +107,14 @@ def count_parameters(config: Config) -> tuple[int, int]:
         return total, total
     there = [moe.experts_in(i) for i in range(model.num_layers)]
     one = 3 * model.embed_dim * moe.expert_dim
-    # Of an expert that a layer does not have, arrays hold zeros and a column of the router.
+    # For an expert a layer lacks, the arrays contain zeros and a column of the router.
     missing = moe.num_experts * len(there) - sum(there)
     total -= missing * (one + model.embed_dim)
     return total, total - (sum(there) - moe.top_k * len(there)) * one
 
 
 def abstract_params(config: Config) -> dict[str, Any]:
-    """The tree of a model's parameters as shapes and dtypes."""
+    """The parameter tree of a model as shapes and dtypes."""
     return unflatten(
         {
             path: jax.ShapeDtypeStruct(shape, np.dtype(np.float32))
@@ -124,7 +124,7 @@ def abstract_params(config: Config) -> dict[str, Any]:
 
 
 def check_shapes(shapes: Mapping[str, Shape], config: Config) -> None:
-    """Refuses parameters that are not those of `config`, naming the first leaf that differs."""
+    """Rejects parameters that do not match `config`, naming the first leaf that differs."""
     expected = leaf_shapes(config)
     for path in sorted(expected.keys() ^ shapes.keys()):
         what = "missing" if path in expected else "not one of this model's"

@@ -1,7 +1,7 @@
-"""The decoder-only transformer: EMO, standard mixture of experts, or dense, by config.
+"""The decoder-only transformer: EMO, standard mixture of experts or dense, depending on the config.
 
 Layers are stacked along a leading axis L and scanned, so that compile time does not grow with
-depth. `emo_jax.model.functions` has it as pure functions of its parameters.
+depth. `emo_jax.model.functions` exposes it as pure functions of its parameters.
 
 Legend: B windows, S tokens, G documents, M domains, L layers, D width, T cached tokens, E experts,
 R routed experts.
@@ -28,7 +28,7 @@ from emo_jax.moe.pools import Pools
 from emo_jax.moe.router import RouterStats, RouterTokens
 from emo_jax.parallel import mesh as mesh_lib
 
-# What is kept for the backward pass, by name; the rest is computed again.
+# What is kept for the backward pass, by name; the rest is recomputed.
 REMAT_KEEPS = {
     "full": (),
     "save_attention": ("projections", "attention"),
@@ -43,7 +43,7 @@ REMAT_KEEPS = {
 
 
 class ForwardInputs(NamedTuple):
-    """What all layers need of the batch besides their input."""
+    """What all layers need from the batch besides their input."""
 
     segment_ids_BS: jax.Array
     positions_BS: jax.Array
@@ -72,14 +72,14 @@ class DecoderLayer(nnx.Module):
     def __call__(
         self, x_BSD: jax.Array, inputs: ForwardInputs, per_layer: PerLayer
     ) -> tuple[jax.Array, RouterStats | None]:
-        """The residual stream (B,S,D) after this layer; statistics are None in a dense one."""
+        """The residual stream (B,S,D) after this layer, and statistics (None in a dense model)."""
         x_BSD, stats, _ = self.with_keys(x_BSD, inputs, per_layer)
         return x_BSD, stats
 
     def with_keys(
         self, x_BSD: jax.Array, inputs: ForwardInputs, per_layer: PerLayer
     ) -> tuple[jax.Array, RouterStats | None, KeysValues]:
-        """The same, with the keys and values of the tokens."""
+        """The same as `__call__`, plus the keys and values of the tokens."""
         x_BSD, keys_values = self.attend(x_BSD, inputs)
         normed_BSD = self.mlp_norm(x_BSD)
         if isinstance(self.mlp, DenseMlp):
@@ -107,10 +107,11 @@ class DecoderLayer(nnx.Module):
         stacked: ExpertWeights | None,
         number: jax.Array,
     ) -> tuple[jax.Array, KeysValues]:
-        """One more token of each row, and its key and value; see `Attention.decode`.
+        """One more token per row, and its key and value; see `Attention.decode`.
 
         Args:
-          stacked, number: experts of all layers and which layer this is; None in a dense model.
+          stacked: experts of all layers; None in a dense model.
+          number: which layer this is.
         """
         attended_B1D, keys_values = self.attention.decode(
             self.attention_norm(x_B1D), cached, seen_BT, inputs.positions_BS
@@ -140,7 +141,7 @@ class Transformer(nnx.Module):
         self.config = config
 
     def there_LR(self) -> np.ndarray | None:
-        """Which routed experts each layer has; None where all have the same number."""
+        """Which routed experts each layer has; None if all have the same number."""
         moe = self.config.moe
         if moe is None or not moe.experts_per_layer:
             return None
@@ -162,16 +163,16 @@ class Transformer(nnx.Module):
 
         Args:
           batch: B windows; labels are not used.
-          pools: of all layers, sizes (L,B,G); None: no pool.
-          keep_LMR: bool, the routed experts that exist for the tokens of each domain; None: all.
-          num_domains: M, to sum router probabilities by domain; 0: they are not.
+          pools: pools of all layers, sizes (L,B,G); None: no pool.
+          keep_LMR: bool, the routed experts available to the tokens of each domain; None: all.
+          num_domains: M, to sum router probabilities by domain; 0: no sums.
           loss_tokens: label tokens of the whole step, for the router's losses.
-          step_load_LR: picks a token of each expert in the whole step, where these windows are a
-            part of it and the load balance is to be the step's.
+          step_load_LR: mean picks of each expert per token over the whole step, if these windows
+            are only part of it and the load-balancing loss is to use the step's counts.
           token_probs: keep the router's probabilities of every token, (L,B,S,R).
         """
         moe, balance_BS = self.config.moe, None
-        if moe is not None and moe.balance_tokens == "labels":  # a token is the label of the last
+        if moe is not None and moe.balance_tokens == "labels":  # a token labels the one before it
             balance_BS = jnp.pad(batch.loss_mask[:, :-1], ((0, 0), (1, 0))) > 0
         router = RouterTokens(
             batch.pool_ids,
@@ -194,12 +195,12 @@ class Transformer(nnx.Module):
         return self.embed(tokens_BS, self.dtype)
 
     def layer(self, number: jax.Array | int) -> DecoderLayer:
-        """One of the layers by itself."""
+        """A single layer."""
         graphdef, stacked = nnx.split(self.layers)
         return nnx.merge(graphdef, jax.tree.map(lambda a: a[number], stacked))
 
     def prefill(self, batch: Batch) -> tuple[jax.Array, KeysValues]:
-        """Hidden states (B,S,D) without a pool, and keys and values (L,B,H,S,h)."""
+        """Hidden states (B,S,D), computed without a pool, and keys and values (L,B,H,S,h)."""
         router = RouterTokens(batch.pool_ids)
         inputs = ForwardInputs(batch.segment_ids, batch.positions, router)
 
@@ -212,18 +213,18 @@ class Transformer(nnx.Module):
     def decode(
         self, tokens_B: jax.Array, positions_B: jax.Array, cached: KeysValues, seen_BT: jax.Array
     ) -> tuple[jax.Array, KeysValues]:
-        """One more token of each row, without a pool: hidden states (B,D), keys and values.
+        """One more token per row, without a pool: hidden states (B,D), keys and values.
 
         Args:
-          tokens_B: int32; below 0: no token, which no routed expert computes.
-          positions_B: of the tokens.
+          tokens_B: int32; below 0 means no token, which no routed expert computes.
+          positions_B: positions of the tokens.
           cached: keys and values (L,B,H,T,h) of earlier tokens.
           seen_BT: bool, which of them a row's token sees.
         """
         ids_B1 = jnp.where(tokens_B < 0, PADDING_ID, 0)[:, None]
         inputs = ForwardInputs(ids_B1, positions_B[:, None], RouterTokens(ids_B1))
 
-        # The scan's own slices of them are not used, so they are not made.
+        # The scan's own slices of the experts are unused, so they are not computed.
         mlp = self.layers.mlp
         stacked = mlp.experts.weights(self.dtype) if isinstance(mlp, MoeMlp) else None
 
@@ -244,7 +245,7 @@ class Transformer(nnx.Module):
         *,
         remat: str = "none",
     ) -> tuple[jax.Array, Any]:
-        """Hidden states before the head, and what `one_layer` gives, stacked over L."""
+        """Hidden states before the head, and the outputs of `one_layer` stacked over L."""
         x_BSD = self.embedded(tokens_BS)
         graphdef, stacked = nnx.split(self.layers)
 

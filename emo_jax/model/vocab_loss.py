@@ -1,9 +1,9 @@
 """Cross-entropy over the vocabulary in chunks: the logits of all tokens never exist at once.
 
-The gradient of each chunk is made while its logits are there, so the backward pass repeats no
-matmul: three vocabulary matmuls in all.
+Each chunk's gradient is computed while its logits exist, so the backward pass repeats no matmul:
+three vocabulary matmuls in all.
 
-Legend: B windows, S tokens, C tokens of a chunk, D width, V vocabulary rows.
+Legend: B windows, S tokens, C tokens per chunk, D width, V vocabulary rows.
 """
 
 from functools import partial
@@ -19,7 +19,7 @@ from emo_jax.parallel.island import Island
 
 
 class VocabLoss(NamedTuple):
-    """Sums over the tokens whose label counts; float32. No gradient flows through these parts."""
+    """Float32 sums over the tokens whose label counts. No gradient flows through them."""
 
     ce_sum: jax.Array  # cross-entropy, nats
     z_sum: jax.Array  # logsumexp²
@@ -35,7 +35,7 @@ def _chunk_logits(x_BCD: jax.Array, kernel_DV: jax.Array, vocab_size: int) -> ja
 
 
 def _chunks(x_BS: jax.Array, num_chunks: int) -> jax.Array:
-    """(B,S,…) -> (chunks,B,C,…): each chunk holds a part of every window, as devices do."""
+    """(B,S,…) -> (chunks,B,C,…): each chunk has a part of every window, as devices do."""
     B, S, *rest = x_BS.shape
     return jnp.moveaxis(x_BS.reshape(B, num_chunks, S // num_chunks, *rest), 1, 0)
 
@@ -57,13 +57,14 @@ def vocab_loss(
 ) -> tuple[jax.Array, VocabLoss]:
     """Σ mask · (cross-entropy + z_weight · logsumexp²) and its parts.
 
-    On a mesh each device takes its own tokens with the whole output matrix; the gradient of that is
-    cut into the stored pieces at once, so that none has it whole during the backward pass.
+    On a mesh each device processes its own tokens with the whole output matrix; the gradient of the
+    matrix is split into the stored pieces at once, so that no device keeps all of it during the
+    backward pass.
 
     Args:
       hidden_BSD: hidden states after the final norm, in the compute dtype.
-      kernel_DV: output matrix as it is stored; columns from `vocab_size` on take no probability.
-      labels_BS: int32; anything where `mask_BS` is 0.
+      kernel_DV: output matrix as stored; columns from `vocab_size` on get no probability.
+      labels_BS: int32; arbitrary where `mask_BS` is 0.
       mask_BS: float32, 1 where the label counts.
       chunk: tokens of a window whose logits exist at once.
     """
@@ -97,14 +98,14 @@ _vocab_loss.defvjp(_fwd, _bwd)
 
 
 def _on_mesh(hidden_BSD, kernel_DV, labels_BS, mask_BS, setting, *, with_grads):
-    """(loss, parts), and the gradients of hidden states and stored kernel, or None."""
+    """(loss, parts), and the gradients of the hidden states and stored kernel, or None."""
     island = Island(setting.mesh)
 
     def local(hidden_BSD, stored_DV, labels_BS, mask_BS):
         kernel_DV = island.whole(stored_DV, HEAD_AXES, hidden_BSD.dtype)
         S = hidden_BSD.shape[1]
         num_chunks = -(-S // setting.chunk)
-        pad = -S % num_chunks  # equal chunks; what is added is masked
+        pad = -S % num_chunks  # makes chunks equal; padding is masked
         hidden_BSD = jnp.pad(hidden_BSD, ((0, 0), (0, pad), (0, 0)))
         labels_BS, mask_BS = (jnp.pad(a, ((0, 0), (0, pad))) for a in (labels_BS, mask_BS))
         parts, grads = _forward(
@@ -117,7 +118,7 @@ def _on_mesh(hidden_BSD, kernel_DV, labels_BS, mask_BS, setting, *, with_grads):
         grad_x_BSD, grad_DV = grads
         axes = mesh_lib.stored_over(HEAD_AXES)[0]
         grad_DV = island.sum(island.sum_scatter(grad_DV, axes, 0), ("replica",))
-        # Tied, so that no layer's backward pass begins while the whole gradient is still there.
+        # Tied, so that no layer's backward pass begins while the whole gradient still exists.
         return parts, jax.lax.optimization_barrier(
             (grad_x_BSD[:, :S], grad_DV.astype(stored_DV.dtype))
         )

@@ -1,1 +1,1 @@
-"""Pools, routing, dispatch, experts and their losses. Pure functions of arrays."""
+"""Pools, routing, dispatch, experts and their losses, as pure functions of arrays."""

@@ -1,13 +1,13 @@
-"""The routed experts of a CPU: a loop over experts, and in it over blocks of their tokens.
+"""Routed experts on a CPU: a loop over experts and, within it, over blocks of their tokens.
 
-XLA:CPU runs a two-dimensional dot of some hundred rows at nearly its full rate, many small batched
-ones at a fraction of it, and its `ragged_dot` is dense. So each block is a few plain dots, and both
-loops are as long as there is work: experts without tokens cost nothing. The routing weight is put
-on the hidden activations, the narrowest place, so that no output row is kept or read again for
-its gradient. What is kept for the backward pass is the input and the hidden projections; the rest
-is gathered again, which is cheaper than to store and load it.
+XLA:CPU runs a two-dimensional dot of a few hundred rows at nearly full speed but many small batched
+dots at a fraction of it, and its `ragged_dot` is dense. So each block is a few plain dots, and both
+loops run only as long as there is work: experts without tokens cost nothing. The routing weight is
+applied to the hidden activations, where an expert is narrowest, so that no output row is kept or
+reread for its gradient. The backward pass keeps the input and the hidden projections; the rest is
+gathered again, which is cheaper than storing and loading it.
 
-Legend: N tokens, K picks, M = N·K rows sorted by expert, m rows of a block, R routed experts, D
+Legend: N tokens, K picks, M = N·K rows sorted by expert, m rows per block, R routed experts, D
 width, F hidden size of an expert, G = 2F (gate and up side by side: one dot of twice the width).
 """
 
@@ -20,7 +20,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from emo_jax.moe.dispatch import Permutation, rows_of
 
-BLOCK_ROWS = 256  # measured: 128 to 640 differ by a tenth, of which 256 and 384 are the best
+BLOCK_ROWS = 256  # measured: 128 to 640 are within a tenth of each other; 256 and 384 are best
 
 
 def routed_swiglu(
@@ -34,10 +34,10 @@ def routed_swiglu(
     """(N,D): Σ_k weight · expert(x) over the routed picks, in the dtype of `x_ND`.
 
     Args:
-      x_ND: tokens, in the compute dtype, as the expert weights.
-      weights_NK: float32 routing weights; 0 where a pick is no expert.
+      x_ND: tokens, in the compute dtype, like the expert weights.
+      weights_NK: float32 routing weights; 0 where a pick has no expert.
       perm: `sort_by_expert` of the picks.
-      gate_EDF, up_EDF, down_EFD: may hold more experts than there are groups (the shared ones,
+      gate_EDF, up_EDF, down_EFD: may contain more experts than there are groups (the shared ones,
         last): those get a zero gradient here.
     """
     return _routed(x_ND, weights_NK, gate_EDF, up_EDF, down_EFD, perm)
@@ -59,30 +59,30 @@ def _put_expert(w_EDF: jax.Array, w_DF: jax.Array, expert: jax.Array) -> jax.Arr
 
 
 class _Experts:
-    """Which rows are whose. The last block of an expert overruns into the next one's rows.
+    """Maps experts to their rows. An expert's last block overruns into the next expert's rows.
 
-    What is written there is written again by the next expert, whose turn comes later; behind the
-    last row there is a spare block. Where sums are taken, foreign rows are masked out.
+    What it writes there is overwritten by the next expert, which runs later; a spare block follows
+    the last row. Sums mask out other experts' rows.
     """
 
     def __init__(self, perm: Permutation):
         (M,) = perm.token_M.shape
         self.sizes_R = perm.group_sizes_R
         self.rows = min(BLOCK_ROWS, M)
-        # Sorted so that those with tokens come first: the outer loop ends with the last of them.
+        # Experts with tokens sort first: the outer loop ends after the last of them.
         self._order_R = jnp.argsort(self.sizes_R == 0, stable=True)
         self._count = (self.sizes_R > 0).sum()
         self._starts_R = jnp.cumsum(self.sizes_R) - self.sizes_R
         spare = (0, self.rows)
-        self.token_M = jnp.pad(perm.token_M, spare)  # of token 0: finite, and never used
+        self.token_M = jnp.pad(perm.token_M, spare)  # padded with token 0: finite, never used
         self.num_rows = M + self.rows
 
     def loop(self, body, carry):
-        """carry = body(expert, carry) for every expert that has rows."""
+        """Runs carry = body(expert, carry) for every expert that has rows."""
         return lax.fori_loop(0, self._count, lambda i, c: body(self._order_R[i], c), carry)
 
     def blocks(self, expert, body, carry):
-        """carry = body(first row, which of the block's rows are this expert's (m,1), carry)."""
+        """Runs carry = body(first row, mask (m,1) of this expert's rows, carry) for each block."""
         size, first = self.sizes_R[expert], self._starts_R[expert]
 
         def block(j, carry):
@@ -93,7 +93,7 @@ class _Experts:
 
 
 def _weight_rows(weights_NK: jax.Array, perm: Permutation, spare: int) -> jax.Array:
-    """(M+spare,1): weight of each sorted row."""
+    """(M+spare,1): the weight of each sorted row."""
     return jnp.pad(weights_NK.reshape(-1)[perm.pick_M], (0, spare))[:, None]
 
 
@@ -145,7 +145,7 @@ def _routed_bwd(residuals, grad_ND):
 
         def block(start, own_m1, carry):
             dx_MD, dweight_M1, dgate_up_DG, ddown_FD = carry
-            # Rows of other experts are zeroed once, here: every gradient below is then zero too.
+            # Other experts' rows are zeroed once, here, which zeroes every gradient below too.
             grad_mD = jnp.where(own_m1, _take(grad_MD, start, of.rows), 0)
             hidden_mG = _take(hidden_MG, start, of.rows).astype(jnp.float32)
             weight_m1 = _take(weight_M1, start, of.rows)
@@ -168,7 +168,7 @@ def _routed_bwd(residuals, grad_ND):
                 ddown_FD + _dot(weighted_mF.T, grad_mD),
             )
 
-        # Weight gradients gather many blocks: summed in float32, then cast to the weights' dtype.
+        # Weight gradients sum over many blocks: in float32, then cast to the weights' dtype.
         zeros = jnp.zeros((D, 2 * F), jnp.float32), jnp.zeros((F, D), jnp.float32)
         dx_MD, dweight_M1, dgate_up_DG, ddown_FD = of.blocks(e, block, (dx_MD, dweight_M1, *zeros))
         dgate_up_DG = dgate_up_DG.astype(dtype)

@@ -1,6 +1,6 @@
-"""Tokens to the rows of their experts and back. Gathers both ways: no float is ever scattered.
+"""Moves tokens to the rows of their experts and back by gathers; no float is ever scattered.
 
-A gather's own transpose is a scatter-add, which is slow on every back end and not deterministic on
+The transpose of a gather is a scatter-add, which is slow on every back end and nondeterministic on
 some. Sorting is a permutation, so its transpose is the inverse gather, written here by hand.
 
 Legend: N tokens, K picks, M rows sorted by expert (at most N·K), R experts, D width.
@@ -15,23 +15,23 @@ NO_ROW = 2**31 - 1  # beyond the end of any buffer of rows
 
 
 class Permutation(NamedTuple):
-    """Order in which the (token, pick) pairs stand by expert."""
+    """The order of the (token, pick) pairs, sorted by expert."""
 
     token_M: jax.Array  # int32, token of sorted row m
     pick_M: jax.Array  # int32, n·K + k of sorted row m
     row_NK: jax.Array  # int32, sorted row of pick k of token n, or NO_ROW
-    group_sizes_R: jax.Array  # int32, rows of each expert; what stands behind them is nobody's
-    dropped: jax.Array  # int32, picks of experts that have no row, as the rows were too few
+    group_sizes_R: jax.Array  # int32, rows of each expert; the rows after them are unused
+    dropped: jax.Array  # int32, picks of experts that got no row because there were too few
 
 
 def sort_by_expert(
     indices_NK: jax.Array, num_experts: int, max_rows: int | None = None
 ) -> Permutation:
-    """Groups picks by expert, tokens in order within an expert.
+    """Groups picks by expert, with tokens in order within an expert.
 
     Args:
-      indices_NK: expert of each pick; `num_experts`: none, it has no row.
-      max_rows: M, where it is to be less than N·K. What is over it, the last experts' last tokens,
+      indices_NK: expert of each pick; `num_experts` means none, and gets no row.
+      max_rows: M, if it is to be less than N·K. The excess, which is the last experts' last tokens,
         is dropped.
     """
     N, K = indices_NK.shape
@@ -51,7 +51,7 @@ def sort_by_expert(
 
 
 def rows_of(y_MD: jax.Array, row_NK: jax.Array) -> jax.Array:
-    """(N,K,D): the row of every pick, zero where it has none, whatever stands in unused rows."""
+    """(N,K,D): the row of every pick, or zero if it has none, whatever unused rows contain."""
     return y_MD.at[row_NK].get(mode="fill", fill_value=0)
 
 
@@ -91,13 +91,13 @@ sum_rows.defvjp(_sum_fwd, _sum_bwd)
 
 
 def rows_of_picks(weights_NK: jax.Array, perm: Permutation) -> jax.Array:
-    """(M,): the weight of every sorted row. Nobody's rows get some token's, which is never used."""
+    """(M,): the weight of every sorted row. Unused rows get some token's, which is never used."""
     return gather_picks(weights_NK.reshape(-1, 1), perm)[:, 0]
 
 
 @jax.custom_vjp
 def gather_picks(values_P1: jax.Array, perm: Permutation) -> jax.Array:
-    """(M,1) from (N·K,1): of the pick of every sorted row."""
+    """(M,1) from (N·K,1): the value of every sorted row's pick."""
     return values_P1[perm.pick_M]
 
 

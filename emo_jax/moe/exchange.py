@@ -1,10 +1,11 @@
-"""Rows to the devices that hold their experts, and back, by `ragged_all_to_all`.
+"""Sends rows to the devices that hold their experts, and back, by `ragged_all_to_all`.
 
-Each device sends every other one the rows of its experts and nothing else. All devices know who
-sends how many to whom: one all-gather of the counts. With a bound on what a device receives, the
-rows over it are not sent; they count as dropped and come back as zeros.
+Each device sends every other device the rows of that device's experts and nothing else. One
+all-gather of the counts tells all devices who sends how many rows to whom. If the rows a device
+receives are bounded, those over the bound are not sent; they count as dropped and come back as
+zeros.
 
-Legend: M rows that this device sends, C rows that it has room to receive, P devices of the
+Legend: M rows that this device sends, C rows that it has room to receive, P devices on the
 `expert` axis, Q experts on each of them, E = P·Q, D width.
 """
 
@@ -18,36 +19,36 @@ AXIS = "expert"
 
 
 class Plan(NamedTuple):
-    """Who sends how many rows to whom, as `lax.ragged_all_to_all` wants it on this device."""
+    """Who sends how many rows to whom, as this device passes it to `lax.ragged_all_to_all`."""
 
     send_from_P: jax.Array  # int32, first row here for each device
     send_sizes_P: jax.Array
-    send_to_P: jax.Array  # where they begin there
+    send_to_P: jax.Array  # where they begin on the receiver
     receive_from_P: jax.Array  # first row here of what each device sends
     receive_sizes_P: jax.Array
-    back_to_P: jax.Array  # where what it sent begins there
-    experts_C: jax.Array  # int32, expert of each received row, of the Q here; Q: no row
+    back_to_P: jax.Array  # where those rows begin on the device that sent them
+    experts_C: jax.Array  # int32, expert of each received row, among the Q here; Q: no row
     dropped: jax.Array  # int32, rows of this device that are not sent
 
 
 def plan(counts_E: jax.Array, counts_PE: jax.Array, me: jax.Array, room: int) -> Plan:
-    """Works out the exchange.
+    """Plans the exchange.
 
     Args:
-      counts_E: int32, rows for each expert, which stand in their order.
-      counts_PE: those of all devices.
+      counts_E: int32, rows for each expert; rows are in the order of the experts.
+      counts_PE: the same for all devices.
       me: index of this device.
       room: C.
     """
     P, E = counts_PE.shape
     Q = E // P
     wanted_PP = counts_PE.reshape(P, P, Q).sum(axis=-1, dtype=jnp.int32)  # [sender, receiver]
-    starts_PP = _before(wanted_PP, axis=0)  # rows that stand before a sender's at a receiver
+    starts_PP = _before(wanted_PP, axis=0)  # rows that precede a sender's on a receiver
     ends_PP = jnp.minimum(starts_PP + wanted_PP, room)
     starts_PP = jnp.minimum(starts_PP, room)
     sizes_PP = ends_PP - starts_PP
     send_from_PP = _before(wanted_PP, axis=1)
-    # Runs of equal experts among the received rows: of each sender, cut where its rows are.
+    # Runs of equal experts among the received rows: for each sender, cut where its rows end.
     mine_PQ = lax.dynamic_slice_in_dim(counts_PE, me * Q, Q, axis=1)
     first_PQ = jnp.minimum(starts_PP[:, me, None] + _before(mine_PQ, axis=1), ends_PP[:, me, None])
     runs = jnp.diff(first_PQ.reshape(-1), append=ends_PP[-1, me])
@@ -67,17 +68,17 @@ def plan(counts_E: jax.Array, counts_PE: jax.Array, me: jax.Array, room: int) ->
 
 
 def _before(counts: jax.Array, axis: int) -> jax.Array:
-    """Sum of what stands before each entry."""
+    """Exclusive cumulative sum."""
     return jnp.cumsum(counts, axis=axis, dtype=jnp.int32) - counts
 
 
-# What moves the rows: the tests put something else here, since XLA:CPU does not have it.
+# What moves the rows: the tests replace it, since XLA:CPU does not have it.
 ragged_all_to_all = lax.ragged_all_to_all
 
 
 @jax.custom_vjp
 def send(rows_MD: jax.Array, p: Plan) -> jax.Array:
-    """(C,D): the rows that this device receives, zeros behind them."""
+    """(C,D): the rows that this device receives, followed by zeros."""
     room = p.experts_C.shape[0]
     empty_CD = jnp.zeros((room, *rows_MD.shape[1:]), rows_MD.dtype)
     return ragged_all_to_all(
@@ -92,7 +93,7 @@ def send(rows_MD: jax.Array, p: Plan) -> jax.Array:
 
 
 def give_back(rows_CD: jax.Array, p: Plan, num_rows: int) -> jax.Array:
-    """(M,D): every row where it came from, zeros for those that were not sent."""
+    """(M,D): every row back at its origin, zeros for those that were not sent."""
     return _give_back(rows_CD, p, jnp.zeros((num_rows, 0), jnp.float32))
 
 

@@ -1,13 +1,13 @@
 """The expert computation: `experts(x, routing, weights)`, dropless, on one device or many.
 
-On a mesh it is an island (`parallel/island.py`). Axis `expert` holds different experts on different
-devices: either each device gathers the tokens of all of them, computes what its own experts make of
-these, and the results are summed where the tokens came from (`all_gather`); or tokens travel to
-their experts and back (`ragged_all_to_all`, `exchange.py`). Axis `tensor` cuts the hidden size of
+On a mesh it is an island (`parallel/island.py`). Axis `expert` places different experts on
+different devices: either each device gathers the tokens of the whole axis, applies its own experts
+to them, and the results are summed back on the tokens' devices (`all_gather`); or tokens travel to
+their experts and back (`ragged_all_to_all`, `exchange.py`). Axis `tensor` splits the hidden size of
 every expert. Axes that only store weights (`fsdp`, `context`) gather them.
 
 Legend: B windows, S tokens, N = B·S on a device, D width, E experts (shared ones last), R routed,
-s shared, K picks, F hidden size of an expert, P devices of the `expert` axis, Q experts on each.
+s shared, K picks, F hidden size of an expert, P devices on the `expert` axis, Q experts on each.
 """
 
 import math
@@ -38,10 +38,10 @@ class ExpertWeights(NamedTuple):
 
 
 def pick_backend(name: str, mesh: Mesh | None = None) -> str:
-    """What `auto` stands for on the mesh's devices.
+    """Resolves `auto` for the mesh's devices.
 
     Raises:
-      ConfigError: the kernel asked for is not of these devices.
+      ConfigError: the requested kernel does not run on these devices.
     """
     platform = mesh_lib.platform(mesh)
     if name == "auto":
@@ -55,12 +55,12 @@ def pick_backend(name: str, mesh: Mesh | None = None) -> str:
 
 
 def pick_dispatch(name: str, mesh: Mesh | None) -> str:
-    """What `auto` stands for: XLA has `ragged_all_to_all` on GPUs and on TPUs but v5e.
+    """Resolves `auto`: XLA has `ragged_all_to_all` on GPUs and on TPUs other than v5e.
 
-    XLA:CPU does not know the operation; for v5e the compiler says "limited ICI routing".
+    XLA:CPU lacks the operation; for v5e the compiler says "limited ICI routing".
 
     Raises:
-      ConfigError: it is asked for, and the devices are CPUs.
+      ConfigError: `ragged_all_to_all` is requested and the devices are CPUs.
     """
     cpu = mesh_lib.platform(mesh) == "cpu"
     if name == "ragged_all_to_all" and cpu and exchange.ragged_all_to_all is lax.ragged_all_to_all:
@@ -83,22 +83,22 @@ def experts(
     mesh: Mesh | None = None,
     with_shared: bool = True,
 ) -> tuple[jax.Array, jax.Array]:
-    """Σ over the routed picks of weight · expert(x), plus every shared expert of x.
+    """Σ over the routed picks of weight · expert(x), plus the output of every shared expert.
 
     Args:
       x_BSD: tokens in the compute dtype.
-      weights: as they are stored, in any float dtype.
-      with_shared: False leaves the shared experts out.
-      config: `moe.dispatch` and `moe.receive_factor` matter where `mesh.expert` is above 1.
+      weights: as stored, in any float dtype.
+      with_shared: False omits the shared experts.
+      config: `moe.dispatch` and `moe.receive_factor` matter when `mesh.expert` is above 1.
 
     Returns:
-      The sums (B,S,D), and how many picks were dropped: float32 scalar, 0 without a
+      The sums (B,S,D), and the number of dropped picks: float32 scalar, 0 without a
       `receive_factor`.
     """
     island = Island(mesh)
     local = _Local(config, island, pick_backend(config.backend, mesh), with_shared).__call__
     tokens: Any = mesh_lib.windows_spec(1)
-    gate_up: Any = mesh_lib.spec(GATE_UP_AXES)  # specs stand where the arrays will
+    gate_up: Any = mesh_lib.spec(GATE_UP_AXES)  # specs take the places of the arrays
     down: Any = mesh_lib.spec(DOWN_AXES)
     out_BSD, dropped = island.run(
         local,
@@ -109,7 +109,7 @@ def experts(
 
 
 class _Local(NamedTuple):
-    """What one device does; calling it is the computation on its piece."""
+    """What one device computes; call it with the device's own pieces."""
 
     config: MoeConfig
     island: Island
@@ -121,7 +121,7 @@ class _Local(NamedTuple):
     ) -> tuple[jax.Array, jax.Array]:
         island, s = self.island, self.config.num_shared_experts
         dtype = x_BSD.dtype
-        # Devices that share the hidden size see the same tokens, and sum what they make of them.
+        # Devices that split the hidden size see the same tokens and sum their outputs.
         gathered = [island.gather(a, ("tensor",), 1) for a in (x_BSD, *routing)]
         x_BSD, weights_BSK, indices_BSK = gathered
         B, S, D = x_BSD.shape
@@ -133,8 +133,8 @@ class _Local(NamedTuple):
         if parts == 1:
             out_ND, dropped = self._all_routed(x_ND, weights_NK, indices_NK, held, reduces)
         else:
-            # Each part is computed again in the backward pass: else what all parts keep for it
-            # would be there at once, which is what parts are to avoid.
+            # Each part is recomputed in the backward pass: otherwise the residuals of all parts
+            # would exist at once, which is what parts are meant to avoid.
             body = jax.checkpoint(
                 lambda x, w, i: self._all_routed(x, w, i, held, reduces), prevent_cse=False
             )
@@ -150,10 +150,10 @@ class _Local(NamedTuple):
         return out_BSD, dropped.astype(jnp.float32).reshape(1) / island.size("tensor")
 
     def _hold(self, weights: ExpertWeights, dtype, *, in_loop: bool) -> list[tuple[Held, Reduce]]:
-        """The weights gathered. For kernels the third has the form of the other two.
+        """The gathered weights. For kernels the third has the shape of the other two.
 
-        Gathered along its last dimension it would be laid out anew for the kernel, and its gradient
-        too: a copy of a layer's experts each.
+        If it were gathered along its last dimension, it and its gradient would each be laid out
+        again for the kernel: a copy of a layer's experts each time.
         """
         axes = (GATE_UP_AXES, GATE_UP_AXES, DOWN_AXES)
         if self.backend != "blocked":
@@ -174,24 +174,24 @@ class _Local(NamedTuple):
                 weights_NK,
                 perm,
                 held,
-                reduces[0],  # of equal form, they are reduced alike
+                reduces[0],  # all have the same shape and are reduced alike
                 backend=self.backend,
                 platform=mesh_lib.platform(self.island.mesh),
             )
 
     def _parts(self, num_tokens: int) -> int:
-        """How many parts of the tokens go to the experts one after the other."""
+        """Number of parts in which the tokens go to the experts, one after the other."""
         if self.island.size("expert") == 1:
             return 1
         wanted = self.config.token_parts or self.island.size("expert")
-        # Equal parts, so perhaps a few more than wanted: fewer would take more memory.
+        # Parts are equal, so perhaps a few more than requested: fewer would take more memory.
         numbers = range(wanted, min(2 * wanted, num_tokens + 1))
         return next((n for n in numbers if num_tokens % n == 0), math.gcd(num_tokens, wanted))
 
     def _all_routed(
         self, x_ND, weights_NK, indices_NK, held, reduces
     ) -> tuple[jax.Array, jax.Array]:
-        """What all routed experts make of some of this device's tokens; how many are dropped."""
+        """Output of all routed experts for some of this device's tokens, and the dropped picks."""
         if self.island.size("expert") == 1:
             return self._own(x_ND, weights_NK, indices_NK, held, reduces)
         if pick_dispatch(self.config.dispatch, self.island.mesh) == "all_gather":
@@ -199,13 +199,13 @@ class _Local(NamedTuple):
         return self._by_exchange(x_ND, weights_NK, indices_NK, held, reduces)
 
     def _own(self, x_ND, weights_NK, indices_NK, held, reduces) -> tuple[jax.Array, jax.Array]:
-        """Every device has all experts."""
+        """The case where every device has all experts."""
         with jax.named_scope("dispatch"):
             perm = dispatch.sort_by_expert(indices_NK, self.config.num_routed_experts)
         return self._routed(x_ND, weights_NK, perm, held, reduces), perm.dropped
 
     def _room(self, num_picks: int) -> int:
-        """Rows that a device has for the picks of the `expert` axis, of which it sends so many."""
+        """Rows a device has for picks from the `expert` axis; `num_picks` are those it sends."""
         most = num_picks * self.island.size("expert")
         factor = self.config.receive_factor
         return min(most, math.ceil(num_picks * factor)) if factor else most
@@ -215,13 +215,13 @@ class _Local(NamedTuple):
     ) -> tuple[jax.Array, jax.Array]:
         island, Q = self.island, held[0].weight.shape[0]
         with jax.named_scope("dispatch"):
-            # Of all devices of the axis: P·N tokens.
+            # From all devices of the axis: P·N tokens.
             x_ND, weights_NK, all_NK = (
                 island.gather(a, ("expert",), 0) for a in (x_ND, weights_NK, indices_NK)
             )
             mine_NK = all_NK - island.index("expert") * Q
-            # Padding has the index R, which no routed expert on any device has; on the last device
-            # it is a shared expert's place.
+            # Padding has index R, which is no routed expert's on any device; on the last device it
+            # is a shared expert's place.
             is_mine = (mine_NK >= 0) & (mine_NK < Q) & (all_NK < self.config.num_routed_experts)
             perm = dispatch.sort_by_expert(
                 jnp.where(is_mine, mine_NK, Q), Q, self._room(indices_NK.size)
@@ -245,7 +245,7 @@ class _Local(NamedTuple):
             weights_M1 = dispatch.gather_picks(weights_NK.reshape(-1, 1), perm)
             rows_CD = exchange.send(rows_MD, plan)
             weights_C1 = exchange.send(weights_M1, plan)
-            # What was received stands by sender; each row is a token with one pick.
+            # Received rows are ordered by sender; each row is a token with one pick.
             received = dispatch.sort_by_expert(plan.experts_C[:, None], Q)
         out_CD = self._routed(rows_CD, weights_C1, received, held, reduces)
         with jax.named_scope("dispatch"):
@@ -253,7 +253,7 @@ class _Local(NamedTuple):
             return dispatch.sum_rows(back_MD, perm), plan.dropped
 
     def _shared(self, x_ND: jax.Array, weights: ExpertWeights, number: int) -> jax.Array:
-        """Output of shared expert `number`, one of the last, which the last devices hold."""
+        """Output of shared expert `number`; shared experts come last, on the last devices."""
         island, Q = self.island, weights.gate_EDF.shape[0]
         e = self.config.num_routed_experts + number
 

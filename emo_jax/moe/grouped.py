@@ -1,14 +1,14 @@
-"""The routed experts of an accelerator: SwiGLU as grouped matmuls of libraries, gradient and all.
+"""Routed experts on an accelerator: SwiGLU by library grouped matmuls, gradient included.
 
-Rows stand sorted by expert, and a kernel multiplies the rows of each with its weights. As in
-`blocked.py` the routing weight is put on the hidden activations, where an expert is narrowest, so
-that no output row is kept for the gradient; what is kept are the hidden projections.
+Rows are sorted by expert, and a kernel multiplies each expert's rows by its weights. As in
+`blocked.py`, the routing weight is applied to the hidden activations, where an expert is narrowest,
+so that no output row is kept for the gradient; only the hidden projections are.
 
-Kernels leave rows that are nobody's as the memory was, NaN perhaps. No pick asks for them, and they
-are zeroed wherever they are read anyway: tokamax's kernel for Hopper makes sums over rows by a
-product with 0 of the others, so that one NaN would reach the last expert's gradient.
+Kernels leave unused rows uninitialised, so they may be NaN. No pick reads them, and they are zeroed
+wherever they are read anyway: tokamax's Hopper kernel sums over an expert's rows by multiplying the
+others by 0, so that one NaN would reach the last expert's gradient.
 
-Legend: N tokens, K picks, M rows sorted by expert, R routed experts, E experts of the weights
+Legend: N tokens, K picks, M rows sorted by expert, R routed experts, E experts in the weights
 (shared ones last), D width, F hidden size of an expert; I and O: D and F, or F and D.
 """
 
@@ -43,11 +43,11 @@ def swiglu(gate: jax.Array, up: jax.Array) -> jax.Array:
 
 @functools.cache
 def default_backend(platform: str, device_kind: str = "") -> str:
-    """What `moe.backend = auto` stands for: never a dense form without a line in the log.
+    """Resolves `moe.backend = auto`: never a dense form without a warning in the log.
 
     Args:
-      platform: `cpu`, `gpu` or `tpu`, of the devices that the step is compiled for.
-      device_kind: as their driver names them; for the message.
+      platform: `cpu`, `gpu` or `tpu`: the devices that the step is compiled for.
+      device_kind: their name according to the driver; for the message.
     """
     if platform == "cpu":
         return "blocked"
@@ -79,17 +79,18 @@ def routed_swiglu(
 ) -> jax.Array:
     """(N,D): Σ_k weight · expert(x) over the picks that have a row, in the dtype of `x_ND`.
 
-    The same as `blocked.routed_swiglu`. Sums over D, F and an expert's rows are in float32.
+    Computes the same as `blocked.routed_swiglu`. Sums over D, F and an expert's rows are in
+    float32.
 
     Args:
-      held: gate, up and down, each (E,D,F), of `Island.hold`.
-      reduce: of the same.
+      held: gate, up and down, each (E,D,F), from `Island.hold`.
+      reduce: from the same.
       backend: `ragged_dot`, `tokamax` or `megablox`.
-      platform: of the devices this is compiled for; on a `cpu` TPU kernels are interpreted (tests).
+      platform: the devices this is compiled for; on `cpu`, TPU kernels are interpreted (tests).
     """
     shared = held[0].weight.shape[0] - perm.group_sizes_R.shape[0]
-    # A shared expert is one without rows: no slice of the weights is copied for the kernels, which
-    # write its zero gradient too.
+    # Shared experts are passed as experts without rows: no slice of the weights is copied for the
+    # kernels, which also write their zero gradients.
     sizes_E = jnp.pad(perm.group_sizes_R, (0, shared))
     (M,) = perm.token_M.shape
     tile = row_tile(M, perm.group_sizes_R.shape[0]) if backend in KERNELS else 1
@@ -100,10 +101,10 @@ def routed_swiglu(
 
 
 class _Order(NamedTuple):
-    """A `Permutation` whose unused rows ask for nothing, M a multiple of the kernel's tile."""
+    """A `Permutation` whose unused rows read no pick, with M a multiple of the kernel's tile."""
 
-    token_M: jax.Array  # of some token that has a pick where the row is nobody's
-    pick_M: jax.Array  # beyond the last pick there
+    token_M: jax.Array  # some token that has a pick, where the row is unused
+    pick_M: jax.Array  # beyond the last pick, where the row is unused
     row_NK: jax.Array
     sizes_E: jax.Array
 
@@ -113,29 +114,29 @@ def _order(perm: Permutation, sizes_E: jax.Array, pad: int) -> _Order:
     used_M = jnp.arange(perm.token_M.shape[0] + pad) < num_rows
     token_M = jnp.where(used_M, jnp.pad(perm.token_M, (0, pad)), perm.token_M[0])
     pick_M = jnp.where(used_M, jnp.pad(perm.pick_M, (0, pad)), perm.row_NK.size)
-    # A row behind the last expert's is no row, also where the padding above has made one of it.
+    # A row after the last expert's is no row, even where the padding above created it.
     row_NK = jnp.where(perm.row_NK < num_rows, perm.row_NK, used_M.shape[0])
     return _Order(token_M, pick_M, row_NK, sizes_E)
 
 
 def _rows(x_ND: jax.Array, order: _Order) -> jax.Array:
-    """(M,D): the token of every row, and some token where it is nobody's: zeros would be a copy."""
+    """(M,D): the token of every row; some token where it is unused, as zeros would cost a copy."""
     return x_ND[order.token_M]
 
 
 def _weight_rows(weights_NK: jax.Array, order: _Order) -> jax.Array:
-    """(M,1): the routing weight of every row, zero where it is nobody's."""
+    """(M,1): the routing weight of every row, zero where it is unused."""
     return rows_of(weights_NK.reshape(-1, 1), order.pick_M)
 
 
 def _clean(x_MF: jax.Array, order: _Order) -> jax.Array:
-    """In float32, zero where a row is nobody's."""
+    """The rows in float32, zero where unused."""
     used_M = order.pick_M < order.row_NK.size
     return jnp.where(used_M[:, None], x_MF.astype(jnp.float32), 0)
 
 
 def _sum_picks(order: _Order, *parts_MD: jax.Array) -> jax.Array:
-    """(N,D): the rows of each token's picks, of every part, added in float32."""
+    """(N,D): the rows of each token's picks, summed over the picks and the parts in float32."""
     sums_ND = [rows_of(part, order.row_NK).sum(axis=1, dtype=jnp.float32) for part in parts_MD]
     return functools.reduce(jnp.add, sums_ND).astype(parts_MD[0].dtype)
 
@@ -148,7 +149,7 @@ def _routed(matmuls, reduce, x_ND, weights_NK, weights, anchors, order):
 def _routed_fwd(matmuls, reduce, x_ND, weights_NK, weights, anchors, order):
     gate_EDF, up_EDF, down_EDF = weights
     x_MD = _rows(x_ND, order)
-    # Two products, not one with gate and up side by side: that would copy all weights.
+    # Two products instead of one with gate and up side by side, which would copy all weights.
     gate_MF = checkpoint_name(matmuls.rows(x_MD, gate_EDF, order.sizes_E), "expert_hidden")
     up_MF = checkpoint_name(matmuls.rows(x_MD, up_EDF, order.sizes_E), "expert_hidden")
     act_MF = swiglu(_clean(gate_MF, order), _clean(up_MF, order))
@@ -177,13 +178,13 @@ def _routed_bwd(matmuls, reduce, kept, grad_ND):
         matmuls.rows_transposed(dgate_MF, gate_EDF, sizes_E),
         matmuls.rows_transposed(dup_MF, up_EDF, sizes_E),
     )
-    # The gradients of a layer's experts are as large as they are: these are done with before.
+    # A layer's expert gradients are as large as its experts: finish with these arrays first.
     tied = lax.optimization_barrier((dx_ND, x_MD, grad_MD, weighted_MF, dgate_MF, dup_MF))
     dx_ND, x_MD, grad_MD, weighted_MF, dgate_MF, dup_MF = tied
     return (
         dx_ND,
         rows_of(dweight_M1, order.row_NK)[..., 0].astype(weights_NK.dtype),
-        tuple(jnp.zeros_like(w) for w in (gate_EDF, up_EDF, down_EDF)),  # all is the anchors'
+        tuple(jnp.zeros_like(w) for w in (gate_EDF, up_EDF, down_EDF)),  # the anchors get it all
         (
             reduce(matmuls.weights(x_MD, dgate_MF, sizes_E)),
             reduce(matmuls.weights(x_MD, dup_MF, sizes_E)),
@@ -196,11 +197,11 @@ def _routed_bwd(matmuls, reduce, kept, grad_ND):
 _routed.defvjp(_routed_fwd, _routed_bwd)
 
 
-# --- the grouped matmuls of each library -------------------------------------------------------
+# --- grouped matmuls of each library -----------------------------------------------------------
 
 
 def grouped_matmuls(backend: str, platform: str, rows_a_step: int = 1) -> "Matmuls":
-    """The three products of a back end; `rows_a_step` are those of a TPU kernel's tile."""
+    """The three products of a back end; `rows_a_step` is the row tile of a TPU kernel."""
     if backend not in BACKENDS:
         raise UsageError(f"moe.backend = {backend!r} is no grouped matmul: use one of {BACKENDS}")
     if backend == "ragged_dot":
@@ -224,7 +225,7 @@ def _tokamax(platform: str):
 def _dims(
     lhs_contracts: int, rhs_contracts: int, groups: list[int]
 ) -> lax.RaggedDotDimensionNumbers:
-    """Rows are the first dimension of the left side, and `groups` is the experts' of the right."""
+    """Rows are the left side's first dimension; `groups` is the right side's expert dimension."""
     return lax.RaggedDotDimensionNumbers(
         dot_dimension_numbers=(([lhs_contracts], [rhs_contracts]), ([], [])),
         lhs_ragged_dimensions=[0],
@@ -236,7 +237,7 @@ ROWS, ROWS_TRANSPOSED, WEIGHTS = _dims(1, 1, [0]), _dims(1, 2, [0]), _dims(0, 0,
 
 
 class Matmuls:
-    """Products of sorted rows with their experts' weights, and of rows with rows per expert.
+    """Products of sorted rows with their experts' weights, and of rows with rows, per expert.
 
     Sums are in float32; results have the dtype of the first argument.
     """
@@ -246,11 +247,11 @@ class Matmuls:
         return self._dot(x_MI, w_EIO, sizes_E, ROWS)
 
     def rows_transposed(self, y_MO: jax.Array, w_EIO: jax.Array, sizes_E: jax.Array) -> jax.Array:
-        """(M,I): each row times its expert's weights, transposed."""
+        """(M,I): each row times its expert's transposed weights."""
         return self._dot(y_MO, w_EIO, sizes_E, ROWS_TRANSPOSED)
 
     def weights(self, x_MI: jax.Array, y_MO: jax.Array, sizes_E: jax.Array) -> jax.Array:
-        """(E,I,O): the sum over an expert's rows of their outer products; 0 where it has none."""
+        """(E,I,O): the sum of the outer products of an expert's rows; 0 if it has none."""
         return self._dot(x_MI, y_MO, sizes_E, WEIGHTS)
 
     def _dot(self, x, y, sizes_E, dims) -> jax.Array:
@@ -259,7 +260,7 @@ class Matmuls:
 
 @dataclass(frozen=True)
 class RaggedDot(Matmuls):
-    """XLA's own. Dense on CPUs and, with libtpu 0.0.52, 127 experts' work on a v5e."""
+    """XLA's own. Dense on CPUs; on a v5e, with libtpu 0.0.52, it does the work of 127 experts."""
 
     def _dot(self, x, y, sizes_E, dims):
         out = lax.ragged_dot_general(x, y, sizes_E, dims, preferred_element_type=jnp.float32)
@@ -268,7 +269,7 @@ class RaggedDot(Matmuls):
 
 @dataclass(frozen=True)
 class TokamaxGpu(Matmuls):
-    """tokamax on a GPU: Mosaic kernels from Hopper on, Triton before. It chooses the tiles."""
+    """tokamax on a GPU: Mosaic kernels from Hopper on, Triton before. tokamax picks the tiles."""
 
     def _dot(self, x, y, sizes_E, dims):
         try:
@@ -280,7 +281,7 @@ class TokamaxGpu(Matmuls):
                 preferred_element_type=x.dtype,
                 implementation=("mosaic", "triton"),  # never "xla", which may be dense
             )
-        except (ExceptionGroup, ValueError) as error:  # 0.0.17 wants jax-triton for the second
+        except (ExceptionGroup, ValueError) as error:  # 0.0.17 needs jax-triton for the second
             causes = getattr(error, "exceptions", [error])
             raise UsageError(
                 f"tokamax has no grouped matmul for this GPU and {x.dtype} arrays {x.shape}, "
@@ -290,20 +291,20 @@ class TokamaxGpu(Matmuls):
 
 
 def row_tile(num_rows: int, num_experts: int) -> int:
-    """Rows of a kernel's step: a power of two, 128 to 512, at most half an expert's mean.
+    """Rows per kernel step: a power of two from 128 to 512, at most half the mean per expert.
 
-    A tile with rows of two experts is computed for each of them, so that with these at most half
-    as many again are computed as there are; fewer, larger tiles would load weights less often.
-    Reasoned, not measured.
+    A tile with rows of two experts is computed once for each, so this bounds the extra rows
+    computed to half of the total; fewer, larger tiles would load weights less often. Reasoned, not
+    measured.
     """
     half = num_rows // (2 * max(num_experts, 1))
     return next((tile for tile in (512, 256) if tile <= half), 128)
 
 
 def side_tile(size: int, limit: int) -> int:
-    """The largest part of `size` up to `limit` that divides it and is a multiple of 128, or all.
+    """The largest multiple of 128 up to `limit` that divides `size`, or `size` itself.
 
-    Never a remainder: with one, megablox was seen to give wrong results (MaxText issue 1183).
+    There is never a remainder: with one, megablox has given wrong results (MaxText issue 1183).
     """
     fitting = (tile for tile in range(limit, 0, -128) if size % tile == 0)
     return next(fitting, size) if size > limit else size
@@ -311,12 +312,13 @@ def side_tile(size: int, limit: int) -> int:
 
 @dataclass(frozen=True)
 class TpuKernel(Matmuls):
-    """The grouped matmuls of tokamax or of JAX for TPUs, with our choice of tiles.
+    """The TPU grouped matmuls of tokamax or JAX, with our choice of tiles.
 
-    tokamax's own function takes no tiles before 0.0.17, and without them takes 128 by 128 by 128
-    on a v5 or v6. Its kernels are called directly, as MaxText does. The limits hold two buffers of
-    every operand and the sum in 16 MiB, what a v5e and v5p give a kernel, in bfloat16 and, halved,
-    in float32; MaxText's defaults are 512 rows by 1024 by 1024. Compiled for all, measured on none.
+    tokamax's own function accepts no tiles before 0.0.17, and without them uses 128 by 128 by 128
+    on a v5 or v6. So its kernels are called directly, as in MaxText. The limits keep two buffers of
+    every operand and the sum within 16 MiB, which a v5e and v5p give a kernel, in bfloat16 and,
+    halved, in float32; MaxText's defaults are 512 rows by 1024 by 1024. Compiled for all of these
+    chips, measured on none.
     """
 
     library: str
@@ -335,7 +337,7 @@ class TpuKernel(Matmuls):
         transposed = dims == ROWS_TRANSPOSED
         inner_size, outer_size = y.shape[:0:-1] if transposed else y.shape[1:]
         inner = self.INNER * 2 // x.dtype.itemsize
-        if self.rows_a_step > 256:  # of which the rows, twice, take 4 MiB
+        if self.rows_a_step > 256:  # the two buffers of rows then take 4 MiB
             outer //= 2
         sides = side_tile(inner_size, inner), side_tile(outer_size, outer)
         return self._call("gmm", x, y, sizes_E, sides, transpose_rhs=transposed)

@@ -1,4 +1,4 @@
-"""Router losses (SPEC 3). Sums over all devices by construction: these run inside one SPMD program.
+"""Router losses (SPEC 3). Sums span all devices by construction: this is one SPMD program.
 
 Legend: B windows, S tokens, R routed experts, K picks.
 """
@@ -20,12 +20,12 @@ def load_balance_loss(
     The gradient flows through the probabilities only.
 
     Args:
-      counts_R: float32 N_e, tokens that chose routed expert e in this micro-batch; or this
-        micro-batch's share, by tokens, of those of the whole step. Summed over the micro-batches
-        that is the loss of the step in one piece.
-      mean_probs_R: float32 P̄_e, mean routing probability in this micro-batch's tokens.
-      num_experts: R, routed experts that this layer has.
-      num_picks: K, routed picks of a token.
+      counts_R: float32 N_e, tokens that chose routed expert e in this micro-batch; or the whole
+        step's counts scaled by this micro-batch's share of the tokens, so that the sum over
+        micro-batches is the loss of the undivided step.
+      mean_probs_R: float32 P̄_e, mean routing probability over this micro-batch's tokens.
+      num_experts: R, routed experts of this layer.
+      num_picks: K, routed picks per token.
       loss_tokens: T, label tokens of the whole step.
     """
     fraction_R = jax.lax.stop_gradient(counts_R) / loss_tokens

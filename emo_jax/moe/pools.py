@@ -1,10 +1,10 @@
 """Document pools: which routed experts the tokens of one document may use (SPEC 2.2, 2.3).
 
-No loop over documents and no host sync: documents are taken in blocks of `DOCUMENT_BLOCK`, and the
-number of blocks is the largest document count of the batch, known on the device only. Everything
-here is a choice, not a value: nothing carries a gradient.
+There is no loop over documents and no host sync: documents are taken in blocks of `DOCUMENT_BLOCK`,
+and the number of blocks follows the largest document count in the batch, known only on the device.
+Everything here is a choice, not a value, so nothing carries a gradient.
 
-Legend: B windows, S tokens, G documents of a window, L layers, R routed experts.
+Legend: B windows, S tokens, G documents per window, L layers, R routed experts.
 """
 
 from dataclasses import dataclass, field
@@ -20,14 +20,15 @@ DOCUMENT_BLOCK = 16
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Pools:
-    """Pools of the documents of some windows, as a pytree whose one array is their sizes.
+    """Pools of the documents of some windows, as a pytree whose only array is their sizes.
 
     Attributes:
       size_BG: int32, routed experts in the pool of document g of row b; R or more restricts
-        nothing. Of several layers (L,B,G).
+        nothing. (L,B,G) for several layers.
       top_p: above 0, a pool is the smallest set with at least this share of its document's router
-        probability, of at least `min_size` and at most `size_BG` experts.
-      forced_experts: the last routed experts are in every pool, and count.
+        probability, bounded to between `min_size` and `size_BG` experts.
+      forced_experts: this many of the last routed experts are in every pool, and count towards its
+        size.
     """
 
     size_BG: jax.Array
@@ -39,16 +40,16 @@ class Pools:
 def draw_pools(
     key: jax.Array, config: PoolConfig, *, rows: jax.Array, num_layers: int, num_documents: int
 ) -> Pools:
-    """Pools of every document in every layer, sizes (L,B,G).
+    """Draws the pools of every document in every layer, sizes (L,B,G).
 
-    The draw depends on (key, layer, global row, document) only, so that every mesh, micro-batch
-    count and recomputation sees the same one. The caller folds the step into the key.
+    The draw depends only on (key, layer, global row, document), so that it is the same for every
+    mesh, micro-batch count and recomputation. The caller folds the step into the key.
 
     Args:
-      key: of the run's seed and the step.
+      key: made from the run's seed and the step.
       config: of any kind but `none`.
-      rows: (B,) int, index of the window in the global batch of the step.
-      num_documents: G, a bound; a larger one does not change the earlier draws.
+      rows: (B,) int, index of each window in the step's global batch.
+      num_documents: G, an upper bound; a larger one does not change the earlier draws.
     """
     shape = (num_layers, rows.shape[0], num_documents)
     if config.kind == "uniform":
@@ -73,7 +74,7 @@ def _draw_sizes(
 
 
 def pools_of_size(config: PoolConfig, size: int, shape: tuple[int, ...]) -> Pools:
-    """Pools of the same size for all documents, whatever kind of pool the model was trained with.
+    """Pools of one size for all documents, whatever kind of pool the model was trained with.
 
     Args:
       size: routed experts.
@@ -85,13 +86,13 @@ def pools_of_size(config: PoolConfig, size: int, shape: tuple[int, ...]) -> Pool
 def pool_mask(probs_BSR: jax.Array, pool_ids_BS: jax.Array, pools: Pools) -> jax.Array:
     """Which routed experts each token may use, (B,S,R) bool.
 
-    A document's pool is the experts with the largest summed probability over its tokens; of equals
-    the lower index wins.
+    A document's pool is the experts with the largest summed probability over its tokens; ties go to
+    the lower index.
 
     Args:
       probs_BSR: float32 router probabilities over all routed experts.
       pool_ids_BS: int32 document of each token, -1 for padding (its mask is all True).
-      pools: of one layer.
+      pools: those of one layer.
     """
     B, S, R = probs_BSR.shape
     probs_BSR = jax.lax.stop_gradient(probs_BSR)
@@ -99,7 +100,7 @@ def pool_mask(probs_BSR: jax.Array, pool_ids_BS: jax.Array, pools: Pools) -> jax
     G = size_BG.shape[1]
     block = min(DOCUMENT_BLOCK, G)
     size_BG = jnp.pad(size_BG, ((0, 0), (0, -G % block)))
-    # Forced experts win every comparison; the others are ranked by their document sum.
+    # Forced experts win every comparison; the others are ranked by their sum over the document.
     forced_R = jnp.arange(R) >= R - forced_experts
     earlier_RR = jnp.arange(R)[None, :] < jnp.arange(R)[:, None]  # [e, f]: f comes before e
 
@@ -128,6 +129,6 @@ def pool_mask(probs_BSR: jax.Array, pool_ids_BS: jax.Array, pools: Pools) -> jax
         in_block_BS = member_BSg.any(-1)
         return jnp.where(in_block_BS[..., None], mine_BSR, keep_BSR)
 
-    # The bound of the loop is a value on the device: windows of few documents cost one block.
+    # The loop bound is a value on the device: windows with few documents cost one block.
     num_blocks = (pool_ids_BS.max() + block) // block
     return jax.lax.fori_loop(0, num_blocks, one_block, jnp.ones((B, S, R), bool))

@@ -1,7 +1,6 @@
-"""The router. One choice for every variant: a variant is a field of `MoeConfig` (SPEC 2).
+"""The router. All variants share one `choose`: a variant is a field of `MoeConfig` (SPEC 2).
 
-`choose` says which experts compute a token, `statistics` what the losses and the metrics need of
-it.
+`choose` picks the experts of each token; `statistics` computes what the losses and metrics need.
 
 Legend: B windows, S tokens, G documents, D width, E experts (shared included), R routed experts,
 K routed picks, s shared experts, M domains.
@@ -20,44 +19,44 @@ from emo_jax.moe.pools import Pools, pool_mask
 
 
 class RouterTokens(NamedTuple):
-    """The tokens that the routers of all layers see, and what is counted of them."""
+    """The tokens that the routers of all layers see, and what to count for them."""
 
     pool_ids_BS: jax.Array  # int32, document of each token; -1: padding
-    loss_tokens: jax.Array | float = 1.0  # T of SPEC 3, denominator of the router's losses
-    balance_BS: jax.Array | None = None  # bool, tokens that the load balance is of; None: all
+    loss_tokens: jax.Array | float = 1.0  # T of SPEC 3, denominator of the router losses
+    balance_BS: jax.Array | None = None  # bool, tokens the load-balancing loss counts; None: all
     domain_ids_BS: jax.Array | None = None  # int32; -1: none
-    num_domains: int = 0  # M, to sum probabilities by domain; 0: they are not
+    num_domains: int = 0  # M, to sum probabilities by domain; 0: no sums
     token_probs: bool = False  # keep the probabilities of every token
 
 
 class Routing(NamedTuple):
-    """Which routed experts each token uses, and with which weight."""
+    """Which routed experts each token uses, and with what weights."""
 
     weights_BSK: jax.Array  # float32 probabilities, not renormalised over the picks
     indices_BSK: jax.Array  # int32 in 0..R-1; R for padding, which no expert computes
 
 
 class RouterProbs(NamedTuple):
-    """What a choice was made by. All float32."""
+    """What a choice is based on. All float32."""
 
-    logits_BSR: jax.Array  # -inf outside of the pool
+    logits_BSR: jax.Array  # -inf outside the pool
     probs_BSR: jax.Array  # over the pool
-    all_probs_BSR: jax.Array  # before the pool
+    all_probs_BSR: jax.Array  # before the pool is applied
     pool_size_BS: jax.Array  # experts of the layer that a token may use
 
 
 class RouterStats(NamedTuple):
-    """Losses and what the metrics show, of one layer and micro-batch. All float32."""
+    """Losses and metrics of one layer and micro-batch. All float32."""
 
     load_balance_loss: jax.Array  # unweighted, scalar
     router_z_loss: jax.Array  # unweighted, scalar
     counts_E: jax.Array  # tokens of each expert; shared ones see every token
-    token_entropy: jax.Array  # sum over tokens, nats, of the probabilities in the pool
-    document_entropy: jax.Array  # sum over tokens, nats, of the probabilities before the pool
-    pool_size_sum: jax.Array  # sum over tokens of the size of their pool
-    domain_probs_MR: jax.Array  # sum over the tokens of each domain of the probabilities before it
-    probs_BSR: jax.Array  # of each token, before the pool; (0,) unless asked for
-    dropped: jax.Array  # picks that no expert computed, for want of room (`moe.receive_factor`)
+    token_entropy: jax.Array  # of the probabilities in the pool, nats, summed over tokens
+    document_entropy: jax.Array  # of the probabilities before the pool, nats, summed over tokens
+    pool_size_sum: jax.Array  # pool sizes summed over tokens
+    domain_probs_MR: jax.Array  # probabilities before the pool, summed over each domain's tokens
+    probs_BSR: jax.Array  # of each token, before the pool; (0,) unless requested
+    dropped: jax.Array  # picks that no expert computed for lack of room (`moe.receive_factor`)
 
 
 def _entropy(probs: jax.Array) -> jax.Array:
@@ -85,18 +84,18 @@ def choose(
     pools: Pools | None = None,
     allowed_BSR: jax.Array | None = None,
 ) -> tuple[Routing, RouterProbs]:
-    """Experts for every token, and the probabilities that they were chosen by.
+    """Chooses experts for every token; also returns the probabilities it chose by.
 
     The columns of the shared experts in `kernel_DE` are not used and get no gradient: a shared
     expert sees every token with weight 1.
 
     Args:
-      x_BSD: input of the mixture of experts, any float dtype; everything here is float32.
+      x_BSD: input of the mixture of experts, any float dtype; the computation is in float32.
       kernel_DE: router weights.
       pool_ids_BS: document of each token, -1 for padding.
-      pools: of the documents; None: no pool.
-      allowed_BSR: routed experts that exist for a token, as if the others had been pruned; also
-        (R,), for all tokens.
+      pools: pools of the documents; None: no pool.
+      allowed_BSR: routed experts available to a token, as if the others had been pruned; or (R,),
+        for all tokens.
     """
     R, K = config.num_routed_experts, config.num_routed_picks
     valid_BS = pool_ids_BS >= 0
@@ -139,12 +138,12 @@ def statistics(
     allowed_BSR: jax.Array | None = None,
     step_load_R: jax.Array | None = None,
 ) -> RouterStats:
-    """Losses and sums of a choice.
+    """Losses and sums for a choice.
 
     Args:
-      routing, probs: of `choose`, and `allowed_BSR` as it was given.
-      step_load_R: float32, how often a token of the whole step picks each expert, for the load
-        balance; None: the tokens given are all that count.
+      routing, probs: from `choose`; `allowed_BSR` is what it was given.
+      step_load_R: float32, mean picks of each expert per token over the whole step, for the
+        load-balancing loss; None: the given tokens are all that count.
     """
     R, K = config.num_routed_experts, config.num_routed_picks
     valid_BS = tokens.pool_ids_BS >= 0
@@ -164,7 +163,7 @@ def statistics(
         jnp.where(counted_BS[..., None], probs.probs_BSR, 0.0), axis=(0, 1)
     ) / jnp.maximum(num_counted, 1.0)
     loss_tokens = jnp.asarray(tokens.loss_tokens, jnp.float32)
-    # A layer that has fewer experts than others is balanced over its own.
+    # A layer with fewer experts than others is balanced over its own.
     there = R if allowed_BSR is None else allowed_BSR.sum(-1).max().astype(jnp.float32)
 
     def over_tokens(values_BS: jax.Array) -> jax.Array:
@@ -188,5 +187,5 @@ def statistics(
             all_probs_BSR, valid_BS, tokens.domain_ids_BS, tokens.num_domains
         ),
         probs_BSR=all_probs_BSR if tokens.token_probs else jnp.zeros((0,), jnp.float32),
-        dropped=jnp.zeros((), jnp.float32),  # known when the experts have run
+        dropped=jnp.zeros((), jnp.float32),  # known only once the experts have run
     )

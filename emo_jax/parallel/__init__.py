@@ -1,1 +1,1 @@
-"""Mesh, logical-axis rules, sharding."""
+"""Mesh, logical-axis rules and sharding."""

@@ -1,10 +1,10 @@
-"""A gather and the sum that leaves each device its piece: each is the other's transpose.
+"""All-gather and reduce-scatter: each is the other's transpose.
 
-On CPUs that `jax.distributed` joins, XLA makes collectives with gloo, whose reduce-scatter now and
-then leaves wrong numbers at the end of the first device's piece: a device sends from the buffer
-that it writes its own piece to, and does not wait for what is sent (jax issue 40830). There every
-device makes the whole sum and takes its piece of it. So nothing else calls `lax.psum_scatter`, nor
-`lax.all_gather`, whose transpose it is.
+On CPUs joined by `jax.distributed`, XLA runs collectives on gloo, whose reduce-scatter occasionally
+leaves wrong numbers at the end of the first device's piece: a device sends from the buffer into
+which it writes its own piece, without waiting for the send to finish (jax issue 40830). There every
+device computes the whole sum and takes its piece. So nothing else may call `lax.psum_scatter` or
+`lax.all_gather`, of which it is the transpose.
 """
 
 from functools import partial
@@ -21,19 +21,19 @@ Axes = tuple[str, ...]
 
 
 def over_gloo(mesh: Mesh) -> bool:
-    """Whether gloo makes the collectives of a mesh, between devices of one process too."""
+    """Whether a mesh's collectives run on gloo, even between devices of one process."""
     return platform(mesh) == "cpu" and jax.distributed.is_initialized()
 
 
 def gather(array: jax.Array, axes: Axes, dim: int, mesh: Mesh) -> jax.Array:
-    """The pieces of all devices along some axes, one after the other in dimension `dim`."""
+    """The pieces of all devices along some axes, concatenated in dimension `dim`."""
     if over_gloo(mesh) and jnp.issubdtype(array.dtype, jnp.inexact):
         return _gather(array, axes, dim)
     return lax.all_gather(array, axes, axis=dim, tiled=True)
 
 
 def sum_scatter(array: jax.Array, axes: Axes, dim: int, mesh: Mesh) -> jax.Array:
-    """The sum over devices along some axes, of which each keeps its piece of dimension `dim`."""
+    """Sums over devices along some axes; each device keeps its piece of dimension `dim`."""
     if over_gloo(mesh):
         return _sum_and_cut(array, axes, dim)
     for axis in axes:

@@ -1,12 +1,12 @@
 """Islands: parts of the step that each device runs on its own piece, with explicit collectives.
 
-The step is one program over the whole mesh, and the compiler places what is small. What moves many
-bytes (embedding, attention, experts, vocabulary loss) is written for one device, so that every
-collective stands in the source. All of this is the identity on one device.
+The step is one program over the whole mesh, and the compiler places whatever is small. What moves
+many bytes (embedding, attention, experts, vocabulary loss) is written for one device, so that every
+collective is explicit in the source. On one device all of this is the identity.
 
-Gradients: a value that differs between devices is gathered, and the transpose of a gather is a sum
-that leaves each its piece (reduce-scatter). Nothing here relies on replicated values, whose
-gradients are easily counted once for each copy.
+Gradients: a value that differs between devices is gathered, and the transpose of a gather is a
+reduce-scatter. Nothing here relies on replicated values, whose gradients are easily counted once
+per copy.
 """
 
 from collections.abc import Callable, Sequence
@@ -26,7 +26,7 @@ LogicalAxes = tuple[str | None, ...]
 
 
 class Island:
-    """What one device can ask of the others, by mesh axis."""
+    """Communication of one device with the others, by mesh axis."""
 
     def __init__(self, mesh: Mesh | None):
         self.mesh = None if mesh is None or mesh.size == 1 else mesh
@@ -38,7 +38,7 @@ class Island:
         return hash(self.mesh)
 
     def run(self, function: Callable, in_specs: tuple, out_specs) -> Callable:
-        """`function` on each device's pieces of its arguments; as it is on one device."""
+        """`function` mapped over each device's pieces of its arguments; unchanged on one device."""
         if self.mesh is None:
             return function
         return jax.shard_map(
@@ -46,68 +46,68 @@ class Island:
         )
 
     def used(self, axes: Sequence[str]) -> tuple[str, ...]:
-        """Those of the axes that have several devices."""
+        """The given axes that have several devices."""
         if self.mesh is None:
             return ()
         return tuple(axis for axis in axes if self.mesh.shape[axis] > 1)
 
     def size(self, *axes: str) -> int:
-        """Devices along some axes."""
+        """Number of devices along some axes."""
         count = 1
         for axis in self.used(axes):
             count *= self.mesh.shape[axis]  # type: ignore[union-attr]
         return count
 
     def index(self, *axes: str) -> jax.Array | int:
-        """This device's place along some axes, the first of which counts most."""
+        """This device's index along some axes, the first being the most significant."""
         used = self.used(axes)
         return lax.axis_index(used) if used else 0
 
     def gather(self, array: jax.Array, axes: Sequence[str], dim: int) -> jax.Array:
-        """The pieces of all devices along some axes, one after the other in dimension `dim`."""
+        """The pieces of all devices along some axes, concatenated in dimension `dim`."""
         used = self.used(axes)
         if not used or self.mesh is None:
             return array
         return collectives.gather(array, used, dim, self.mesh)
 
     def sum_scatter(self, array: jax.Array, axes: Sequence[str], dim: int) -> jax.Array:
-        """The sum over devices, of which each keeps its piece: the transpose of `gather`."""
+        """Sums over devices, each of which keeps its piece: the transpose of `gather`."""
         used = self.used(axes)
         if not used or self.mesh is None:
             return array
         return collectives.sum_scatter(array, used, dim, self.mesh)
 
     def sum(self, array: jax.Array, axes: Sequence[str] = mesh_lib.AXES) -> jax.Array:
-        """The sum over devices, for each of them."""
+        """The sum over devices, on each of them."""
         used = self.used(axes)
         return lax.psum(array, used) if used else array
 
     def all_to_all(self, array: jax.Array, axes: Sequence[str], split: int, join: int) -> jax.Array:
-        """Piece i of dimension `split` goes to device i; what comes stands in `join`, in order."""
+        """Sends piece i of dimension `split` to device i; joins received pieces along `join`."""
         used = self.used(axes)
         return lax.all_to_all(array, used, split, join, tiled=True) if used else array
 
     def whole(
         self, weight: jax.Array, logical_axes: LogicalAxes, dtype, *, leading: int = 0
     ) -> jax.Array:
-        """A stored weight as it is computed with: cast, then gathered over its `embed` axis.
+        """A stored weight made ready for use: cast, then gathered over its `embed` axis.
 
-        Its gradient is summed in float32, as the reference does (SPEC 1.4), whatever it is
-        computed in.
+        Its gradient is summed in float32, as in the reference (SPEC 1.4), whatever the compute
+        dtype.
 
         Args:
-          logical_axes: of the weight, by which it is stored.
-          leading: how many of the first of them the array given lacks.
+          logical_axes: those the weight is stored by.
+          leading: how many of the first logical axes the given array lacks.
         """
         return _whole(weight, self, self._how(logical_axes, leading), jnp.dtype(dtype))
 
     def hold(
         self, weight: jax.Array, logical_axes: LogicalAxes, dtype, *, in_loop: bool = False
     ) -> tuple["Held", "Reduce"]:
-        """`whole`, and control over when its gradient is summed over devices.
+        """Like `whole`, with control over when the gradient is summed over devices.
 
-        What computes with it gives `Reduce(gradient)` as that of the anchor. With `in_loop` that
-        only casts: gradients of many uses add up in float32, and are summed over devices once.
+        The consumer returns `Reduce(gradient)` as the anchor's gradient. With `in_loop`, `Reduce`
+        only casts: gradients of many uses add up in float32 and are summed over devices once.
         """
         how = self._how(logical_axes)
         make = _held_in_loop if in_loop else _held
@@ -126,15 +126,15 @@ class Gathered(NamedTuple):
 
 
 class Held(NamedTuple):
-    """A weight as it is computed with, and where its gradient goes."""
+    """A weight ready for use, and the anchor that receives its gradient."""
 
     weight: jax.Array
-    anchor: jax.Array  # float32 zeros, never computed with
+    anchor: jax.Array  # float32 zeros, never used in a computation
 
 
 @dataclass(frozen=True)
 class Reduce:
-    """Makes of a weight's gradient what its anchor takes: float32, and summed over devices."""
+    """Converts a weight's gradient into its anchor's: float32, and summed over devices."""
 
     island: Island
     how: Gathered | None  # None: not summed here
@@ -145,7 +145,7 @@ class Reduce:
         return grad if self.how is None else self.island.sum_scatter(grad, *self.how[::-1])
 
     def use(self, held: Held) -> jax.Array:
-        """The weight, for what differentiates by itself."""
+        """The weight, for code that is differentiated automatically."""
         return _use(*held, self)
 
 
@@ -164,7 +164,7 @@ _use.defvjp(
 def _whole(weight, island, how, dtype):
     if not how.axes:
         return weight.astype(dtype)
-    # Held apart, or the compiler casts the weights of all layers before it loops over them.
+    # Without the barrier, the compiler casts the weights of all layers before it loops over them.
     return island.gather(lax.optimization_barrier(weight).astype(dtype), how.axes, how.dim)
 
 
@@ -180,7 +180,7 @@ def _held_in_loop(weight, island, how, dtype):
 
 
 def _keeping_dtype(function):
-    """Forward pass of a custom_vjp: what is kept of the weight is its dtype."""
+    """The forward pass of a custom_vjp that keeps only the dtype of the weight."""
     return lambda weight, *how: (function(weight, *how), jnp.zeros((0,), weight.dtype))
 
 

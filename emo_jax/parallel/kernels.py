@@ -1,15 +1,15 @@
-"""What the kernels of libraries need before they can be called."""
+"""Setup that library kernels need before they can be called."""
 
 from emo_jax.errors import UsageError
 from emo_jax.parallel import private
 
 
 def load_tokamax(extra: str, instead: str):
-    """The module tokamax, which is imported by those only who use it.
+    """Returns the module `tokamax`, importing it only when it is used.
 
     Args:
-      extra: of pip, that brings it: `tpu` or `gpu`.
-      instead: the setting that does without.
+      extra: the pip extra that installs it: `tpu` or `gpu`.
+      instead: the setting that avoids it; for the message.
     """
     try:
         import tokamax
@@ -21,15 +21,15 @@ def load_tokamax(extra: str, instead: str):
     from absl import flags
 
     if not flags.FLAGS.is_parsed():
-        flags.FLAGS.mark_as_parsed()  # else tokamax 0.0.12 reads our command line as its own
+        flags.FLAGS.mark_as_parsed()  # otherwise tokamax 0.0.12 parses our command line as its own
     return tokamax
 
 
 def register_tpu_info() -> None:
-    """Tells TPU kernels that the chip is a v5e where the device is a CPU; they ask for it.
+    """Makes TPU kernels, which query the chip, see a v5e when the device is a CPU.
 
-    That is when they are interpreted, or compiled ahead of time for one chip; on a mesh of TPUs the
-    answer is the mesh's. They only want to know how registers are shaped, the same from v5 to v6.
+    That is the case when they are interpreted, or compiled ahead of time for one chip; on a mesh of
+    TPUs the mesh answers. They only need the shape of registers, which is the same from v5 to v6.
     """
     from jax.experimental.pallas import tpu as pltpu
 

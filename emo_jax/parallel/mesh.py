@@ -1,8 +1,8 @@
-"""One mesh, and the one table that maps logical axes of weights to its axes.
+"""The mesh, and the table that maps the logical axes of weights to mesh axes.
 
 A batch is spread over `replica`, `fsdp` and `expert` by windows, and over `context` and `tensor`
-by the tokens of a window. A weight is stored in pieces over every axis but `replica`; what computes
-with it gathers it, see `island.py`.
+by the tokens of a window. A weight is stored in pieces over every axis but `replica`; code that
+computes with it gathers it, see `island.py`.
 """
 
 import math
@@ -17,13 +17,13 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from emo_jax.errors import ConfigError
 
-# From the slowest network to the fastest: neighbours along the last axis talk most.
+# From the slowest network to the fastest: neighbours along the last axis communicate most.
 AXES = ("replica", "fsdp", "expert", "context", "tensor")
 WINDOW_AXES = ("replica", "fsdp", "expert")  # share the windows of a batch
 TOKEN_AXES = ("context", "tensor")  # share the tokens of a window
 
-# Logical axis of a weight -> mesh axes. A weight names its logical axes where it is made. The table
-# is read from the top: an axis that an array already uses is not used again.
+# Logical axis of a weight -> mesh axes. A weight names its logical axes where it is defined. The
+# table is read from the top: a mesh axis that an array already uses is not used again.
 RULES: tuple[tuple[str | None, tuple[str, ...]], ...] = (
     ("expert", ("expert",)),
     ("heads", ("tensor",)),
@@ -36,7 +36,7 @@ RULES: tuple[tuple[str | None, tuple[str, ...]], ...] = (
 
 
 def platform(mesh: Mesh | None) -> str:
-    """`cpu`, `gpu` or `tpu`: what the mesh's devices are, which need not be what runs here."""
+    """`cpu`, `gpu` or `tpu`: the mesh's devices, which need not be those of this machine."""
     if mesh is None:
         return jax.default_backend()
     name = mesh.devices.flat[0].platform
@@ -44,12 +44,12 @@ def platform(mesh: Mesh | None) -> str:
 
 
 def device_kind(mesh: Mesh | None) -> str:
-    """Of the mesh's devices, as their driver names it: `TPU v5 lite`, `NVIDIA H100 …`, `cpu`."""
+    """The driver's name for the mesh's devices: `TPU v5 lite`, `NVIDIA H100 …`, `cpu`."""
     return (jax.devices() if mesh is None else mesh.devices.flat)[0].device_kind
 
 
 class AxisSizes(Protocol):
-    """Sizes of the mesh axes, such as `emo_jax.config.MeshConfig`; one may be -1, the rest."""
+    """Mesh axis sizes, as in `emo_jax.config.MeshConfig`; one may be -1: whatever is left."""
 
     @property
     def replica(self) -> int: ...  # noqa: D102
@@ -64,11 +64,11 @@ class AxisSizes(Protocol):
 
 
 def axis_sizes(config: AxisSizes, num_devices: int, num_slices: int = 1) -> dict[str, int]:
-    """Size of every mesh axis, -1 replaced.
+    """Size of every mesh axis, with -1 resolved.
 
     Raises:
       ConfigError: the sizes do not multiply to the number of devices, or `replica`, the only axis
-        that crosses slices, is no multiple of their number.
+        that crosses slices, is not a multiple of their number.
     """
     sizes = {axis: getattr(config, axis) for axis in AXES}
     fixed = math.prod(size for size in sizes.values() if size != -1)
@@ -94,11 +94,11 @@ def axis_sizes(config: AxisSizes, num_devices: int, num_slices: int = 1) -> dict
 
 
 def make_mesh(config: AxisSizes, devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """The mesh of a run over all devices (or those given).
+    """The mesh of a run over all devices, or the given ones.
 
     Neighbours in the mesh are neighbours in the torus of a TPU slice; `replica` is the axis that
     crosses slices. Axis types are Auto: with JAX's default, Explicit, a plain matmul of differently
-    sharded operands raises.
+    sharded operands raises an error.
 
     Raises:
       ConfigError: see `axis_sizes`.
@@ -119,13 +119,13 @@ def make_mesh(config: AxisSizes, devices: Sequence[jax.Device] | None = None) ->
     elif devices[0].platform == "tpu":
         array = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
     else:
-        # Devices come in the order of their processes: the last axes stay within a host.
+        # Devices are ordered by process, so the last axes stay within a host.
         array = np.asarray(devices).reshape(shape)
     return Mesh(array, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
 def stored_over(logical_axes: Sequence[str | None]) -> list[tuple[str, ...]]:
-    """The mesh axes over which each dimension of a weight is stored, by `RULES`."""
+    """The mesh axes over which each dimension of a weight is stored, according to `RULES`."""
     parts: list[tuple[str, ...]] = [()] * len(logical_axes)
     used: set[str] = set()
     for name, mesh_axes in RULES:
@@ -138,15 +138,15 @@ def stored_over(logical_axes: Sequence[str | None]) -> list[tuple[str, ...]]:
 
 
 def spec(logical_axes: Sequence[str | None]) -> PartitionSpec:
-    """The same as JAX writes it."""
+    """The same as a JAX `PartitionSpec`."""
     return PartitionSpec(*(axes or None for axes in stored_over(logical_axes)))
 
 
 def sharding(mesh: Mesh, logical_axes: Sequence[str | None], shape: Sequence[int]) -> NamedSharding:
-    """Where an array lives.
+    """The sharding of a weight.
 
     Raises:
-      ConfigError: an axis does not divide over its mesh axes.
+      ConfigError: an axis does not divide evenly over its mesh axes.
     """
     stored = stored_over(logical_axes)
     for axis, size, mesh_axes in zip(logical_axes, shape, stored, strict=True):
@@ -162,32 +162,32 @@ def sharding(mesh: Mesh, logical_axes: Sequence[str | None], shape: Sequence[int
 
 
 def windows_spec(trailing: int = 0) -> PartitionSpec:
-    """Of arrays (B,S,…): windows and their tokens spread over the mesh, the rest whole."""
+    """Spec of arrays (B,S,…): windows and their tokens are sharded, the rest is not."""
     return PartitionSpec(WINDOW_AXES, TOKEN_AXES, *(None,) * trailing)
 
 
 def windows_sharding(mesh: Mesh) -> NamedSharding:
-    """Of batches (B,S)."""
+    """Sharding of batches (B,S)."""
     return NamedSharding(mesh, windows_spec())
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """The same value on every device."""
+    """Sharding with the same value on every device."""
     return NamedSharding(mesh, PartitionSpec())
 
 
 def constrain(mesh: Mesh | None, array: jax.Array, parts: PartitionSpec) -> jax.Array:
-    """Tells the compiler where an array lies; nothing on one device."""
+    """Constrains the sharding of an array; does nothing on one device."""
     if mesh is None or mesh.size == 1:
         return array
     return jax.lax.with_sharding_constraint(array, NamedSharding(mesh, parts))
 
 
 def check_batch(mesh: Mesh, micro_batch_size: int, seq_len: int) -> None:
-    """Raise when a micro-batch does not divide over the devices.
+    """Checks that a micro-batch divides over the devices.
 
     Raises:
-      ConfigError: with both numbers.
+      ConfigError: it does not; the message gives both numbers.
     """
     for what, count, axes, change in (
         (

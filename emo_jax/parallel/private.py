@@ -1,6 +1,6 @@
-"""What we need of libraries that they do not publish: all of it is here.
+"""All private library APIs that we use.
 
-Tried with the versions below. Another version may have moved it, which is then said in one line.
+Tried with the versions below. If another version has moved one, a one-line error says so.
 """
 
 import importlib
@@ -13,27 +13,27 @@ TRIED = {"jax": "0.10.2 to 0.12.0.1", "tokamax": "0.0.12 and 0.0.17"}
 
 
 def cluster(name: str) -> Any:
-    """How JAX asks a scheduler for its processes: `SlurmCluster`, `K8sCluster`, …
+    """JAX's class for querying a scheduler about its processes: `SlurmCluster`, `K8sCluster`, …
 
-    It publishes only that all of them are asked in turn (`jax.distributed.initialize`).
+    Publicly, JAX only tries all of them in turn (`jax.distributed.initialize`).
     """
     return _private("jax", "jax._src.clusters", name)
 
 
 def workers_of_tpu_slice(tpu_cluster: Any) -> list[str]:
-    """Host names of a slice, by process, that a TPU cluster of `cluster` knows."""
+    """Host names of a TPU slice, by process, according to a TPU cluster from `cluster`."""
     return tpu_cluster._get_worker_list_in_slice()
 
 
 def tpu_info_registry() -> dict[str, Any]:
-    """Of TPU kernels: by platform, what tells them of the chip."""
+    """The registry that tells TPU kernels about the chip, keyed by platform."""
     return _private("jax", "jax._src.pallas.mosaic.tpu_info", "registry")
 
 
 def tokamax_attention() -> tuple[Any, Any]:
     """(`IMPLEMENTATIONS`, `Mask`): attention with a range of keys for each query.
 
-    The function that tokamax publishes takes no ranges, only a mask of all queries by all keys.
+    tokamax's public function takes only a mask of all queries by all keys, not ranges.
     """
     package = "tokamax._src.ops.attention"
     return (
@@ -43,12 +43,12 @@ def tokamax_attention() -> tuple[Any, Any]:
 
 
 def tokamax_tpu_matmul(name: str) -> Any:
-    """`gmm` or `tgmm`, the grouped matrix products for TPUs, with tile sizes of the caller's."""
+    """`gmm` or `tgmm`, the grouped matmuls for TPUs, with tile sizes chosen by the caller."""
     return _private("tokamax", "tokamax._src.ops.ragged_dot.pallas_mosaic_tpu_kernel", name)
 
 
 def _private(library: str, module: str, name: str) -> Any:
-    """Raises EmoError where the installed version has it no more."""
+    """The attribute `name` of `module`; raises EmoError if the installed version lacks it."""
     try:
         return getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError) as error:

@@ -1,7 +1,7 @@
-"""Which rows of a global batch this process reads, and the global arrays made of them.
+"""Which rows of a global batch this process reads, and the global arrays built from them.
 
-Both follow from the sharding alone: the order of devices in a mesh is not that of the processes,
-and where a mesh axis splits the tokens of a window, several processes read the same rows.
+Both follow from the sharding alone: devices in a mesh are not in process order, and if a mesh axis
+splits the tokens of a window, several processes read the same rows.
 """
 
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ from emo_jax.errors import ConfigError
 
 
 def own_rows(sharding: NamedSharding, batch_size: int, seq_len: int) -> list[int]:
-    """Rows of a batch (B,S) that this process's devices hold a part of, in order.
+    """Rows of a batch (B,S) of which this process's devices hold a part, in order.
 
     Raises:
       ConfigError: B or S does not divide over the mesh.
@@ -25,11 +25,11 @@ def own_rows(sharding: NamedSharding, batch_size: int, seq_len: int) -> list[int
 
 
 def global_batch(batch: Batch, rows: Sequence[int], sharding: NamedSharding, size: int) -> Batch:
-    """The batch of all processes, of which each gives its rows.
+    """Builds the global batch, to which each process contributes its rows.
 
     Args:
       batch: NumPy fields (len(rows), S).
-      rows: of `own_rows`, ascending.
+      rows: from `own_rows`, ascending.
       size: B, rows of all processes.
     """
     seq_len = batch.tokens.shape[1]
@@ -37,7 +37,7 @@ def global_batch(batch: Batch, rows: Sequence[int], sharding: NamedSharding, siz
     place = {row: i for i, row in enumerate(rows)}
 
     def put(field: np.ndarray) -> jax.Array:
-        # The rows of a shard are neighbours, here as there: `rows` is ascending and has them all.
+        # A shard's rows are adjacent in `field` too: `rows` is ascending and has them all.
         parts = [
             jax.device_put(field[place[r.start] : place[r.start] + len(r), c.start : c.stop], d)
             for d, (r, c) in held.items()
@@ -48,9 +48,9 @@ def global_batch(batch: Batch, rows: Sequence[int], sharding: NamedSharding, siz
 
 
 def own_part(array: jax.Array) -> tuple[np.ndarray, list[int], list[int]]:
-    """What this process holds of an array (B,S): (part, its rows, its columns).
+    """This process's part of an array (B,S): (part, its rows, its columns).
 
-    A part that no device here holds is left 0, which only a mesh of an unusual order has.
+    Entries that no local device holds are 0, which happens only with an unusual mesh order.
     """
     held = _shards(array.sharding, array.shape)
     rows = sorted({i for r, _ in held.values() for i in r})
@@ -68,7 +68,7 @@ def own_part(array: jax.Array) -> tuple[np.ndarray, list[int], list[int]]:
 def _shards(
     sharding: jax.sharding.Sharding, shape: tuple[int, ...]
 ) -> dict[jax.Device, tuple[range, range]]:
-    """Rows and columns of each device of this process."""
+    """The rows and columns on each device of this process."""
     try:
         indices = sharding.addressable_devices_indices_map(shape)
     except ValueError as e:

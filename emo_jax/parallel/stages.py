@@ -1,8 +1,8 @@
-"""Sums over a torus in stages, of at most some of its axes each.
+"""Sums over a torus in stages, each using only some of its axes.
 
-A reduce-scatter over all axes of a TPU's torus at once is not one to the compiler: it makes the
-whole sum everywhere, twice the bytes and a copy of it all, and cuts that. Over fewer axes at a time
-it is one.
+The compiler does not implement a reduce-scatter over all axes of a TPU torus at once as such: it
+computes the whole sum everywhere, at twice the bytes plus a full copy, and slices it. Over fewer
+axes at a time it does emit a reduce-scatter.
 """
 
 import math
@@ -11,15 +11,15 @@ from functools import cache
 import numpy as np
 from jax.sharding import Mesh
 
-Groups = tuple[tuple[int, ...], ...]  # places on a mesh axis that sum together
+Groups = tuple[tuple[int, ...], ...]  # positions on a mesh axis that are summed together
 
 
 @cache
 def stages(mesh: Mesh, axis: str) -> tuple[Groups, ...]:
-    """Groups of each stage of a reduce-scatter along a mesh axis, in their order.
+    """Groups for each stage of a reduce-scatter along a mesh axis, in order.
 
-    Place i·n + j of an axis of m·n devices: the first stage is of equal j, the second of equal i,
-    so that every device keeps its own piece. Empty: one stage, of all.
+    For position i·n + j on an axis of m·n devices, the first stage groups equal j and the second
+    equal i, so that every device keeps its own piece. An empty tuple means one stage of all.
     """
     along = np.moveaxis(mesh.devices, mesh.axis_names.index(axis), 0)
     places = _coordinates(along.reshape(along.shape[0], -1)[:, 0])
@@ -31,7 +31,7 @@ def stages(mesh: Mesh, axis: str) -> tuple[Groups, ...]:
 
 
 def _coordinates(devices: np.ndarray) -> np.ndarray | None:
-    """(n, axes of the torus); None where the devices stand in none, or in several slices."""
+    """(n, axes of the torus); None if the devices form no torus or span several slices."""
     if any(getattr(device, "coords", None) is None for device in devices):
         return None
     if len({getattr(device, "slice_index", 0) for device in devices}) > 1:
@@ -40,12 +40,12 @@ def _coordinates(devices: np.ndarray) -> np.ndarray | None:
 
 
 def _axes_used(places: np.ndarray) -> int:
-    """Axes of the torus along which some devices differ."""
+    """Number of torus axes along which the devices differ."""
     return int((np.ptp(places, axis=0) > 0).sum())
 
 
 def _split(places: np.ndarray, most: int) -> tuple[int, ...]:
-    """Sizes of stages that use at most so many axes each; all at once where there are none."""
+    """Sizes of stages that use at most `most` axes each; one stage if there is no such split."""
     n = len(places)
     for minor in (size for size in range(2, n) if n % size == 0):
         grid = places.reshape(n // minor, minor, -1)

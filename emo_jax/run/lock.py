@@ -1,4 +1,4 @@
-"""One run in a workdir at a time, as far as one machine can know."""
+"""A lock: one run per workdir at a time, as far as one machine can tell."""
 
 import logging
 import os
@@ -15,7 +15,7 @@ _LOG = logging.getLogger(__name__)
 
 
 class _Owner(NamedTuple):
-    """A process; `begun` tells it from a later one of the same number, see `_begun`."""
+    """A process; `begun` distinguishes it from a later one with the same pid, see `_begun`."""
 
     host: str
     pid: int
@@ -23,10 +23,10 @@ class _Owner(NamedTuple):
 
 
 class RunLock:
-    """WORKDIR/.lock: host and process of the run that is live there.
+    """WORKDIR/.lock: host and process of the run that is active there.
 
-    One of a process that is gone, or of another host, is taken over: a scheduler may start a run
-    elsewhere before the old process could tidy up. So is a file that is none, which is said.
+    The lock of a process that is gone, or is on another host, is taken over: a scheduler may start
+    a run elsewhere before the old process could clean up. So is a malformed file, with a warning.
     """
 
     def __init__(self, workdir: Path):
@@ -34,11 +34,11 @@ class RunLock:
         self._held = False
 
     def check(self) -> None:
-        """Raises UsageError where another process on this host trains there."""
+        """Raises UsageError if another process on this host uses the workdir."""
         try:
             owner = self._owner()
         except UsageError:
-            return  # of nobody
+            return  # malformed: nobody's
         if owner is None or owner.host != socket.gethostname() or owner.pid == os.getpid():
             return
         begun = _begun(owner.pid)
@@ -55,8 +55,8 @@ class RunLock:
         try:
             mine.write_text(dumps(_Owner(socket.gethostname(), pid, _begun(pid))._asdict()))
             try:
-                os.link(mine, self._path)  # whole at once, and fails where there is one
-            except OSError:  # there is one, or the file system has no links
+                os.link(mine, self._path)  # atomic, and fails if the lock exists
+            except OSError:  # the lock exists, or the file system has no hard links
                 self.check()
                 fault = self._fault()
                 os.replace(mine, self._path)
@@ -71,17 +71,17 @@ class RunLock:
             mine.unlink(missing_ok=True)
 
     def release(self) -> None:
-        """Gives the workdir back, unless another run took it over."""
+        """Releases the workdir, unless another run has taken it over."""
         try:
             owner = self._owner()
-        except UsageError:  # the next run says so
+        except UsageError:  # the next run reports it
             owner = None
         if self._held and owner is not None and owner.pid == os.getpid():
             self._path.unlink(missing_ok=True)
         self._held = False
 
     def _fault(self) -> str:
-        """Why the file is none; empty where it is one."""
+        """Why the lock file is malformed; empty if it is not."""
         try:
             self._owner()
         except UsageError as error:
@@ -89,7 +89,7 @@ class RunLock:
         return ""
 
     def _owner(self) -> _Owner | None:
-        """Who is in the file; None where there is none.
+        """The process named in the file; None if there is no file.
 
         Raises:
           UsageError: it names no process.
@@ -106,15 +106,15 @@ class RunLock:
 
 
 def _begun(pid: int) -> int | None:
-    """When a process began, to tell it from a later one of the same number; None: it is gone."""
+    """Start time of a process, to detect a reused pid; None if the process is gone."""
     try:
         os.kill(pid, 0)
     except PermissionError:
-        pass  # alive, and of another user
+        pass  # alive, but another user's
     except (OSError, OverflowError):
         return None
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
         return None if fields[0] == "Z" else int(fields[19])
     except (OSError, ValueError, IndexError):
-        return 0  # no /proc here: being alive has to do
+        return 0  # no /proc here: being alive has to suffice

@@ -1,7 +1,7 @@
-"""What a run was started with: versions, devices, the state of the code, the data.
+"""How a run was started: versions, devices, the state of the code, the data.
 
-Kept as one line a start in WORKDIR/run_info.jsonl and given to every tracker. No variable of the
-environment, host name, user or command line is in it.
+It is recorded as one line per start in WORKDIR/run_info.jsonl and sent to every tracker. It has no
+environment variables, host name, user or command line.
 """
 
 import datetime
@@ -37,9 +37,9 @@ class RunInfo:
     """One start of a run.
 
     Args:
-      workdir: its folder.
-      config: in full.
-      start: steps done before; the records that follow are of later steps. 0: a fresh run.
+      workdir: folder of the run.
+      config: the full config.
+      start: steps done before; later records are for later steps. 0: a fresh run.
       facts: JSON values: `time`, `environment`, `git`, `data`.
     """
 
@@ -50,7 +50,7 @@ class RunInfo:
 
 
 def describe_run(workdir: Path, config: Config, start: int, *, fingerprint: str) -> RunInfo:
-    """The facts of a start; `fingerprint` is of the data the run reads."""
+    """The facts about a start; `fingerprint` is that of the data the run reads."""
     facts = {
         "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "environment": environment(),
@@ -83,9 +83,9 @@ def _version(distribution: str) -> str | None:
 
 
 def git_state(folder: Path) -> dict[str, Any] | None:
-    """Commit, and whether tracked files were changed; None where `folder` is not in a repository.
+    """Commit, and whether tracked files were changed; None if `folder` is not in a repository.
 
-    A folder that its repository does not track, such as site-packages, is not in it.
+    A folder that its repository does not track, such as site-packages, does not count.
     """
     commit = _git(folder, "rev-parse", "HEAD")
     if commit is None or not _git(folder, "ls-tree", "HEAD"):
@@ -96,9 +96,9 @@ def git_state(folder: Path) -> dict[str, Any] | None:
 
 
 def _without_programs(folder: Path) -> dict[str, str]:
-    """Variables by which git runs nothing that a repository's settings name to look at its files.
+    """Environment variables that keep git from running programs named in a repository's settings.
 
-    A folder of somebody else may be one.
+    The folder may be someone else's repository.
     """
     filters = _git(folder, "config", "-z", "--name-only", "--get-regexp", r"^filter\.")
     settings = {"core.fsmonitor": "false"} | dict.fromkeys((filters or "").split("\0"), "")
@@ -117,7 +117,7 @@ def _git(
     try:
         done = subprocess.run(
             ["git", "-C", str(folder), *arguments],
-            env=os.environ | {"GIT_OPTIONAL_LOCKS": "0", **env},  # looking takes no lock
+            env=os.environ | {"GIT_OPTIONAL_LOCKS": "0", **env},  # only reads, so takes no lock
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
@@ -125,12 +125,12 @@ def _git(
             check=True,
         )
     except (OSError, subprocess.SubprocessError, UnicodeDecodeError):
-        return None  # no git, no repository, not ours: a run does not need it
+        return None  # no git, no repository, or not ours: a run does not need it
     return done.stdout.strip()
 
 
 def append_run_info(run: RunInfo) -> None:
-    """Adds this start to those before it."""
+    """Appends this start to the earlier ones."""
     path = run.workdir / RUN_INFO_FILE
     record = {"step": run.start, **run.facts, "config": to_dict(run.config)}
     if not path.exists():
@@ -141,7 +141,7 @@ def append_run_info(run: RunInfo) -> None:
 
 
 def read_run_info(workdir: Path) -> list[dict[str, Any]]:
-    """Every start of a run, oldest first; what is no record is left out, and named in the log."""
+    """Every start of a run, oldest first; lines that are not records are skipped and logged."""
     path = workdir / RUN_INFO_FILE
     if not path.exists():
         return []
@@ -151,7 +151,7 @@ def read_run_info(workdir: Path) -> list[dict[str, Any]]:
 
 
 def _check(record: dict[str, Any]) -> None:
-    """Of what is read of a start later."""
+    """Checks the fields of a record that are read later."""
     fields = Fields(record)
     fields.integer("step")
     fields.text("time")

@@ -1,8 +1,8 @@
-"""The folder of a run: who may use it.
+"""The folder of a run, and who may use it.
 
-A workdir holds `config.json` (the full config, written first), `tokenizer/` and `checkpoints/`; one
-that began from another run's checkpoint also holds `init.json`, written before. A folder that holds
-anything else is somebody else's and is left alone.
+A workdir contains `config.json` (the full config, written first), `tokenizer/` and `checkpoints/`;
+one that started from another run's checkpoint also has `init.json`, written before that. A folder
+with anything else is not ours and is left alone.
 """
 
 import json
@@ -22,16 +22,16 @@ from emo_jax.files.json_files import parse, read_regular
 from emo_jax.parallel import processes
 
 CONFIG_FILE = "config.json"
-INIT_FILE = "init.json"  # of a workdir: whose checkpoint its run began from
-TOKENIZER_FOLDER = "tokenizer"  # of a workdir, and of a token store
+INIT_FILE = "init.json"  # in a workdir: the checkpoint that its run started from
+TOKENIZER_FOLDER = "tokenizer"  # in a workdir, and in a token store
 
-_RECIPE = ("train", "optimizer")  # sections that a run may go on with otherwise, elsewhere
+_RECIPE = ("train", "optimizer")  # sections that may change if the run continues in a new workdir
 
 
 def all_succeed(action: Callable[[], None], kind: type[EmoError] = EmoError) -> None:
-    """Runs `action` on every process; raises on all of them where it fails on any.
+    """Runs `action` on every process; raises on all of them if it fails on any.
 
-    Those where it succeeded raise `kind`; else they would wait for ever at the next collective.
+    Those where it succeeded raise `kind`; otherwise they would hang at the next collective.
     """
     error: Exception | None = None
     try:
@@ -46,7 +46,7 @@ def all_succeed(action: Callable[[], None], kind: type[EmoError] = EmoError) -> 
 
 
 def refused_changes(config: Config, theirs: Config) -> list[str]:
-    """The differences that a resumed run may not have, as `field: theirs -> ours`."""
+    """The differences not allowed in a resumed run, as `field: theirs -> ours`."""
     return [line for line in differences(config, theirs) if not is_free(line)]
 
 
@@ -58,24 +58,27 @@ def claim_workdir(
     refused: Callable[[Config, Config], list[str]] = refused_changes,
     files: Mapping[str, str] | None = None,
 ) -> bool:
-    """Makes a new or empty folder this run's, or resumes the run that is there.
+    """Claims a new or empty folder for this run, or resumes the existing run in it.
 
     Called by every process with the same arguments; process 0 does the work.
 
     Args:
-      check: looks at a run that is there before anything of it is overwritten; raises to refuse.
-      refused: of (config, the config there), the differences that make it another run.
-      files: name and text of what is written before the config, so that no run is without them.
+      workdir: the folder.
+      config: config of this run.
+      check: checks an existing run before anything in it is overwritten; raises to refuse.
+      refused: maps (config, existing config) to the differences that make it a different run.
+      files: names and texts of files written before the config, so that every run has them.
 
     Returns:
-      True where the workdir already belongs to this run (resume).
+      True if the workdir already belongs to this run (resume).
 
     Raises:
-      UsageError: the folder is of another experiment, or not a workdir. Nothing is overwritten.
+      UsageError: the folder belongs to another experiment, or is not a workdir. Nothing is
+        overwritten.
     """
     folder = epath.Path(workdir)
     resumes = (folder / CONFIG_FILE).exists()
-    # Every process has looked before process 0 writes.
+    # Every process must have looked before process 0 writes.
     all_succeed(lambda: None)
     first = jax.process_index() == 0
     claim = partial(_claim, folder, config, check, refused, files or {})
@@ -84,14 +87,14 @@ def claim_workdir(
 
 
 def is_free(difference: str) -> bool:
-    """Whether a line of `differences` is of a field that does not alter what a run computes."""
+    """Whether a line of `differences` is about a field that does not alter what a run computes."""
     return may_change(difference.partition(":")[0]) == "resume"
 
 
 def split_step(path: str | os.PathLike[str]) -> tuple[Path, int | None]:
-    """The folder and the step of `WORKDIR@STEP`; a folder that is called so is no step of another.
+    """The folder and step in `WORKDIR@STEP`; an existing folder of that name takes precedence.
 
-    None stands for no step: the newest, say.
+    The step is None if not given, which usually means the newest.
     """
     text = os.fspath(path)
     folder, at, step = text.rpartition("@")
@@ -110,7 +113,7 @@ def _claim(
     text = json.dumps(to_dict(config), indent=2) + "\n"
     try:
         if not (folder / CONFIG_FILE).exists():
-            # What a claim that was cut short leaves still is an empty workdir.
+            # The remains of an interrupted claim still count as an empty workdir.
             ours = {f".{CONFIG_FILE}.tmp", INIT_FILE, f".{INIT_FILE}.tmp"}
             others = []
             if folder.exists():
@@ -140,14 +143,14 @@ def _claim(
         for name, content in files.items():
             write_atomic(folder / name, content)
         if theirs != config:
-            # Commands that read the workdir later want where the store is now, not where it was.
+            # Commands that read the workdir later need to know where the store is now.
             write_atomic(folder / CONFIG_FILE, text)
     except OSError as e:
         raise UsageError(f"{folder}: cannot be used as a workdir: {one_line(e)}") from e
 
 
 def _way_on(folder: epath.Path, changed: list[str]) -> str:
-    """What to do about a config that differs from that of the run in a folder."""
+    """Advice for a config that differs from that of the run in a folder."""
     names = [line.partition(":")[0] for line in changed]
     other = "another workdir, or the config that run was started with"
     if not all(name.partition(".")[0] in _RECIPE for name in names):

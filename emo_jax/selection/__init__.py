@@ -1,1 +1,1 @@
-"""Which experts of a model to keep for some documents."""
+"""Choosing which experts of a model to keep for some documents."""

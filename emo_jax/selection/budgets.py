@@ -1,4 +1,4 @@
-"""Which experts to keep: how many, and those with the best scores.
+"""How many experts to keep, and the choice of those with the best scores.
 
 Legend: L layers, M domains, R routed experts.
 """
@@ -13,14 +13,15 @@ from emo_jax.errors import UsageError
 
 
 def parse_keep(text: str, moe: MoeConfig, *, allow_fewer: bool = False) -> int:
-    """How many experts `16` or `25%` are, the shared ones included (SPEC 7.1).
+    """The number of experts given by `16` or `25%`, including shared ones (SPEC 7.1).
 
     Args:
       text: a count, or a share of `moe.num_experts`, rounded down.
-      allow_fewer: also fewer than top-k: then a token uses all that are left, as in the reference.
+      moe: config of the mixture of experts.
+      allow_fewer: allow fewer than top-k: then a token uses all that are left, as in the reference.
 
     Raises:
-      UsageError: no number, more than there are, or too few.
+      UsageError: not a number, more than there are, or too few.
     """
     most = moe.num_experts
     try:
@@ -40,7 +41,7 @@ def check_keep(
     allow_fewer: bool = False,
     option: str = "--keep",
 ) -> None:
-    """Raises UsageError for a number of experts that a model cannot be cut to."""
+    """Raises UsageError for a number of experts to which a model cannot be cut."""
     least = moe.num_shared_experts + 1 if allow_fewer else moe.top_k
     text = text or str(keep)
     what = f"{option} {text}" if text == str(keep) else f"{option} {text} ({keep} experts)"
@@ -68,10 +69,12 @@ def budgets(config: Config, keep_L: Sequence[int], *, allow_fewer: bool = False)
     """Routed experts to keep in each layer, from counts that include the shared ones.
 
     Args:
-      keep_L: one count for all layers, or one for each.
+      config: config of the model.
+      keep_L: one count for all layers, or one per layer.
+      allow_fewer: see `parse_keep`.
 
     Raises:
-      UsageError: another number of counts, or one that a layer cannot be cut to.
+      UsageError: the wrong number of counts, or a count to which a layer cannot be cut.
     """
     moe, L = config.moe, config.model.num_layers
     assert moe is not None
@@ -81,14 +84,14 @@ def budgets(config: Config, keep_L: Sequence[int], *, allow_fewer: bool = False)
     option = "--keep" if len(keep_L) == 1 else "--keep-per-layer"
     for count in counts:
         check_keep(count, moe, allow_fewer=allow_fewer, option=option)
-    # A layer that has fewer already stays as it is.
+    # A layer that already has fewer is left unchanged.
     return [min(n, moe.experts_in(i)) - moe.num_shared_experts for i, n in enumerate(counts)]
 
 
 def keep_experts(
     scores_LMR: np.ndarray, config: Config, keep: int, *, allow_fewer: bool = False
 ) -> np.ndarray:
-    """`choose_best` of `keep` experts in every layer, the shared ones included (SPEC 7.1)."""
+    """`choose_best` for `keep` experts in every layer, including shared ones (SPEC 7.1)."""
     routed_L = budgets(config, [keep], allow_fewer=allow_fewer)
     return choose_best(scores_LMR, experts_there(config), routed_L)
 
@@ -96,13 +99,14 @@ def keep_experts(
 def choose_best(
     scores_LMR: np.ndarray, there_LR: np.ndarray, routed_L: Sequence[int]
 ) -> np.ndarray:
-    """(L,M,R) bool: so many routed experts of each layer, those with the largest scores.
+    """(L,M,R) bool: the routed experts of each layer with the largest scores.
 
-    Of equals the lower index is kept.
+    Ties go to the lower index.
 
     Args:
       scores_LMR: larger is better.
       there_LR: bool, the experts that a layer has.
+      routed_L: how many routed experts to keep in each layer.
     """
     scores_LMR = np.where(there_LR[:, None], scores_LMR, -np.inf)
     order_LMR = np.argsort(-scores_LMR, axis=-1, kind="stable")

@@ -1,4 +1,4 @@
-"""Examples that experts are chosen by: documents, packed into windows.
+"""The examples used to choose experts: documents, packed into windows.
 
 Legend: B windows, S tokens, N tokens of a document.
 """
@@ -15,28 +15,28 @@ from emo_jax.data.store import TokenDocument, TokenStore
 from emo_jax.errors import UsageError, listed
 
 _READ_AT_ONCE = 256  # documents
-_NEAR_AMONG = 10_000  # names that a misspelt one is compared with
+_NEAR_AMONG = 10_000  # names with which a misspelt one is compared
 
 
 class Examples(NamedTuple):
-    """Documents to choose by, and what they are."""
+    """Documents to choose experts by, and where they come from."""
 
     documents: list[np.ndarray]  # (N,) int32 each, with the end-of-document token
     source: str  # the store or file, and the domain
-    fingerprint: str  # of the ids
+    fingerprint: str  # hash of the ids
 
     @property
     def tokens(self) -> int:
-        """Of all of them."""
+        """Number of tokens in all documents."""
         return sum(map(len, self.documents))
 
     def first(self, number: int | None) -> "Examples":
-        """The first `number`; None: all. Larger numbers hold the smaller ones."""
+        """The first `number` documents; None: all. A larger number includes a smaller one's."""
         return examples_of(self.documents[:number], self.source)
 
 
 def examples_of(documents: Iterable[np.ndarray], source: str) -> Examples:
-    """Examples of documents at hand."""
+    """Examples made from documents in memory."""
     kept = [np.asarray(ids, np.int32) for ids in documents]
     digest = hashlib.sha256()
     for ids in kept:
@@ -46,13 +46,14 @@ def examples_of(documents: Iterable[np.ndarray], source: str) -> Examples:
 
 
 def split_location(location: str, exists) -> tuple[str, str | None]:
-    """`STORE:domain` as (STORE, domain); a path that exists is taken as it is.
+    """Splits `STORE:domain` into (STORE, domain); a path that exists is not split.
 
     Args:
-      exists: tells whether a path is there.
+      location: the text to split.
+      exists: tells whether a path exists.
     """
     store, colon, domain = location.rpartition(":")
-    # A colon before a slash is that of a URL.
+    # A colon before a slash belongs to a URL.
     if not colon or not store or "/" in domain or exists(location):
         return location, None
     return store, domain
@@ -62,7 +63,7 @@ def domain_number(store: TokenStore, domain: str) -> int:
     """The id of a domain.
 
     Raises:
-      UsageError: there is none of that name; those there are listed.
+      UsageError: there is no domain of that name; the existing ones are listed.
     """
     if domain not in store.domains:
         close = difflib.get_close_matches(domain, store.domains[:_NEAR_AMONG], n=1, cutoff=0.6)
@@ -84,13 +85,17 @@ def store_examples(
     min_length: int = 1,
     seed: int = 0,
 ) -> Examples:
-    """Documents of a split, of one domain or of all, the first of many those of a smaller number.
+    """Documents of a split, from one domain or all; a larger `number` extends a smaller one's.
 
     Args:
-      number: at most; None: as many as `max_tokens` hold.
-      max_length: tokens that are used of a document, the first ones; None: all.
-      min_length: shorter ones are left out.
-      seed: of their order; 0: as the store has them, which is shuffled already.
+      store: the token store.
+      split: name of the split.
+      domain: name of the domain; None: all.
+      number: maximum number of documents; None: as many as fit in `max_tokens`.
+      max_tokens: maximum number of tokens in all documents.
+      max_length: number of tokens used from the start of each document; None: all.
+      min_length: shorter documents are skipped.
+      seed: for their order; 0: the order of the store, which is already shuffled.
 
     Raises:
       UsageError: no such split or domain, or it has fewer documents than `number`.
@@ -122,7 +127,7 @@ def store_examples(
 def take(
     documents: Iterable[np.ndarray], number: int | None, max_tokens: int
 ) -> tuple[list[np.ndarray], bool]:
-    """The first of some documents, and whether `max_tokens` held no more; one is cut to them."""
+    """The first documents that fit (a lone one is truncated), and whether `max_tokens` ran out."""
     found: list[np.ndarray] = []
     left = max_tokens
     for ids in documents:
@@ -136,9 +141,9 @@ def take(
 
 
 def shuffled_documents(store: TokenStore, split: str, seed: int) -> Iterator[TokenDocument]:
-    """All of a split, in the order of the seed: blocks of the store, and the documents in each.
+    """All documents of a split, shuffled by the seed: blocks of the store, then within each block.
 
-    Seed 0: as the store has them, which is shuffled already.
+    Seed 0: the order of the store, which is already shuffled.
     """
     total = store.count(split, "documents")
     rng = np.random.default_rng(seed) if seed else None
@@ -152,9 +157,9 @@ def shuffled_documents(store: TokenStore, split: str, seed: int) -> Iterator[Tok
 def pack(
     documents: Sequence[np.ndarray], seq_len: int, batch_size: int, pad_id: int
 ) -> list[Batch]:
-    """Documents side by side in windows, those longer than S in pieces; the last batch is padded.
+    """Packs documents into windows, splitting those longer than S; the last batch is padded.
 
-    All tokens are of domain 0.
+    All tokens are in domain 0.
     """
     rows: list[list[np.ndarray]] = []
     room = 0

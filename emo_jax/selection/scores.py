@@ -1,8 +1,8 @@
-"""What every routed expert is worth to a domain: the methods of SPEC 7.2 as one sweep over layers.
+"""How much every routed expert is worth to a domain: SPEC 7.2's methods as one sweep over layers.
 
 The hidden states of all calibration tokens are kept, and every layer runs once: first attention and
-the scores, then, where the method prunes as it goes, the choice, then the experts. The reference
-runs the model from the start for every layer.
+the scores, then, if the method prunes as it goes, the choice, then the experts. The reference runs
+the model from the start for every layer.
 
 Legend: B windows, S tokens, L layers, D width, M domains, R routed experts, K routed picks.
 """
@@ -28,11 +28,11 @@ from emo_jax.parallel import mesh as mesh_lib
 from emo_jax.selection.budgets import choose_best, experts_there
 from emo_jax.selection.examples import Examples, pack
 
-BATCH_TOKENS = 8192  # of a batch on one device, about
+BATCH_TOKENS = 8192  # approximate tokens of a batch on one device
 
 
 class Choice(NamedTuple):
-    """What was chosen, and by what."""
+    """What was chosen, and the scores it was chosen by."""
 
     kept_LMR: np.ndarray  # bool
     scores_LMR: np.ndarray  # float64; larger is better
@@ -49,21 +49,27 @@ def choose_experts(
     seed: int = 0,
     progress: Callable[[str], None] = lambda _: None,
 ) -> Choice:
-    """The routed experts to keep in each layer for each domain.
+    """Chooses the routed experts to keep in each layer for each domain.
 
     - `layerwise`: router probabilities summed over a domain's tokens, in a model whose earlier
-      layers are pruned already.
+      layers are already pruned.
     - `global`: the same, in the whole model.
     - `easy_ep` (arXiv 2504.06792): Σ over tokens of routing weight · ‖expert(h)‖₂ · max(0, 1 −
       cos(h, h + o)), with h the input and o the output of the mixture of experts.
-    - `random`: by the seed, the same for every domain; no tokens are looked at.
+    - `random`: by the seed, the same for every domain; does not use the tokens.
 
-    All is float32 whatever the model computes in; sums over batches are float64.
+    Scores are float32 whatever the model's compute dtype; sums over batches are float64.
 
     Args:
-      batches: calibration windows by `domain_ids`, on the host or the devices; all are held on the
-        devices at once, with their hidden states.
+      method: one of the above.
+      model: the model.
+      params: its parameters.
+      batches: calibration windows with `domain_ids`, on the host or the devices; all are kept on
+        the devices at once, with their hidden states.
       routed_L: how many routed experts to keep in each layer.
+      num_domains: M.
+      seed: for `random`.
+      progress: called with lines about the progress.
 
     Raises:
       UsageError: no such method.
@@ -103,7 +109,7 @@ def _random(seed: int, layer: int, num_routed: int) -> np.ndarray:
 
 
 class _Sweep:
-    """One layer at a time, compiled once for all layers."""
+    """Runs one layer at a time, compiled once for all layers."""
 
     def __init__(self, model: ModelFunctions, num_domains: int, easy_ep: bool):
         self._model, self._num_domains, self._easy_ep = model, num_domains, easy_ep
@@ -126,7 +132,7 @@ class _Sweep:
     def _scores(
         self, params: Params, number: jax.Array, x_BSD: jax.Array, batch: Batch
     ) -> tuple[jax.Array, jax.Array]:
-        """The residual stream after attention, and what each expert is worth here, (M,R)."""
+        """The residual stream after attention, and the score of each expert, (M,R)."""
         layer, inputs, per_layer = self._at(params, number, batch)
         assert isinstance(layer.mlp, MoeMlp)
         x_BSD, _ = layer.attend(x_BSD, inputs)
@@ -147,7 +153,7 @@ class _Sweep:
         ids_BS = jnp.where((batch.pool_ids >= 0) & (batch.domain_ids >= 0), batch.domain_ids, M)
         scores = jnp.zeros((M + 1, mlp.config.num_routed_experts), jnp.float32)
         for k in range(routing.indices_BSK.shape[-1]):
-            # One pick at a time: the output of each chosen expert by itself.
+            # One pick at a time, to get the output of each chosen expert by itself.
             one_BS1 = routing.indices_BSK[..., k : k + 1]
             alone = Routing(jnp.ones_like(routing.weights_BSK[..., :1]), one_BS1)
             by_one_BSD = run(h_BSD, alone, with_shared=False)[0].astype(jnp.float32)
@@ -163,18 +169,18 @@ class _Sweep:
         batch: Batch,
         keep_MR: jax.Array,
     ) -> jax.Array:
-        """The residual stream after the experts that are kept for each domain."""
+        """The residual stream after the experts kept for each domain."""
         layer, inputs, per_layer = self._at(params, number, batch, keep_MR)
         assert isinstance(layer.mlp, MoeMlp)
         return x_BSD + layer.mlp(layer.mlp_norm(x_BSD), inputs.router, per_layer)[0]
 
 
-# Models are the same if they are one object: its next choice finds its programs here.
+# Keyed by model identity, so that the next choice with the same model reuses its programs.
 _sweep = lru_cache(maxsize=4)(_Sweep)
 
 
 def _cosine(a: jax.Array, b: jax.Array) -> jax.Array:
-    """Over the last axis; of a zero vector 0."""
+    """Cosine similarity over the last axis; 0 for a zero vector."""
     norms = jnp.linalg.norm(a, axis=-1) * jnp.linalg.norm(b, axis=-1)
     return jnp.sum(a * b, axis=-1) / jnp.maximum(norms, jnp.finfo(jnp.float32).tiny)
 
@@ -193,13 +199,17 @@ def choose_by_examples(
     """`choose_experts` for documents.
 
     Args:
-      model: on a mesh; of a config `within_documents`, so that each sees itself only.
-      params: on the devices, as `ModelFunctions.param_shardings` says.
+      model: a model on a mesh, with a `within_documents` config, so that each document sees only
+        itself.
+      params: parameters on the devices, sharded by `ModelFunctions.param_shardings`.
+      examples: the documents.
+      routed_L, method, seed, progress: see `choose_experts`.
+      pad_id: id of padding tokens.
     """
     mesh, S = model.mesh, model.config.data.seq_len
     assert mesh is not None
     windows = max(1, min(BATCH_TOKENS, examples.tokens // mesh.size) // S)
-    rows = 2 ** (windows.bit_length() - 1)  # a device; few sizes, as each is compiled
+    rows = 2 ** (windows.bit_length() - 1)  # per device; few sizes, as each is compiled
     where = mesh_lib.windows_sharding(mesh)
     batches = [
         jax.tree.map(lambda a: jax.device_put(a, where), batch)

@@ -1,4 +1,4 @@
-"""A model as it is looked at or cut: the same parameters, another config."""
+"""Configs for analysing or cutting a model: the same parameters with another config."""
 
 import dataclasses
 
@@ -6,7 +6,7 @@ from emo_jax.config import Config
 
 
 def within_documents(config: Config) -> Config:
-    """The same model with attention within documents: a part of it serves one at a time."""
+    """The same model with attention within documents, since a module serves one at a time."""
     if config.model.attention == "document":
         return config
     model = dataclasses.replace(config.model, attention="document")
@@ -14,7 +14,7 @@ def within_documents(config: Config) -> Config:
 
 
 def undropped(config: Config) -> Config:
-    """The same model where no token is dropped: those of one domain go to few devices."""
+    """The same model without dropping: tokens of one domain go to few devices."""
     if config.moe is None or not config.moe.receive_factor:
         return config
     return dataclasses.replace(config, moe=dataclasses.replace(config.moe, receive_factor=0.0))

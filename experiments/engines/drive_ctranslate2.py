@@ -1,7 +1,7 @@
 """CTranslate2: `python drive_ctranslate2.py CASE RESULT`. Converts, then runs in float32.
 
-The converted config.json has a null where a model begins no text with a token, and CTranslate2 does
-not load that: it gets the end-of-document token, which is not used where a prompt is given.
+If a model begins texts without a token, the converted config.json has a null, which CTranslate2
+does not load: it is set to the end-of-document token, which is not used when there is a prompt.
 """
 
 import json

@@ -1,6 +1,6 @@
-"""lm-evaluation-harness: `python drive_lm_eval.py CASE RESULT`. Its own command, on its hf model.
+"""lm-evaluation-harness: `python drive_lm_eval.py CASE RESULT`. Its command, with its hf model.
 
-Two tasks of our own: the log-likelihood of each text, and what follows it.
+Two tasks of our own: the log-likelihood of each text, and its continuation.
 """
 
 import json
@@ -50,7 +50,7 @@ def _pairs(case: Case) -> list[tuple[str, str]]:
 
 
 def responses(folder: Path, task: str) -> list:
-    """What the model said of each text, in order."""
+    """The model's response to each text, in order."""
     (file,) = folder.glob(f"out/**/samples_{task}_*.jsonl")
     lines = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
     return [line["resps"][0][0] for line in sorted(lines, key=lambda line: line["doc_id"])]

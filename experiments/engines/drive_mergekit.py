@@ -1,7 +1,7 @@
-"""mergekit: `python drive_mergekit.py CASE RESULT`. Its own command; merges into RESULT/made.
+"""mergekit: `python drive_mergekit.py CASE RESULT`. Runs its command; merges into RESULT/made.
 
-`linear`: the mean of the model and of CASE/other, which has its shape; `passthrough`: its layers
-as they are. The logits beside each are those of transformers, in the same environment.
+`linear`: the mean of the model and CASE/other, which has the same shape; `passthrough`: its layers
+unchanged. The logits next to each are from transformers, in the same environment.
 """
 
 import subprocess

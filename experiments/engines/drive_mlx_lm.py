@@ -1,4 +1,4 @@
-"""mlx-lm: `python drive_mlx_lm.py CASE RESULT`. Strict: each name has its place."""
+"""mlx-lm: `python drive_mlx_lm.py CASE RESULT`. Loads strictly: all names must match."""
 
 from importlib.metadata import version
 
@@ -11,7 +11,7 @@ from mlx_lm.generate import generate_step
 
 def main() -> None:
     case, result = arguments()
-    model, tokenizer = load(case.model)  # raises where a tensor is missing or unexpected
+    model, tokenizer = load(case.model)  # raises if a tensor is missing or unexpected
     logits = [np.array(model(mx.array([ids]))[0].astype(mx.float32)) for ids in case.ids]
     greedy = [
         case.up_to_eos(

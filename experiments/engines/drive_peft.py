@@ -1,6 +1,6 @@
-"""PEFT: `python drive_peft.py CASE RESULT`. Adapters, two steps, merged and saved.
+"""PEFT: `python drive_peft.py CASE RESULT`. Adapters, trained two steps, merged and saved.
 
-Leaves each merged model in RESULT/made/NAME, with its logits beside it.
+Leaves each merged model in RESULT/made/NAME, with its logits next to it.
 """
 
 from pathlib import Path
@@ -29,7 +29,7 @@ def logits_of(model, case: Case) -> list[np.ndarray]:
 
 
 def train(model, case: Case) -> None:
-    """Two steps on the prompts; both adapters' matrices move."""
+    """Trains two steps on the prompts, so that both matrices of each adapter change."""
     optimizer = torch.optim.AdamW((p for p in model.parameters() if p.requires_grad), lr=1e-2)
     for _ in range(2):
         for ids in case.ids:
@@ -48,7 +48,7 @@ def adapted(case: Case, **targets):
 
 
 def make(case: Case, folder: Path, **targets) -> None:
-    """One merged model."""
+    """Makes one merged model."""
     torch.manual_seed(0)
     model = adapted(case, **targets)
     train(model, case)
@@ -60,7 +60,7 @@ def make(case: Case, folder: Path, **targets) -> None:
 
 def main() -> None:
     case, result = arguments()
-    fresh = adapted(case, **WAYS["attention"]).eval()  # adds nothing yet
+    fresh = adapted(case, **WAYS["attention"]).eval()  # changes nothing yet
     greedy = []
     for ids in case.ids:
         tokens = torch.tensor([ids])

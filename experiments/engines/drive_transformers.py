@@ -1,4 +1,4 @@
-"""transformers: `python drive_transformers.py CASE RESULT`. Saves into RESULT/saved too."""
+"""transformers: `python drive_transformers.py CASE RESULT`. Also saves to RESULT/saved."""
 
 import numpy as np
 import torch
@@ -19,7 +19,7 @@ class Engine:
 
     @torch.no_grad()
     def logits(self) -> list[np.ndarray]:
-        """(S,V) of each prompt."""
+        """Logits (S,V) of each prompt."""
         return [self.model(torch.tensor([ids])).logits[0].float().numpy() for ids in self.case.ids]
 
     def tokens(self, inputs: dict[str, torch.Tensor], **options) -> list[list[int]]:
@@ -35,7 +35,7 @@ class Engine:
         return [self.case.up_to_eos(row[width:]) for row in made]
 
     def greedy(self, **options) -> list[list[int]]:
-        """New tokens of each prompt, one after the other."""
+        """New tokens of each prompt, one prompt after another."""
         inputs = [torch.tensor([ids]) for ids in self.case.ids]
         return [
             self.tokens({"input_ids": x, "attention_mask": torch.ones_like(x)}, **options)[0]
@@ -45,7 +45,7 @@ class Engine:
 
 def difference(found: list[np.ndarray], expected: list[np.ndarray]) -> dict[str, float]:
     worst = max(float(np.abs(a - b).max()) for a, b in zip(found, expected, strict=True))
-    return {"difference": worst}  # NaN stays one
+    return {"difference": worst}  # NaN stays NaN
 
 
 def equal(found: list, expected: list) -> dict[str, str]:
@@ -54,7 +54,7 @@ def equal(found: list, expected: list) -> dict[str, str]:
 
 
 def ways(case: Case, engine: Engine, logits: list[np.ndarray], saved: str) -> dict[str, dict]:
-    """Other ways to load and to run the same folder."""
+    """Other ways to load and run the same folder."""
     tokenizer = AutoTokenizer.from_pretrained(case.model)
     held = {}
 

@@ -7,7 +7,7 @@ from vllm import LLM, SamplingParams
 
 
 def row(logits: dict, vocab_size: int) -> np.ndarray:
-    """(V,) of what vLLM gives by token."""
+    """Logits (V,) from what vLLM returns by token."""
     found = np.full(vocab_size, np.nan, np.float32)
     for token, entry in logits.items():
         found[token] = entry.logprob
@@ -30,7 +30,7 @@ def main() -> None:
     every = SamplingParams(temperature=0, max_tokens=1, logprobs=-1, prompt_logprobs=-1)
     logits = []
     for out in llm.generate(prompts, every, use_tqdm=False):
-        # Of prompts vLLM tells the logits that stand before each token but the first.
+        # For prompts, vLLM returns the logits that precede each token but the first.
         rows = [*out.prompt_logprobs[1:], out.outputs[0].logprobs[0]]
         logits.append(np.stack([row(one, vocab_size) for one in rows]))
     texts = llm.generate(

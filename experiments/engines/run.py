@@ -2,9 +2,9 @@
 
     python experiments/engines/run.py --folder engines
 
-Makes in the folder: the models (trained in minutes), an environment for each engine (pinned, about
-10 GB in all), and what each engine said. What is there already is not done again: delete it to
-have it done. `--only vLLM,PEFT` runs some of them; the tables hold all that is there.
+Creates in the folder: the models (trained in minutes), an environment for each engine (pinned,
+about 10 GB in total), and each engine's results. Existing results are not repeated: delete them to
+rerun. `--only vLLM,PEFT` runs some of the engines; the tables include all existing results.
 """
 
 import json
@@ -28,13 +28,13 @@ from emo_jax.files.atomic import write_atomic
 from emo_jax.files.json_files import dumps
 
 HERE = Path(__file__).parent
-# One thread: the models are small, and threads that wait for each other slow a busy machine down.
+# One thread: the models are small, and threads waiting for each other slow down a busy machine.
 ENVIRONMENT = {"OMP_NUM_THREADS": "1", "VLLM_CPU_KVCACHE_SPACE": "1"}
 INSTALL_SECONDS, RUN_SECONDS = 3600, 1800
 
 
 def make_environment(engine: Engine, folder: Path) -> Path:
-    """Its Python, in a fresh environment with the pinned packages."""
+    """The Python of the engine's environment, made afresh unless it has the pinned packages."""
     mark, python = folder / "pins.json", folder / "bin/python"
     if mark.exists() and json.loads(mark.read_text()) == list(engine.pins):
         return python
@@ -50,7 +50,7 @@ def make_environment(engine: Engine, folder: Path) -> Path:
 
 
 def run_engine(engine: Engine, python: Path, case: Path, result: Path) -> dict[str, Any]:
-    """What the engine says of a case, compared with what emo_jax says."""
+    """An engine's results on a case, compared with those of emo_jax."""
     shutil.rmtree(result, ignore_errors=True)
     result.mkdir(parents=True)
     if engine.gguf and not (case / "model.gguf").exists():
@@ -73,7 +73,7 @@ def run_engine(engine: Engine, python: Path, case: Path, result: Path) -> dict[s
 
 
 def compare(case_dir: Path, result: Path) -> dict[str, Any]:
-    """Figures of one engine and model; null where it does not say."""
+    """Figures for one engine and model; null for what it does not report."""
     case, said = read_case(case_dir), json.loads((result / "result.json").read_text())
     found = {key: said[key] for key in ("version", "missing", "unexpected", "held")}
     expected = read_arrays(case_dir / "logits.npz")
@@ -93,13 +93,13 @@ def compare(case_dir: Path, result: Path) -> dict[str, Any]:
 
 
 def worst(values: Any) -> float:
-    """The largest, NaN if there is one."""
+    """The largest value; NaN if any is NaN."""
     values = list(values)
     return math.nan if any(math.isnan(x) for x in values) else max(values)
 
 
 def difference(found: list[np.ndarray], expected: list[np.ndarray]) -> dict[str, Any]:
-    """The largest difference of logits, and how many of them are no numbers."""
+    """The largest difference of logits, and how many of them are NaN."""
     pairs = list(zip(found, expected, strict=True))
     if any(a.shape != b.shape for a, b in pairs):
         return {"failed": f"logits of shape {found[0].shape}, not {expected[0].shape}"}
@@ -111,13 +111,13 @@ def difference(found: list[np.ndarray], expected: list[np.ndarray]) -> dict[str,
 
 
 def made_folders(result: Path) -> list[Path]:
-    """Folders that an engine left: saved again, merged."""
+    """Folders that an engine left: saved again or merged."""
     found = [*result.glob("saved"), *result.glob("made/*")]
     return sorted(folder for folder in found if folder.is_dir())
 
 
 def import_again(folder: Path, case: Case, expected: list[np.ndarray]) -> dict[str, Any]:
-    """`emo import` of what an engine made: the logits against those that it has itself."""
+    """Runs `emo import` on what an engine made and compares its logits with the engine's own."""
     workdir = folder.with_name(f"{folder.name}-imported")
     command = [sys.executable, "-m", "emo_jax.cli", "import", folder, "--workdir", workdir]
     done = subprocess.run(list(map(str, command)), capture_output=True, text=True)
@@ -132,7 +132,7 @@ def import_again(folder: Path, case: Case, expected: list[np.ndarray]) -> dict[s
 @click.option("--only", default="", help="Names of engines, commas between.")
 @click.option("--docs", default=HERE.parents[1] / "docs", type=click.Path(path_type=Path))
 def main(folder: Path, only: str, docs: Path) -> None:
-    """Runs what was not run yet, and writes the tables."""
+    """Runs what has not been run yet, and writes the tables."""
     wanted = [name.strip().lower() for name in only.split(",") if name.strip()]
     if unknown := set(wanted) - {engine.name.lower() for engine in ENGINES}:
         raise click.UsageError(f"--only {', '.join(unknown)}: no such engine")

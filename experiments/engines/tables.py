@@ -1,4 +1,4 @@
-"""The tables of docs/huggingface.md, out of docs/results/engines.json; nothing is run.
+"""The tables of docs/huggingface.md, from docs/results/engines.json; nothing is run.
 
 python experiments/engines/tables.py
 """
@@ -25,14 +25,14 @@ def markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def figure(value: float | None) -> str:
-    """A difference: `3.1e-06`; null is a NaN, which JSON has not."""
+    """A difference as `3e-6`; null stands for NaN, which JSON lacks."""
     if value is None:
         return "**NaN**"
     return "0" if value == 0 else f"{value:.0e}".replace("e-0", "e-")
 
 
 def cell(found: dict[str, Any] | None) -> str:
-    """An engine and a model: the largest difference of logits, greedy texts that are equal."""
+    """Cell for an engine and a model: largest difference of logits, count of equal greedy texts."""
     if found is None:
         return "—"
     if "failed" in found:
@@ -43,7 +43,7 @@ def cell(found: dict[str, Any] | None) -> str:
 
 
 def total(models: dict[str, Any], *names: str) -> str:
-    """Of all models; a dash where the engine does not say."""
+    """The total over all models; a dash if the engine does not report it."""
     said = [one[name] for one in models.values() for name in names if one.get(name) is not None]
     return str(sum(x if isinstance(x, int) else len(x) for x in said)) if said else "—"
 
@@ -64,7 +64,7 @@ def engines_table(results: dict[str, Any]) -> str:
 
 
 def _both(values: list[dict[str, Any]]) -> str:
-    """One way, over all models."""
+    """The result of one way, over all models."""
     if errors := [value["error"] for value in values if "error" in value]:
         return errors[0]
     parts = []
@@ -76,7 +76,7 @@ def _both(values: list[dict[str, Any]]) -> str:
 
 
 def ways_table(results: dict[str, Any]) -> str:
-    """Other ways to run the folder in transformers, the worst of all models."""
+    """Other ways to run the folder in transformers; the worst result over all models."""
     names = ("transformers 4", "transformers 5")
     columns = []
     for name in names:
@@ -91,7 +91,7 @@ def ways_table(results: dict[str, Any]) -> str:
 
 
 def imports_table(results: dict[str, Any]) -> str:
-    """What engines made of an export, imported."""
+    """Results of importing what engines made from an export."""
     rows = []
     for engine in ENGINES:
         made: dict[str, list[dict]] = {}
@@ -109,7 +109,7 @@ def imports_table(results: dict[str, Any]) -> str:
 
 
 def section(results: dict[str, Any]) -> str:
-    """All that stands between the marks."""
+    """Everything between the marks."""
     parts = [engines_table(results), ways_table(results), imports_table(results)]
     return "\n".join(parts)
 

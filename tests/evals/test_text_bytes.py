@@ -124,7 +124,8 @@ def test_the_tokens_of_a_text_add_up_to_its_bytes(tokenizer, request):
         # Without its first token, as losses are: that one may have lost a space.
         assert whole - first == _size(decoded) - _size(tokenizer.decode(ids[:1]))
         assert whole - _size(decoded) in (0, 1)
-    assert lossless >= len(TEXTS) - 2  # so the bytes are those of the documents
+    # So the bytes are those of the documents, but for a space that some begin with.
+    assert lossless >= sum(not text.startswith(" ") for text in TEXTS)
 
 
 @pytest.mark.system

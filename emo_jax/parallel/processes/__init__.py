@@ -1,7 +1,7 @@
-"""Start-up of a run of several processes, and its end when one of them fails.
+"""Starting a run of several processes, and ending it when one of them fails.
 
 `joined` is entered once, before any device is touched: the processes meet (`roster.py`), compare
-what they run, and start `jax.distributed`. One process alone starts nothing.
+what they run, and start `jax.distributed`. A single process starts nothing.
 """
 
 import atexit
@@ -23,7 +23,7 @@ from emo_jax.parallel.processes.roster import Facts, Roster
 JOIN_TIMEOUT = 300.0  # seconds
 SILENCE_TIMEOUT = 60.0
 
-_roster: Roster | None = None  # of this process, while it is one of several
+_roster: Roster | None = None  # this process's roster, while it is one of several
 
 
 @contextlib.contextmanager
@@ -37,19 +37,19 @@ def joined(
     silence_timeout: float = SILENCE_TIMEOUT,
     stopped: Callable[[], bool] = lambda: False,
 ) -> Iterator[None]:
-    """One of the processes of a run inside `with`.
+    """Context in which this process is one of the processes of a run.
 
     Args:
-      count, index, coordinator: given by hand; what is not is asked of the scheduler (`place.py`).
-      facts: what must be the same on all, beside the versions: JSON values.
+      count, index, coordinator: explicit values; the scheduler supplies the rest (`place.py`).
+      facts: what must be equal on all processes, besides the versions: JSON values.
       join_timeout: seconds to wait for all others.
-      silence_timeout: seconds without a sign of life after which a process counts as lost.
+      silence_timeout: seconds without a heartbeat after which a process counts as lost.
       stopped: whether to give up waiting for the others.
 
     Raises:
       UsageError: the processes differ, or their number or addresses are wrong.
-      EmoError: one did not come.
-      PreemptedError: stopped.
+      EmoError: one did not join.
+      PreemptedError: stopped while waiting.
     """
     global _roster
     place = find_place(count, index, coordinator)
@@ -79,7 +79,7 @@ def joined(
 
 
 def compare(facts: Facts) -> None:
-    """Raises UsageError on all processes where they differ; nothing where there is one.
+    """Raises UsageError on all processes if `facts` differ; does nothing for a single process.
 
     All processes call it, in the same order.
     """
@@ -88,13 +88,13 @@ def compare(facts: Facts) -> None:
 
 
 def gather(value: Any) -> list[Any]:
-    """The values of all processes, by index; each process waits for all. All of them call it.
+    """The values of all processes, by index. All processes call it and wait for each other.
 
-    Between processes that met here no device takes part, as it does in JAX's own
-    `process_allgather`: that waits for the step that runs, and on CPUs it can stop that for ever.
+    Processes that joined through `joined` use no device for this, unlike JAX's own
+    `process_allgather`, which waits for the running step and on CPUs can block it forever.
 
     Args:
-      value: a number, a truth value or None.
+      value: a number, a boolean or None.
     """
     if _roster is not None:
         return _roster.gather(value)
@@ -105,27 +105,27 @@ def gather(value: Any) -> list[Any]:
     import numpy as np
     from jax.experimental import multihost_utils
 
-    # One dtype whatever the value: processes that run different programs would not meet.
+    # One dtype for any value: processes that run different programs would wait forever.
     return multihost_utils.process_allgather(np.asarray(value or 0, np.int32)).tolist()
 
 
 def compile_together(function: Any, *args: Any, **kwargs: Any) -> None:
     """Compiles a jitted function for these arguments on all processes before any of them runs it.
 
-    One that has the program already, from the cache on disk, would wait in its first collective,
-    and CPUs wait 30 seconds there. Nothing where there is one process.
+    A process that already has the program, from the cache on disk, would wait in its first
+    collective, which on CPUs times out after 30 seconds. Does nothing for a single process.
     """
     import jax
 
     if jax.process_count() > 1:
-        function.lower(*args, **kwargs).compile()  # the call that follows takes it from memory
+        function.lower(*args, **kwargs).compile()  # the call that follows finds it in memory
         gather(None)
 
 
 def leave(error: BaseException | None) -> None:
-    """Tells the other processes that this one ends with an error; nothing where there is one.
+    """Tells the other processes that this one ends with an error; no-op for a single process.
 
-    Call it before anything is tidied up that waits for the others.
+    Call it before any cleanup that waits for the others.
     """
     if _roster is None or error is None:
         return
@@ -137,7 +137,7 @@ def leave(error: BaseException | None) -> None:
 
 
 def _exit_now(code: int) -> None:
-    """Leaves without JAX's barrier at the end, where it would wait for those that are gone."""
+    """Exits without JAX's final barrier, which would wait for processes that are gone."""
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(Exception):
             stream.flush()
@@ -148,12 +148,12 @@ def _start_jax(place: Place, join_timeout: float, silence_timeout: float) -> Non
     import jax
 
     host, port = place.address
-    # Nothing between the processes goes through a proxy; JAX only warns of it.
+    # Traffic between the processes must bypass proxies; JAX only warns about them.
     for name in ("no_grpc_proxy", "NO_GRPC_PROXY"):
         others = [os.environ[name]] if os.environ.get(name) else []
         os.environ[name] = ",".join([*others, host, "127.0.0.1", "localhost"])
     jax.config.update("jax_check_proxy_envs", False)
-    # It takes SIGTERM for itself, which then no longer reaches `StopRequest`.
+    # The preemption service catches SIGTERM, which then no longer reaches `StopRequest`.
     jax.config.update("jax_enable_preemption_service", False)
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     if place.index == 0:
@@ -170,7 +170,7 @@ def _start_jax(place: Place, join_timeout: float, silence_timeout: float) -> Non
             cluster_detection_method="deactivate",
             coordinator_bind_address=bind,
             initialization_timeout=max(1, int(join_timeout)),
-            # The roster speaks first.
+            # Long enough that the roster reports first.
             heartbeat_timeout_seconds=max(100, int(3 * silence_timeout)),
         )
     except RuntimeError as e:
@@ -181,7 +181,7 @@ def _start_jax(place: Place, join_timeout: float, silence_timeout: float) -> Non
 
 
 def _silence_gloo() -> None:
-    """Gloo says on stdout how many peers each group has; Python's own output still gets there."""
+    """Hides what gloo prints to stdout (peers of each group); Python's own output still appears."""
     sys.stdout.flush()
     ours = os.dup(1)
     sink = os.open(os.devnull, os.O_WRONLY)

@@ -1,4 +1,4 @@
-"""TCP between processes: JSON messages, one a line, and ports that can be taken over."""
+"""TCP between processes: JSON messages, one per line, and ports that can be taken over."""
 
 import contextlib
 import json
@@ -8,18 +8,18 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-_LONGEST = 2**24  # bytes of a message
+_LONGEST = 2**24  # bytes per message
 
 
 class Line:
-    """One connection: messages out, and in by a thread that gives each to `receive`.
+    """One connection: sends messages, and reads them in a thread that calls `receive` for each.
 
-    After the last one, `receive` gets None. Signs of life are not given on.
+    After the last one, `receive` gets None. Heartbeats are not passed on.
 
     Attributes:
-      heard: when something came last.
-      ended: nothing more comes.
-      index: of the process at the other end, once it is known.
+      heard: when something last arrived.
+      ended: nothing more will arrive.
+      index: index of the process at the other end, once known.
     """
 
     def __init__(self, connection: socket.socket):
@@ -31,12 +31,12 @@ class Line:
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
     def send(self, **message: Any) -> None:
-        """Sends, or not where the other end is gone: reading tells."""
+        """Sends a message; does nothing if the other end is gone, which reading will detect."""
         with contextlib.suppress(OSError), self._lock:
             self._socket.sendall(json.dumps(message).encode() + b"\n")
 
     def read(self, receive: Callable[[Any], None]) -> None:
-        """Starts the thread."""
+        """Starts the reading thread."""
         threading.Thread(target=self._read, args=(receive,), name="roster", daemon=True).start()
 
     def _read(self, receive: Callable[[Any], None]) -> None:
@@ -52,21 +52,21 @@ class Line:
         receive(None)
 
     def close(self) -> None:
-        """Closes both ways."""
+        """Closes both directions."""
         with contextlib.suppress(OSError):
             self._socket.shutdown(socket.SHUT_RDWR)
         self._socket.close()
 
 
 class Listener:
-    """Accepts on a port until it is closed; connections stay, and the port can be listened at anew.
+    """Accepts connections on a port until closed; they survive it, and the port can be reused.
 
     Args:
-      address: host and port. Of this machine alone where the host's name says so.
-      accepted: gets every connection, in a thread.
+      address: host and port. Only local connections are accepted if the host is a loopback name.
+      accepted: called with every connection, in a thread.
 
     Raises:
-      OSError: the port is taken, or not of this machine.
+      OSError: the port is in use, or the address is not one of this machine.
     """
 
     def __init__(self, address: tuple[str, int], accepted: Callable[[socket.socket], None]):
@@ -76,14 +76,14 @@ class Listener:
 
     @property
     def port(self) -> int:
-        """The port."""
+        """The port it listens on."""
         return self._socket.getsockname()[1]
 
     def _accept(self) -> None:
         while not self._closed.is_set():
             try:
                 connection, _ = self._socket.accept()
-            except OSError:  # closed, or one that gave up while it was accepted
+            except OSError:  # closed, or a client gave up while being accepted
                 time.sleep(0.05)
                 continue
             self._accepted(connection)
@@ -97,13 +97,13 @@ class Listener:
 
 
 def connect(address: tuple[str, int], timeout: float) -> socket.socket:
-    """A connection.
+    """Opens a connection.
 
     Raises:
       OSError: nobody answers.
     """
     found = socket.create_connection(address, timeout=timeout)
-    if found.getsockname() == found.getpeername():  # within a machine a port can answer itself
+    if found.getsockname() == found.getpeername():  # on one machine a port can connect to itself
         found.close()
         raise ConnectionRefusedError("nobody answers")
     found.settimeout(None)
@@ -111,7 +111,7 @@ def connect(address: tuple[str, int], timeout: float) -> socket.socket:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether a host is this machine, seen from itself alone."""
+    """Whether a host is a loopback name or address."""
     return host in ("localhost", "::1") or host.startswith("127.")
 
 

@@ -1,9 +1,9 @@
-"""Which process of how many this one is: from flags, or from the scheduler that started it.
+"""Which process this is, out of how many: from flags, or from the scheduler that started it.
 
-JAX's own cluster detection (`parallel.private`) is used where it is right. What it lacks: a single
-process stays alone; a process that is alone on its node gets all GPUs there, not one; Open MPI 5,
-which no longer says where it began; pods that do not know how many they are get an error, not a run
-each of their own.
+JAX's own cluster detection (`parallel.private`) is used where it is right. Beyond it: a single
+process stays alone; a process that is alone on its node gets all its GPUs, not one; Open MPI 5,
+which no longer reports where it was started, is supported; pods that do not know how many they are
+get an error instead of a separate run each.
 """
 
 import contextlib
@@ -17,7 +17,7 @@ from typing import Any
 from emo_jax.errors import UsageError
 from emo_jax.parallel import private
 
-# Where a scheduler says which process this is. The first that is there counts.
+# Variables in which a scheduler gives the index of this process. The first one set is used.
 _INDEX_VARIABLES = (
     "JOB_COMPLETION_INDEX",
     "OMPI_COMM_WORLD_RANK",
@@ -32,11 +32,11 @@ class Place:
     """One process of several.
 
     Args:
-      index: of this process.
-      count: of all of them.
+      index: index of this process.
+      count: number of processes.
       coordinator: `host:port` of process 0, the same for all.
-      local_devices: which GPUs of this machine are this process's; None: all it can see.
-      found: who said so.
+      local_devices: which GPUs of this machine this process uses; None: all it can see.
+      found: where this information comes from.
     """
 
     index: int
@@ -55,13 +55,13 @@ class Place:
 def find_place(
     count: int | None = None, index: int | None = None, coordinator: str | None = None
 ) -> Place | None:
-    """The place of this process; None where it is alone. No device is touched.
+    """The place of this process, or None if it is alone. No device is touched.
 
     Args:
-      count, index, coordinator: what is given by hand; a scheduler says the rest.
+      count, index, coordinator: explicit values; a scheduler supplies the rest.
 
     Raises:
-      UsageError: something is missing, or cannot be.
+      UsageError: something is missing or impossible.
     """
     if count == 1 and index in (None, 0):
         return None
@@ -139,14 +139,14 @@ def _open_mpi(coordinator: str | None) -> Place | None:
     )
 
 
-_TPU_CLUSTERS = ("GkeTpuCluster", "GceTpuCluster")  # of JAX, in the order they are asked
+_TPU_CLUSTERS = ("GkeTpuCluster", "GceTpuCluster")  # JAX's, in the order in which they are tried
 
 
 def _slurm() -> Place | None:
     env, slurm = os.environ, private.cluster("SlurmCluster")
     if not slurm.is_env_present():
         return None
-    # Of the step: an allocation may hold more tasks than `srun -n` starts.
+    # Tasks of the step: an allocation may have more tasks than `srun -n` starts.
     count = int(env.get("SLURM_STEP_NUM_TASKS") or slurm.get_process_count())
     gpus = None
     if "SLURM_GPUS_PER_TASK" not in env:  # with it each task sees its own
@@ -163,7 +163,7 @@ def _slurm() -> Place | None:
 
 
 def _slurm_tasks_per_node() -> list[int]:
-    """Of `2(x3),1`: 2, 2, 2, 1."""
+    """Parses `2(x3),1` as 2, 2, 2, 1."""
     text = os.environ.get("SLURM_STEP_TASKS_PER_NODE") or os.environ.get("SLURM_TASKS_PER_NODE", "")
     per_node: list[int] = []
     with contextlib.suppress(ValueError):
@@ -210,18 +210,18 @@ def _kubernetes() -> Place | None:
 
 
 def _of(cluster: Any) -> str:
-    """The coordinator that a cluster of JAX says."""
+    """The coordinator address that a JAX cluster reports."""
     port = os.environ.get("JAX_COORDINATOR_PORT")
     return cluster.get_coordinator_address(timeout_secs=300, override_coordinator_port=port)
 
 
 def _port(name: str) -> int:
-    """A port that is the same for all who know the name, where JAX picks them too."""
+    """A port derived from a name, in the range from which JAX also picks ports."""
     return 61440 + zlib.crc32(name.encode()) % 4096
 
 
 def _share_of_gpus(local_index: int, local_count: int) -> list[int] | None:
-    """GPUs of one of several processes of a machine; None: all that it sees.
+    """GPUs for one of several processes on a machine; None: all that it sees.
 
     Raises:
       UsageError: they cannot be shared evenly.
@@ -231,7 +231,7 @@ def _share_of_gpus(local_index: int, local_count: int) -> list[int] | None:
     names = ("CUDA_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES")
     visible = next((v for n in names if (v := os.environ.get(n))), "")
     if not visible:
-        return [local_index]  # as JAX does: one process a GPU
+        return [local_index]  # as in JAX: one process per GPU
     here = len(visible.split(","))
     if here == 1:
         return None  # chosen by the scheduler
@@ -245,7 +245,7 @@ def _share_of_gpus(local_index: int, local_count: int) -> list[int] | None:
 
 
 def hosts(place: Place) -> dict[int, str]:
-    """Hosts by process, as far as the scheduler tells."""
+    """Hosts by process, as far as the scheduler reports them."""
     try:
         if place.found == "Slurm":
             command = ["scontrol", "show", "hostnames", os.environ["SLURM_STEP_NODELIST"]]
@@ -258,6 +258,6 @@ def hosts(place: Place) -> dict[int, str]:
             gke, gce = map(private.cluster, _TPU_CLUSTERS)
             found = gke if gke.is_env_present() else gce
             return dict(enumerate(private.workers_of_tpu_slice(found)))
-    except Exception:  # it only makes a message better
+    except Exception:  # this only improves a message
         return {}
     return {}

@@ -1,8 +1,8 @@
-"""A local door to JAX's coordination service that stays open when the service is gone.
+"""A local relay to JAX's coordination service that stays open when the service is gone.
 
-JAX's client aborts its process, with a stack of C++, at the moment that the connection to the
-service breaks, as it does when process 0 dies. Through this door it does not see that, and the
-roster has the time to say in one line who was lost, and to end the process.
+JAX's client aborts its process with a C++ stack trace as soon as the connection to the service
+breaks, as it does when process 0 dies. Behind this relay it does not notice, so the roster has time
+to report in one line which process was lost, and to end the process.
 """
 
 import contextlib
@@ -14,7 +14,7 @@ from emo_jax.parallel.processes.line import Listener, connect
 
 
 class Relay:
-    """Listens on a free port of this machine and passes bytes on to `address` and back."""
+    """Listens on a free local port and forwards bytes to `address` and back."""
 
     def __init__(self, address: tuple[str, int], connect_timeout: float):
         self._address, self._timeout = address, connect_timeout
@@ -32,7 +32,7 @@ class Relay:
             end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         threading.Thread(
             target=_pump, args=(service, client), name="relay", daemon=True
-        ).start()  # when the service ends, the client is not told
+        ).start()  # the client does not see the service end
         _pump(client, service)
         client.close()
         with contextlib.suppress(OSError):
@@ -40,7 +40,7 @@ class Relay:
         service.close()
 
     def _connect(self) -> socket.socket | None:
-        """The service, as soon as it is there."""
+        """Connects to the service as soon as it is up; None after the timeout."""
         give_up = time.monotonic() + self._timeout
         while time.monotonic() < give_up:
             with contextlib.suppress(OSError):

@@ -1,12 +1,13 @@
-"""Who takes part in a run, by name: one TCP connection of every process to process 0.
+"""The roster of a run: one TCP connection from every process to process 0.
 
-JAX's coordination service waits for processes that it cannot name, and where one is lost it aborts
-the others with a stack of C++. So the processes meet here first, on the coordinator's port before
-JAX takes it, say what they run, and keep the connection. The kernel closes it when a process ends,
-however it ends; signs of life do the rest where a machine is lost.
+JAX's coordination service waits for processes that it cannot name, and if one is lost it aborts the
+others with a C++ stack trace. So the processes meet here first, on the coordinator's port before
+JAX uses it, state what they run, and keep the connection. The kernel closes it when a process ends,
+however it ends; heartbeats cover the loss of a machine.
 
-Messages are JSON, one a line. To process 0: `hello` (first), `round` (a value of each, in rounds),
-`leaves`. From it: `verdict` (on a round), `end` (a line to end with), `left`. Both ways: `alive`.
+Messages are JSON, one per line. To process 0: `hello` (first), `round` (each process's value, in
+rounds), `leaves`. From it: `verdict` (on a round), `end` (a line to exit with), `left`. Both ways:
+`alive`.
 """
 
 import contextlib
@@ -26,8 +27,8 @@ from emo_jax.parallel.processes import place as place_lib
 from emo_jax.parallel.processes.line import Line, Listener, connect
 from emo_jax.parallel.processes.place import Place
 
-GRACE = 5.0  # seconds in which all fail that fail together
-_SAY_WAITING = 30.0  # seconds between lines of process 0 while it waits
+GRACE = 5.0  # seconds within which processes that fail together all do so
+_SAY_WAITING = 30.0  # seconds between messages of process 0 while it waits
 
 _STOPPED = "stopped before the first step; run the same command again"
 
@@ -35,19 +36,19 @@ Facts = dict[str, Any]  # JSON values
 
 
 class Roster:
-    """The processes of a run, seen from one of them.
+    """The processes of a run, as seen by one of them.
 
     Args:
-      place: of this process.
-      facts: that have to be the same on all, such as versions.
+      place: this process's place.
+      facts: what must be equal on all processes, such as versions.
       join_timeout: seconds to wait for the others, here and in `compare`.
-      silence_timeout: seconds after which a process that says nothing counts as lost.
+      silence_timeout: seconds after which a silent process counts as lost.
       stopped: whether to give up waiting.
 
     Raises:
-      EmoError: some did not come; they are named.
+      EmoError: some processes did not join; they are named.
       UsageError: the facts differ; every difference is named.
-      PreemptedError: stopped.
+      PreemptedError: stopped while waiting.
     """
 
     def __init__(
@@ -64,12 +65,12 @@ class Roster:
         self._names = {place.index: _name(place.index, socket.gethostname(), os.getpid())}
         self._inbox: queue.Queue[tuple[int, Line | None, Any]] = queue.Queue()
         self._verdicts: queue.Queue[dict[str, Any]] = queue.Queue()
-        self._lines: dict[int, Line] = {}  # of the others; on those, of process 0
-        self._round: dict[int, Any] = {}  # process 0: the values of the others, of this round
-        self._said = threading.Condition()  # a value came
+        self._lines: dict[int, Line] = {}  # to the others; on the others, to process 0
+        self._round: dict[int, Any] = {}  # process 0: the others' values in this round
+        self._said = threading.Condition()  # a value arrived
         self._left: dict[int, tuple[int, str]] = {}  # exit codes and reasons
         self._leaving: tuple[int, str] | None = None  # ours
-        self._deadline: float | None = None  # process 0: when those that stay are told to end
+        self._deadline: float | None = None  # process 0: when the remaining ones are told to end
         self._ending = threading.Lock()
         if place.index == 0:
             self._gather(time.monotonic() + join_timeout)
@@ -107,7 +108,7 @@ class Roster:
                     break
                 if self._stopped():
                     raise self._refuse(PreemptedError(_STOPPED))
-                if now >= next_sign:  # those that are here may have to wait for long
+                if now >= next_sign:  # those that have joined may have to wait for long
                     next_sign = now + self._silence / 4
                     self._give_sign()
                 if now >= deadline:
@@ -124,7 +125,7 @@ class Roster:
             listener.close()  # JAX takes the port next
 
     def _first(self, line: Line, come: queue.Queue, message: Any) -> None:
-        """Process 0, thread of a line: the first message says whose it is."""
+        """Process 0, thread of a line: the first message identifies the sender."""
         if line.index is not None:
             self._receive(line.index, line, message)
             return
@@ -133,7 +134,7 @@ class Roster:
             line.index = index
             come.put((line, message))
         else:
-            line.close()  # somebody else's
+            line.close()  # not one of our processes
 
     def _receive(self, index: int, line: Line, message: Any) -> None:
         self._inbox.put((index, line, message))
@@ -151,14 +152,14 @@ class Roster:
         self._round[index] = hello["facts"]
 
     def _forget_lost(self, now: float) -> None:
-        """Those that were lost while others did not come yet: a scheduler may start them again."""
+        """Drops processes lost while others are still missing: a scheduler may restart them."""
         for index, line in list(self._lines.items()):
             if line.ended or now - line.heard > self._silence:
                 self._lines.pop(index).close()
                 del self._names[index], self._round[index]
 
     def _refuse(self, error: EmoError, *more: Line) -> EmoError:
-        """Process 0: all end with this error."""
+        """Process 0: ends all processes with this error."""
         self._leaving = (error.exit_code, str(error))
         self._left = dict.fromkeys(range(self.place.count), self._leaving)
         for line in [*self._others(), *more]:
@@ -180,14 +181,14 @@ class Roster:
             line.send(alive=1)
 
     def _others(self) -> list[Line]:
-        """Lines that are there now; the watching thread takes those away that end."""
+        """A copy of the current lines; the watching thread removes those that end."""
         return list(self._lines.values())
 
     def _missing(self, there: Any) -> list[int]:
         return [i for i in range(1, self.place.count) if i not in there]
 
     def _call(self, deadline: float, facts: Facts) -> None:
-        """The others: find process 0, however late it comes."""
+        """The others: connects to process 0, however late it starts."""
         hello = {
             "hello": self.place.index,
             "count": self.place.count,
@@ -217,10 +218,10 @@ class Roster:
             " --join-timeout"
         )
 
-    # --- rounds: a value of each process ---------------------------------------------------------
+    # --- rounds: one value per process -----------------------------------------------------------
 
     def compare(self, facts: Facts) -> None:
-        """Raises UsageError on all processes where the facts differ. All of them call it."""
+        """Raises UsageError on all processes if the facts differ. All processes call it."""
         if self.place.index == 0:
             self._judge(facts)
         else:
@@ -228,9 +229,9 @@ class Roster:
             self._obey(time.monotonic() + 2 * self._join_timeout + GRACE)
 
     def gather(self, value: Any) -> list[Any]:
-        """The JSON values of all processes, by index. All of them call it; each waits for all.
+        """The JSON values of all processes, by index. All call it and wait for each other.
 
-        No device takes part: nothing has to be finished there, nothing is queued.
+        No device takes part: nothing has to finish there, and nothing is queued.
         """
         if self.place.index:
             self._lines[0].send(round=value)
@@ -242,7 +243,7 @@ class Roster:
         return values
 
     def _judge(self, ours: Facts) -> None:
-        ours = json.loads(json.dumps(ours))  # as they come from the others: tuples are lists
+        ours = json.loads(json.dumps(ours))  # in the form the others' arrive in: tuples as lists
         theirs = self._collect(time.monotonic() + self._join_timeout)
         found = [text for i in sorted(theirs) if (text := _differences(i, ours, theirs[i]))]
         if found:
@@ -253,18 +254,18 @@ class Roster:
             line.send(verdict="")
 
     def _collect(self, deadline: float | None) -> dict[int, Any]:
-        """Process 0: what all others say in this round. One that is lost ends the wait, and all."""
+        """Process 0: the others' values in this round. Losing one ends the wait and the run."""
         with self._said:
             while missing := self._missing(self._round):
                 if deadline is not None and time.monotonic() >= deadline:
                     text = f"nothing was heard from {_some(missing)} for {self._join_timeout:.0f} s"
                     raise self._refuse(EmoError(f"{text} at the start; see its log"))
-                self._said.wait(0.2)  # signals are seen to in between
+                self._said.wait(0.2)  # signals are handled in between
             values, self._round = self._round, {}
         return values
 
     def _obey(self, deadline: float | None) -> dict[str, Any]:
-        """The verdict of process 0, which speaks before the deadline where it still runs."""
+        """The verdict of process 0, which arrives before the deadline if it is still running."""
         while True:
             try:
                 verdict = self._verdicts.get(timeout=0.2)
@@ -283,7 +284,7 @@ class Roster:
     # --- watching --------------------------------------------------------------------------------
 
     def _watch(self) -> None:
-        """Thread: signs of life, and what to do when one is missed."""
+        """Thread: sends heartbeats, and acts on missing ones."""
         pause = self._silence / 4
         next_sign = 0.0
         while True:
@@ -302,7 +303,7 @@ class Roster:
                 index, source, message = self._inbox.get(timeout=min(pause, 0.2))
             except queue.Empty:
                 continue
-            if self._lines.get(index) is source:  # not one that was replaced
+            if self._lines.get(index) is source:  # not from a line that was replaced
                 self._handle(index, message)
 
     def _handle(self, index: int, message: dict[str, Any] | None) -> None:
@@ -326,7 +327,7 @@ class Roster:
             self._end(message["end"])
 
     def _note(self, index: int, code: int, why: str) -> None:
-        """Process 0: one leaves; those that do not, though it failed, are told to after a while."""
+        """Process 0: notes that one leaves; if it failed, the rest are soon told to end too."""
         self._left[index] = (code, why)
         if code and self._deadline is None:
             self._deadline = time.monotonic() + GRACE
@@ -339,22 +340,22 @@ class Roster:
             for index, line in self._lines.items():
                 if index not in self._left:
                     line.send(end=text)
-            time.sleep(0.5)  # the others are gone before JAX's service is
+            time.sleep(0.5)  # the others must be gone before JAX's service is
         self._end(text)
 
     def _end(self, text: str) -> None:
-        """Ends this process, which may wait for ever in a collective."""
+        """Ends this process, which may be stuck in a collective."""
         self._deadline = None
         code, why = self._leaving or (0, "")
         if not code:
             self._exit(EXIT_FAILED, text)
         timer = threading.Timer(6 * GRACE, self._exit, (code, why))
-        timer.daemon = True  # it has an error of its own, and tidies up
+        timer.daemon = True  # this process has an error of its own and is cleaning up
         timer.start()
 
     def _exit(self, code: int, text: str) -> NoReturn:
         with self._ending:
-            # Not by `print`: another thread may hold the stream for ever.
+            # Not by `print`: another thread may hold the stream's lock forever.
             with contextlib.suppress(OSError):
                 os.write(2, f"emo: {text}\n".encode())
             os._exit(code)
@@ -362,11 +363,11 @@ class Roster:
     # --- leaving ---------------------------------------------------------------------------------
 
     def leave(self, code: int, why: str, *, agreed: bool) -> None:
-        """Says that this process ends; call it as soon as that is known, and once.
+        """Announces that this process ends; call it once, as soon as that is known.
 
         Args:
-          agreed: the error is not one that a lost process makes. Of another it is waited for
-            whether one is lost: then that is what this process ends with.
+          agreed: the error cannot be the result of a lost process. Otherwise this waits to see
+            whether a process is lost, in which case this process ends with that error instead.
         """
         if self._leaving is not None:
             return
@@ -379,7 +380,7 @@ class Roster:
             self._inbox.put((0, None, {"leaves": code, "why": why}))
         else:
             self._left[self.place.index] = self._leaving
-            for line in self._others():  # none where process 0 is done
+            for line in self._others():  # none if process 0 is done
                 line.send(leaves=code, why=why)
 
 
