@@ -115,10 +115,12 @@ def test_the_page_names_every_field_that_may_change_on_resume():
 
 def test_what_a_field_is_comes_from_the_source():
     rows = _table("config_page")
-    assert "| of Weights & Biases; empty: not used |" in rows["tracking tracking.wandb_project"]
+    assert (
+        "| Weights & Biases project; empty: not used |" in rows["tracking tracking.wandb_project"]
+    )
     assert "`online` `offline` `disabled`" in rows["tracking tracking.wandb_mode"]
     # From lines above a field, and only those of this field.
-    assert "Whose counts the load balance is of" in rows["moe moe.balance_scope"]
+    assert "Counts used by the load-balancing loss" in rows["moe moe.balance_scope"]
     assert "Whose counts" not in rows["moe moe.backend"] + rows["moe moe.router_z_weight"]
     assert "([SPEC](../spec.md) 2.1)" in rows["data data.eos_starts_next_pool"]
 
