@@ -34,7 +34,6 @@ from emo_jax.checkpoint.manifest import (
     item_of,
     leaves_of,
     like,
-    nest,
     newest_good,
     numbered,
     publish,
@@ -48,6 +47,7 @@ from emo_jax.checkpoint.slices import WRITE_BYTES, SlicedLeaf, sliced_registry
 from emo_jax.config import CheckpointConfig
 from emo_jax.errors import CheckpointError, one_line
 from emo_jax.files.json_files import dumps
+from emo_jax.files.trees import nest
 from emo_jax.run.workdir import all_succeed
 
 _LOG = logging.getLogger(__name__)

@@ -60,17 +60,6 @@ def leaves_of(tree: Any) -> dict[LeafPath, Any]:
     }
 
 
-def nest(leaves: Mapping[LeafPath, Any]) -> dict[str, Any]:
-    """Leaves by path as nested dicts."""
-    tree: dict[str, Any] = {}
-    for path, leaf in leaves.items():
-        node = tree
-        for key in path[:-1]:
-            node = node.setdefault(key, {})
-        node[path[-1]] = leaf
-    return tree
-
-
 def like(tree: Any, values: Mapping[LeafPath, Any]) -> Any:
     """Values by path in the structure of `tree`."""
     return jax.tree.unflatten(jax.tree.structure(tree), [values[path] for path in leaves_of(tree)])

@@ -19,12 +19,12 @@ from emo_jax.checkpoint.manifest import (
     item_of,
     leaves_of,
     like,
-    nest,
     newest_good,
     param_specs,
 )
 from emo_jax.checkpoint.slices import SliceReader
 from emo_jax.errors import one_line
+from emo_jax.files.trees import nest
 
 CHECKPOINTS = "checkpoints"  # in the workdir
 

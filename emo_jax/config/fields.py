@@ -22,6 +22,7 @@ from emo_jax.config.sections import (
     TrackingConfig,
     TrainConfig,
 )
+from emo_jax.files import trees
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,16 +139,7 @@ def portable(config: Config) -> Config:
 
 def flatten(config: Config) -> dict[str, Any]:
     """All leaves by dotted name: `{"model.num_layers": 16, …}`."""
-
-    def walk(node: Any, path: str) -> dict[str, Any]:
-        if not isinstance(node, dict):
-            return {path: node}
-        out = {}
-        for key, value in node.items():
-            out.update(walk(value, f"{path}.{key}" if path else key))
-        return out
-
-    return walk(to_dict(config), "")
+    return trees.flatten(to_dict(config), ".")
 
 
 def differences(ours: Config, theirs: Config) -> list[str]:

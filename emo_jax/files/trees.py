@@ -1,27 +1,32 @@
-"""Converts between nested dicts and flat ones whose keys are paths through them."""
+"""Nested dicts, and flat ones whose keys are paths through them."""
 
 from collections.abc import Mapping
 from typing import Any
 
 
-def flatten(tree: Mapping[str, Any]) -> dict[str, Any]:
-    """Flattens a nested dict to `{"embed/embedding": leaf, …}`."""
+def flatten(tree: Mapping[str, Any], separator: str = "/") -> dict[str, Any]:
+    """Flattens a nested dict to `{"embed/embedding": leaf, …}`; empty dicts disappear."""
     out: dict[str, Any] = {}
     for key, value in tree.items():
         if isinstance(value, Mapping):
-            out.update({f"{key}/{name}": leaf for name, leaf in flatten(value).items()})
+            inner = flatten(value, separator)
+            out |= {f"{key}{separator}{name}": leaf for name, leaf in inner.items()}
         else:
-            out[key] = value
+            out[str(key)] = value
     return out
 
 
-def unflatten(leaves: Mapping[str, Any]) -> dict[str, Any]:
-    """Inverts `flatten`."""
+def nest(leaves: Mapping[tuple[str, ...], Any]) -> dict[str, Any]:
+    """Nests `{("embed", "embedding"): leaf, …}`."""
     tree: dict[str, Any] = {}
-    for path, leaf in leaves.items():
-        *parents, last = path.split("/")
+    for (*parents, last), leaf in leaves.items():
         node = tree
         for name in parents:
             node = node.setdefault(name, {})
         node[last] = leaf
     return tree
+
+
+def unflatten(leaves: Mapping[str, Any]) -> dict[str, Any]:
+    """Inverts `flatten`."""
+    return nest({tuple(path.split("/")): leaf for path, leaf in leaves.items()})

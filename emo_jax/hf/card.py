@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from emo_jax.config import Config, to_dict
+from emo_jax.files.trees import flatten
 from emo_jax.hf.layouts import Layout
 from emo_jax.model.params import count_parameters
 
@@ -119,11 +120,8 @@ def _table(rows: Mapping[str, Any]) -> str:
     return "\n".join(["| | |", "|---|---|", *lines])
 
 
-def _flat(facts: Mapping[str, Any], path: str = "") -> dict[str, Any]:
-    out: dict[str, Any] = {}
-    for name, value in facts.items():
-        if isinstance(value, Mapping):
-            out.update(_flat(value, f"{path}{name} / "))
-        else:
-            out[path + str(name)] = f"{value:.4f}" if isinstance(value, float) else value
-    return out
+def _flat(facts: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        name: f"{value:.4f}" if isinstance(value, float) else value
+        for name, value in flatten(facts, " / ").items()
+    }

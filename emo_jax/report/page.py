@@ -10,13 +10,14 @@ import importlib.resources
 import json
 import math
 import statistics
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from emo_jax import __version__
 from emo_jax.errors import UsageError
 from emo_jax.files.atomic import write_atomic
+from emo_jax.files.trees import flatten
 from emo_jax.report import charts
 from emo_jax.report.run import Points, Run
 from emo_jax.run.metrics_file import METRICS_FILE
@@ -223,7 +224,7 @@ def _speed(run: Run) -> Section | None:
 
 
 def _config(run: Run) -> Section:
-    rows = [[name, _value(value)] for name, value in _leaves(run.config)]
+    rows = [[name, _value(value)] for name, value in flatten(run.config, ".").items()]
     return Section("config", "Config", _details("All fields", _table(["field", "value"], rows)))
 
 
@@ -312,14 +313,6 @@ def _paragraph(text: str) -> str:
 
 def _each(parts: Sequence[str]) -> str:
     return "".join(f"<div>{part}</div>" for part in parts)
-
-
-def _leaves(tree: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
-    for name, value in tree.items():
-        if isinstance(value, Mapping):
-            yield from _leaves(value, f"{above}{name}.")
-        else:
-            yield f"{above}{name}", value
 
 
 def _value(value: Any) -> str:

@@ -22,6 +22,7 @@ from etils import epath
 
 from emo_jax.config import TrackingConfig, flatten, to_dict
 from emo_jax.errors import DataError, UsageError, one_line
+from emo_jax.files import trees
 from emo_jax.files.atomic import write_atomic
 from emo_jax.files.inside import check_own_files
 from emo_jax.files.json_files import dumps, read_object
@@ -293,7 +294,7 @@ class MLflow:
             params = [entities.Param(k, _text(v)) for k, v in flatten(run.config).items()]
             for i in range(0, len(params), _MLFLOW_PARAMS):
                 client.log_batch(self._run_id, params=params[i : i + _MLFLOW_PARAMS])
-        tags = _leaves(run.facts, f"start_at_step_{run.start}")
+        tags = trees.flatten({f"start_at_step_{run.start}": run.facts}, ".")
         client.log_batch(self._run_id, tags=[entities.RunTag(k, _text(v)) for k, v in tags.items()])
         self.where = f"run {self._run_id} of experiment {name} at {uri}"
         history = client.get_metric_history(self._run_id, "loss") if known else []
@@ -320,9 +321,3 @@ _MLFLOW_PARAMS, _MLFLOW_METRICS = 100, 1000  # its limits per call
 
 def _text(value: Any) -> str:
     return str(value) if value != "" else '""'  # servers refuse an empty value
-
-
-def _leaves(node: Any, path: str) -> dict[str, Any]:
-    if not isinstance(node, dict):
-        return {path: node}
-    return {k: v for key, value in node.items() for k, v in _leaves(value, f"{path}.{key}").items()}
