@@ -5,26 +5,36 @@ when it is first used: `import emo_jax` loads no JAX.
 """
 
 import importlib
+import importlib.util
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from emo_jax.analysis.activations import Activations
     from emo_jax.analysis.record import activations
     from emo_jax.api import Evaluation, Model, evaluate, load
     from emo_jax.checks.verify import verify
+    from emo_jax.config.fields import Config
     from emo_jax.config.file import load_config
     from emo_jax.data.loader import dataset
     from emo_jax.data.prepare import prepare
     from emo_jax.data.store import TokenStore
+    from emo_jax.errors import EmoError
+    from emo_jax.generation.texts import Text
     from emo_jax.modules.compose import compose
     from emo_jax.modules.finetune import finetune
-    from emo_jax.modules.select import select
+    from emo_jax.modules.select import Selected, select
     from emo_jax.saved.transfer import export, import_
     from emo_jax.training.train import train
 
 __version__ = "0.1.0"
 __all__ = [
+    "Activations",
+    "Config",
+    "EmoError",
     "Evaluation",
     "Model",
+    "Selected",
+    "Text",
     "TokenStore",
     "activations",
     "compose",
@@ -42,8 +52,13 @@ __all__ = [
 ]
 
 _MODULES = {
+    "Activations": "analysis.activations",
+    "Config": "config.fields",
+    "EmoError": "errors",
     "Evaluation": "api",
     "Model": "api",
+    "Selected": "modules.select",
+    "Text": "generation.texts",
     "TokenStore": "data.store",
     "activations": "analysis.record",
     "compose": "modules.compose",
@@ -63,9 +78,12 @@ _MODULES = {
 
 def __getattr__(name: str) -> Any:
     """Imports a public name when it is first asked for."""
-    if name not in _MODULES:
+    if name in _MODULES:
+        found = getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)
+    elif not name.startswith("_") and importlib.util.find_spec(f"{__name__}.{name}"):
+        found = importlib.import_module(f"{__name__}.{name}")  # emo_jax.errors, emo_jax.config, …
+    else:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    found = getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)
     globals()[name] = found
     return found
 

@@ -3,13 +3,15 @@
 import dataclasses
 import functools
 import os
-from collections.abc import Callable, Sequence
+import sys
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
 
 from emo_jax.checkpoint.manifest import versions
+from emo_jax.config import Config
 from emo_jax.data.domain_groups import MOST_DOMAINS
 from emo_jax.errors import UsageError
 from emo_jax.evals import report
@@ -23,13 +25,14 @@ from emo_jax.evals.by_domain import (
 )
 from emo_jax.evals.keep import DEFAULT_METHOD
 from emo_jax.evals.text_loss import TextLosses
+from emo_jax.files.progress import Progress
 from emo_jax.generation.decode import Generator
 from emo_jax.generation.sampling import Sampling
 from emo_jax.generation.texts import Text, TextGenerator, TextSettings
 from emo_jax.model.functions import ModelFunctions
 from emo_jax.model.params import count_parameters
 from emo_jax.saved.load import LoadedModel, load_model
-from emo_jax.selection.budgets import parse_keep
+from emo_jax.selection.budgets import keep_items, parse_keep
 from emo_jax.selection.variants import undropped, within_documents
 
 if TYPE_CHECKING:
@@ -37,15 +40,22 @@ if TYPE_CHECKING:
 
 
 class Model(LoadedModel):
-    """A model in memory.
+    """A model in memory; it can also be given where a path of a model is taken.
+
+    `generate` and `loss` keep what they compile, and a copy of the parameters on the devices, until
+    the model is dropped.
 
     Attributes:
-      config: of its run, checked (`emo_jax.config.Config`).
-      params: nested dict of float32 host arrays, as `emo_jax.model.params.model_leaves` names them.
-      tokenizer: None where the folder has none.
-      step: of the checkpoint; None for a Hugging Face folder.
-      path: as given.
+      config: the checked config of its run (`emo_jax.Config`).
+      params: nested dict of float32 host arrays, named as in `emo_jax.model.params.model_leaves`.
+      tokenizer: None if the folder has none.
+      step: the checkpoint's step; None for a Hugging Face folder.
+      path: the path as given to `load`.
     """
+
+    def __fspath__(self) -> str:
+        """The path of what was loaded, with its step."""
+        return str(self.folder) if self.step is None else f"{self.folder}@{self.step}"
 
     def generate(
         self,
@@ -62,7 +72,7 @@ class Model(LoadedModel):
         """Continues prompts, without a pool, on one device; programs are kept between calls.
 
         Args:
-          prompts: texts; an empty one begins a document.
+          prompts: a text, or several; an empty one begins a document.
           max_tokens: of each text, at most.
           temperature: 0 takes the likeliest token.
           top_p: draw from the fewest likeliest tokens that have this probability together.
@@ -72,11 +82,13 @@ class Model(LoadedModel):
           batch_size: prompts at once, at most.
 
         Returns:
-          A `Text` for each prompt: `text`, why it `ended`, and the tokens of prompt and text.
+          A `Text` for each prompt: the `text`, why it `ended` ("eos", "stop", "max_tokens" or
+          "window"), and the numbers of tokens of prompt and text. A list of one for a single
+          prompt.
 
         Raises:
-          UsageError: no tokenizer, a prompt that leaves no room in the window, or an impossible
-            setting.
+          UsageError: the model has no tokenizer, a prompt fills the window, or a setting is
+            impossible.
         """
         settings = TextSettings(
             max_tokens=max_tokens,
@@ -96,14 +108,20 @@ class Model(LoadedModel):
         )
 
     def loss(self, texts: str | Sequence[str]) -> np.ndarray:
-        """The mean loss of each text, nats a token, (n,) float64.
+        """The mean loss of each text in nats per token, without a pool.
 
-        Each text is a document by itself, with the tokens that begin and end a document in
-        training; every token but the first is predicted. Without a pool. NaN for a text without a
-        token to predict.
+        Each text is a document of its own, with the tokens that begin and end a document in
+        training; every token but the first is predicted. A text longer than the window is read in
+        windows that share one token.
+
+        Args:
+          texts: a text, or several.
+
+        Returns:
+          (n,) float64, (1,) for a single text; NaN for a text without a token to predict.
 
         Raises:
-          UsageError: no tokenizer.
+          UsageError: the model has no tokenizer.
         """
         tokenizer = self.need_tokenizer()
         given = [texts] if isinstance(texts, str) else list(texts)
@@ -134,15 +152,15 @@ class Model(LoadedModel):
 
 
 def load(path: str | os.PathLike[str], *, trust: bool = False) -> Model:
-    """Loads a model to use.
+    """Loads a model into memory.
 
     Args:
       path: a run's `WORKDIR` (its newest good checkpoint), `WORKDIR@STEP`, or a Hugging Face folder
         of layout "qwen2_moe", "llama" or "emo".
-      trust: its tokenizer may be code that a file names: any code that this Python can import.
+      trust: allow a tokenizer that is code named by a file: any code that this Python can import.
 
     Raises:
-      UsageError: neither of them.
+      UsageError: `path` is neither a workdir nor a Hugging Face folder.
       CheckpointError: no good checkpoint in the workdir, or none of that step.
       HfFormatError: a Hugging Face folder of another architecture, or incomplete.
     """
@@ -150,26 +168,25 @@ def load(path: str | os.PathLike[str], *, trust: bool = False) -> Model:
     return Model(**{f.name: getattr(loaded, f.name) for f in dataclasses.fields(loaded)})
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Evaluation:
     """Losses of a model on a split of a store.
 
     Attributes:
-      losses: by domain and way of running the model, see `DomainLosses`.
+      losses: by domain and way of running the model; see `DomainLosses`.
       about: model, data, split and versions, as `emo eval --json` writes them.
-      title: of the table.
-      note: of domains that were put together; empty: none were.
+      title: the table's title.
+      config: the model's.
     """
 
     losses: DomainLosses
     about: dict[str, Any]
     title: str
-    note: str
-    model: LoadedModel
+    config: Config
 
     def table(self) -> "Table":
         """For a terminal or a notebook (`rich.print`)."""
-        return report.to_table(self.losses, self.model.config, self.title)
+        return report.to_table(self.losses, self.config, self.title)
 
     def to_json(self) -> dict[str, Any]:
         """All figures; null where nothing was measured, and for a loss that is not finite."""
@@ -193,53 +210,54 @@ def evaluate(
     allow_fewer: bool = False,
     max_domains: int = MOST_DOMAINS,
     trust: bool = False,
-    progress: Callable[[str], None] = lambda line: None,
-    note: Callable[[str], None] = lambda line: None,
+    quiet: bool = True,
 ) -> Evaluation:
-    """Loss and bits per byte of each domain of a store.
+    """Measures the loss and bits per byte of each domain of a store.
 
-    Losses are in nats a token and without a pool: one with a pool looks at the whole document, its
-    future too.
+    Losses are in nats per token and without a pool: a loss with a pool looks at the whole document,
+    its future too.
 
     Args:
-      model: of `load`, or its path.
+      model: a `Model`, or its path.
       data: a token store, or .npy token files.
       split: "test", "select" or "train".
-      windows: of a split, at most, spread evenly over it.
-      pool: also with pools of so many routed experts.
-      keep: also with only so many experts, the shared ones included, chosen for each domain on the
-        split "select": counts (16) or shares ("25%").
+      windows: the most windows of a split to measure, spread evenly over it.
+      pool: also measure with pools of this many routed experts; one size or several.
+      keep: also measure with only this many experts, the shared ones included, chosen for each
+        domain on the split "select": counts (16) or shares ("25%"), one or several.
       method: how they are chosen: "layerwise", "global", "easy_ep" or "random".
-      allow_fewer: `keep` also fewer experts than a token uses.
-      max_domains: of a store by name, the largest; all others are one.
-      trust: tokenizers may be code that a file names.
-      progress: is told what is being measured.
-      note: is told what a user should know before the figures are there.
+      allow_fewer: allow `keep` below the number of experts that a token uses.
+      max_domains: the largest domains are listed by name, all others as one.
+      trust: allow tokenizers that are code named by a file.
+      quiet: show no progress.
 
     Raises:
-      UsageError: no such model, store or split, tokens of another tokenizer, or sizes that the
-        model cannot be asked for.
+      UsageError: no such model, store or split, tokens of another tokenizer, or a pool or keep that
+        the model cannot have.
     """
     loaded = model if isinstance(model, LoadedModel) else load_model(os.fspath(model), trust=trust)
     config, data = loaded.config, os.fspath(data)
     moe = config.moe
-    keeps = [str(k) for k in ((keep,) if isinstance(keep, int | str) else keep)]
+    keeps = keep_items(keep)
     if moe is None and keeps:
         raise UsageError(f"--keep {keeps[0]}: {config.name} is dense, it has no experts")
     settings = EvalSettings(
         split=split,
         windows=windows,
-        pools=(pool,) if isinstance(pool, int) else tuple(pool),
+        pools=tuple(pool) if isinstance(pool, Iterable) else (pool,),
         keeps=tuple(parse_keep(k, moe, allow_fewer=allow_fewer) for k in keeps) if moe else (),
         method=method,
         allow_fewer=allow_fewer,
     )
     check_ways(config, settings)
     chosen = open_split(data, config, split, loaded.tokenizer, max_domains=max_domains, trust=trust)
-    if chosen.note:
-        note(f"{data}: {chosen.note}")
+    if chosen.note and not quiet:
+        print(f"emo: {data}: {chosen.note} (--max-domains)", file=sys.stderr, flush=True)
     mesh = eval_mesh(config)
-    losses = domain_losses(config, loaded.params, chosen, settings, mesh=mesh, progress=progress)
+    with Progress("eval", enabled=not quiet) as shown:
+        losses = domain_losses(
+            config, loaded.params, chosen, settings, mesh=mesh, progress=shown.show
+        )
     step = "" if loaded.step is None else f", step {loaded.step}"
     title = (
         f"{loaded.name}{step}: {split} loss, nats a token ({losses.windows:,} of"
@@ -257,4 +275,4 @@ def evaluate(
         "platform": mesh.devices.flat[0].platform,
         "versions": versions(),
     }
-    return Evaluation(losses, about, title, chosen.note, loaded)
+    return Evaluation(losses, about, title, config)

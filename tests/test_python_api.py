@@ -133,6 +133,7 @@ def test_the_loss_of_a_text_is_that_of_training(finished_run):
         assert labels == len(ids) - 1
         np.testing.assert_allclose(loss, nats / labels, rtol=1e-5)
     assert model.loss([]).shape == (0,)
+    assert model.loss(texts[0]).shape == (1,)
     assert np.isfinite(model.loss([""])).all() == (model.tokenizer.first_id is not None)
 
 
@@ -152,3 +153,34 @@ def test_the_windows_of_a_dataset_are_those_of_the_run(store):
             np.testing.assert_array_equal(ours, theirs[row])
     held_out = emo_jax.dataset(config, split="test")
     assert held_out[0].tokens.shape == (64,)
+
+
+def test_a_model_is_taken_where_a_path_is(finished_run, tmp_path):
+    model = emo_jax.load(finished_run)
+    assert os.fspath(model) == f"{finished_run}@{model.step}" and hash(model) == hash(model)
+    emo_jax.export(model, tmp_path / "hf")
+    again = emo_jax.load(tmp_path / "hf")
+    assert os.fspath(again) == str(tmp_path / "hf") and again != model
+    np.testing.assert_array_equal(again.loss("a text"), model.loss("a text"))
+
+
+@pytest.mark.parametrize(
+    ("keep", "found"),
+    [(np.int64(4), [4]), ([8, "50%"], [8, 4]), (np.array([5]), [5]), (0.5, None), ("half", None)],
+)
+def test_numbers_of_experts_of_any_kind(store, finished_run, keep, found):
+    def evaluated():
+        return emo_jax.evaluate(finished_run, store, keep=keep, windows=2)
+
+    if found is None:
+        with pytest.raises(emo_jax.EmoError, match="must be a count like 16 or a share like 25%"):
+            evaluated()
+        return
+    result = evaluated()
+    assert [way for way in result.losses.ce_sum_CM if "keep" in way] == [f"keep={n}" for n in found]
+    assert repr(result).startswith("<Evaluation: emo_tiny, step ") and "keep=" in repr(result)
+
+
+def test_packages_are_attributes_too():
+    assert run("import emo_jax; print(emo_jax.errors.EmoError.exit_code)") == "1\n"
+    assert emo_jax.config.presets.emo_tiny().name == "emo_tiny"

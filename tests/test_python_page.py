@@ -58,7 +58,7 @@ def test_the_first_block_from_an_installed_wheel(place, env):
     shutil.rmtree(source)
     script = place / "first.py"
     check = "assert emo_jax.__file__.startswith(os.getcwd()), emo_jax.__file__\n"
-    verify = "assert emo_jax.verify(show=print).ok\n"  # its cases are in the wheel
+    verify = "assert emo_jax.verify(quiet=False).ok\n"  # its cases are in the wheel
     script.write_text("import os, sys\nsys.path.insert(0, 'site')\n" + BLOCKS[0] + check + verify)
     with contextlib.suppress(KeyError):
         env = {name: value for name, value in env.items() if name != "PYTHONPATH"}

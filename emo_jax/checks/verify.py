@@ -2,7 +2,6 @@
 
 import dataclasses
 import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +35,7 @@ def verify(
     folder: str | os.PathLike[str] | None = None,
     *,
     against: str | os.PathLike[str] | None = None,
-    show: Callable[[str], Any] = lambda line: None,
+    quiet: bool = True,
 ) -> Verification:
     """Compares this machine's numerics with golden numbers of the PyTorch reference.
 
@@ -47,12 +46,13 @@ def verify(
       folder: a case of golden numbers; None: all that come with the package. Or the Hugging Face
         folder.
       against: `WORKDIR`, `WORKDIR@STEP`, or another Hugging Face folder.
-      show: is told every line of the report.
+      quiet: print nothing; otherwise every quantity or difference, a line each.
 
     Raises:
       UsageError: no such case, folder or run.
       HfFormatError: the folder cannot be read, or is of another architecture.
     """
+    show = _ignore if quiet else _print
     if against is None:
         results, failed = verify_cases(None if folder is None else Path(folder), show=show)
         return Verification(results, failed, f"{failed} quantities are beyond their limits")
@@ -66,3 +66,11 @@ def verify(
         show(f"{folder}: as {against}{at}: {found.tensors} tensors, config, tokenizer")
     summary = f"{folder}: {found.count} differences from {against}{at}"
     return Verification(dataclasses.asdict(found), found.count, summary)
+
+
+def _print(line: str) -> None:
+    print(line, flush=True)
+
+
+def _ignore(line: str) -> None:
+    pass

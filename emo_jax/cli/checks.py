@@ -25,7 +25,7 @@ def verify(folder: str | None, against: str | None, json_file: str | None) -> No
     Face folder against the run it came from."""
     if json_file:
         refuse_unwritable("--json", Path(json_file))  # before minutes of work
-    found = emo_jax.verify(folder, against=against, show=click.echo)
+    found = emo_jax.verify(folder, against=against, quiet=False)
     if json_file:
         from emo_jax.files.atomic import write_atomic
 

@@ -268,23 +268,20 @@ def eval_(
     from rich.console import Console
 
     from emo_jax.files.atomic import write_atomic
-    from emo_jax.files.progress import Progress
 
-    with Progress("eval") as shown:
-        found = emo_jax.evaluate(
-            model,
-            data,
-            split=split,
-            windows=windows,
-            pool=pools,
-            keep=[text for given in keeps for text in given],
-            method=method,
-            allow_fewer=allow_fewer,
-            max_domains=max_domains,
-            trust=trust,
-            progress=shown.show,
-            note=lambda line: click.echo(f"emo: {line} (--max-domains)", err=True),
-        )
+    found = emo_jax.evaluate(
+        model,
+        data,
+        split=split,
+        windows=windows,
+        pool=pools,
+        keep=[text for given in keeps for text in given],
+        method=method,
+        allow_fewer=allow_fewer,
+        max_domains=max_domains,
+        trust=trust,
+        quiet=False,
+    )
     width = None if sys.stdout.isatty() else _WIDTH  # in a file no line is broken
     Console(highlight=False, width=width).print(found.table())
     if json_file:

@@ -57,7 +57,7 @@ class EvalSettings:
     allow_fewer: bool = False
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class DomainLosses:
     """Sums over the windows of a split, and the losses that follow.
 

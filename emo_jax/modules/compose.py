@@ -3,7 +3,7 @@
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from emo_jax.config import Config
 from emo_jax.data.tokenizers import load_tokenizer
@@ -16,6 +16,13 @@ from emo_jax.modules.folder import open_with_experts, write_module
 from emo_jax.modules.union import Module, open_module, union
 
 
+class Composed(NamedTuple):
+    """A Hugging Face folder of a union, and the config of the model in it."""
+
+    folder: Path
+    config: Config
+
+
 def compose(
     modules: Sequence[str | os.PathLike[str]],
     output: str | os.PathLike[str],
@@ -24,7 +31,7 @@ def compose(
     average: bool = False,
     fill_from: str | os.PathLike[str] | None = None,
     quiet: bool = True,
-) -> tuple[Path, Config]:
+) -> Composed:
     """Writes the union of some modules of one parent as a Hugging Face folder.
 
     In each layer it has all experts that any of them has.
@@ -37,9 +44,6 @@ def compose(
       fill_from: the parent, whose next best experts fill smaller layers up to the largest, which
         layout "qwen2_moe" needs.
       quiet: show no progress.
-
-    Returns:
-      The folder, and the config of the model in it.
 
     Raises:
       UsageError: one module, modules that do not belong together, or not in this layout.
@@ -69,7 +73,7 @@ def compose(
             layout=layout,
             **tokenizer,
         )
-    return folder, made.config
+    return Composed(folder, made.config)
 
 
 def _tokenizer_of_all(modules: Sequence[Module]) -> dict[str, Any]:

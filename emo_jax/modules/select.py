@@ -33,6 +33,7 @@ from emo_jax.selection.budgets import (
     budgets,
     choose_best,
     experts_there,
+    keep_items,
     parse_keep,
 )
 from emo_jax.selection.examples import (
@@ -124,15 +125,18 @@ def select(
       trust: the model's tokenizer, which `data` of text needs, may be code that a file names.
       quiet: show no progress.
 
+    Returns:
+      One `Selected` for each model written: its folder, experts, parameters and examples.
+
     Raises:
-      UsageError: nothing is written.
+      UsageError: an impossible setting, too few examples, a dense model, or an existing output;
+        nothing is written.
     """
     model, data = os.fspath(model), os.fspath(data)
-    keeps = (keep,) if isinstance(keep, int | str) else keep
     numbers = examples if isinstance(examples, Sequence) else (examples,)
     ordered = sorted({n for n in numbers if n is not None})
     settings = _SelectSettings(
-        keeps=tuple(map(str, keeps)),
+        keeps=keep_items(keep),
         per_layer=tuple(keep_per_layer),
         method=method,
         examples=(*ordered, *([None] if None in numbers else [])),

@@ -18,7 +18,7 @@ from emo_jax.run.workdir import CONFIG_FILE, read_workdir_config, split_step
 from emo_jax.saved.transfer import tokenizer_of
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class ModelOnDisk:
     """All that is needed to use a model's parameters.
 
@@ -73,14 +73,14 @@ class ModelOnDisk:
         return self.tokenizer
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class LoadedModel(ModelOnDisk):
     """A model in memory: `params` are float32 host arrays."""
 
     params: Params
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class OpenedModel(ModelOnDisk):
     """A model whose parameters are read block by block, so that memory does not hold them all."""
 

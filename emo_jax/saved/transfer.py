@@ -9,7 +9,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from etils import epath
@@ -36,7 +36,13 @@ from emo_jax.hf.tensors import F32_BYTES, LeafSource
 from emo_jax.model.functions import ModelFunctions
 from emo_jax.model.params import abstract_params, count_parameters, unit_axes
 from emo_jax.run.metrics_file import METRICS_FILE, number_in, read_metrics
-from emo_jax.run.workdir import CONFIG_FILE, TOKENIZER_FOLDER, claim_workdir, read_workdir_config
+from emo_jax.run.workdir import (
+    CONFIG_FILE,
+    TOKENIZER_FOLDER,
+    claim_workdir,
+    read_workdir_config,
+    split_step,
+)
 from emo_jax.saved.selection_file import FILE as SELECTION_FILE
 from emo_jax.saved.selection_file import selection_beside, selection_files
 
@@ -65,6 +71,13 @@ def check_tokenizer(given: Path, trained: Tokenizer | None, of_run: object) -> N
         )
 
 
+class Exported(NamedTuple):
+    """A Hugging Face folder, and the name of its layout."""
+
+    folder: Path
+    layout: str
+
+
 def export(
     workdir: str | os.PathLike[str],
     output: str | os.PathLike[str],
@@ -73,29 +86,28 @@ def export(
     step: int | None = None,
     tokenizer_dir: str | os.PathLike[str] | None = None,
     quiet: bool = True,
-) -> tuple[Path, str]:
+) -> Exported:
     """Writes the newest good checkpoint of a run, or that of `step`, as a Hugging Face folder.
 
     Memory: a few slices of the checkpoint, see `emo_jax.checkpoint.slices`.
 
     Args:
-      workdir: of the run.
+      workdir: of the run; or `WORKDIR@STEP`.
       output: folder to make.
-      step: of the checkpoint.
+      step: of the checkpoint; None: the newest good one.
       layout: "qwen2_moe" (experts) and "llama" (dense) load in stock transformers, and the one that
         fits is taken for None; "emo" has the released checkpoints' names.
       tokenizer_dir: folder of the tokenizer; None: the run's own.
       quiet: show no progress.
 
-    Returns:
-      The folder, and the name of the layout: the one given, or the one stock transformers loads.
 
     Raises:
       UsageError: not a workdir, the output is there already, a layout for other models, or
         `tokenizer_dir` holds another tokenizer than the run's.
       CheckpointError: no good checkpoint.
     """
-    folder = Path(workdir).absolute()
+    place, at = split_step(workdir)
+    folder, step = place.absolute(), at if step is None else step
     config = read_workdir_config(folder)
     chosen = layout_for(config, layout)
     tokenizer = of_run = tokenizer_of(folder)
@@ -124,7 +136,7 @@ def export(
             files=selection_files(selection, params, config),
             on_bytes=counter(progress, total),
         )
-    return made, chosen.name
+    return Exported(made, chosen.name)
 
 
 def selection_for_run(

@@ -3,8 +3,9 @@
 Legend: L layers, M domains, R routed experts.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from fractions import Fraction
+from typing import Any
 
 import numpy as np
 
@@ -31,6 +32,12 @@ def parse_keep(text: str, moe: MoeConfig, *, allow_fewer: bool = False) -> int:
         raise UsageError(f"--keep {text}: must be a count like 16 or a share like 25%") from None
     check_keep(keep, moe, text, allow_fewer=allow_fewer)
     return keep
+
+
+def keep_items(keep: Any) -> tuple[str, ...]:
+    """Counts and shares as `parse_keep` takes them, of one (16, "25%") or of several."""
+    several = isinstance(keep, Iterable) and not isinstance(keep, str)
+    return tuple(map(str, keep if several else (keep,)))
 
 
 def check_keep(
