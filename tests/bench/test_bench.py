@@ -96,6 +96,7 @@ def test_made_up_documents_are_those_of_the_config():
 # --- what is kept, a layer alone, memory ---------------------------------------------------------
 
 
+@pytest.mark.system
 def test_a_profile_is_kept_where_it_is_asked_for(tmp_path, capsys):
     argv = ["bench", "train", "--config", f"{runs.REPO}/experiments/bench_cpu.py", *SMALL]
     argv += ["--rounds", "1", "--steps", "1", "--profile"]

@@ -59,6 +59,7 @@ def test_prepare_takes_other_field_names_and_an_order_of_its_own(run, tmp_path):
     assert sorted(orders[0]) == sorted(orders[2])
 
 
+@pytest.mark.system
 def test_train_takes_relative_paths(env, store, tmp_path):
     shutil.copytree(store, tmp_path / "store")
     argv = runs.train_argv("store", "runs/tiny")

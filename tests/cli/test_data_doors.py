@@ -138,6 +138,7 @@ def test_seqio_tasks_and_vocabularies(run, refused, tasks, tmp_path):
     assert made.documents("train", 0, 1)[0].tokens.tolist() == [1, 2, 3, 7]
 
 
+@pytest.mark.system
 def test_a_model_trains_on_a_kept_vocabulary(run, corpus, tasks, tmp_path):
     """The whole way: a vocabulary without a tokenizer.json, a store, two steps, and a resume."""
     (tmp_path / "ids.jsonl").write_text(

@@ -41,6 +41,7 @@ def test_an_output_on_a_full_disk_is_said(env):
         assert _emo(["train"], env, stdout=subprocess.PIPE, stderr=full).returncode == 2
 
 
+@pytest.mark.system
 def test_closed_descriptors_are_not_written_to(env, tmp_path):
     """Else the next file that is opened has the number of standard error."""
     shell = f"{sys.executable} -m emo_jax.cli export {tmp_path}/none --output {tmp_path}/x"

@@ -64,7 +64,7 @@ def _losses_by_hand(config, params, windows):
     return nats, labels, size
 
 
-@pytest.mark.parametrize("attention", ["document", "window"])
+@pytest.mark.parametrize("attention", few(["document", "window"]))
 def test_losses_and_bits_of_every_domain(store, attention):
     config = _config(attention=attention)
     found, chosen, params = _measure(config, store, EvalSettings())

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from cases import few
 from tiny import NO_POOL, UNIFORM, tiny_batch, tiny_config
 
 from emo_jax.config.names import METHODS
@@ -98,7 +99,7 @@ def test_kept_experts_are_the_best_and_count_the_shared_one():
     assert keep_experts(scores, config, 2, allow_fewer=True).sum() == 2
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", few(METHODS, 2))
 def test_experts_are_kept_as_the_select_split_says(method):
     config = tiny_config(pool=UNIFORM)
     model = ModelFunctions(config)

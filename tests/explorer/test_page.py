@@ -250,6 +250,7 @@ def test_a_store_without_domains_is_one_of_all_documents(finished_run, tmp_path)
     assert any("all documents" in (c["without"] or {}) for layer in model["experts"] for c in layer)
 
 
+@pytest.mark.system
 def test_losses_stay_with_their_domains(finished_run, store, tmp_path, monkeypatch):
     """Where a domain of the store has no document in the sample."""
     out = tmp_path / "page.html"
@@ -271,6 +272,7 @@ def test_losses_stay_with_their_domains(finished_run, store, tmp_path, monkeypat
     assert losses[1]["rank"] == [of_layer[1:] for of_layer in losses[0]["rank"]]
 
 
+@pytest.mark.system
 def test_what_a_layer_does_not_have_has_no_card(finished_run, store, tmp_path):
     """Of a Hugging Face folder, which is a model as well."""
     folder, out = tmp_path / "module", tmp_path / "page.html"

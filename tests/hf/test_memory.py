@@ -62,6 +62,7 @@ def peaks(tmp_path_factory):
     return found
 
 
+@pytest.mark.system
 def test_memory_does_not_grow_with_the_model(peaks):
     hf, _, again = peaks["large folders"]
     file = hf / "model.safetensors"

@@ -186,7 +186,7 @@ def test_select_writes_a_model_that_says_what_it_is(finished_run, store, tmp_pat
     assert emo_here("select", tmp_path / "law", "--data", store, *again, "--allow-fewer") == 0
 
 
-@pytest.mark.parametrize("method", ["global", "easy_ep", "random"])
+@pytest.mark.parametrize("method", few(["global", "easy_ep", "random"], 1))
 def test_several_keeps_make_several_models(finished_run, store, tmp_path, method):
     argv = ("--keep", "4,75%", "--method", method, "--output", tmp_path / "parts")
     assert emo_here("select", finished_run, "--data", store, *argv) == 0

@@ -68,6 +68,7 @@ STUBBORN = (
 )
 
 
+@pytest.mark.system
 def test_the_others_are_stopped_where_one_fails():
     begun = time.monotonic()
     done = launch(STUBBORN, 3, "--kill-after", "1")

@@ -112,6 +112,7 @@ def test_values_of_other_steps_are_named_or_left_out(keeping, tmp_path):
     assert "At step 6, nats a token." in text
 
 
+@pytest.mark.system
 def test_tokens_are_those_of_the_batches_of_each_start(keeping, tmp_path):
     shutil.copytree(keeping, tmp_path / "run")
     file = tmp_path / "run" / "run_info.jsonl"

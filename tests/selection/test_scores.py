@@ -6,6 +6,7 @@ import jax
 import numpy as np
 import pytest
 import slow_model
+from cases import few
 from tiny import NO_POOL, tiny_config
 
 from emo_jax.config import MeshConfig
@@ -83,7 +84,9 @@ def test_random_follows_the_seed_alone():
 
 @pytest.mark.parametrize("method", ["layerwise", "easy_ep"])
 @pytest.mark.parametrize(
-    "sizes", [MeshConfig(fsdp=8), MeshConfig(fsdp=2, expert=2, tensor=2)], ids=["fsdp", "mixed"]
+    "sizes",
+    few([MeshConfig(fsdp=2, expert=2, tensor=2), MeshConfig(fsdp=8)]),
+    ids=["mixed", "fsdp"],
 )
 def test_the_mesh_changes_nothing(method, sizes):
     config = _config()

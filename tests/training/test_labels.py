@@ -131,6 +131,7 @@ def _open(path):
     return TokenStore.open(path)
 
 
+@pytest.mark.system
 def test_a_corpus_without_a_label_ends_the_run(same, env, tmp_path):
     workdir = tmp_path / "run"
     done = runs.emo(runs.train_argv(same, workdir), env)
