@@ -32,6 +32,7 @@ from ml_collections import ConfigDict
 from emo_jax.batch import Batch
 from emo_jax.checkpoint.manifest import versions
 from emo_jax.config import Config, from_config_dict, portable, presets, to_dict
+from emo_jax.config.names import METHODS
 from emo_jax.data.documents import read_documents
 from emo_jax.data.loader import heldout_batches
 from emo_jax.data.prepare import prepare
@@ -46,7 +47,7 @@ from emo_jax.model.params import Params
 from emo_jax.quickstart.sample import ALL_DOMAINS, sample_corpus
 from emo_jax.selection.budgets import budgets
 from emo_jax.selection.examples import pack, store_examples
-from emo_jax.selection.scores import METHODS, choose_experts
+from emo_jax.selection.scores import choose_experts
 from emo_jax.selection.variants import within_documents
 from emo_jax.training.loop import Trainer
 

@@ -17,8 +17,9 @@ from typing import Any
 import click
 import numpy as np
 
+from emo_jax.config.names import METHODS
+
 SHARES = {32: "50 %", 16: "25 %", 8: "12.5 %"}
-METHODS = ("layerwise", "global", "easy_ep", "random")
 NAMES = {
     "emo": "EMO",
     "standard": "standard MoE",
