@@ -106,7 +106,6 @@ class Checkpointer:
         try:
             writer = _start(folder / _DATA, f"step{step}.{self._saves}", leaves)
         except Exception as e:
-            self._log_all()
             self._undo(folder)
             raise self._failure(step, e) from e
         self._thread = threading.Thread(
@@ -133,7 +132,10 @@ class Checkpointer:
 
     def close(self) -> None:
         """Like `wait`, but for this process alone, so that a failing process can exit."""
-        self._join()
+        try:
+            self._join()
+        finally:
+            logging.getLogger("absl").removeFilter(self._without_orbax)
 
     def __enter__(self) -> "Checkpointer":
         return self
@@ -225,7 +227,6 @@ class Checkpointer:
             self._error = self._failure(step, e)
         with contextlib.suppress(BaseException):
             writer.close()
-        self._log_all()
         if self._error is not None:
             self._undo(folder)
         elif jax.process_index() == 0:
@@ -235,16 +236,13 @@ class Checkpointer:
                 _LOG.warning("old checkpoints in %s stay: %s", self._folder, one_line(e))
 
     def _without_orbax(self, record: logging.LogRecord) -> bool:
-        """Filter for absl's logger while a save is in progress.
+        """Filter for absl's logger from the first save until this is closed.
 
         It drops the tracebacks that orbax logs for a failed write, which is reported once, in one
-        line.
+        line; some come from threads that outlive the save.
         """
         ours = f"{os.sep}orbax{os.sep}" in record.pathname
         return record.levelno < logging.ERROR or not ours
-
-    def _log_all(self) -> None:
-        logging.getLogger("absl").removeFilter(self._without_orbax)
 
     def _undo(self, folder: epath.Path) -> None:
         """Frees the space of a failed save as far as possible; the disk may be full."""

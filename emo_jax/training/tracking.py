@@ -30,6 +30,7 @@ Outcome = Literal["finished", "stopped", "failed"]
 Record = dict[str, Any]
 
 QUEUE_RECORDS = 1000  # waiting for a slow tracker; any more are dropped, and counted
+_STARTS = 3  # of a tracker, at most
 CLOSE_SECONDS = 30.0  # for all trackers to send what they have; a stopped run has little time
 
 _BY_LAYER = re.compile(r"_by_layer$")
@@ -160,9 +161,22 @@ class _Thread(threading.Thread):
                 *(self._lost, self._tracker.name),
             )
 
+    def _start(self) -> int:
+        """Starts the tracker, again if Python itself failed.
+
+        CPython below 3.13 raises SystemError where two threads parse source at once, as libraries do
+        while they are imported.
+        """
+        for _ in range(_STARTS - 1):
+            try:
+                return self._tracker.start(self._run_info)
+            except SystemError:
+                time.sleep(0.1)
+        return self._tracker.start(self._run_info)
+
     def run(self) -> None:
         try:
-            last = self._tracker.start(self._run_info)
+            last = self._start()
         except Exception as error:
             self._lose(f"it cannot be started: {one_line(error)}", count=0)
             return

@@ -98,6 +98,23 @@ def _tracked(workdir: Path, *writers, start: int = 0, steps=range(1, 4), error=N
             raise error
 
 
+@pytest.mark.parametrize("failures", [1, 2, 3])
+def test_a_tracker_is_started_again_where_python_fails(tmp_path, caplog, failures):
+    """CPython below 3.13: threads that parse source at once get a SystemError."""
+    left = [SystemError("AST constructor recursion depth mismatch")] * failures
+
+    class Unlucky(Recorder):
+        def start(self, run):
+            if left:
+                raise left.pop()
+            return super().start(run)
+
+    tracker = Unlucky()
+    _tracked(tmp_path, tracker)
+    assert tracker.written == ([1, 2, 3] if failures < 3 else [])
+    assert ("AST constructor" in caplog.text) == (failures == 3)
+
+
 @pytest.mark.parametrize(
     ("error", "outcome"),
     [
