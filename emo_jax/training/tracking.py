@@ -164,7 +164,7 @@ class _Thread(threading.Thread):
     def _start(self) -> int:
         """Starts the tracker, again if Python itself failed.
 
-        CPython below 3.13 raises SystemError where two threads parse source at once, as libraries do
+        CPython below 3.13 raises SystemError if two threads parse source at once, as libraries do
         while they are imported.
         """
         for _ in range(_STARTS - 1):
