@@ -225,7 +225,7 @@ def evaluate(
       model: a `Model`, or a path as in `load`.
       data: a token store, or .npy token files.
       split: "test", "select" or "train".
-      windows: maximum number of windows to measure, spread evenly over the split.
+      windows: maximum number of windows of a split to use, spread evenly over it.
       pool: also measure with pools of this many routed experts; one size or several.
       keep: also measure with only this many experts per layer, shared ones included, which are
         chosen for each domain on the split "select"; a count (16), a share ("25%"), or several.
