@@ -207,7 +207,7 @@ def open_split(
 def check_source(
     location: str, source: TokenSource, config: Config, tokenizer: Tokenizer | None
 ) -> None:
-    """Raises UsageError if another tokenizer made the tokens, or the model lacks some of the ids."""
+    """Raises UsageError for tokens of another tokenizer, or if the model lacks some of its ids."""
     if isinstance(source, TokenStore) and tokenizer is not None:
         try:
             source.check_tokenizer(tokenizer.fingerprint)
