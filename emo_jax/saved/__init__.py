@@ -1,1 +1,1 @@
-"""Models on disk: loads them from workdirs and Hugging Face folders, and converts between both."""
+"""Models on disk: loading them from workdirs and Hugging Face folders, and converting them."""
