@@ -75,7 +75,7 @@ class Model(LoadedModel):
         Args:
           prompts: one prompt or several; an empty one starts a document.
           max_tokens: maximum number of new tokens per prompt.
-          temperature: divisor of the logits; 0 always takes the likeliest token.
+          temperature: divisor of the logits; 0: always take the likeliest token.
           top_p: sample from the fewest likeliest tokens with at least this total probability;
             1: from all.
           top_k: sample from this many of the likeliest tokens; None: from all.

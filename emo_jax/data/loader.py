@@ -46,9 +46,9 @@ def dataset(config: Config, *, split: str = TRAIN) -> grain.MapDataset:
     """The windows of `config.data.store`, in the order in which a run with this config reads them.
 
     Item n is window n of the run: a `Batch` with NumPy fields (S,), where S is `data.seq_len`. Step
-    k of the run reads items k·B to k·B + B - 1, where B is `train.batch_size`. The dataset is
-    endless, with a new order in every epoch. It can be mapped, filtered, batched and mixed like any
-    other; an item is read from the store when it is accessed.
+    k of the run, counted from 0, reads items k·B to k·B + B - 1, where B is `train.batch_size`. The
+    dataset is endless, with a new order in every epoch. It can be mapped, filtered, batched and
+    mixed like any other; an item is read from the store when it is accessed.
 
     Args:
       config: a config from `emo_jax.load_config`; its section `data`, with `data.store` set.

@@ -226,7 +226,7 @@ def eval_mesh(config: Config) -> Mesh:
 
 
 def mesh_that_fits(config: Config) -> MeshConfig:
-    """The config's mesh if it fits these devices; else fully sharded or replicated parameters."""
+    """The config's mesh if it fits these devices; else parameters are sharded, or replicated."""
     for sizes in (config.mesh, MeshConfig(), MeshConfig(replica=-1, fsdp=1)):
         try:
             mesh = mesh_lib.make_mesh(sizes)

@@ -104,7 +104,7 @@ def choose(
 def losses_kept(
     choice: ExpertChoice, keeps: Sequence[int], judge: Callable[[np.ndarray], HeldOut]
 ) -> dict[int, HeldOut]:
-    """What `judge` measures with the experts kept (L,M,R), by their number; NaN if unseen."""
+    """What `judge` measures with the experts kept (L,M,R), by number kept; NaN where unseen."""
     found = {}
     for keep in dict.fromkeys(keeps):
         measured = judge(choice.kept(keep))

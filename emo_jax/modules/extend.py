@@ -1,4 +1,4 @@
-"""Adds routed experts to a model, to be trained alone on something new (SPEC 10).
+"""Adds routed experts to a model, which are then trained alone on something new (SPEC 10).
 
 The new experts are the last routed ones and are in every pool (`moe.pool.forced_experts`), so that
 `optimizer.frozen=(…, "old_experts")` trains only them and their columns of the router.

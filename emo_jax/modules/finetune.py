@@ -105,10 +105,10 @@ def finetune(
       data: JSONL file of prompts and answers.
       workdir: a new or empty folder, or that of a run to continue.
       output: Hugging Face folder to create at the end; None: none.
-      layout: layout of `output`; None: the one that stock transformers loads.
+      layout: layout of `output`, see `export`; None: the one that stock transformers loads.
       prompt_field, answer_field: keys of a line.
-      freeze: parameters that stay unchanged, to the last bit: "none", "routed" (experts),
-        "routed+shared" (experts), or "all-but-router".
+      freeze: parameters that stay unchanged, to the last bit: "none", "routed" or "routed+shared"
+        (experts), or "all-but-router".
       epochs: number of passes over the pairs, above 0; may be a fraction.
       batch_size: approximate number of pairs per step: as many windows as contain this many.
       micro_batches: number of parts of a batch that are processed one after the other, to save

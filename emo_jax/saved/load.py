@@ -28,7 +28,7 @@ class ModelOnDisk:
       step: step of the checkpoint; None for a Hugging Face folder.
       folder: `path` without the step.
       tokenizer_dir: folder of a tokenizer.json that can be copied; None: there is none.
-      special_ids: those of the tokenizer, or of the config of a folder without one; see
+      special_ids: those of the tokenizer, or those that a folder without one states; see
         `export_leaves`.
     """
 

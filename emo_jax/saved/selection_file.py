@@ -65,7 +65,7 @@ class Selection:
 
 
 def read_selection(folder: str | os.PathLike[str]) -> Selection:
-    """Reads and validates the file of a selected model; `check_selection` compares it to the model.
+    """Reads and validates a model's selection file; `check_selection` compares it with the model.
 
     Raises:
       UsageError: the folder has no such file, or a damaged one.
@@ -223,7 +223,7 @@ def experts_digest(source: LeafSource, config: Config) -> str:
 
 
 def fingerprint(source: LeafSource, config: Config) -> str:
-    """SHA-256 of all float32 weights outside the experts that have a meaning.
+    """SHA-256 of all meaningful float32 weights outside the experts.
 
     Vocabulary rows of ids that no tokenizer makes, and the router's columns of shared experts, are
     left out: not every layout stores them.

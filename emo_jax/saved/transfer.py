@@ -309,7 +309,7 @@ def _ctrl_c_sets(stopped: threading.Event) -> Iterator[None]:
     """
     old = signal.getsignal(signal.SIGINT)
     in_main = threading.current_thread() is threading.main_thread()
-    if not in_main or old is signal.SIG_IGN:  # signals stay as they are
+    if not in_main or old is signal.SIG_IGN:  # signals stay as they are, as under nohup
         yield
         return
 
