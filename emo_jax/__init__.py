@@ -1,7 +1,7 @@
 """emo_jax: pretrain modular mixture-of-experts language models in JAX.
 
-The functions here are what the command `emo` calls; docs/python.md shows them. Each is imported
-when it is first used: `import emo_jax` loads no JAX.
+The command `emo` calls the functions below; docs/python.md shows how to use them. Each is imported
+on first use, so `import emo_jax` does not load JAX.
 """
 
 import importlib
@@ -77,7 +77,7 @@ _MODULES = {
 
 
 def __getattr__(name: str) -> Any:
-    """Imports a public name when it is first asked for."""
+    """Imports a public name or a submodule on first access."""
     if name in _MODULES:
         found = getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)
     elif not name.startswith("_") and importlib.util.find_spec(f"{__name__}.{name}"):

@@ -1,4 +1,4 @@
-"""A model in memory, to be used from Python: `emo_jax.load`, `emo_jax.evaluate`."""
+"""A model in memory, for use from Python: `emo_jax.load`, `emo_jax.evaluate`."""
 
 import dataclasses
 import functools
@@ -40,21 +40,22 @@ if TYPE_CHECKING:
 
 
 class Model(LoadedModel):
-    """A model in memory; it can also be given where a path of a model is taken.
+    """A model in memory; functions that take the path of a model also accept it.
 
-    `generate` and `loss` keep what they compile, and a copy of the parameters on the devices, until
-    the model is dropped.
+    All of them except `evaluate` read the model from its path again. `generate` and `loss` keep
+    their compiled programs, and a copy of the parameters on the devices, as long as the model
+    exists.
 
     Attributes:
-      config: the checked config of its run (`emo_jax.Config`).
+      config: checked config of the model's run (`emo_jax.Config`).
       params: nested dict of float32 host arrays, named as in `emo_jax.model.params.model_leaves`.
       tokenizer: None if the folder has none.
-      step: the checkpoint's step; None for a Hugging Face folder.
-      path: the path as given to `load`.
+      step: step of the checkpoint; None for a Hugging Face folder.
+      path: the path given to `load`.
     """
 
     def __fspath__(self) -> str:
-        """The path of what was loaded, with its step."""
+        """The path that was loaded, with its step."""
         return str(self.folder) if self.step is None else f"{self.folder}@{self.step}"
 
     def generate(
@@ -69,26 +70,27 @@ class Model(LoadedModel):
         seed: int = 0,
         batch_size: int = 16,
     ) -> list[Text]:
-        """Continues prompts, without a pool, on one device; programs are kept between calls.
+        """Continues prompts, without a pool, on one device.
 
         Args:
-          prompts: a text, or several; an empty one begins a document.
-          max_tokens: of each text, at most.
-          temperature: 0 takes the likeliest token.
-          top_p: draw from the fewest likeliest tokens that have this probability together.
-          top_k: draw from so many likeliest tokens; None: from all.
-          stop: a text ends before the one of these that begins first in it.
-          seed: of what is drawn.
-          batch_size: prompts at once, at most.
+          prompts: one prompt or several; an empty one starts a document.
+          max_tokens: maximum number of new tokens per prompt.
+          temperature: divisor of the logits; 0: always take the likeliest token.
+          top_p: sample from the fewest likeliest tokens with at least this total probability;
+            1: from all.
+          top_k: sample from this many of the likeliest tokens; None: from all.
+          stop: one string or several; a text ends before whichever begins first in it.
+          seed: seed for sampling.
+          batch_size: maximum number of prompts processed at once.
 
         Returns:
-          A `Text` for each prompt: the `text`, why it `ended` ("eos", "stop", "max_tokens" or
-          "window"), and the numbers of tokens of prompt and text. A list of one for a single
-          prompt.
+          One `Text` per prompt, in order: the `text`, why it `ended` ("eos", "stop", "max_tokens"
+          or "window"), and the numbers of tokens in the prompt and in the text. A single prompt
+          gives a list of one.
 
         Raises:
-          UsageError: the model has no tokenizer, a prompt fills the window, or a setting is
-            impossible.
+          UsageError: the model has no tokenizer that it can use, a prompt fills the window, or a
+            setting is invalid.
         """
         settings = TextSettings(
             max_tokens=max_tokens,
@@ -101,27 +103,27 @@ class Model(LoadedModel):
         return list(self.text_generator(settings).texts(given))
 
     def text_generator(self, settings: TextSettings) -> TextGenerator:
-        """What `generate` uses; its `texts` can be watched as they grow."""
+        """The generator that `generate` uses; its `texts` can report a text as it grows."""
         tokenizer = self.need_tokenizer()
         return TextGenerator(
             self.config, self.params, tokenizer, settings, generator=self._generator
         )
 
     def loss(self, texts: str | Sequence[str]) -> np.ndarray:
-        """The mean loss of each text in nats per token, without a pool.
+        """Computes the mean loss of each text in nats per token, without a pool.
 
-        Each text is a document of its own, with the tokens that begin and end a document in
+        Each text is a document by itself, with the tokens that begin and end a document in
         training; every token but the first is predicted. A text longer than the window is read in
-        windows that share one token.
+        windows that overlap by one token.
 
         Args:
-          texts: a text, or several.
+          texts: one text or several.
 
         Returns:
-          (n,) float64, (1,) for a single text; NaN for a text without a token to predict.
+          (n,) float64, or (1,) for a single text; NaN for a text without a token to predict.
 
         Raises:
-          UsageError: the model has no tokenizer.
+          UsageError: the model has no tokenizer that it can use.
         """
         tokenizer = self.need_tokenizer()
         given = [texts] if isinstance(texts, str) else list(texts)
@@ -156,13 +158,15 @@ def load(path: str | os.PathLike[str], *, trust: bool = False) -> Model:
 
     Args:
       path: a run's `WORKDIR` (its newest good checkpoint), `WORKDIR@STEP`, or a Hugging Face folder
-        of layout "qwen2_moe", "llama" or "emo".
-      trust: allow a tokenizer that is code named by a file: any code that this Python can import.
+        in layout "qwen2_moe", "llama" or "emo".
+      trust: allow a tokenizer whose file names code to import and call; that may be any code that
+        this Python can import.
 
     Raises:
-      UsageError: `path` is neither a workdir nor a Hugging Face folder.
-      CheckpointError: no good checkpoint in the workdir, or none of that step.
-      HfFormatError: a Hugging Face folder of another architecture, or incomplete.
+      UsageError: `path` does not exist, or is neither a workdir nor a Hugging Face folder.
+      CheckpointError: the workdir has no good checkpoint, or none of that step.
+      HfFormatError: the Hugging Face folder has an unsupported architecture or is incomplete.
+      DataError: the tokenizer is damaged.
     """
     loaded = load_model(os.fspath(path), trust=trust)
     return Model(**{f.name: getattr(loaded, f.name) for f in dataclasses.fields(loaded)})
@@ -170,13 +174,13 @@ def load(path: str | os.PathLike[str], *, trust: bool = False) -> Model:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Evaluation:
-    """Losses of a model on a split of a store.
+    """Losses of a model on one split of a store.
 
     Attributes:
-      losses: by domain and way of running the model; see `DomainLosses`.
-      about: model, data, split and versions, as `emo eval --json` writes them.
-      title: the table's title.
-      config: the model's.
+      losses: losses by domain and by way of running the model; see `DomainLosses`.
+      about: model, data, split and versions, as written by `emo eval --json`.
+      title: title of the table.
+      config: config of the model.
     """
 
     losses: DomainLosses
@@ -185,11 +189,11 @@ class Evaluation:
     config: Config
 
     def table(self) -> "Table":
-        """For a terminal or a notebook (`rich.print`)."""
+        """The losses as a table for a terminal or a notebook (`rich.print`)."""
         return report.to_table(self.losses, self.config, self.title)
 
     def to_json(self) -> dict[str, Any]:
-        """All figures; null where nothing was measured, and for a loss that is not finite."""
+        """All figures; None for what was not measured and for a loss that is not finite."""
         return self.about | report.to_json(self.losses)
 
     def __repr__(self) -> str:
@@ -212,28 +216,35 @@ def evaluate(
     trust: bool = False,
     quiet: bool = True,
 ) -> Evaluation:
-    """Measures the loss and bits per byte of each domain of a store.
+    """Measures the loss and the bits per byte of each domain of a store.
 
-    Losses are in nats per token and without a pool: a loss with a pool looks at the whole document,
-    its future too.
+    Losses are in nats per token. Unless `pool` requests one, there is no pool: a pool depends on
+    the whole document, including later tokens.
 
     Args:
-      model: a `Model`, or its path.
+      model: a `Model`, or a path as in `load`.
       data: a token store, or .npy token files.
       split: "test", "select" or "train".
-      windows: the most windows of a split to measure, spread evenly over it.
+      windows: maximum number of windows of a split to use, spread evenly over it.
       pool: also measure with pools of this many routed experts; one size or several.
-      keep: also measure with only this many experts, the shared ones included, chosen for each
-        domain on the split "select": counts (16) or shares ("25%"), one or several.
-      method: how they are chosen: "layerwise", "global", "easy_ep" or "random".
-      allow_fewer: allow `keep` below the number of experts that a token uses.
-      max_domains: the largest domains are listed by name, all others as one.
-      trust: allow tokenizers that are code named by a file.
+      keep: also measure with only this many experts per layer, shared ones included, which are
+        chosen for each domain on the split "select"; a count (16), a share ("25%"), or several.
+      method: how the experts are chosen: "layerwise", "global", "easy_ep" or "random", see
+        `select`.
+      allow_fewer: allow `keep` to be below the number of experts that a token uses.
+      max_domains: number of domains, the largest, that are listed by name; all others are merged
+        into one.
+      trust: allow tokenizers whose files name code to import, see `load`.
       quiet: show no progress.
 
+    Returns:
+      The losses; they print as a table and convert to JSON.
+
     Raises:
-      UsageError: no such model, store or split, tokens of another tokenizer, or a pool or keep that
-        the model cannot have.
+      UsageError: no such model, store or split; the store was made with another tokenizer; or the
+        model does not allow this `pool`, `keep` or `method`.
+      CheckpointError, HfFormatError: the model cannot be read, see `load`.
+      DataError: the store or a tokenizer is damaged.
     """
     loaded = model if isinstance(model, LoadedModel) else load_model(os.fspath(model), trust=trust)
     config, data = loaded.config, os.fspath(data)

@@ -73,28 +73,33 @@ def activations(
     max_domains: int = 100,
     quiet: bool = True,
 ) -> Activations:
-    """Records what a model's router says of every token of a sample of a store, for all layers.
+    """Records the router's output in every layer, for every token of a sample of a store.
 
-    Without a pool, and with attention within documents. Two models with the same tokenizer, store
-    and arguments see the same tokens.
+    The model runs without a pool and with attention within documents. Models with the same
+    tokenizer see the same tokens if the store and the other arguments are the same.
 
     Args:
       model: `WORKDIR`, `WORKDIR@STEP`, or a Hugging Face folder.
       data: a token store.
-      output: folder to make; `Activations.open` opens it again.
-      split: of the store.
-      tokens: to look at, at most, evenly over the domains.
-      max_length: tokens of a document, the first ones.
-      min_length: shorter documents are left out.
-      seed: of the documents.
-      max_domains: by name, the largest; all others are one.
+      output: folder to create; `Activations.open` opens it again.
+      split: split of the store to sample.
+      tokens: maximum number of tokens in the sample, spread evenly over the domains.
+      max_length: number of tokens used from the start of each document.
+      min_length: number of tokens below which a document is skipped.
+      seed: seed for the choice of documents.
+      max_domains: number of domains, the largest, that keep their names; all others are merged into
+        one.
       quiet: show no progress.
 
     Returns:
-      Probabilities (N,L,R), picks (N,L,K), tokens and documents, read when they are asked for.
+      Router probabilities (N,L,R) and picks (N,L,K), which are read on request, and the tokens (N,)
+      and documents they belong to; N tokens, L layers, R routed experts, K picks per token.
 
     Raises:
-      UsageError: nothing is written.
+      UsageError: `output` already exists; no such model, store or split; the model is dense; the
+        store was made with another tokenizer; or no document is long enough.
+      CheckpointError, HfFormatError: the model cannot be read, see `emo_jax.load`.
+      DataError: the store is damaged, or a router probability is not finite.
     """
     refuse_existing(output)
     model = os.fspath(model)

@@ -1,4 +1,4 @@
-"""`emo verify`: this machine's numerics, or a Hugging Face folder."""
+"""`emo verify`: checks this machine's numerics, or a Hugging Face folder against its run."""
 
 import dataclasses
 import os
@@ -12,13 +12,13 @@ from emo_jax.errors import UsageError
 
 @dataclasses.dataclass(frozen=True)
 class Verification:
-    """What was found.
+    """The result of `verify`.
 
     Attributes:
-      results: of numerics, `{"case/quantity": {"error", "limit", "ok"}}`; of a folder, the fields
+      results: for numerics, `{"case/quantity": {"error", "limit", "ok"}}`; for a folder, the fields
         of `checks.folder.Comparison`.
-      failed: quantities beyond their limits, or differences.
-      summary: of what failed, in one line.
+      failed: number of quantities beyond their limits, or of differences.
+      summary: one line about what failed.
     """
 
     results: dict[str, Any]
@@ -37,20 +37,26 @@ def verify(
     against: str | os.PathLike[str] | None = None,
     quiet: bool = True,
 ) -> Verification:
-    """Compares this machine's numerics with golden numbers of the PyTorch reference.
+    """Compares this machine's numerics with golden values of the PyTorch reference.
 
     With `against`, compares a Hugging Face folder with the run it came from instead: every tensor,
     the fields of config.json, and the tokenizer.
 
     Args:
-      folder: a case of golden numbers; None: all that come with the package. Or the Hugging Face
+      folder: with `against`, the Hugging Face folder; otherwise the folder of one case of golden
+        values, or None for all cases shipped with the package.
+      against: what to compare the folder with: `WORKDIR`, `WORKDIR@STEP`, or another Hugging Face
         folder.
-      against: `WORKDIR`, `WORKDIR@STEP`, or another Hugging Face folder.
-      quiet: print nothing; otherwise every quantity or difference, a line each.
+      quiet: print nothing; otherwise one line per quantity or difference.
+
+    Returns:
+      The errors or differences; `ok` tells whether there is nothing to report.
 
     Raises:
-      UsageError: no such case, folder or run.
-      HfFormatError: the folder cannot be read, or is of another architecture.
+      UsageError: no such case, folder or run, or `against` without a folder.
+      HfFormatError: the folder cannot be read or has an unsupported architecture.
+      CheckpointError: the run has no good checkpoint.
+      DataError: a case is damaged.
     """
     show = _ignore if quiet else _print
     if against is None:

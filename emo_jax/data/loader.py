@@ -1,8 +1,8 @@
-"""Batches by number: a batch's windows follow from (seed, windows consumed) alone.
+"""Batches by number: the windows of a batch depend only on (seed, windows consumed).
 
-The only state to save is one integer. Hosts, restarts and changed batch sizes see the same order,
-because a batch is a slice of it: windows [start, start + batch_size), of which each process reads
-the rows that its devices hold (`parallel/rows.py`).
+The only state to save is one integer. The order is the same on every host, after a restart and with
+another batch size, because a batch is a slice of it: windows [start, start + batch_size), of which
+each process reads the rows that its devices hold (`parallel/rows.py`).
 """
 
 import hashlib
@@ -31,11 +31,11 @@ def _never() -> bool:
 
 
 def in_order(windows: Windows, seed: int) -> grain.MapDataset:
-    """Windows in the order of a seed, another one in every epoch, without end.
+    """Windows in the order given by a seed: endless, with a new order in every epoch.
 
-    Item n is a function of (windows, seed, n) alone: a `Batch` with NumPy fields (S,).
+    Item n, a `Batch` with NumPy fields (S,), is a function of (windows, seed, n) alone.
     """
-    # grain takes 32 bits and adds the epoch to the seed, so neighbouring seeds would share orders;
+    # grain takes a 32-bit seed and adds the epoch to it, so neighbouring seeds would share orders;
     # a hash keeps them apart.
     digest = hashlib.sha256(str(seed).encode()).digest()
     shuffled = grain.MapDataset.source(windows).shuffle(seed=int.from_bytes(digest[:4], "little"))
@@ -45,18 +45,19 @@ def in_order(windows: Windows, seed: int) -> grain.MapDataset:
 def dataset(config: Config, *, split: str = TRAIN) -> grain.MapDataset:
     """The windows of `config.data.store`, in the order in which a run with this config reads them.
 
-    Item n is window n of the run: a `Batch` with NumPy fields (S,), S being `data.seq_len`; step k
-    of the run reads items k·B to k·B + B - 1, B being `train.batch_size`. The dataset has no end:
-    every epoch has an order of its own. It may be mapped, filtered, batched and mixed as any other;
-    tensorstore reads are made when an item is asked for.
+    Item n is window n of the run: a `Batch` with NumPy fields (S,), where S is `data.seq_len`. Step
+    k of the run, counted from 0, reads items k·B to k·B + B - 1, where B is `train.batch_size`. The
+    dataset is endless, with a new order in every epoch. It can be mapped, filtered, batched and
+    mixed like any other; an item is read from the store when it is accessed.
 
     Args:
-      config: of `emo_jax.load_config`; its section `data`, and `data.store` in it.
-      split: "train", or "select" and "test" of a token store; in these no window is filtered.
+      config: a config from `emo_jax.load_config`; its section `data`, with `data.store` set.
+      split: "train", or for a token store "select" or "test"; `data.repetition_filter` applies to
+        "train" only.
 
     Raises:
       UsageError: no such store or split.
-      DataError: the store is damaged.
+      DataError: the store is damaged, or the split has no window.
     """
     return in_order(open_windows(config.data, split=split), config.data.seed)
 
@@ -65,14 +66,14 @@ class Loader:
     """Shuffled training batches.
 
     Args:
-      windows: what to shuffle; each epoch has its own order.
+      windows: the windows to shuffle; each epoch has its own order.
       batch_size: B, rows of the global batch.
       seed: seed of the order.
       rows: rows of the batch to read, in order; None: all.
-      prefetch: batches that `iterate` prepares ahead.
+      prefetch: number of batches that `iterate` prepares ahead.
 
     Raises:
-      ConfigError: a row is not in the batch.
+      ConfigError: `batch_size` is below 1, or a row is not in the batch.
     """
 
     def __init__(
@@ -93,7 +94,7 @@ class Loader:
         self._close = weakref.finalize(self, self._readers.shutdown, wait=False)
 
     def close(self) -> None:
-        """Ends its threads, as dropping the loader does; `batch` cannot be called afterwards."""
+        """Stops the reader threads, as dropping the loader does; `batch` cannot be called after."""
         self._close()
 
     def __enter__(self) -> "Loader":
@@ -106,10 +107,11 @@ class Loader:
         """Returns the rows of the global batch that starts at window `start_window`.
 
         Args:
-          stopped: once it returns True, the call does not wait for files that are unavailable.
+          start_window: number of windows before the batch.
+          stopped: once it returns True, the call no longer waits for files that are unavailable.
 
         Returns:
-          NumPy fields, (rows, S).
+          A `Batch` with NumPy fields (rows, S).
         """
 
         def read(number: int) -> Batch:
@@ -124,11 +126,12 @@ class Loader:
     ) -> Generator[tuple[int, Batch], None, None]:
         """Yields (windows consumed after this batch, batch) endlessly, preparing batches ahead.
 
-        An error in preparing a batch is raised when that batch is requested. Close the iterator (or
-        drop it) to stop the background work.
+        An error while preparing a batch is raised when that batch is requested. Close the iterator
+        (or drop it) to stop the background work.
 
         Args:
-          stopped: called while a batch is not ready; the iterator ends once it returns True.
+          start_window: number of windows consumed before the first batch.
+          stopped: polled while a batch is not ready; the iterator ends once it returns True.
         """
         closed = threading.Event()
         background = ThreadPoolExecutor(1, thread_name_prefix="batches")

@@ -92,28 +92,35 @@ def prepare(
 ) -> PrepareReport:
     """Writes a token store from documents.
 
-    A document's split follows from its id, whatever the seed, and pieces of one document (ids that
-    differ only in `~0`, `~1`, …) stay together. The order within a split follows from seed and id.
+    A document's split depends on its id alone, not on the seed; pieces of one document (ids that
+    differ only in `~0`, `~1`, …) stay together. The order within a split depends on seed and id.
 
     Args:
-      inputs: files and folders, see `read_documents`.
-      output: a folder that does not exist yet, or is empty.
-      tokenizer: saved in the store; or what `load_tokenizer` takes: a tokenizer.json, a folder
-        with one, a SentencePiece .model, "bytes", or seqio:MODULE:VOCABULARY.
-      text_field, id_field, domain_field: keys or columns of a record; a dot looks inside (a.b).
-      wanted: the documents to keep; the manifest records it and what it dropped.
+      inputs: files, folders, patterns of them, or seqio tasks, see `read_documents`.
+      output: a new or empty folder.
+      tokenizer: a `Tokenizer`, or what `load_tokenizer` accepts: a tokenizer.json, a folder with
+        one, a SentencePiece .model, "bytes", or seqio:MODULE:VOCABULARY. It is saved in the store.
+      text_field, id_field, domain_field: keys or columns of a record; a dot reaches into an object
+        (a.b).
+      wanted: which documents to keep; None: all. The manifest records it and what it dropped.
       seed: seed of the document order.
-      strict: fail at the first unusable document.
+      strict: fail at the first unusable document instead of skipping it.
       add_bos: begin every document with the tokenizer's beginning-of-document token.
-      max_document_bytes: longer documents are skipped, see `read_documents`.
-      fractions: shares of the documents for train, select and test; they add up to 1.
-      eos_id: the id that ends a document, whatever the files of a named tokenizer say.
-      trust: a named tokenizer may be code that a file names.
+      max_document_bytes: size above which a document is skipped, see `read_documents`.
+      fractions: shares of the documents for train, select and test, which must add up to 1.
+      eos_id: the id that ends a document, overriding the tokenizer's files; None: as they state.
+        Ignored for a `Tokenizer`.
+      trust: allow a tokenizer whose file names code to import, see `emo_jax.load`.
       quiet: show no progress and no table.
 
+    Returns:
+      The store, what was read and skipped, the time in seconds, and notes for the user.
+
     Raises:
-      UsageError: an input is missing, the output is in use, or the fractions are wrong.
-      DataError: no usable document.
+      UsageError: no such input or tokenizer, `output` is not empty, `fractions` do not add up to 1,
+        or (`add_bos`) the tokenizer has no beginning-of-document token.
+      DataError: there is no usable document, or (`strict`) one is unusable; the tokenizer is
+        damaged; or the store cannot be written.
     """
     started = time.monotonic()
     _check_fractions(fractions)

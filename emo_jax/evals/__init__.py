@@ -1,1 +1,1 @@
-"""Held-out losses by domain, and what they become when experts are left out."""
+"""Held-out losses by domain, and how they change when experts are left out."""

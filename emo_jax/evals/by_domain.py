@@ -1,4 +1,4 @@
-"""`emo eval`: the losses of a model on a split of a store, by domain and over all of them.
+"""`emo eval`: the losses of a model on a split of a store, by domain and overall.
 
 Legend: M domains, C ways of running the model.
 """
@@ -31,22 +31,22 @@ from emo_jax.selection.budgets import check_keep
 from emo_jax.selection.variants import undropped, within_documents
 
 SELECT = "select"  # the split that experts are chosen on
-BATCH_TOKENS = 8192  # of a batch on one device, about
+BATCH_TOKENS = 8192  # approximate tokens of a batch on one device
 FULL = "full"
 WITHIN = "within documents"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EvalSettings:
-    """What to measure beside the loss of the whole model.
+    """What to measure besides the loss of the whole model.
 
     Attributes:
       split: "test", "select" or "train".
-      windows: at most this many of a split, spread evenly over it.
-      pools: sizes of pools, in routed experts.
-      keeps: experts to keep for each domain, the shared ones included.
-      method: how they are chosen, of `emo_jax.config.names.Method`.
-      allow_fewer: also fewer than top-k.
+      windows: maximum number of windows of a split, spread evenly over it.
+      pools: pool sizes, in routed experts.
+      keeps: numbers of experts to keep for each domain, shared ones included.
+      method: how they are chosen, one of `emo_jax.config.names.Method`.
+      allow_fewer: allow keeping fewer than top-k.
     """
 
     split: str = "test"
@@ -59,16 +59,16 @@ class EvalSettings:
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class DomainLosses:
-    """Sums over the windows of a split, and the losses that follow.
+    """Sums over the windows of a split, and the losses computed from them.
 
     Attributes:
-      ce_sum_CM: nats, by way of running the model: FULL, "pool=16", WITHIN, "keep=32".
-        Not finite where the model breaks.
-      bytes_M: None where no tokenizer is at hand.
-      windows, windows_there: measured, and in the split.
-      select_windows: that experts were chosen on; 0: none.
-      unseen_M: domains without select tokens to choose experts by, where they were chosen: their
-        `keep` was not measured, and is NaN.
+      ce_sum_CM: sums of the loss in nats, by way of running the model: FULL, "pool=16", WITHIN,
+        "keep=32". Not finite where the model breaks.
+      bytes_M: None if the tokenizer is not known.
+      windows, windows_there: number of windows measured, and in the split.
+      select_windows: number of windows that experts were chosen on; 0: none were chosen.
+      unseen_M: bool, domains without select tokens to choose experts by: their "keep=…" losses are
+        not measured, and NaN. All False if no experts were chosen.
     """
 
     domains: tuple[str, ...]
@@ -82,34 +82,34 @@ class DomainLosses:
 
     @property
     def complete_M(self) -> np.ndarray:
-        """Domains of which every loss was measured: sums and means are over these.
+        """Domains for which every loss was measured; sums and means cover only these.
 
-        A loss that is not finite was measured: it is to be seen in them.
+        A loss that is not finite counts as measured, so that it shows in them.
         """
         return (self.labels_M > 0) & ~self.unseen_M
 
     @property
     def broken_M(self) -> np.ndarray:
-        """Domains with a loss that was measured and is not finite."""
+        """Domains with a measured loss that is not finite."""
         ways = [way for way in self.ce_sum_CM if not way.startswith("keep=")]
         finite_M = np.isfinite(np.stack([self.ce_sum_CM[way] for way in ways])).all(axis=0)
         every_M = np.isfinite(np.stack(list(self.ce_sum_CM.values()))).all(axis=0)
         return (self.labels_M > 0) & ~np.where(self.unseen_M, finite_M, every_M)
 
     def loss_M(self, way: str) -> np.ndarray:
-        """Nats a token of each domain; NaN where it has no label, too."""
+        """Nats per token of each domain; NaN if it was not measured or has no labels."""
         with np.errstate(invalid="ignore", divide="ignore"):
             return self.ce_sum_CM[way] / self.labels_M
 
     def bits_M(self, way: str) -> np.ndarray:
-        """Bits a byte of each domain; NaN where there is none."""
+        """Bits per byte of each domain; NaN where there are none."""
         if self.bytes_M is None:
             return np.full(len(self.domains), np.nan)
         with np.errstate(invalid="ignore", divide="ignore"):
             return self.ce_sum_CM[way] / self.bytes_M / math.log(2)
 
     def overall(self, way: str) -> tuple[float, float]:
-        """Nats a token and bits a byte over all tokens of the complete domains."""
+        """Nats per token and bits per byte over all tokens of the complete domains."""
         labels, ce_sum = (
             float(a_M[self.complete_M].sum()) for a_M in (self.labels_M, self.ce_sum_CM[way])
         )
@@ -118,7 +118,7 @@ class DomainLosses:
         return (ce_sum / labels if labels else math.nan), bits
 
     def mean(self, way: str) -> tuple[float, float]:
-        """The same as means over the complete domains, each of the same weight."""
+        """The same two numbers as means over the complete domains, equally weighted."""
         if not self.complete_M.any():
             return math.nan, math.nan
         loss, bits = (a_M[self.complete_M].mean() for a_M in (self.loss_M(way), self.bits_M(way)))
@@ -126,17 +126,18 @@ class DomainLosses:
 
 
 def check_ways(config: Config, settings: EvalSettings) -> None:
-    """Refuses what the model cannot be asked for.
+    """Rejects pools and numbers of experts that the model does not allow.
 
     Raises:
-      UsageError: pools or experts of a dense model; sizes out of range.
+      UsageError: the model is dense, or a size is out of range.
     """
     moe = config.moe
     for name, sizes in (("--pool", settings.pools), ("--keep", settings.keeps)):
         for size in sizes:
             if moe is None:
                 raise UsageError(f"{name} {size}: {config.name} is dense, it has no experts")
-            # Pools hold routed experts only, yet may be said to hold all, as in the config.
+            # Pools contain routed experts only, but their size may be up to all experts, as in the
+            # config.
             if name == "--keep":
                 check_keep(size, moe, allow_fewer=settings.allow_fewer)
                 continue
@@ -151,10 +152,10 @@ def check_ways(config: Config, settings: EvalSettings) -> None:
 class Split(NamedTuple):
     """A split to measure on."""
 
-    windows: Windows  # none of them filtered
-    tokenizer: Tokenizer | None  # of its ids, where it is known
+    windows: Windows  # without the repetition filter
+    tokenizer: Tokenizer | None  # that made the ids, if known
     fingerprint: str  # of the store
-    note: str = ""  # of domains that are put together
+    note: str = ""  # about domains that were merged
 
 
 def open_split(
@@ -166,16 +167,21 @@ def open_split(
     max_domains: int = MOST_DOMAINS,
     trust: bool = False,
 ) -> Split:
-    """A split of a store for a model.
+    """Opens a split of a store for a model.
 
     Args:
-      tokenizer: the model's.
-      max_domains: of a store by name, the largest; all others are one.
-      trust: the store's tokenizer, which says how many bytes a token is, may be code that a file
+      location: a token store, or token files, see `open_source`.
+      config: config of the model.
+      split: name of the split.
+      tokenizer: the model's tokenizer; None if it has none.
+      max_domains: number of domains of a store, the largest, that keep their names; all others are
+        merged into one.
+      trust: allow the store's tokenizer, which is needed to count bytes, to be code that a file
         names.
 
     Raises:
-      UsageError: no such store, split or model for it, or code that is not trusted.
+      UsageError: no such store or split, it does not fit the model, or its tokenizer is code that
+        is not trusted.
     """
     source = open_source(location, config.data, trust=trust)
     if not source.streams(split):
@@ -201,7 +207,7 @@ def open_split(
 def check_source(
     location: str, source: TokenSource, config: Config, tokenizer: Tokenizer | None
 ) -> None:
-    """Raises UsageError for tokens of another tokenizer, or ids that the model does not have."""
+    """Raises UsageError for tokens of another tokenizer, or if the model lacks some of its ids."""
     if isinstance(source, TokenStore) and tokenizer is not None:
         try:
             source.check_tokenizer(tokenizer.fingerprint)
@@ -215,12 +221,12 @@ def check_source(
 
 
 def eval_mesh(config: Config) -> Mesh:
-    """All devices, as `mesh_that_fits`."""
+    """A mesh of all devices, with the sizes from `mesh_that_fits`."""
     return mesh_lib.make_mesh(mesh_that_fits(config))
 
 
 def mesh_that_fits(config: Config) -> MeshConfig:
-    """That of the config on these devices, else parameters cut over all, or whole on each."""
+    """The config's mesh if it fits these devices; else parameters are sharded, or replicated."""
     for sizes in (config.mesh, MeshConfig(), MeshConfig(replica=-1, fsdp=1)):
         try:
             mesh = mesh_lib.make_mesh(sizes)
@@ -241,15 +247,19 @@ def domain_losses(
     mesh: Mesh,
     progress: Callable[[str], None] = lambda _: None,
 ) -> DomainLosses:
-    """Losses of a model on a split.
+    """Measures the losses of a model on a split.
 
-    Without a pool, unless it is `pool=N`. Attention is as the config says; where experts are left
-    out it stays within the document, since a pruned model serves one document at a time, and a
-    model whose attention does not is measured that way with all its experts too.
+    There is no pool except for `pool=N`. Attention is that of the config. Where experts are left
+    out, it is within documents, since a pruned model serves one document at a time; a model with
+    other attention is then also measured within documents with all its experts.
 
     Args:
-      chosen: of `open_split`.
-      progress: told what is being measured, batch by batch.
+      config: config of the model.
+      params: its parameters.
+      chosen: the split, from `open_split`.
+      settings: what to measure.
+      mesh: where to run.
+      progress: called for every batch with a line about what is being measured.
     """
     check_ways(config, settings)
     config = undropped(config)
@@ -312,12 +322,12 @@ def domain_losses(
 
 
 class Pass:
-    """Some windows of a split, read anew for every pass: all of them need not fit in memory."""
+    """Some windows of a split, read again for every pass, so that they need not fit in memory."""
 
     def __init__(self, windows: Windows, most: int, mesh: Mesh):
         self._windows, self._mesh = windows, mesh
         self.split, self.count = windows.split, min(most, len(windows))
-        # Tokens that nobody named the domain of are one domain.
+        # Without named domains, all tokens are one domain.
         self._named = bool(windows.domains)
         self.domains: tuple[str, ...] = tuple(windows.domains) if self._named else ("all",)
         rows = max(1, BATCH_TOKENS // windows.seq_len)
@@ -340,7 +350,7 @@ class Pass:
         what: str,
         look: Callable[[Batch], None] = lambda _: None,
     ) -> Iterator[Batch]:
-        """On the devices; `look` sees each before, on the host."""
+        """Yields batches on the devices; `look` is called with each one first, on the host."""
         done = 0
         for batch in heldout_batches(self._windows, batch_size=self._rows, max_windows=self.count):
             progress(f"{what}: {done:,} of {self.count:,} windows")

@@ -1,8 +1,8 @@
 """Held-out loss of every domain.
 
-A label counts when it is in the document of its input token: what a document begins with cannot be
-told from the one before it. The loss is without a pool unless it says otherwise, since a pool looks
-at the whole document, its future too (DESIGN 6).
+A label counts if it is in the same document as its input token: how a document begins cannot be
+predicted from the one before it. There is no pool unless requested, since a pool depends on the
+whole document, including later tokens (DESIGN 6).
 
 Legend: B windows, S tokens, L layers, M domains, R routed experts, G documents.
 """
@@ -30,22 +30,22 @@ class HeldOut:
 
     ce_sum_M: np.ndarray  # nats
     labels_M: np.ndarray
-    router_probs_LMR: np.ndarray | None  # sums over tokens; None where not asked for
+    router_probs_LMR: np.ndarray | None  # sums over tokens; None if not requested
 
     @property
     def loss_M(self) -> np.ndarray:
-        """Mean loss of each domain, nats a token; NaN for a domain that is not there."""
+        """Mean loss of each domain, nats per token; NaN for a domain without labels."""
         with np.errstate(invalid="ignore", divide="ignore"):
             return self.ce_sum_M / self.labels_M
 
     @property
     def loss(self) -> float:
-        """Mean over all tokens; NaN where there is none."""
+        """Mean loss over all labels, nats per token; NaN if there are none."""
         labels = self.labels_M.sum()
         return float(self.ce_sum_M.sum() / labels) if labels else math.nan
 
     def of_domains(self, which: slice) -> "HeldOut":
-        """The same of some domains."""
+        """The same for some of the domains."""
         probs_LMR = self.router_probs_LMR
         part_LMR = None if probs_LMR is None else probs_LMR[:, which]
         return HeldOut(self.ce_sum_M[which], self.labels_M[which], part_LMR)
@@ -59,10 +59,15 @@ class HeldOut:
 def make_eval_step(
     config: Config, model: ModelFunctions, num_domains: int, *, router_probs: bool = True
 ) -> Callable[..., dict[str, Any]]:
-    """Jitted (params, batch, keep_LMR | None, pool_size static) -> sums by domain.
+    """Returns a jitted (params, batch, keep_LMR | None, pool_size) -> sums by domain.
+
+    `pool_size` is static.
 
     Args:
-      router_probs: sum the router's probabilities too.
+      config: config of the model.
+      model: the model.
+      num_domains: M.
+      router_probs: also sum the router's probabilities.
     """
 
     def eval_step(
@@ -110,26 +115,27 @@ def evaluate(
     keep_LMR: np.ndarray | None = None,
     pool_size: int = 0,
 ) -> HeldOut:
-    """Sums of `eval_step` over batches.
+    """Sums the results of `eval_step` over batches.
 
     Args:
-      eval_step: of `make_eval_step`.
+      eval_step: from `make_eval_step`.
+      params: on the devices.
       batches: on the host or on the devices.
-      keep_LMR: routed experts that exist for each domain's tokens; None: all.
-      pool_size: routed experts in each document's pool; 0: no pool.
+      keep_LMR: bool, the routed experts that each domain's tokens may use; None: all.
+      pool_size: number of routed experts in each document's pool; 0: no pool.
     """
     total: dict[str, Any] | None = None
     running: dict[str, Any] | None = None
 
     def add(sums: dict[str, Any] | None) -> None:
-        """In float64, which a float32 sum over many batches is not."""
+        """Adds in float64, since float32 is too coarse for a sum over many batches."""
         nonlocal total
         if sums is not None:
             host = jax.tree.map(lambda a: np.asarray(a, np.float64), jax.device_get(sums))
             total = host if total is None else jax.tree.map(np.add, total, host)
 
     for batch in batches:
-        # The sums of the batch before are fetched while this one runs.
+        # The sums of the previous batch are fetched while this one runs.
         sums = eval_step(params, batch, keep_LMR, pool_size=pool_size)
         add(running)
         running = sums

@@ -1,9 +1,9 @@
-"""Losses with a part of the experts: chosen for each domain on some windows, judged on others.
+"""Losses with some of the experts: chosen for each domain on some windows, judged on others.
 
-Each domain's tokens see that domain's experts only, as in a pruned model. While a run trains, both
-are done in one pass (`in_halves`): experts are chosen on every other held-out window and judged on
-the others, so that a lucky choice does not look like modularity; in a small split they are
-neighbours, and a document may be in both.
+Each domain's tokens see only that domain's experts, as in a pruned model. During training, one pass
+does both (`in_halves`): experts are chosen on every other held-out window and judged on the rest,
+so that a lucky choice does not look like modularity. In a small split these windows are neighbours,
+and a document may be in both kinds.
 
 Legend: B windows, L layers, M domains, R routed experts.
 """
@@ -25,18 +25,18 @@ from emo_jax.selection.budgets import budgets, keep_experts
 from emo_jax.selection.scores import choose_experts
 
 # One pass over the windows, whatever the numbers of experts. `emo select`, which has whole
-# documents of one domain, takes "layerwise".
+# documents of one domain, uses "layerwise".
 DEFAULT_METHOD: Method = "global"
 
 
 @dataclasses.dataclass(frozen=True)
 class ExpertChoice:
-    """The experts that each domain keeps, by their number.
+    """The experts that each domain keeps, for any number of experts.
 
     Attributes:
-      kept: of a number of experts, the shared ones included: (L,M,R) bool.
-      unseen_M: bool, domains without a token to choose by: nothing was chosen for them.
-      scores_LMR: what decides, where that does not depend on the number; None: it does.
+      kept: maps a number of experts, shared ones included, to (L,M,R) bool.
+      unseen_M: bool, domains without a token to choose by; nothing was chosen for them.
+      scores_LMR: the scores that decide, if they do not depend on the number; None: they do.
     """
 
     kept: Callable[[int], np.ndarray]
@@ -47,7 +47,7 @@ class ExpertChoice:
 def by_router(
     config: Config, router_probs_LMR: np.ndarray, *, allow_fewer: bool = False
 ) -> ExpertChoice:
-    """By router probabilities summed over a domain's tokens (SPEC 7.2, method 4)."""
+    """Chooses by router probabilities summed over a domain's tokens (SPEC 7.2, method 4)."""
     return ExpertChoice(
         lambda keep: keep_experts(router_probs_LMR, config, keep, allow_fewer=allow_fewer),
         router_probs_LMR.sum(axis=(0, 2)) == 0,
@@ -65,15 +65,18 @@ def choose(
     allow_fewer: bool = False,
     progress: Callable[[str], None] = lambda _: None,
 ) -> ExpertChoice:
-    """Chooses experts for every domain of some windows.
+    """Chooses experts for every domain, by its tokens in some windows.
 
     Args:
-      model: of a config whose attention stays within the document: a part of a model serves one
-        document at a time.
-      batches: read once. All but the method "global" hold them on the devices, with their hidden
-        states.
+      model: a model with attention within documents, since a pruned model serves one document at a
+        time.
+      params: its parameters, on the devices.
+      batches: the windows, read once. All methods except "global" keep them on the devices, with
+        their hidden states.
+      num_domains: M.
       method: see `emo_jax.selection.scores.choose_experts`.
-      progress: is told what is being done.
+      allow_fewer: allow keeping fewer than top-k.
+      progress: called with lines about the progress.
     """
     config = model.config
     if method == "global":
@@ -101,7 +104,7 @@ def choose(
 def losses_kept(
     choice: ExpertChoice, keeps: Sequence[int], judge: Callable[[np.ndarray], HeldOut]
 ) -> dict[int, HeldOut]:
-    """What `judge` measures with the experts kept (L,M,R), by their number; NaN where unseen."""
+    """What `judge` measures with the experts kept (L,M,R), by number kept; NaN where unseen."""
     found = {}
     for keep in dict.fromkeys(keeps):
         measured = judge(choice.kept(keep))
@@ -110,11 +113,11 @@ def losses_kept(
     return found
 
 
-# --- while a run trains ---------------------------------------------------------------------------
+# --- during training ------------------------------------------------------------------------------
 
 
 def in_halves(batches: Iterable[Batch], num_domains: int) -> Iterator[Batch]:
-    """Batches in which domain m of every second window is m + M."""
+    """Yields the batches with domain m renumbered as m + M in every second window."""
     first = 0
     for batch in batches:
         B = batch.domain_ids.shape[0]
@@ -134,14 +137,17 @@ def keep_curve(
     domains: Sequence[str],
     keeps: Sequence[int],
 ) -> dict[str, float]:
-    """Losses and rises, nats a token, by name: `heldout_rise (keep=16)`, `heldout_rise/law …`.
+    """Losses and rises, nats per token, by name: `heldout_rise (keep=16)`, `heldout_rise/law …`.
 
-    The rise is over the loss with all experts on the same windows; means are over the domains that
-    are in windows of both kinds, each of the same weight.
+    A rise is relative to the loss with all experts on the same windows. Means are over the domains
+    that occur in windows of both kinds, equally weighted.
 
     Args:
-      run: `evaluate` on batches of `in_halves` with a step for 2·M domains and router
-        probabilities; is given the experts to keep (L,2M,R), or None.
+      config: config of the model.
+      run: `evaluate` on batches from `in_halves`, with a step for 2·M domains and router
+        probabilities; called with the experts to keep (L,2M,R), or None.
+      domains: names of the M domains.
+      keeps: numbers of experts to keep, shared ones included.
     """
     M = len(domains)
     full = run(None)

@@ -11,12 +11,12 @@ from rich.table import Table
 from emo_jax.config import Config
 from emo_jax.evals.by_domain import FULL, WITHIN, DomainLosses
 
-MOST_ROWS = 40  # domains of a table; a store may have as many as the web has sites
-_RED, _YELLOW = 0.15, 0.05  # rises of the loss, nats a token
+MOST_ROWS = 40  # domains shown in a table; a store may have as many as the web has sites
+_RED, _YELLOW = 0.15, 0.05  # rises of the loss, nats per token
 
 
 def to_json(losses: DomainLosses) -> dict[str, Any]:
-    """Everything that was measured; null where nothing was, and for a loss that is not finite."""
+    """All figures; None for what was not measured and for a loss that is not finite."""
     complete_M = losses.complete_M
     total_bytes = None if losses.bytes_M is None else int(losses.bytes_M[complete_M].sum())
     domains = {}
@@ -45,13 +45,13 @@ def to_json(losses: DomainLosses) -> dict[str, Any]:
 
 
 def _names(losses: DomainLosses, which_M: np.ndarray) -> list[str]:
-    """Of some domains, those that have labels."""
+    """Names of the marked domains that have labels."""
     there_M = which_M & (losses.labels_M > 0)
     return [name for name, there in zip(losses.domains, there_M, strict=True) if there]
 
 
 def _by_way(numbers: dict[str, tuple[float, float]]) -> dict[str, Any]:
-    """(nats a token, bits a byte) of each way under its name."""
+    """(nats per token, bits per byte) of each way of running the model, under its name."""
     out: dict[str, Any] = {}
     for way, (loss, bits) in numbers.items():
         found = {"loss_nats_per_token": _number(loss), "bits_per_byte": _number(bits)}
@@ -70,7 +70,7 @@ def _number(value: float) -> float | None:
 
 
 def to_table(losses: DomainLosses, config: Config, title: str) -> Table:
-    """Domains as rows; a column for each way of running the model, with its rise."""
+    """One row per domain, and one column per way of running the model, with its rise."""
     out = Table(title=title, box=box.SIMPLE_HEAD, padding=(0, 0), collapse_padding=True)
     out.add_column("domain", no_wrap=True)
     out.add_column("tokens", justify="right")
@@ -115,7 +115,7 @@ def _first(names: list[str]) -> str:
 
 
 def _shown(losses: DomainLosses, way: str, m: int) -> float | None:
-    """A loss; None where it was not measured."""
+    """The loss of a domain; None if it was not measured."""
     unmeasured = not losses.labels_M[m] or (way.startswith("keep=") and losses.unseen_M[m])
     return None if unmeasured else float(losses.loss_M(way)[m])
 
@@ -132,7 +132,7 @@ def _heading(way: str, config: Config) -> str:
 
 
 def _cells(loss_of: dict[str, float | None]) -> list[str]:
-    """Losses, with the rise over that of all experts in the same attention."""
+    """Losses, with their rise over the loss with all experts and the same attention."""
     cells = []
     for way, loss in loss_of.items():
         base = loss_of.get(WITHIN, loss_of[FULL]) if way.startswith("keep=") else loss_of[FULL]
@@ -144,7 +144,7 @@ def _cells(loss_of: dict[str, float | None]) -> list[str]:
 
 
 def _plain(value: float | None) -> str:
-    """A dash where nothing was measured; `nan` and `inf` are measurements."""
+    """A number, or a dash if nothing was measured; `nan` and `inf` are measurements."""
     return "–" if value is None else f"{value:.3f}"
 
 

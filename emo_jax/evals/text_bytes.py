@@ -2,11 +2,11 @@
 
     bits per byte = total loss in nats / total bytes / ln 2
 
-Losses with different tokenizers compare that way and not by token. The bytes are those of the text
-that the tokens stand for, in UTF-8; a special token has none, but the loss of an end of document
-counts. What a document (or its part in a window) begins with is no label and brings no bytes. Where
-a tokenizer changes text before it cuts it (a normalizer, an added space), they are the changed
-text's.
+This makes losses with different tokenizers comparable; losses per token are not. The bytes are
+those of the text that the tokens stand for, in UTF-8. A special token has none, but the loss of an
+end of document counts. The first token of a document (or of its part in a window) is no label and
+adds no bytes. If a tokenizer changes a text before splitting it (a normalizer, an added space), the
+bytes are those of the changed text.
 
 Legend: B windows, S tokens, M domains, V ids of the tokenizer.
 """
@@ -28,17 +28,18 @@ _BYTE_PIECE = re.compile(r"<0x[0-9A-Fa-f]{2}>")
 
 
 class TextBytes:
-    """Counts bytes of text, by a table of ids where the tokenizer has one, else by decoding."""
+    """Counts bytes of text: with a table by id if the tokenizer allows one, else by decoding."""
 
     def __init__(self, tokenizer: Tokenizer):
         self._tokenizer = tokenizer
         self._table_V = token_bytes(tokenizer)
 
     def by_domain(self, batch: Batch, num_domains: int) -> np.ndarray:
-        """(M,) int64: bytes of the labels that a held-out loss counts, see `heldout`.
+        """Bytes of the labels that a held-out loss counts (see `heldout`), (M,) int64.
 
         Args:
           batch: on the host.
+          num_domains: M.
         """
         counted_BS = np.zeros(batch.tokens.shape, bool)
         counted_BS[:, :-1] = batch.segment_ids[:, 1:] == batch.segment_ids[:, :-1]
@@ -59,17 +60,17 @@ class TextBytes:
 
 
 def _first_of_run(counted_BS: np.ndarray) -> np.ndarray:
-    """Where a document's counted labels begin; the last token of a document is never counted."""
+    """True where a document's counted labels begin; its last token is never counted."""
     before_BS = np.pad(counted_BS[:, :-1], ((0, 0), (1, 0)))
     return counted_BS & ~before_BS
 
 
 def token_bytes(tokenizer: Tokenizer) -> np.ndarray | None:
-    """(V,) int64: bytes of text that each id stands for, wherever it stands.
+    """Bytes of text that each id stands for, wherever it occurs, (V,) int64; None if that varies.
 
-    For byte-level models and SentencePiece's, with or without byte pieces; only the first token of
-    a text may give one byte less, where the decoder drops the space before it. None for others:
-    their tokens have other bytes in other places.
+    Byte-level and SentencePiece models have such a table, with or without byte pieces; only the
+    first token of a text may give one byte less, if the decoder drops the space before it. In other
+    models the bytes of a token depend on where it occurs.
     """
     content = _tokenizer_json(tokenizer)
     vocabulary = (content.get("model") or {}).get("vocab")
@@ -95,7 +96,7 @@ def token_bytes(tokenizer: Tokenizer) -> np.ndarray | None:
 
 
 def _tokenizer_json(tokenizer: Tokenizer) -> dict[str, Any]:
-    """What the tokenizer saves; empty for one that is no tokenizer.json."""
+    """The tokenizer.json that a tokenizer saves; empty if it saves none."""
     with tempfile.TemporaryDirectory() as folder:
         tokenizer.save(folder)
         file = Path(folder) / "tokenizer.json"
@@ -103,17 +104,17 @@ def _tokenizer_json(tokenizer: Tokenizer) -> dict[str, Any]:
 
 
 def _byte_level_size(token: str) -> int:
-    """One character a byte; a token with another character (an added one) is plain text."""
+    """One byte per character; a token with any other character (an added one) is plain text."""
     return len(token) if all(c in _BYTE_CHARS for c in token) else len(token.encode())
 
 
-# The characters that byte-level models write for the 256 bytes (GPT-2's table).
+# The characters that byte-level models use for the 256 bytes (GPT-2's table).
 _PRINTABLE = [*range(33, 127), *range(161, 173), *range(174, 256)]
 _BYTE_CHARS = frozenset(map(chr, [*_PRINTABLE, *range(256, 512 - len(_PRINTABLE))]))
 
 
 def _is_sentencepiece(decoder: dict[str, Any]) -> bool:
-    """Whether tokens mean the same bytes everywhere but for a space before the first."""
+    """Whether tokens stand for the same bytes everywhere, except for a space before the first."""
     if decoder.get("type") == "Metaspace":
         return decoder.get("replacement", _SPACE) == _SPACE
     parts = decoder.get("decoders") or []

@@ -1,4 +1,4 @@
-"""The loss of each of some texts.
+"""The losses of individual texts.
 
 Legend: B windows, S tokens, N tokens of a text.
 """
@@ -14,16 +14,17 @@ from emo_jax.model.params import Params
 from emo_jax.model.vocab_loss import vocab_loss
 from emo_jax.parallel import mesh as mesh_lib
 
-BATCH_TOKENS = 8192  # of a batch on one device, about
+BATCH_TOKENS = 8192  # approximate tokens of a batch on one device
 _LEAST_TOKENS = 64  # of a window
 
 
 class TextLosses:
-    """Measures texts with one model, without a pool; programs are kept between calls.
+    """Measures the losses of texts without a pool; compiled programs are kept between calls.
 
     Args:
-      model: on a mesh; of a config `within_documents`.
-      params: on the devices, as `ModelFunctions.param_shardings` says.
+      model: a model on a mesh, with a `within_documents` config.
+      params: on the devices, sharded by `ModelFunctions.param_shardings`.
+      pad_id: id of padding tokens.
     """
 
     def __init__(self, model: ModelFunctions, params: Params, pad_id: int = 0):
@@ -31,13 +32,13 @@ class TextLosses:
         self._step = jax.jit(self._losses)
 
     def sums(self, documents: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-        """(n,) float64 nats and (n,) int64 predicted tokens of each document.
+        """Nats (n,) float64 and predicted tokens (n,) int64 of each document.
 
-        A document longer than the model's window is read in windows that share one token: every
-        token but the first is predicted once.
+        A document longer than the model's window is read in windows that overlap by one token, so
+        that every token but the first is predicted once.
 
         Args:
-          documents: (N,) int32 each.
+          documents: ids of each document, (N,) int32.
         """
         nats, counts = np.zeros(len(documents)), np.zeros(len(documents), np.int64)
         for number_B, batch in self._batches(documents):
@@ -63,7 +64,7 @@ class TextLosses:
         return found.ce_BS
 
     def _batches(self, documents: Sequence[np.ndarray]) -> Iterator[tuple[np.ndarray, Batch]]:
-        """The documents of the rows (B,), -1 for none, and the rows on the devices."""
+        """Yields the document of each row (B,), -1 for none, and the rows on the devices."""
         mesh, window = self._model.mesh, self._model.config.data.seq_len
         assert mesh is not None
         longest = max((len(ids) for ids in documents), default=0)

@@ -1,1 +1,1 @@
-"""Modules of a model: chosen and written, put together, merged back, extended, finetuned."""
+"""Modules of a model: selecting, composing, merging back, extending and finetuning them."""

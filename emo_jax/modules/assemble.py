@@ -1,10 +1,10 @@
-"""A model put together from experts of others, read block by block.
+"""A model assembled from the experts of others, read block by block.
 
-Pruning, composing, merging back and extending are one thing here: for every layer and every place
-of a routed expert, which expert of which model stands there. Nothing is copied until it is read, so
-that a model larger than the memory can be written.
+Pruning, composing, merging back and extending are one operation here: it says, for every layer and
+every place of a routed expert, which expert of which model goes there. Nothing is copied until it
+is read, so that a model larger than memory can be written.
 
-Legend: L layers, R routed experts (as many places as the new config has), E all experts.
+Legend: L layers, R routed experts (the places in the new config), E all experts.
 """
 
 import dataclasses
@@ -20,9 +20,9 @@ from emo_jax.model.params import EXPERTS, ROUTER, Shape, leaf_shapes
 
 
 class Part(NamedTuple):
-    """A share of what stands in a place: an expert of one of the models."""
+    """A part of the content of a place: an expert of one of the models, and its share."""
 
-    model: int  # number of the model
+    model: int  # index of the model
     expert: int  # its place in that model's arrays
     share: float = 1.0
 
@@ -31,14 +31,14 @@ Place = Sequence[Part]  # weighted sum of its parts
 
 
 class Assembled:
-    """A `LeafSource` of parts of others.
+    """A `LeafSource` made of parts of others.
 
     Args:
-      sources: the models; all but the routed experts is taken from them by `rest`.
-      config: of the new model.
-      experts: for each layer the places of the routed experts, at most R of them.
-      router: likewise for the router's columns; None: as the experts.
-      shared: places of the shared experts, likewise; None: those of the first model.
+      sources: the models.
+      config: config of the new model.
+      experts: for each layer, the places of the routed experts, at most R of them.
+      router: likewise for the router's columns; None: as for the experts.
+      shared: places of the shared experts, the same in every layer; None: those of the first model.
       rest: share of each model in everything else.
     """
 
@@ -62,7 +62,7 @@ class Assembled:
         router = experts if router is None else router
         whole = {
             name: [[*p, *([[]] * n), *last] for p, n in zip(places, free, strict=True)]
-            # The router's columns of shared experts are used by nothing, nor held by all layouts.
+            # The router's columns of shared experts are unused, and not stored by all layouts.
             for name, places, last in (("router", router, of_first), ("experts", experts, shared))
         }
         self._places = {ROUTER: whole["router"], **{path: whole["experts"] for path in EXPERTS}}
@@ -96,7 +96,7 @@ class Assembled:
 
 
 def _mixed(values) -> np.ndarray:
-    """Σ share · value in float32; a value of share 1 alone keeps its bits."""
+    """Σ share · value in float32; a single value with share 1 keeps its bits."""
     total = None
     for value, share in values:
         value = np.asarray(value, np.float32)
@@ -107,13 +107,15 @@ def _mixed(values) -> np.ndarray:
 
 
 def smaller_config(config: Config, routed_L: Sequence[int], *, top_k: int = 0) -> Config:
-    """The config of a model with so many routed experts in each layer.
+    """The config of a model with only some of the routed experts in each layer.
 
-    Top-k is at most what the smallest layer has (SPEC 7.3). Pools are for training the whole
-    model: a part of it has none.
+    Top-k is at most the number of experts in the smallest layer (SPEC 7.3). There is no pool: pools
+    are for training the whole model.
 
     Args:
-      top_k: wanted; 0: that of `config`.
+      config: config of the whole model.
+      routed_L: number of routed experts in each layer.
+      top_k: requested top-k; 0: that of `config`.
     """
     moe = moe_of(config)
     s = moe.num_shared_experts
@@ -125,7 +127,7 @@ def smaller_config(config: Config, routed_L: Sequence[int], *, top_k: int = 0) -
         top_k=min(top_k or moe.top_k, *counts),
         pool=PoolConfig(),
     )
-    # What the whole model was watched at while it trained may be more than there is.
+    # The whole model may have been evaluated with more experts than there are here.
     train = dataclasses.replace(config.train, eval_keep=())
     return dataclasses.replace(config, moe=smaller, train=train, mesh=MeshConfig())
 
@@ -133,10 +135,12 @@ def smaller_config(config: Config, routed_L: Sequence[int], *, top_k: int = 0) -
 def pruned(source: LeafSource, config: Config, kept_LR: np.ndarray) -> tuple[Assembled, Config]:
     """A model with some of the routed experts, and its config.
 
-    Nothing is scaled anew: the softmax over fewer logits is that of a pool of this size (SPEC 7.3).
+    Nothing is rescaled: the softmax over fewer logits is that of a pool of this size (SPEC 7.3).
 
     Args:
-      kept_LR: bool.
+      source: parameters of the whole model.
+      config: its config.
+      kept_LR: bool, the experts to keep.
     """
     places = [[[Part(0, int(e))] for e in np.flatnonzero(kept_R)] for kept_R in kept_LR]
     smaller = smaller_config(config, [len(p) for p in places])
@@ -144,7 +148,7 @@ def pruned(source: LeafSource, config: Config, kept_LR: np.ndarray) -> tuple[Ass
 
 
 def same_shape(config: Config, other: Config) -> list[str]:
-    """Fields of the architecture in which two models differ, but for how many experts they have."""
+    """Fields of the architecture in which two models differ, apart from the number of experts."""
     moe, other_moe = moe_of(config), moe_of(other)
     fields = ("vocab_size", "num_layers", "embed_dim", "num_heads", "head_dim", "rope_theta")
     out = [

@@ -1,4 +1,4 @@
-"""`emo compose`: modules of one parent in, their union out."""
+"""`emo compose`: writes the union of modules of one parent."""
 
 import os
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ from emo_jax.modules.union import Module, open_module, union
 
 
 class Composed(NamedTuple):
-    """A Hugging Face folder of a union, and the config of the model in it."""
+    """The Hugging Face folder of a union, and the config of the model in it."""
 
     folder: Path
     config: Config
@@ -32,21 +32,27 @@ def compose(
     fill_from: str | os.PathLike[str] | None = None,
     quiet: bool = True,
 ) -> Composed:
-    """Writes the union of some modules of one parent as a Hugging Face folder.
+    """Writes the union of modules of one parent as a Hugging Face folder.
 
-    In each layer it has all experts that any of them has.
+    In each layer, the union has every expert that any of the modules has.
 
     Args:
-      modules: folders of `select` or `compose`, two or more.
-      output: folder to make.
-      layout: "qwen2_moe" or "emo"; None: what stock transformers loads.
-      average: take the mean of weights that differ, as after finetuning, instead of refusing.
-      fill_from: the parent, whose next best experts fill smaller layers up to the largest, which
-        layout "qwen2_moe" needs.
+      modules: two or more folders made by `select` or `compose`.
+      output: folder to create.
+      layout: "qwen2_moe" or "emo"; None: "qwen2_moe", which stock transformers loads.
+      average: take the mean of weights that differ, as after finetuning, instead of failing.
+      fill_from: the parent, whose next best experts fill smaller layers up to the largest, as
+        layout "qwen2_moe" requires; None: do not fill.
       quiet: show no progress.
 
+    Returns:
+      The folder, and the config of the model in it.
+
     Raises:
-      UsageError: one module, modules that do not belong together, or not in this layout.
+      UsageError: there are fewer than two modules; `output` already exists; the modules have
+        different parents, tokenizers or (without `average`) weights; `fill_from` is not their
+        parent; or the layout cannot hold their union.
+      HfFormatError: the folder of a module is damaged.
     """
     if len(modules) < 2:
         raise UsageError("give two or more folders of emo select")
@@ -77,10 +83,10 @@ def compose(
 
 
 def _tokenizer_of_all(modules: Sequence[Module]) -> dict[str, Any]:
-    """Options of `export_leaves`: the tokenizer that the modules have, or its ids.
+    """Options for `export_leaves`: the modules' tokenizer, or the special ids if they have none.
 
     Raises:
-      UsageError: they have different ones.
+      UsageError: the modules have different tokenizers.
     """
     having = [m for m in modules if (m.path / "tokenizer.json").is_file()]
     if not having:

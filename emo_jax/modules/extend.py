@@ -1,7 +1,7 @@
-"""More routed experts for a model that is there, to be trained alone on something new (SPEC 10).
+"""Adds routed experts to a model, which are then trained alone on something new (SPEC 10).
 
-The new experts are the last routed ones and in every pool (`moe.pool.forced_experts`), so that
-`optimizer.frozen=(…, "old_experts")` trains them and their columns of the router only.
+The new experts are the last routed ones and are in every pool (`moe.pool.forced_experts`), so that
+`optimizer.frozen=(…, "old_experts")` trains only them and their columns of the router.
 
 Legend: L layers, R routed experts of the old model.
 """
@@ -28,7 +28,7 @@ from emo_jax.modules.assemble import Assembled, Part, Place
 from emo_jax.modules.folder import open_with_experts, selection_of
 from emo_jax.saved.selection_file import FILE
 
-MOST_ADDED = 4096  # experts of a layer; the largest models have some hundreds
+MOST_ADDED = 4096  # experts per layer; the largest models have a few hundred
 _LOG = logging.getLogger(__name__)
 JITTER = 0.02  # standard deviation of the factor (SPEC 10)
 
@@ -45,12 +45,16 @@ def extended(
     """A model with `add` more routed experts in each layer, and its config.
 
     Args:
-      init: `copy` of an expert and its column of the router; `jitter`: each number of the copy
-        times 1 + 0.02 · normal; `random`: fresh, as the model was initialised.
-      origins: for each layer the experts that are copied; None: drawn by the seed.
+      source: parameters of the model.
+      config: its config.
+      add: number of routed experts to add to each layer.
+      init: `copy`: a copy of an expert and its column of the router; `jitter`: each number of the
+        copy times 1 + 0.02 · normal; `random`: fresh, as the model was initialised.
+      origins: for each layer, the experts to copy; None: drawn by the seed.
+      seed: seed for the experts to copy and for the random numbers.
 
     Raises:
-      UsageError: no such `init`, or none to add.
+      UsageError: `init` is unknown, or `add` is out of range.
     """
     if init not in NEW_EXPERTS:
         raise UsageError(f"--init {init}: must be one of {', '.join(NEW_EXPERTS)}")
@@ -68,7 +72,7 @@ def extended(
 
 
 class Extended:
-    """The new experts of a `LeafSource` made different from what they are copies of."""
+    """A `LeafSource` whose new experts are changed from the copies in its base."""
 
     def __init__(self, base: LeafSource, new: range, init: str, init_std: float, seed: int):
         self.shapes: dict[str, Shape] = base.shapes
@@ -76,7 +80,7 @@ class Extended:
         self._std, self._seed = init_std, seed
 
     def read(self, path: str, block: Block) -> np.ndarray:
-        """`leaf[block]` as float32; the same numbers however it is cut."""
+        """`leaf[block]` as float32; the numbers do not depend on the division into blocks."""
         out = self._base.read(path, block)
         if self._init == "copy" or path not in (ROUTER, *EXPERTS):
             return out
@@ -113,12 +117,13 @@ def extend(
     layout: str | None = None,
     quiet: bool = True,
 ) -> tuple[Path, Config]:
-    """Writes a model with more routed experts.
+    """Writes a model with more routed experts; for `add`, `init` and `seed` see `extended`.
 
-    Of a module it makes a model of its own: the new experts are none of the parent's.
+    An extended module is no longer a module, since its parent does not have the new experts.
 
     Raises:
-      UsageError: a dense model, nothing to add, or a `selection.json` that is not of the model.
+      UsageError: the model is dense, `init` or `add` is invalid, `output` already exists, or the
+        model's `selection.json` does not belong to it.
     """
     refuse_existing(output)
     with Progress("extend", enabled=not quiet) as shown:

@@ -1,4 +1,4 @@
-"""`emo finetune`: a model and pairs of prompts and answers in, a run of its own out (SPEC 7.4)."""
+"""`emo finetune`: trains a model on pairs of prompts and answers, in its own run (SPEC 7.4)."""
 
 import dataclasses
 import hashlib
@@ -38,7 +38,7 @@ from emo_jax.selection.variants import within_documents
 from emo_jax.training.loop import Trainer
 from emo_jax.training.stop import StopRequest
 
-FINETUNE_FILE = "finetune.json"  # what a run was made of
+FINETUNE_FILE = "finetune.json"  # records what a run was made of
 PAIRS_FILE = f"data{SUFFIX}"
 MOST_EPOCHS = 10**6
 FREEZE = {
@@ -54,9 +54,10 @@ class FinetuneSettings:
     """The recipe; defaults are the reference's (SPEC 7.4).
 
     Attributes:
-      batch_size: pairs of a step, about: as many windows as hold so many.
-      window: tokens of a window; 0: the model's.
-      balance_weight: of the load balance of label tokens.
+      batch_size: approximate number of pairs per step: as many windows as contain this many.
+      warmup: share of the steps.
+      balance_weight: weight of the load-balancing loss, which counts label tokens.
+      window: tokens per window; 0: as in the model.
     """
 
     prompt_field: str = "prompt"
@@ -70,7 +71,7 @@ class FinetuneSettings:
     balance_weight: float = 0.01
     window: int = 0
     seed: int = 0
-    skip_unusable: bool = False  # leave out lines that are no pair, or longer than the window
+    skip_unusable: bool = False  # skip lines that are not pairs, or are longer than the window
 
 
 def finetune(
@@ -94,37 +95,44 @@ def finetune(
     trust: bool = False,
     quiet: bool = True,
 ) -> str:
-    """Trains a model, or a module, on answers to prompts; an existing run in `workdir` continues.
+    """Trains a model or a module on answers to prompts, or continues the run in `workdir`.
 
-    Parameters and optimizer are float32, there is no pool, and the loss is that of the answers.
-    The workdir is a run like any other: `emo_jax.load(workdir)` is the finetuned model.
+    Parameters and optimizer are float32, there is no pool, and the loss covers only the answers.
+    The workdir is a run like any other: `emo_jax.load(workdir)` loads the finetuned model.
 
     Args:
-      model: `WORKDIR`, `WORKDIR@STEP`, or a Hugging Face folder.
-      data: JSON lines of prompts and answers.
-      workdir: a new or empty folder, or that of the run to continue.
-      output: a Hugging Face folder to make at the end.
-      layout: of `output`; None: what stock transformers loads.
+      model: `WORKDIR`, `WORKDIR@STEP`, or a Hugging Face folder, such as a module.
+      data: JSONL file of prompts and answers.
+      workdir: a new or empty folder, or that of a run to continue.
+      output: Hugging Face folder to create at the end; None: none.
+      layout: layout of `output`, see `export`; None: the one that stock transformers loads.
       prompt_field, answer_field: keys of a line.
-      freeze: what stays as it is, to the last bit: "none", "routed" (experts), "routed+shared", or
-        "all-but-router".
-      epochs: over the pairs, above 0.
-      batch_size: pairs of a step, about: as many windows as hold so many.
-      micro_batches: parts of a batch, one after the other, to save memory.
-      peak_lr: learning rate after a tenth of the steps; then it falls to 0.
-      window: tokens; 0: the model's.
-      seed: of the order of the pairs.
-      skip_unusable: leave out lines that are no pair, or longer than the window.
-      stop: a request to stop that the caller watches already.
-      trust: the model's tokenizer may be code that a file names.
+      freeze: parameters that stay unchanged, to the last bit: "none", "routed" or "routed+shared"
+        (experts), or "all-but-router".
+      epochs: number of passes over the pairs, above 0; may be a fraction.
+      batch_size: approximate number of pairs per step: as many windows as contain this many.
+      micro_batches: number of parts of a batch that are processed one after the other, to save
+        memory.
+      peak_lr: peak learning rate, reached after a tenth of the steps; then it falls linearly to 0.
+      window: tokens per window; 0: as in the model.
+      seed: seed for the order of the windows.
+      skip_unusable: skip lines that are not pairs, and pairs longer than the window, instead of
+        failing.
+      stop: a stop request that already handles signals; None: `finetune` handles them itself.
+      trust: allow a tokenizer whose file names code to import, see `emo_jax.load`.
       quiet: show no progress.
 
     Returns:
-      What was used of the data, in one line.
+      One line about the data: how many pairs are used, and what was skipped.
 
     Raises:
-      UsageError, DataError: nothing is written.
-      PreemptedError: stopped by a signal, with the state saved: the same call continues.
+      UsageError: no such model or file; a setting is invalid; the model has no tokenizer that it
+        can use; `output` already exists; or `workdir` has a run with another model, data or
+        settings.
+      CheckpointError, HfFormatError: the model cannot be read, see `emo_jax.load`.
+      DataError: `data` cannot be read, or (without `skip_unusable`) has lines to skip.
+      PreemptedError: a signal stopped the run; its state is saved, and the same call continues it.
+      EmoError: the loss or the gradient norm is not finite.
     """
     if output is not None:
         refuse_existing(output)
@@ -169,7 +177,7 @@ def _train(
     trust: bool,
     quiet: bool,
 ) -> str:
-    """The run itself; `exports`: its layout must fit."""
+    """Makes or continues the run; with `exports`, the layout must fit the model."""
     folder = Path(workdir).absolute()
     with Progress("finetune", enabled=not quiet) as shown:
         shown.show(f"reading {model}")
@@ -193,13 +201,13 @@ def _train(
         }
         if (folder / CONFIG_FILE).exists():
             _check_same(folder, made_of)
-            # As it was made, on however many devices; but the folder may have moved.
+            # As it was made, for any number of devices; but the folder may have moved.
             config = portable(read_workdir_config(folder))
             moved = dataclasses.replace(config.data, store=str(folder / PAIRS_FILE))
             config = dataclasses.replace(config, data=moved)
         else:
             _make_workdir(loaded, config, folder, packed, made_of, quiet=quiet)
-        del loaded  # whole on the host; the run reads its checkpoint
+        del loaded  # a whole model in host memory; the run reads its checkpoint
     if not quiet:
         pairs = packed.pairs * config.train.batch_size / len(packed.tokens_NS)
         print(
@@ -252,7 +260,7 @@ def recipe(config: Config, packed: Packed, pairs: Path, settings: FinetuneSettin
             schedule="wsd" if steps > warmup else "cosine",
             warmup_steps=warmup,
             decay_steps=steps - warmup,
-            # A straight line to 0 one step behind the last, which so is not wasted.
+            # A straight line to 0 one step after the last, so that the last one is not wasted.
             final_lr_fraction=1.0 / (steps - warmup + 1),
             b1=0.9,
             b2=0.999,
@@ -275,12 +283,12 @@ def recipe(config: Config, packed: Packed, pairs: Path, settings: FinetuneSettin
         seed=settings.seed,
     )
     made = dataclasses.replace(made, mesh=mesh_that_fits(made))
-    # What no run could read again is refused before a workdir is made of it.
+    # A config that no run could read again is refused before a workdir is created with it.
     return from_config_dict(to_dict(made))
 
 
 def _digest(loaded: LoadedModel) -> str:
-    """Of all weights."""
+    """SHA-256 of all weights."""
     digest = hashlib.sha256()
     for path, leaf in sorted(flatten(loaded.params).items()):
         digest.update(path.encode() + np.ascontiguousarray(leaf).data)
@@ -288,7 +296,7 @@ def _digest(loaded: LoadedModel) -> str:
 
 
 def _check_same(folder: Path, made_of: dict[str, Any]) -> None:
-    """Raises UsageError where the run in a folder was made of something else."""
+    """Raises UsageError if the run in a folder was made of something else."""
     file = folder / FINETUNE_FILE
     if not file.exists():
         raise UsageError(
@@ -317,7 +325,7 @@ def _make_workdir(
     quiet: bool,
 ) -> None:
     tokenizer, source = loaded.need_tokenizer(), TreeSource(flatten(loaded.params))
-    of_folder = source if loaded.step is None else None  # a run's file is of no step
+    of_folder = source if loaded.step is None else None  # a run's file has no digest
     files = selection_for_run(loaded.folder, loaded.config, of_folder)
 
     def fill(unfinished: Path) -> None:

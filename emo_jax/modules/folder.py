@@ -27,10 +27,15 @@ def write_selected(
     selection: Selection,
     **options: Any,
 ) -> tuple[Path, Config]:
-    """The Hugging Face folder of a pruned model, with `selection.json`, whole or not at all.
+    """Writes a pruned model with its `selection.json`; returns the folder and the model's config.
 
     Args:
-      options: of `export_leaves`.
+      source: parameters of the whole model.
+      config: its config.
+      kept_LR: bool, the experts to keep.
+      output: Hugging Face folder to create; it is complete or does not appear.
+      selection: content of `selection.json`.
+      **options: options for `export_leaves`.
     """
     leaves, smaller = pruned(source, config, kept_LR)
     return write_module(leaves, smaller, output, selection, **options), smaller
@@ -43,7 +48,7 @@ def write_module(
     selection: Selection,
     **options: Any,
 ) -> Path:
-    """`export_leaves` with `selection.json`, which gets the digest of the experts."""
+    """`export_leaves` with `selection.json`, to which the digest of the experts is added."""
     facts = {
         "selected from": selection.parent.get("name", ""),
         "method": selection.about.get("method", ""),
@@ -60,7 +65,7 @@ def write_module(
 
 
 def open_with_experts(path: str | os.PathLike[str]) -> OpenedModel:
-    """`open_model`; raises UsageError for a dense model."""
+    """Like `open_model`, but raises UsageError for a dense model."""
     opened = open_model(os.fspath(path))
     if opened.config.moe is None:
         raise UsageError(f"{path}: {opened.config.name} is dense, it has no experts")
@@ -68,6 +73,6 @@ def open_with_experts(path: str | os.PathLike[str]) -> OpenedModel:
 
 
 def selection_of(model: OpenedModel) -> Selection | None:
-    """What a model that is a module says of its parent. That of a run has no digest."""
+    """The selection of a model, if it is a module. That of a run has no digest."""
     of_folder = model.source if model.step is None else None
     return selection_beside(model.folder, model.config, of_folder)

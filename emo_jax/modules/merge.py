@@ -1,4 +1,4 @@
-"""`emo merge`: a (finetuned) module back into the whole model."""
+"""`emo merge`: puts a (finetuned) module back into the whole model."""
 
 import os
 from pathlib import Path
@@ -23,12 +23,13 @@ def merge(
     layout: str | None = None,
     quiet: bool = True,
 ) -> Path:
-    """Writes a whole model with a module's experts back in their places.
+    """Writes a whole model with a module's experts back in their places, see `merge_into`.
 
-    Where the model is a module itself, so is what becomes of it.
+    If `into` is itself a module, so is the result.
 
     Raises:
-      UsageError: the module is not of this model, or the model's `selection.json` is not of it.
+      UsageError: `module` was not selected from `into`, `share` is out of range, `output` already
+        exists, or the `selection.json` of `into` does not belong to it.
     """
     refuse_existing(output)
     with Progress("merge", enabled=not quiet) as shown:

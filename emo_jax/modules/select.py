@@ -1,4 +1,4 @@
-"""`emo select`: a model and examples in, folders of smaller models out.
+"""`emo select`: chooses experts by examples, and writes folders of smaller models.
 
 Legend: L layers, R routed experts.
 """
@@ -49,7 +49,7 @@ from emo_jax.selection.variants import undropped, within_documents
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _SelectSettings:
-    """What to choose by, as `select` is told; `examples` ascend, and the last make the models."""
+    """Arguments of `select`; `examples` ascend, and the last one is used for the models."""
 
     keeps: tuple[str, ...]
     per_layer: tuple[int, ...]
@@ -64,12 +64,15 @@ class _SelectSettings:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Selected:
-    """A model that was written.
+    """A model that `select` wrote.
 
     Attributes:
-      keep_L: experts of each layer, shared ones included.
-      examples, tokens: that the experts were chosen by.
-      overlaps: of what fewer examples choose with what all of them do, by their number.
+      folder: its Hugging Face folder.
+      keep_L: number of experts in each layer, shared ones included.
+      parameters, active: number of parameters in total, and used per token.
+      examples, tokens: number of documents, and of their tokens, that the experts were chosen by.
+      overlaps: for each smaller number of examples, how much its choice overlaps with the one made
+        here (Jaccard index of the routed experts, mean over the layers).
       notes: what a user should know.
     """
 
@@ -102,35 +105,42 @@ def select(
 ) -> list[Selected]:
     """Keeps the experts that a domain uses, and writes the smaller models as Hugging Face folders.
 
-    One model is written in `output`, several as `output/keep-N`. Each has a `selection.json`: what
-    was kept, by which scores.
+    One model is written to `output`, several to `output/keep-N`. Each has a `selection.json` that
+    records which experts were kept, and by which scores.
 
     Args:
       model: `WORKDIR`, `WORKDIR@STEP`, or a Hugging Face folder.
-      data: what to choose by: split "select" of a token store, of one domain (`STORE:DOMAIN`) or
-        all; or a file of documents.
-      output: folder to make.
-      keep: experts of each layer, the shared ones included: a count (16) or a share ("25%"). Of
-        several, one model each.
-      keep_per_layer: a count for each layer instead.
-      method: "layerwise" (router probability, in a model pruned up to there), "global" (in the
-        whole model), "easy_ep" (what experts add), or "random" (by the seed).
-      examples: documents to choose by; None: all. Of several numbers the largest makes the model,
-        and `Selected.overlaps` says how far fewer choose the same.
-      max_tokens: of all examples, at most.
-      min_tokens: of an example; shorter documents are left out.
-      seed: of which examples.
-      allow_fewer: also fewer experts than a token uses.
-      layout: "qwen2_moe" or "emo"; None: what stock transformers loads, but for unequal layers.
-      trust: the model's tokenizer, which `data` of text needs, may be code that a file names.
+      data: the examples to choose by: the split "select" of a token store, of one domain
+        (`STORE:DOMAIN`) or all; or a file of documents.
+      output: folder to create.
+      keep: number of experts to keep in each layer, shared ones included: a count (16) or a share
+        ("25%"). Several numbers make one model each.
+      keep_per_layer: instead of `keep`, one count for each layer, shared ones included.
+      method: "layerwise" (by router probability, in a model whose earlier layers are already
+        pruned), "global" (by router probability, in the whole model), "easy_ep" (by what experts
+        add to the output), or "random" (by the seed).
+      examples: number of documents to choose by; None: all. With several numbers, the largest is
+        used for the models, and `Selected.overlaps` tells how similar the choice of fewer is.
+      max_tokens: maximum number of tokens in all examples.
+      min_tokens: number of tokens below which a document is skipped.
+      seed: seed for the order in which a store's documents are taken (0: the store's order), and
+        for "random".
+      allow_fewer: allow keeping fewer experts than a token uses.
+      layout: "qwen2_moe" or "emo"; None: "qwen2_moe", which stock transformers loads, or "emo" if
+        layers have different numbers of experts.
+      trust: allow a tokenizer whose file names code to import, see `emo_jax.load`; only a file of
+        documents needs the tokenizer.
       quiet: show no progress.
 
     Returns:
       One `Selected` for each model written: its folder, experts, parameters and examples.
 
     Raises:
-      UsageError: an impossible setting, too few examples, a dense model, or an existing output;
-        nothing is written.
+      UsageError: no such model, store, domain or file; a setting is invalid; there are too few
+        examples; the model is dense; the store was made with another tokenizer; or `output`
+        already exists.
+      CheckpointError, HfFormatError: the model cannot be read, see `emo_jax.load`.
+      DataError: `data` is damaged, or the scores of the examples are not finite.
     """
     model, data = os.fspath(model), os.fspath(data)
     numbers = examples if isinstance(examples, Sequence) else (examples,)
@@ -158,7 +168,7 @@ def select(
         for label in wanted
     }
     refuse_existing(output)
-    for routed_L in wanted.values():  # what no layout holds is refused before it is looked for
+    for routed_L in wanted.values():  # refuse what the layout cannot hold before the work
         layout_for(smaller_config(config, routed_L), layout)
     with Progress("select", enabled=not quiet) as shown:
         read = _read_examples(opened, data, settings, shown.show)
@@ -220,14 +230,14 @@ def select(
 
 
 def stored_bytes(parameters: int) -> int:
-    """Of a folder's weights."""
+    """Size in bytes of a folder's weights."""
     return parameters * F32_BYTES
 
 
 def _budgets(
     config: Config, settings: _SelectSettings
 ) -> tuple[dict[str, list[int]], str | None, tuple[str, ...]]:
-    """Routed experts of each layer, by what the folder is to be called; its layout; notes."""
+    """Returns the routed experts to keep in each layer, by folder label; the layout; and notes."""
     moe, fewer, layout = moe_of(config), settings.allow_fewer, settings.layout
     if bool(settings.keeps) == bool(settings.per_layer):
         raise UsageError("give --keep, or --keep-per-layer with a count for each layer")
@@ -279,7 +289,7 @@ def _read_examples(
 def _file_examples(
     model: OpenedModel, file: str, settings: _SelectSettings, number: int | None
 ) -> Examples:
-    """Documents of a file, in its order, with the model's tokenizer."""
+    """Documents of a file, in its order, as ids of the model's tokenizer."""
     tokenizer, report = model.need_tokenizer(), ReadReport()
 
     def documents() -> Iterator[np.ndarray]:
@@ -298,7 +308,7 @@ def _file_examples(
 
 
 class _Chooser:
-    """Choices by number of examples; scores that do not depend on the budget are kept."""
+    """Chooses experts by examples; scores that do not depend on the budget are reused."""
 
     def __init__(self, opened: OpenedModel, settings: _SelectSettings, say: Callable[[str], None]):
         self._settings, self._say = settings, say
@@ -307,14 +317,14 @@ class _Chooser:
         self._pad_id = opened.special_ids["pad_token_id"] or 0
         self._scores: dict[str, np.ndarray] = {}
         self._params: Params = {}
-        if settings.method != "random":  # which looks at nothing
+        if settings.method != "random":  # which does not use the model
             say(f"reading {opened.path}")
             step = "" if opened.step is None else f"@{opened.step}"
             loaded = load_model(f"{opened.folder}{step}")
             self._params = jax.device_put(loaded.params, self._model.param_shardings())
 
     def choose(self, examples: Examples, routed_L: Sequence[int], label: str) -> Choice:
-        """The experts that these examples choose."""
+        """Chooses the experts for these examples."""
         method, key = self._settings.method, examples.fingerprint
         if method == "layerwise":
             key = f"{key} {routed_L}"

@@ -1,4 +1,4 @@
-"""Modules of one parent put together, and put back into it.
+"""Unites modules of one parent, and merges them back into it.
 
 Legend: L layers, R routed experts of the parent.
 """
@@ -37,7 +37,7 @@ class Module(NamedTuple):
 
 
 class Composed(NamedTuple):
-    """A model to be written, and what it says of itself."""
+    """A model to be written, and its selection."""
 
     source: Assembled
     config: Config
@@ -45,10 +45,10 @@ class Composed(NamedTuple):
 
 
 def open_module(path: str | os.PathLike[str]) -> Module:
-    """A folder that `emo select`, `emo compose` or an export of a finetuned module made.
+    """Opens a folder made by `emo select`, `emo compose` or the export of a finetuned module.
 
     Raises:
-      UsageError, HfFormatError: it is none.
+      UsageError, HfFormatError: it is not such a folder, or is damaged.
     """
     selection = read_selection(path)
     source, config, _ = open_folder(path)
@@ -68,12 +68,13 @@ def union(
     in all of them.
 
     Args:
-      average: where they differ, as after finetuning, take the mean instead of refusing.
-      fill_from: the parent, whose next best experts fill layers up to the largest, since some
-        layouts have one number of experts for all layers.
+      modules: the modules.
+      average: where they differ, as after finetuning, take the mean instead of failing.
+      fill_from: the parent, whose next best experts fill smaller layers up to the largest, since
+        some layouts have one number of experts for all layers; None: do not fill.
 
     Raises:
-      UsageError: modules of different parents, shapes or weights.
+      UsageError: the modules differ in parent, shape, tokenizer or weights.
     """
     first = modules[0]
     for other in modules[1:]:
@@ -81,7 +82,7 @@ def union(
     if not average:
         _check_equal(modules)
     s = moe_of(first.config).num_shared_experts
-    # A module of fewer experts than top-k uses all it has; the union uses as many as the parent.
+    # A module with fewer experts than top-k uses all of them; the union uses as many as the parent.
     top_k = max(m.selection.top_k or moe_of(m.config).top_k for m in modules)
     places: list[list[Place]] = []
     kept: list[tuple[int, ...]] = []
@@ -154,13 +155,15 @@ def merge_into(
     """A whole model with a module's routed experts back in their places.
 
     Args:
-      full: the parent, of `config`.
-      share: of the module's weights; the parent keeps the others.
-      router: the module's columns of the router, too.
-      rest: everything else too: attention, norms, embeddings, shared experts.
+      full: parameters of the parent.
+      config: config of the parent.
+      module: the module.
+      share: weight of the module's parameters, 0..1; the rest is the parent's.
+      router: also merge the module's columns of the router.
+      rest: also merge everything else: attention, norms, embeddings, shared experts.
 
     Raises:
-      UsageError: the module is of another parent, or `share` is none.
+      UsageError: the module has another parent, or `share` is out of range.
     """
     if not 0 <= share <= 1:  # NaN too
         raise UsageError(f"--average {share}: must be 0..1")
@@ -190,9 +193,9 @@ def merge_into(
 
 
 def _scores(modules: Sequence[Module]) -> tuple[tuple[float, ...], ...]:
-    """The modules' mean share of the scores of each of the parent's routed experts; (): unknown.
+    """The modules' scores of the parent's routed experts, normalised and averaged; () if unknown.
 
-    Those of `random` are the seed's and say nothing.
+    Scores of the method `random` come from the seed and mean nothing.
     """
     known = [
         np.asarray(m.selection.scores)
@@ -245,7 +248,7 @@ def _check_related(first: Module, other: Module) -> None:
 
 
 def _check_equal(modules: Sequence[Module]) -> None:
-    """Raises UsageError where weights that modules share differ."""
+    """Raises UsageError if weights that several modules have differ."""
     first = modules[0]
     for other in modules[1:]:
         for path in sorted(p for p in first.source.shapes if p not in (ROUTER, *EXPERTS)):
@@ -259,11 +262,11 @@ def _check_equal(modules: Sequence[Module]) -> None:
             return _one(module.source.shapes[path], axis, layer, expert)
 
         for layer in range(first.config.model.num_layers):
-            # Each expert against the first module that has it.
+            # Each expert is compared with that of the first module that has it.
             holders: dict[int, tuple[Module, int]] = {}
             for module in modules:
                 numbered = list(enumerate(module.selection.kept[layer]))
-                if path != ROUTER:  # the router's columns of shared experts are dead
+                if path != ROUTER:  # the router's columns of shared experts are unused
                     end = module.source.shapes[path][axis] - s
                     numbered += [(end + n, -1 - n) for n in range(s)]
                 for mine, expert in numbered:

@@ -1,1 +1,1 @@
-"""Models on disk: out of a workdir or a Hugging Face folder, and from one to the other."""
+"""Models on disk: loading them from workdirs and Hugging Face folders, and converting them."""

@@ -1,4 +1,4 @@
-"""`emo export --gguf`: a run, or a Hugging Face folder, to a file of llama.cpp."""
+"""`emo export --gguf`: converts a run or a Hugging Face folder to a file for llama.cpp."""
 
 import os
 from pathlib import Path
@@ -24,15 +24,16 @@ def convert_to_gguf(
     """Writes a model as a GGUF file. Memory: a few slices, see `emo_jax.checkpoint.slices`.
 
     Args:
-      model: `WORKDIR`, `WORKDIR@STEP`, or a Hugging Face folder, as of `emo select`.
-      output: a file that is not there.
+      model: `WORKDIR`, `WORKDIR@STEP`, or a Hugging Face folder, such as a module.
+      output: path of the new file.
       type_name: see `emo_jax.hf.gguf_export.export_gguf`.
-      ids_alone: leave the tokenizer out: the file takes and gives token ids.
-      tokenizer_dir: of the tokenizer, where the model has none.
+      ids_alone: leave out the tokenizer; the file then takes and returns token ids.
+      tokenizer_dir: folder of the tokenizer; None: the model's own.
+      quiet: show no progress.
 
     Raises:
-      UsageError: `output` is there already, or llama.cpp has no model or tokenizer like these.
-      CheckpointError: no good checkpoint.
+      UsageError: `output` already exists, or llama.cpp has no matching architecture or tokenizer.
+      CheckpointError: there is no good checkpoint.
     """
     check_gguf(output)
     opened = open_model(model)
@@ -55,7 +56,7 @@ def check_convertible(
     ids_alone: bool = False,
     tokenizer_dir: str | os.PathLike[str] | None = None,
 ) -> None:
-    """Raises what `convert_to_gguf` would of the model and its tokenizer; writes nothing."""
+    """Raises what `convert_to_gguf` would raise for a model and its tokenizer; writes nothing."""
     opened = open_model(model)
     tokenizer = None if ids_alone else _tokenizer_of(opened, tokenizer_dir)
     check_model(opened.config, tokenizer)

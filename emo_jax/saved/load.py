@@ -1,4 +1,4 @@
-"""A model to use: out of the checkpoint of a run, or out of a Hugging Face folder."""
+"""Loads a model from a checkpoint of a run, or from a Hugging Face folder."""
 
 import dataclasses
 from pathlib import Path
@@ -20,15 +20,16 @@ from emo_jax.saved.transfer import tokenizer_of
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class ModelOnDisk:
-    """All that is needed to use a model's parameters.
+    """What is needed to use a model, apart from its parameters.
 
     Attributes:
       path: as given.
-      tokenizer: None where the folder has none.
-      step: of the checkpoint; None for a Hugging Face folder.
-      folder: `path` without a step.
-      tokenizer_dir: where a tokenizer.json is that can be copied; None: nowhere.
-      special_ids: of the tokenizer, or what a folder without one says; see `export_leaves`.
+      tokenizer: None if the folder has none.
+      step: step of the checkpoint; None for a Hugging Face folder.
+      folder: `path` without the step.
+      tokenizer_dir: folder of a tokenizer.json that can be copied; None: there is none.
+      special_ids: those of the tokenizer, or those that a folder without one states; see
+        `export_leaves`.
     """
 
     path: str
@@ -41,22 +42,22 @@ class ModelOnDisk:
 
     @property
     def for_export(self) -> dict[str, Any]:
-        """Options of `export_leaves`: the tokenizer to copy, or the ids of one that cannot be."""
+        """Options for `export_leaves`: the tokenizer to copy, or special ids if there is none."""
         if self.tokenizer_dir is not None and self.tokenizer is not None:
             return {"tokenizer_dir": self.tokenizer_dir, "adds_bos": self.tokenizer.adds_bos}
         return self.special_ids
 
     @property
     def name(self) -> str:
-        """Of the run."""
+        """Name of the run."""
         return self.config.name
 
     def need_tokenizer(self) -> Tokenizer:
-        """The tokenizer of the model, ready for text.
+        """The tokenizer of the model, ready to convert text.
 
         Raises:
-          UsageError: it has none, one that makes ids the model does not have, or one that is code
-            which a file names, and is not trusted.
+          UsageError: there is none, it has ids that the model does not have, or it is code that a
+            file names and is not trusted.
         """
         if self.tokenizer is None:
             raise UsageError(
@@ -82,7 +83,7 @@ class LoadedModel(ModelOnDisk):
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class OpenedModel(ModelOnDisk):
-    """A model whose parameters are read block by block, so that memory does not hold them all."""
+    """A model whose parameters are read block by block, so that they need not fit in memory."""
 
     source: LeafSource
 
@@ -91,12 +92,14 @@ def load_model(path: str, *, trust: bool = False) -> LoadedModel:
     """Reads `WORKDIR` (its newest good checkpoint), `WORKDIR@STEP`, or a Hugging Face folder.
 
     Args:
-      trust: its tokenizer may be code that a file names, see `emo_jax.data.vocabularies`.
+      path: path of one of these.
+      trust: allow a tokenizer that is code named by a file, see `emo_jax.data.vocabularies`.
 
     Raises:
-      UsageError: neither of them.
-      CheckpointError: no good checkpoint in the workdir, or none of that step.
-      HfFormatError: a Hugging Face folder of another architecture, or incomplete.
+      UsageError: `path` does not exist, or is neither a workdir nor a Hugging Face folder.
+      CheckpointError: the workdir has no good checkpoint, or none of that step.
+      HfFormatError: the Hugging Face folder has an unsupported architecture or is incomplete.
+      DataError: the tokenizer is damaged.
     """
     folder, step = _find(path)
     if is_hugging_face(folder):
@@ -120,7 +123,7 @@ def open_model(path: str, *, trust: bool = False) -> OpenedModel:
 
 
 def _find(path: str) -> tuple[Path, int | None]:
-    """The folder that is meant, and the step."""
+    """The folder and the step that a path stands for."""
     folder, step = split_step(path)
     if not folder.exists():
         raise UsageError(f"{path}: no such folder; give a run's workdir or a Hugging Face folder")

@@ -1,7 +1,8 @@
-"""What a selected model says of itself: `selection.json` beside its weights.
+"""`selection.json`, next to a selected model's weights: which experts of its parent it has.
 
-Which of the parent's experts stand where is in no weight: a file of another module of the same
-shape would put experts in wrong places without a word. So it holds a digest of those beside it.
+The weights do not tell which of the parent's experts they are. With the file of another module of
+the same shape, experts would silently end up in the wrong places, so the file contains a digest of
+the experts it was written with.
 """
 
 import dataclasses
@@ -27,24 +28,24 @@ from emo_jax.model.params import EXPERTS, ROUTER
 FILE = "selection.json"
 FORMAT = "emo_jax selection"
 _ADVICE = "select again, or take the file away to use the model without it"
-_MAX_EXPERTS = 1 << 20  # of a layer
+_MAX_EXPERTS = 1 << 20  # in a layer
 _LOG = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Selection:
-    """The experts of a parent model that a smaller one has.
+    """Which experts of a parent model a smaller one has.
 
     Attributes:
-      parent: what the parent is called, its path as given, its step.
-      parent_fingerprint: of the parent's weights outside the routed experts.
-      num_routed: routed experts of the parent, in each layer.
-      top_k: of the parent, shared experts included; 0: not known.
-      tokenizer: fingerprint of the parent's; empty: not known.
-      kept: of each layer the parent's numbers of the routed experts that are there, ascending.
-      about: method, data and whatever else a reader wants to know.
-      scores: of each layer the score of each of the parent's routed experts; empty: none.
-      experts: `experts_digest` of the weights beside the file; empty: not known.
+      parent: the parent's name, its path as given, and its step.
+      parent_fingerprint: `fingerprint` of the parent.
+      num_routed: number of routed experts in each layer of the parent.
+      top_k: top-k of the parent, including shared experts; 0: unknown.
+      tokenizer: fingerprint of the parent's tokenizer; empty: unknown.
+      kept: for each layer, the parent's numbers of the routed experts in this model, ascending.
+      about: method, data and other facts for the reader.
+      scores: for each layer, the score of each of the parent's routed experts; empty: none.
+      experts: `experts_digest` of the weights next to the file; empty: unknown.
     """
 
     parent: Mapping[str, Any]
@@ -64,10 +65,10 @@ class Selection:
 
 
 def read_selection(folder: str | os.PathLike[str]) -> Selection:
-    """The file of a selected model, in itself possible; `check_selection` holds it to the weights.
+    """Reads and validates a model's selection file; `check_selection` compares it with the model.
 
     Raises:
-      UsageError: the folder has none, or one that is damaged.
+      UsageError: the folder has no such file, or a damaged one.
     """
     file = Path(folder) / FILE
     check_own_files(folder, [FILE], error=UsageError)
@@ -128,11 +129,13 @@ def check_selection(
     config: Config,
     source: LeafSource | None = None,
 ) -> None:
-    """Raises UsageError where a selection is not of the model that it lies beside.
+    """Raises UsageError if a selection does not belong to the model next to it.
 
     Args:
-      folder: of both, named in errors.
-      source: the model's parameters, to hold the experts to the digest as well.
+      folder: the folder of both, for error messages.
+      selection: content of the file.
+      config: config of the model.
+      source: parameters of the model, to also compare the experts with the digest; None: do not.
     """
     file = Path(folder) / FILE
     if config.moe is None:
@@ -167,13 +170,15 @@ def check_selection(
 def selection_beside(
     folder: str | os.PathLike[str], config: Config, source: LeafSource | None = None
 ) -> Selection | None:
-    """What a model's folder says of its parent, held to the model; None where it says nothing.
+    """Reads the selection in a model's folder, if any, and checks that it belongs to the model.
 
     Args:
-      source: of `check_selection`.
+      folder: the folder.
+      config: config of the model.
+      source: see `check_selection`.
 
     Raises:
-      UsageError: the file is damaged, or is not of this model.
+      UsageError: the file is damaged, or does not belong to the model.
     """
     if not os.path.lexists(Path(folder) / FILE):
         return None
@@ -185,7 +190,7 @@ def selection_beside(
 def selection_files(
     selection: Selection | None, source: LeafSource, config: Config
 ) -> dict[str, str]:
-    """The file, with the digest of the experts that it is written beside; none: {}."""
+    """The file as {name: text}, with the digest of the model's experts; {} without a selection."""
     if selection is None:
         return {}
     experts = experts_digest(source, config)
@@ -193,20 +198,20 @@ def selection_files(
 
 
 def _counts(counts: list[int]) -> str:
-    """Counts of layers, short."""
+    """One count per layer, in short form."""
     if counts and len(set(counts)) == 1:
         return f"{len(counts)} x {counts[0]}"
     return ", ".join(map(str, counts[:8])) + (", …" if len(counts) > 8 else "")
 
 
 def _routed(config: Config) -> list[int]:
-    """Routed experts of each layer."""
+    """Number of routed experts in each layer."""
     moe = moe_of(config)
     return [moe.experts_in(n) - moe.num_shared_experts for n in range(config.model.num_layers)]
 
 
 def experts_digest(source: LeafSource, config: Config) -> str:
-    """SHA-256 of the float32 weights of all routed experts, layer by layer, in their places."""
+    """SHA-256 of the float32 weights of all routed experts, in order of layer and place."""
     digest = hashlib.sha256()
     for layer, count in enumerate(_routed(config)):
         for place in range(count):
@@ -218,10 +223,10 @@ def experts_digest(source: LeafSource, config: Config) -> str:
 
 
 def fingerprint(source: LeafSource, config: Config) -> str:
-    """SHA-256 of all float32 weights outside the experts that mean something.
+    """SHA-256 of all meaningful float32 weights outside the experts.
 
-    Rows of ids that no tokenizer makes, and the router's columns of shared experts, are left out:
-    not every layout holds them.
+    Vocabulary rows of ids that no tokenizer makes, and the router's columns of shared experts, are
+    left out: not every layout stores them.
     """
     moe, V = moe_of(config), config.model.vocab_size
     live = {
@@ -244,7 +249,7 @@ def fingerprint(source: LeafSource, config: Config) -> str:
 
 
 def slabs(path: str, shape: tuple[int, ...]) -> list[Block]:
-    """A leaf in pieces along an axis that its file holds together: layers, or ids."""
+    """Splits a leaf into blocks that are contiguous in its file: by layers, or by ids."""
     axis = 1 if path == "lm_head/kernel" else 0
     others = max(1, math.prod(shape) // shape[axis])
     step = 1 if path.startswith("layers/") else max(1, (1 << 22) // others)
@@ -257,6 +262,6 @@ def slabs(path: str, shape: tuple[int, ...]) -> list[Block]:
 
 
 def overlap(kept_LR: np.ndarray, other_LR: np.ndarray) -> float:
-    """Jaccard: routed experts in both over those in either, mean over the layers."""
+    """Jaccard index: routed experts in both over those in either, as a mean over the layers."""
     both, either = (kept_LR & other_LR).sum(-1), (kept_LR | other_LR).sum(-1)
     return float(np.mean(both / np.maximum(either, 1)))

@@ -1,4 +1,4 @@
-"""Workdirs to Hugging Face folders and back: checkpoint, config and tokenizer brought together."""
+"""Converts workdirs to Hugging Face folders and back: checkpoint, config and tokenizer."""
 
 import contextlib
 import dataclasses
@@ -52,17 +52,17 @@ _LOG = logging.getLogger(__name__)
 
 
 def tokenizer_of(workdir: Path) -> Path | None:
-    """The folder of the run's tokenizer, which training put there; None where it is not.
+    """The folder of a run's tokenizer, which training writes; None if there is none.
 
-    Where the store was (`data.store` of the run's config) is not followed: a workdir may be
-    somebody else's, and that a path of any place on this machine.
+    `data.store` in the run's config is not consulted: the workdir may come from someone else, and
+    the path could then lead anywhere on this machine.
     """
     folder = workdir / TOKENIZER_FOLDER
     return folder if has_tokenizer(folder) else None
 
 
 def check_tokenizer(given: Path, trained: Tokenizer | None, of_run: object) -> None:
-    """Raises UsageError where a tokenizer is known not to be the one the model was trained with."""
+    """Raises UsageError if a tokenizer is known not to be the one the model was trained with."""
     fingerprint = load_tokenizer(given).fingerprint
     if trained is not None and fingerprint != trained.fingerprint:
         raise UsageError(
@@ -87,24 +87,29 @@ def export(
     tokenizer_dir: str | os.PathLike[str] | None = None,
     quiet: bool = True,
 ) -> Exported:
-    """Writes the newest good checkpoint of a run, or that of `step`, as a Hugging Face folder.
+    """Writes a checkpoint of a run as a Hugging Face folder.
 
     Memory: a few slices of the checkpoint, see `emo_jax.checkpoint.slices`.
 
     Args:
-      workdir: of the run; or `WORKDIR@STEP`.
-      output: folder to make.
-      step: of the checkpoint; None: the newest good one.
-      layout: "qwen2_moe" (experts) and "llama" (dense) load in stock transformers, and the one that
-        fits is taken for None; "emo" has the released checkpoints' names.
+      workdir: folder of the run, or `WORKDIR@STEP`.
+      output: folder to create.
+      layout: "qwen2_moe" (with experts) or "llama" (dense), which stock transformers loads, or
+        "emo", which uses the names of the released checkpoints; None: whichever of the first two
+        fits the model.
+      step: step of the checkpoint, overriding that of `WORKDIR@STEP`; None: the newest good one.
       tokenizer_dir: folder of the tokenizer; None: the run's own.
       quiet: show no progress.
 
+    Returns:
+      The folder and the name of its layout.
 
     Raises:
-      UsageError: not a workdir, the output is there already, a layout for other models, or
-        `tokenizer_dir` holds another tokenizer than the run's.
-      CheckpointError: no good checkpoint.
+      UsageError: `workdir` is not a workdir, `output` already exists, the layout is for other
+        models, or `tokenizer_dir` contains another tokenizer than the run's.
+      CheckpointError: the run has no good checkpoint, or none of that step.
+      DataError: the tokenizer is damaged.
+      EmoError: `output` cannot be written.
     """
     place, at = split_step(workdir)
     folder, step = place.absolute(), at if step is None else step
@@ -117,12 +122,12 @@ def export(
         tokenizer = Path(tokenizer_dir)
         check_tokenizer(tokenizer, trained, of_run)
     elif trained and tokenizer and not (tokenizer / "tokenizer.json").exists():
-        # A vocabulary that is kept as it is: no file that transformers reads, but its ids.
+        # A vocabulary that is kept as is: it has ids, but no file that transformers reads.
         tokenizer, ids = None, ids_for_others(trained)
     with Progress("export", enabled=not quiet) as progress:
         progress.show(f"verifying the checkpoint in {folder}")
         params, extra, found = open_params(folder, step, abstract_params(config))
-        selection = selection_beside(folder, config)  # whose digest a run has none of
+        selection = selection_beside(folder, config)  # that of a run has no digest
         total = count_parameters(config)[0] * F32_BYTES
         made = export_leaves(
             params,
@@ -142,23 +147,26 @@ def export(
 def selection_for_run(
     folder: Path, config: Config, source: LeafSource | None = None
 ) -> dict[str, str]:
-    """The `selection.json` of a model's folder as a file of a run that begins from it, if any.
+    """The `selection.json` in a model's folder, if any, as a file for a run that starts from it.
 
     Args:
-      source: the model's parameters, where the file's digest is of them.
+      folder: folder of the model.
+      config: config of the model.
+      source: parameters of the model, to compare with the digest; None for a run, whose file has
+        none.
 
     Raises:
-      UsageError: it is damaged, or is not of this model.
+      UsageError: the file is damaged, or does not belong to the model.
     """
     selection = selection_beside(folder, config, source)
     if selection is None:
         return {}
-    # A run changes the experts: an export says what they have become.
+    # A run changes the experts; its export computes the digest again.
     return {SELECTION_FILE: dataclasses.replace(selection, experts="").text()}
 
 
 def counter(progress: Progress, total: int) -> Callable[[int], None]:
-    """Shows how much of `total` bytes is written, told of one piece after the other."""
+    """Returns a callback that takes the size of each piece written, and shows the sum so far."""
     done = 0
 
     def count(nbytes: int) -> None:
@@ -181,7 +189,7 @@ def _card(workdir: Path, config: Config, extra: Mapping[str, Any], step: int) ->
 
 
 def _last_losses(workdir: Path, step: int) -> dict[str, float]:
-    """Training and held-out losses at a step, as far as the log has them."""
+    """Training and held-out losses at a step, if they were logged."""
     if not (workdir / METRICS_FILE).exists():
         return {}
     losses: dict[str, float] = {}
@@ -199,26 +207,27 @@ def _last_losses(workdir: Path, step: int) -> dict[str, float]:
 def import_(
     hf_dir: str | os.PathLike[str], workdir: str | os.PathLike[str], *, quiet: bool = True
 ) -> Config:
-    """Makes a workdir that holds a Hugging Face folder's model as step 0: parameters alone.
+    """Creates a workdir with the model of a Hugging Face folder as step 0, parameters only.
 
-    It appears when it is whole: one without its checkpoint would train from random parameters.
-    Memory: a few slices of the model, see `emo_jax.checkpoint.slices`.
+    The workdir appears only when it is complete: without its checkpoint, a run in it would start
+    from random parameters. Memory: a few slices of the model, see `emo_jax.checkpoint.slices`.
 
     Args:
-      hf_dir: a Hugging Face folder of layout "qwen2_moe", "llama" or "emo".
-      workdir: folder to make.
+      hf_dir: a Hugging Face folder in layout "qwen2_moe", "llama" or "emo".
+      workdir: folder to create.
       quiet: show no progress.
 
     Returns:
       The config of the model.
 
     Raises:
-      HfFormatError: the folder is of another architecture or incomplete.
-      UsageError: the workdir is in use or cannot be made.
+      HfFormatError: `hf_dir` has an unsupported architecture or is incomplete.
+      UsageError: `workdir` already exists or cannot be created, or the folder's `selection.json`
+        does not belong to its model.
     """
     refuse_existing(Path(workdir).resolve())
     source, config, _ = open_folder(Path(hf_dir))
-    ModelFunctions(config)  # refuses what the model cannot be
+    ModelFunctions(config)  # rejects impossible models
     files = selection_for_run(Path(hf_dir), config, source)
     for name, fields in code_in(Path(hf_dir), readable=False).items():
         _LOG.warning("%s: names code, which is left out: %s", Path(hf_dir, name), ", ".join(fields))
@@ -241,14 +250,18 @@ def import_leaves(
     fills: Sequence[str] = (),
     quiet: bool = True,
 ) -> None:
-    """Makes a workdir that holds some parameters as step 0; it appears when it is whole.
+    """Creates a workdir with some parameters as step 0; it appears only when it is complete.
 
     Args:
-      fill: writes what else belongs into the folder.
-      fills: names of what only `fill` writes, by which what a killed call left is known.
+      source: the parameters.
+      config: config of the run.
+      workdir: folder to create.
+      fill: called with the unfinished folder, to write the other files into it.
+      fills: names of the files that only `fill` writes, to recognise what a killed call left.
+      quiet: show no progress.
 
     Raises:
-      UsageError: the workdir is in use or cannot be made.
+      UsageError: `workdir` already exists or cannot be created.
     """
     folder = Path(workdir).resolve()
     refuse_existing(folder)
@@ -281,7 +294,7 @@ def _save_sliced(
             if not stopped.is_set():
                 raise
         except BaseException:
-            stopped.set()  # the writer ends at its next slice, and then its files can go
+            stopped.set()  # the writer ends at its next slice; then its files can be removed
             raise
     if stopped.is_set():
         raise KeyboardInterrupt
@@ -289,14 +302,14 @@ def _save_sliced(
 
 @contextlib.contextmanager
 def _ctrl_c_sets(stopped: threading.Event) -> Iterator[None]:
-    """The first Ctrl-C ends the writer at its next slice, the second is Python's own.
+    """Makes the first Ctrl-C set `stopped`; a second one is handled as before.
 
-    An exception from the signal would come anywhere, as in a thread's start or in a callback of
-    the garbage collector, which drops it.
+    An exception raised by the signal could come anywhere, for example while a thread starts, or in
+    a callback of the garbage collector, which drops it.
     """
     old = signal.getsignal(signal.SIGINT)
     in_main = threading.current_thread() is threading.main_thread()
-    if not in_main or old is signal.SIG_IGN:  # signals stay as they are; ignored as below nohup
+    if not in_main or old is signal.SIG_IGN:  # signals stay as they are, as under nohup
         yield
         return
 
@@ -314,7 +327,7 @@ def _ctrl_c_sets(stopped: threading.Event) -> Iterator[None]:
 def _sliced(
     source: LeafSource, on_bytes: Callable[[int], None], stopped: threading.Event
 ) -> dict[str, Any]:
-    """The parameters as leaves that are read when the checkpoint is written, until stopped."""
+    """The parameters as leaves that are read while the checkpoint is written, until stopped."""
 
     def reader(path: str) -> Callable[[Block], np.ndarray]:
         def read(block: Block) -> np.ndarray:
@@ -335,17 +348,17 @@ def _sliced(
 
 
 def _keep_tokenizer(source: Path, target: Path) -> None:
-    """Keeps the tokenizer of a Hugging Face folder, where it has one, as the folder means it."""
+    """Writes the tokenizer of a Hugging Face folder, if any, as the folder defines it."""
     if not (source / "tokenizer.json").exists():
         return
     try:
         tokenizer_files.write(tokenizer_files.load(source), source, target)
-    except DataError as reason:  # to be mended later: its parameters can be used
+    except DataError as reason:  # to be repaired later; the parameters can be used
         _LOG.warning("%s; the tokenizer is kept as it is, to be mended", reason)
         target.mkdir()
         content, *settings = tokenizer_files.WRITTEN
         write_bytes_atomic(epath.Path(target / content), read_regular(source / content))
         for name in settings:
-            with contextlib.suppress(FileNotFoundError, DataError):  # nobody knows what it names
+            with contextlib.suppress(FileNotFoundError, DataError):  # unreadable: may name code
                 values = without_code(read_object(source / name, advice=""))
                 write_atomic(epath.Path(target / name), dumps(values, indent=2) + "\n")

@@ -1,4 +1,4 @@
-"""`emo_jax.train`: a config and a folder in, a trained state out."""
+"""`emo_jax.train`: takes a config and a folder, and returns the trained state."""
 
 import os
 from collections.abc import Mapping
@@ -22,25 +22,32 @@ def train(
 ) -> TrainState:
     """Trains to `config.train.steps`, or continues the run in `workdir`.
 
-    The state and everything that was logged are in the workdir: `emo_jax.load(workdir)` is the
-    trained model. While it runs, SIGTERM and SIGINT save the state.
+    The state and the logs are written to the workdir: `emo_jax.load(workdir)` loads the trained
+    model. SIGTERM and SIGINT end training after the current step, with the state saved.
 
     Args:
-      config: of `emo_jax.load_config`; an `ml_collections.ConfigDict` or a dict is checked first.
-      workdir: a new or empty folder, or one of a run with this config.
-      init_from: `WORKDIR` or `WORKDIR@STEP`, a checkpoint of another run to begin from; not read
-        again once this run has a checkpoint.
-      init: what is taken over from it: "weights" (parameters alone), "weights+optimizer" (Adam's
-        moments too; both begin at step 0), or "all" (step and place in the data, too).
-      stop: a request to stop that the caller watches already.
+      config: a config from `emo_jax.load_config`; or an `ml_collections.ConfigDict` or a dict,
+        which is checked first.
+      workdir: a new or empty folder, or that of an existing run with this config.
+      init_from: checkpoint of another run to start from, as `WORKDIR` (the newest) or
+        `WORKDIR@STEP`; not read again once this run has a checkpoint. None: new parameters.
+      init: what to take from it: "weights" (parameters only), "weights+optimizer" (also Adam's
+        moments), or "all" (also the step and the position in the data). With the first two,
+        training starts at step 0.
+      stop: a stop request that already handles signals; None: `train` handles them itself.
       quiet: show no progress.
 
     Returns:
-      The final state: its `params` are on the devices, as the config's mesh shards them.
+      The final state; its `params` are on the devices, sharded over the config's mesh.
 
     Raises:
-      ConfigError, UsageError, DataError: before anything is started.
-      PreemptedError: stopped by a signal, with the state saved: the same call continues.
+      ConfigError: a field of `config` is unknown or has a value that is not allowed.
+      UsageError: no such store, `workdir` is in use or belongs to another run, `init` is unknown,
+        or `init_from` does not fit `config`.
+      DataError: the store is damaged.
+      CheckpointError: there is no checkpoint to start from, or it is damaged.
+      PreemptedError: a signal stopped the run; its state is saved, and the same call continues it.
+      EmoError: the loss or the gradient norm is not finite.
     """
     if not isinstance(config, Config):
         config = from_config_dict(config)
