@@ -69,12 +69,17 @@ def _number(value: float) -> float | None:
     return float(value) if math.isfinite(value) else None
 
 
-def to_table(losses: DomainLosses, config: Config, title: str) -> Table:
-    """One row per domain, and one column per way of running the model, with its rise."""
+def to_table(losses: DomainLosses, config: Config, title: str, *, with_bytes: bool = True) -> Table:
+    """One row per domain, and one column per way of running the model, with its rise.
+
+    Args:
+      with_bytes: also columns of tokens and bits per byte.
+    """
     out = Table(title=title, box=box.SIMPLE_HEAD, padding=(0, 0), collapse_padding=True)
     out.add_column("domain", no_wrap=True)
-    out.add_column("tokens", justify="right")
-    out.add_column("bits/byte", justify="right")
+    if with_bytes:
+        out.add_column("tokens", justify="right")
+        out.add_column("bits/byte", justify="right")
     for way in losses.ce_sum_CM:
         out.add_column(_heading(way, config), justify="right")
     rows = [(int(n), name) for n, name in zip(losses.labels_M, losses.domains, strict=True)]
@@ -85,15 +90,16 @@ def to_table(losses: DomainLosses, config: Config, title: str) -> Table:
         tokens, name = rows[m]
         last = m == shown[-1]
         bits = _plain(None if losses.bytes_M is None or not tokens else losses.bits_M(FULL)[m])
-        out.add_row(escape(name), f"{tokens:,}", bits, *cells, end_section=bool(last))
+        counts = [f"{tokens:,}", bits] if with_bytes else []
+        out.add_row(escape(name), *counts, *cells, end_section=bool(last))
     for name, summary in (("mean of domains", losses.mean), ("all tokens", losses.overall)):
         measured = bool(losses.complete_M.any())
         numbers = {way: summary(way) for way in ways}
         tokens = f"{int(losses.labels_M[losses.complete_M].sum()):,}"
         bits = _plain(numbers[FULL][1] if measured and losses.bytes_M is not None else None)
         cells = _cells({way: loss if measured else None for way, (loss, _) in numbers.items()})
-        shown_tokens = tokens if summary == losses.overall else ""
-        out.add_row(name, shown_tokens, bits, *cells, style="bold")
+        counts = [tokens if summary == losses.overall else "", bits] if with_bytes else []
+        out.add_row(name, *counts, *cells, style="bold")
     out.caption = _caption(losses)
     return out
 

@@ -107,7 +107,7 @@ def run_quickstart(documents: list[str], output: Path, *, steps: int | None = No
         losses = _losses(config, params, output / "store")
         results[name] = to_json(losses)
         title = f"{name}: test loss (nats a token) with all and with a part of the experts"
-        console.print(to_table(losses, config, title))
+        console.print(to_table(losses, config, title, with_bytes=False))
     write_atomic(output / "keep_k.json", dumps(results, indent=1) + "\n")
 
     stages.start("export to a Hugging Face folder and generate")
