@@ -37,6 +37,7 @@ def test_a_full_disk_costs_one_save_and_one_line(tmp_path):
     assert later == "restored 3 ['3']"  # nor does what was written of step 2 take space
 
 
+@pytest.mark.system
 def test_killed_at_any_moment_a_complete_step_is_restored(tmp_path):
     done = start("killed", tmp_path, 8, 1)
     assert done.returncode == 0, done.stderr

@@ -167,6 +167,7 @@ def test_no_permission_to_write(refused, finished_run, store, tmp_path):
     assert "not a workdir" in line and [p.name for p in folder.iterdir()] == ["chapter.tex"]
 
 
+@pytest.mark.system
 def test_of_a_real_process(env, store, tmp_path):
     argv = runs.train_argv(store, tmp_path / "new")
     done = runs.emo([*argv, "--init-from", tmp_path / "none"], env)

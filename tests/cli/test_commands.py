@@ -149,6 +149,7 @@ def test_export_with_the_runs_own_tokenizer_named(run, finished_run, store, tmp_
     assert (tmp_path / "hf/tokenizer.json").exists()
 
 
+@pytest.mark.system
 def test_an_imported_model_trains_on(env, run, finished_run, store, tmp_path):
     folder, workdir = tmp_path / "hf", tmp_path / "imported"
     assert run("export", finished_run, "--output", folder) == 0

@@ -117,6 +117,7 @@ def test_tokenizer_trained_on_parquet(run, parquet, tmp_path, capsys):
     assert "240 documents read" in capsys.readouterr().out
 
 
+@pytest.mark.system
 def test_seqio_tasks_and_vocabularies(run, refused, tasks, tmp_path):
     spec = f"{tasks}:cli_wiki"
     assert run(*_prepare(f"{spec}:validation", tmp_path / "a")) == 0

@@ -322,6 +322,7 @@ def test_bad_usage_of_eval(refused, finished_run, store, tmp_path):
     assert "the tokenizer is not the store's" in line
 
 
+@pytest.mark.system
 def test_eval_of_a_real_process(finished_run, store, env):
     done = runs.emo(["eval", finished_run, "--data", store, "--windows", 4, "--keep", 4], env)
     assert done.returncode == 0, done.stderr

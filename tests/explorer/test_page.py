@@ -208,6 +208,7 @@ def test_another_tokenizer_is_refused(finished_run, store, tmp_path, capsys):
     assert not out.exists() and not (tmp_path / "figures").exists()
 
 
+@pytest.mark.system
 def test_layers_that_fit_are_found_and_the_limit_is_kept(finished_run, store, tmp_path, capsys):
     argv = ("explore", finished_run, "--data", store, *SAMPLE, "--eval-windows", "0")
     assert emo_here(*argv, "--output", tmp_path / "all.html") == 0
@@ -231,6 +232,7 @@ def test_layers_that_fit_are_found_and_the_limit_is_kept(finished_run, store, tm
     assert sorted(p.name for p in tmp_path.iterdir()) == ["all.html"]
 
 
+@pytest.mark.system
 def test_a_store_without_domains_is_one_of_all_documents(finished_run, tmp_path):
     corpus = runs.write_corpus(tmp_path / "corpus.jsonl")
     records = [json.loads(line) for line in corpus.read_text().splitlines()]

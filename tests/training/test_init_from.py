@@ -308,6 +308,7 @@ def test_what_a_mode_takes_over(source, tmp_path, mode):
     assert np.isfinite(float(metrics["loss"]))
 
 
+@pytest.mark.system
 def test_a_history_of_spikes_starts_anew_with_the_schedule(source):
     from emo_jax.training.optimizer import moments_only
 

@@ -48,9 +48,8 @@ def test_killed_while_it_saves(env, finished_run, store, tmp_path):
     assert runs.checkpoints(workdir) == [20, 30, 40]
 
 
-@pytest.mark.parametrize(
-    "number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.system)]
-)
+@pytest.mark.system
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_stopped_by_a_signal(env, finished_run, store, tmp_path, number):
     workdir, log = tmp_path / "run", tmp_path / "log"
     argv = runs.train_argv(store, workdir)

@@ -300,6 +300,7 @@ def test_a_missing_package_is_named_with_its_extra(
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.system
 def test_wandb_online_without_a_login_is_refused(env, store, tmp_path):
     empty = {"HOME": str(tmp_path), "NETRC": str(tmp_path / "none")}
     clean = {k: v for k, v in env.items() if not k.startswith("WANDB")} | empty
