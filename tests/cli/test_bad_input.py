@@ -362,6 +362,7 @@ def test_all_checkpoints_damaged(refused, finished_run, store, tmp_path):
     assert _content(workdir) == before
 
 
+@pytest.mark.system
 def test_training_with_all_checkpoints_damaged_fails_and_keeps_them(
     env, finished_run, store, tmp_path
 ):
@@ -380,6 +381,7 @@ def test_training_with_all_checkpoints_damaged_fails_and_keeps_them(
     assert _content(workdir) == before
 
 
+@pytest.mark.system
 def test_a_damaged_newest_checkpoint_is_not_used(env, finished_run, store, tmp_path):
     workdir = tmp_path / "run"
     shutil.copytree(finished_run, workdir)

@@ -176,6 +176,7 @@ def test_prompts_that_are_no_text(refused, finished_run):
     assert "--stop 1: not UTF-8" in refused(USAGE, *argv, "--prompt", "a", "--stop", "\udce9")
 
 
+@pytest.mark.system
 def test_a_text_ends_before_a_stop_string_that_spans_tokens(finished_run):
     """Every byte is a token here, so each of these strings is of several."""
     loaded = load_model(str(finished_run))

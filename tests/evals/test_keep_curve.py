@@ -77,6 +77,7 @@ def test_domains_of_one_half_only_are_left_out():
     }
 
 
+@pytest.mark.system
 def test_a_run_logs_it(store, tmp_path):
     argv = runs.train_argv(
         store, tmp_path / "run", train__steps=4, train__eval_every=0, train__batch_size=8

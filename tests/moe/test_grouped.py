@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from cases import few
 from held import held
 from jax.sharding import Mesh, PartitionSpec
 
@@ -186,7 +187,7 @@ def test_no_library_is_given_garbage(monkeypatch):
     check(gradients(careless)(picks, bad, *rest), gradients(loop)(picks, x, *rest))
 
 
-@pytest.mark.parametrize("backend", ["ragged_dot", "tokamax"])
+@pytest.mark.parametrize("backend", few(["ragged_dot", "tokamax"]))
 def test_bfloat16(backend):
     """Rounded where a bfloat16 product always is; gradients have the weights' dtype."""
     picks = indices("balanced")

@@ -29,6 +29,7 @@ def _same_as(reference, workdir):
     assert runs.equal_trees(params, expected)
 
 
+@pytest.mark.system
 def test_away_for_good_ends_in_one_line_with_the_state_saved(own_store, tmp_path, env):
     workdir, log = tmp_path / "run", tmp_path / "log"
     process = runs.start(runs.train_argv(own_store, workdir), env | {"EMO_READ_WAIT": "1"}, log)

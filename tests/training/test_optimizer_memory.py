@@ -204,7 +204,7 @@ def test_host_memory_that_is_not_there_is_refused(monkeypatch):
 # --- checkpoints ---------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("restored_to", [True, False], ids=["offload", "device"])
+@pytest.mark.parametrize("restored_to", few([True, False]), ids=["offload", "device"])
 def test_a_checkpoint_keeps_the_dtype_and_goes_to_either_memory(tmp_path, restored_to):
     config = with_optimizer(offload=True, first_moment_dtype="bfloat16")
     _, state = run(config, 2)
