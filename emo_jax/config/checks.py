@@ -12,7 +12,7 @@ def require(ok: bool, name: str, value: Any, allowed: str) -> None:
         raise ConfigError(f"config.{name} = {value!r}: must be {allowed}")
 
 
-def nearest(name: str, known: list[str]) -> str:
-    """`; did you mean X?` for the closest known name, or nothing."""
+def nearest(name: str, known: list[str], path: str = "") -> str:
+    """Returns `; did you mean X?` for the closest known name, with `path` before X; or nothing."""
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    return f"; did you mean {close[0]!r}?" if close else ""
+    return f"; did you mean {path + close[0]!r}?" if close else ""

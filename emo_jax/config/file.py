@@ -2,7 +2,6 @@
 
 import contextlib
 import copy
-import difflib
 import io
 import os
 from collections.abc import Sequence
@@ -12,6 +11,7 @@ from absl import flags
 from ml_collections import ConfigDict, config_dict, config_flags
 
 from emo_jax.config import Config, experiment, from_config_dict
+from emo_jax.config.checks import nearest
 from emo_jax.errors import ConfigError, UsageError, clipped
 
 _MAX_DEPTH = 8  # of nested sections; a config has two
@@ -61,7 +61,7 @@ def _unknown(name: str, defaults: ConfigDict, file: str) -> str:
             return _no_section(parent, section, path, file)
         section, path = inner, f"{path}{parent}."
     if field not in section:
-        near = _near(field, list(section), path) or _near(name, list(_leaves(defaults)))
+        near = nearest(field, list(section), path) or nearest(name, list(_leaves(defaults)))
         where = path.rstrip(".") or "config"
         return f"no such field of {file}{near} (allowed in {where}: {', '.join(section)})"
     if section[field] is None:
@@ -73,15 +73,9 @@ def _unknown(name: str, defaults: ConfigDict, file: str) -> str:
 def _no_section(name: str, parent: ConfigDict, path: str, file: str) -> str:
     sections = [key for key, value in parent.items() if isinstance(value, ConfigDict)]
     # A section that this file omits (moe, in a dense model) is not a misspelling.
-    near = "" if name in parent else _near(name, sections, path)
+    near = "" if name in parent else nearest(name, sections, path)
     allowed = ", ".join(path + key for key in sections) or "none"
     return f"there is no section {path + clipped(name)} in {file}{near} (sections: {allowed})"
-
-
-def _near(name: str, known: list[str], path: str = "") -> str:
-    """`; did you mean X?` with `path` before X, or nothing."""
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    return f"; did you mean {path + close[0]!r}?" if close else ""
 
 
 def _name(override: str) -> str:
