@@ -20,7 +20,6 @@ from emo_jax.batch import Batch
 from emo_jax.config import Config
 from emo_jax.model.functions import ModelFunctions
 from emo_jax.model.params import Params
-from emo_jax.model.vocab_loss import vocab_loss
 from emo_jax.moe.pools import pools_of_size
 
 
@@ -87,19 +86,10 @@ def make_eval_step(
         )
         next_ids_BS = jnp.pad(batch.segment_ids[:, 1:], ((0, 0), (0, 1)), constant_values=-1)
         mask_BS = batch.loss_mask * (next_ids_BS == batch.segment_ids)
-        _, vocab = vocab_loss(
-            hidden_BSD,
-            params["lm_head"]["kernel"],
-            batch.labels,
-            mask_BS,
-            config.model.vocab_size,
-            0.0,
-            config.train.loss_chunk,
-            model.mesh,
-        )
+        ce_BS = model.label_losses(params, hidden_BSD, batch.labels, mask_BS)
         ids_BS = jnp.where(batch.domain_ids >= 0, batch.domain_ids, num_domains)
         by_domain = lambda a_BS: jnp.zeros(num_domains + 1, jnp.float32).at[ids_BS].add(a_BS)[:-1]  # noqa: E731
-        sums = {"ce_sum_M": by_domain(vocab.ce_BS), "labels_M": by_domain(mask_BS)}
+        sums = {"ce_sum_M": by_domain(ce_BS), "labels_M": by_domain(mask_BS)}
         if stats is not None and router_probs:
             sums["router_probs_LMR"] = stats.domain_probs_MR
         return sums

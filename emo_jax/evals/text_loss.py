@@ -11,7 +11,6 @@ import numpy as np
 from emo_jax.batch import PADDING_ID, Batch, from_documents
 from emo_jax.model.functions import ModelFunctions
 from emo_jax.model.params import Params
-from emo_jax.model.vocab_loss import vocab_loss
 from emo_jax.parallel import mesh as mesh_lib
 
 BATCH_TOKENS = 8192  # approximate tokens of a batch on one device
@@ -50,18 +49,7 @@ class TextLosses:
 
     def _losses(self, params: Params, batch: Batch) -> jax.Array:
         hidden_BSD, _ = self._model.hidden(params, batch)
-        config = self._model.config
-        _, found = vocab_loss(
-            hidden_BSD,
-            params["lm_head"]["kernel"],
-            batch.labels,
-            batch.loss_mask,
-            config.model.vocab_size,
-            0.0,
-            config.train.loss_chunk,
-            self._model.mesh,
-        )
-        return found.ce_BS
+        return self._model.label_losses(params, hidden_BSD, batch.labels, batch.loss_mask)
 
     def _batches(self, documents: Sequence[np.ndarray]) -> Iterator[tuple[np.ndarray, Batch]]:
         """Yields the document of each row (B,), -1 for none, and the rows on the devices."""
@@ -69,7 +57,7 @@ class TextLosses:
         assert mesh is not None
         longest = max((len(ids) for ids in documents), default=0)
         ways = mesh.shape["context"] * mesh.shape["tensor"]
-        S = min(window, max(_LEAST_TOKENS, 1 << (longest - 1).bit_length()) if longest else window)
+        S = min(window, max(_LEAST_TOKENS, 1 << (longest - 1).bit_length()))
         S = window if S % ways else S
         pieces = [
             (n, ids[at : at + S])

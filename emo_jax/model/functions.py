@@ -14,6 +14,7 @@ from emo_jax.model.attention import pick_backend as pick_attention
 from emo_jax.model.embedding import mask_padded_vocab
 from emo_jax.model.params import Params, abstract_params, model_leaves
 from emo_jax.model.transformer import Transformer
+from emo_jax.model.vocab_loss import vocab_loss
 from emo_jax.moe.experts import pick_backend, pick_dispatch
 from emo_jax.parallel import mesh as mesh_lib
 
@@ -72,6 +73,26 @@ class ModelFunctions:
         kernel = params["lm_head"]["kernel"].astype(hidden.dtype)
         logits = jnp.einsum("...d,dv->...v", hidden, kernel, preferred_element_type=jnp.float32)
         return mask_padded_vocab(logits, self.config.model.vocab_size)
+
+    def label_losses(
+        self, params: Params, hidden_BSD: jax.Array, labels_BS: jax.Array, mask_BS: jax.Array
+    ) -> jax.Array:
+        """Cross-entropy of each label, (B,S) float32 nats; 0 where `mask_BS` is 0.
+
+        Logits exist for `train.loss_chunk` tokens of a window at once.
+        """
+        config = self.config
+        _, found = vocab_loss(
+            hidden_BSD,
+            params["lm_head"]["kernel"],
+            labels_BS,
+            mask_BS,
+            config.model.vocab_size,
+            0.0,
+            config.train.loss_chunk,
+            self.mesh,
+        )
+        return found.ce_BS
 
     def param_shardings(self) -> Params:
         """A `NamedSharding` for every parameter."""
