@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+BATCH_TOKENS = 8192  # approximate tokens of a batch on one device, where nothing is trained
 PADDING_ID = -1  # segment and pool id of a padding token
 
 

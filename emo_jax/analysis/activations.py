@@ -27,7 +27,7 @@ import numpy as np
 import tensorstore as ts
 
 from emo_jax.analysis.sample import Sample
-from emo_jax.batch import Batch
+from emo_jax.batch import BATCH_TOKENS, Batch
 from emo_jax.config import Config
 from emo_jax.errors import DataError, UsageError, one_line
 from emo_jax.files.arrays import StoredArray
@@ -51,7 +51,6 @@ from emo_jax.selection.budgets import experts_there
 from emo_jax.selection.examples import pack
 
 MANIFEST, FORMAT = "activations.json", "emo_jax activations"
-BATCH_TOKENS = 8192  # tokens of a batch per device, roughly
 _CHUNK_TOKENS = 4096
 _WINDOW_STEP = 128  # windows shorter than the model's are a multiple of it
 _PIECE_BYTES = 64 << 20  # float32 probabilities in memory at a time

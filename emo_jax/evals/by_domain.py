@@ -12,7 +12,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from emo_jax.batch import Batch
+from emo_jax.batch import BATCH_TOKENS, Batch
 from emo_jax.config import Config, MeshConfig
 from emo_jax.data.domain_groups import MOST_DOMAINS
 from emo_jax.data.loader import heldout_batches
@@ -31,7 +31,6 @@ from emo_jax.selection.budgets import check_keep
 from emo_jax.selection.variants import undropped, within_documents
 
 SELECT = "select"  # the split that experts are chosen on
-BATCH_TOKENS = 8192  # approximate tokens of a batch on one device
 FULL = "full"
 WITHIN = "within documents"
 

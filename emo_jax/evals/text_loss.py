@@ -8,12 +8,11 @@ from collections.abc import Iterator, Sequence
 import jax
 import numpy as np
 
-from emo_jax.batch import PADDING_ID, Batch, from_documents
+from emo_jax.batch import BATCH_TOKENS, PADDING_ID, Batch, from_documents
 from emo_jax.model.functions import ModelFunctions
 from emo_jax.model.params import Params
 from emo_jax.parallel import mesh as mesh_lib
 
-BATCH_TOKENS = 8192  # approximate tokens of a batch on one device
 _LEAST_TOKENS = 64  # of a window
 
 

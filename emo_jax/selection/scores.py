@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from emo_jax.batch import Batch
+from emo_jax.batch import BATCH_TOKENS, Batch
 from emo_jax.config.names import METHODS
 from emo_jax.errors import UsageError
 from emo_jax.model.functions import ModelFunctions
@@ -27,8 +27,6 @@ from emo_jax.moe.router import RouterTokens, Routing
 from emo_jax.parallel import mesh as mesh_lib
 from emo_jax.selection.budgets import choose_best, experts_there
 from emo_jax.selection.examples import Examples, pack
-
-BATCH_TOKENS = 8192  # approximate tokens of a batch on one device
 
 
 class Choice(NamedTuple):
