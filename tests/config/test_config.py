@@ -13,6 +13,7 @@ from emo_jax.config import (
     PoolConfig,
     differences,
     from_config_dict,
+    names,
     presets,
     to_dict,
 )
@@ -185,3 +186,17 @@ def test_long_names_in_a_file_are_cut_in_the_message():
     with pytest.raises(ConfigError) as caught:
         from_config_dict(values)
     assert len(str(caught.value)) < 600
+
+
+def test_names_are_those_of_the_tables_that_have_them():
+    from emo_jax.data.stream import SPLITS
+    from emo_jax.hf.gguf_tensors import TYPES
+    from emo_jax.hf.layouts import LAYOUTS
+    from emo_jax.modules.finetune import FREEZE
+
+    assert set(names.LAYOUT_NAMES) == set(LAYOUTS)
+    moe = {name for name, layout in LAYOUTS.items() if not layout.dense}
+    assert set(names.MOE_LAYOUT_NAMES) == moe
+    assert set(names.GGUF_TYPES) == set(TYPES)
+    assert set(names.FREEZES) == set(FREEZE)
+    assert set(names.SPLIT_NAMES) == set(SPLITS)
