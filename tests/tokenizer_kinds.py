@@ -10,7 +10,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 from tokenizers import pre_tokenizers as pre
 from tokenizers import processors as post
 
-from emo_jax.data.tokenizers import byte_tokenizer, train_bpe
+from emo_jax.tokenizer.load import byte_tokenizer, train_bpe
 
 WORDS = "the court finds that sample of river stone and bread in an oven, 1984 3.14 it's WE'LL"
 SPECIAL = ["<unk>", "<s>", "</s>", "<pad>"]

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from emo_jax.data.tokenizer_base import Tokenizer
+from emo_jax.tokenizer.base import Tokenizer
 
 _SEEN = 4  # preceding tokens that a decoder must see: it may drop a first space
 _UNFINISHED = "\N{REPLACEMENT CHARACTER}"

@@ -11,8 +11,6 @@ import numpy as np
 
 from emo_jax.checkpoint.slices import WRITE_BYTES
 from emo_jax.config import Config, differences, from_config_dict, portable
-from emo_jax.data.json_tokenizer import JsonTokenizer
-from emo_jax.data.tokenizer_base import Tokenizer
 from emo_jax.errors import EmoError, HfFormatError, UsageError, one_line
 from emo_jax.files.json_files import read_object
 from emo_jax.hf import tokenizer_files
@@ -23,6 +21,8 @@ from emo_jax.hf.layouts import layout_for
 from emo_jax.hf.tensors import HfTensor, LeafSource
 from emo_jax.hf.weights import READABLE_DTYPES, StoredTensor
 from emo_jax.saved.load import OpenedModel, open_model
+from emo_jax.tokenizer.base import Tokenizer
+from emo_jax.tokenizer.json_tokenizer import JsonTokenizer
 
 NAMED = 20  # differences of one kind that are listed; any more are only counted
 _TEXTS = (

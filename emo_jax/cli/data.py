@@ -9,7 +9,7 @@ import click
 
 import emo_jax
 from emo_jax.cli.app import TRUST, Command, Number, cli, command
-from emo_jax.data.text_files import MAX_DOCUMENT_BYTES
+from emo_jax.documents.text_files import MAX_DOCUMENT_BYTES
 from emo_jax.errors import DataError
 
 _MAX_DOCUMENT = click.option(
@@ -77,7 +77,7 @@ def prepare(
     INPUTS are files (.jsonl, .parquet, .txt, .md; texts also .gz, .zst), patterns and folders of
     them, and seqio tasks: seqio:MODULE:TASK or seqio:MODULE:TASK:SPLIT.
     """
-    from emo_jax.data.document_filter import DocumentFilter
+    from emo_jax.documents.document_filter import DocumentFilter
 
     emo_jax.prepare(
         inputs,
@@ -114,12 +114,12 @@ def tokenizer_train(
     inputs: tuple[str, ...], vocab_size: int, output: str, text_field: str, max_document_mb: float
 ) -> None:
     """Train a byte-level BPE tokenizer on documents."""
-    from emo_jax.data.documents import ReadReport, read_documents
     from emo_jax.data.store_writer import PARTIAL, new_folder
-    from emo_jax.data.tokenizers import train_bpe
+    from emo_jax.documents.read import ReadReport, read_documents
     from emo_jax.files.atomic import refuse_existing
     from emo_jax.files.partial import remove_left_over
     from emo_jax.files.progress import Progress
+    from emo_jax.tokenizer.load import train_bpe
 
     refuse_existing(output)
     target, report = Path(output).absolute(), ReadReport()

@@ -90,7 +90,7 @@ def generate(
         for number, typed in enumerate(texts, 1):
             if not is_text(typed):
                 raise UsageError(f"{option} {number}: not UTF-8 text; write it in UTF-8")
-    from emo_jax.data.prompts import read_prompts
+    from emo_jax.documents.prompts import read_prompts
 
     prompts = list(given) + (read_prompts(Path(file)) if file else [])
     if not prompts:

@@ -1,4 +1,1 @@
-"""From documents to batches: read, tokenise, store, cut into windows, load.
-
-`documents` -> `tokenizers` -> `prepare` -> `store` (or `raw` files) -> `windows` -> `loader`.
-"""
+"""Tokens: stores and files of others → windows → batches."""

@@ -17,16 +17,16 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from emo_jax.batch import PADDING_ID
-from emo_jax.data import input_files
-from emo_jax.data.archives import READ_ERRORS, unreadable
-from emo_jax.data.records import NUM_EXAMPLES
 from emo_jax.data.stream import TRAIN, Span
-from emo_jax.data.text_files import json_lines
-from emo_jax.data.tokenizer_base import MAX_IDS, Tokenizer
+from emo_jax.documents import input_files
+from emo_jax.documents.archives import READ_ERRORS, unreadable
+from emo_jax.documents.records import NUM_EXAMPLES
+from emo_jax.documents.text_files import json_lines
 from emo_jax.errors import DataError, UsageError, one_line
 from emo_jax.files import json_files
 from emo_jax.files.json_files import Fields, NotReadableError, is_text
 from emo_jax.files.npz import read_npz
+from emo_jax.tokenizer.base import MAX_IDS, Tokenizer
 
 SUFFIX = ".pairs.npz"
 _FORMAT = 1

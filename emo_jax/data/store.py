@@ -23,21 +23,23 @@ from typing import Any, NamedTuple
 import numpy as np
 import tensorstore as ts
 
-from emo_jax.data import foreign, raw, vocabularies
+from emo_jax.data import raw
 from emo_jax.data.domain_groups import MOST_DOMAINS, DomainGroups, group_domains
-from emo_jax.data.json_tokenizer import JsonTokenizer
-from emo_jax.data.records import UNKNOWN_DOMAIN
 from emo_jax.data.store_files import StoreFiles, store_url
 from emo_jax.data.store_manifest import MANIFEST, parse_manifest
 from emo_jax.data.stream import SPLITS, Span, check_ids
-from emo_jax.data.tokenizer_base import Tokenizer
-from emo_jax.data.tokenizers import has_tokenizer, load_tokenizer
+from emo_jax.documents import foreign
+from emo_jax.documents.records import UNKNOWN_DOMAIN
 from emo_jax.errors import DataError, UsageError
 from emo_jax.files import json_files
 from emo_jax.files.arrays import StoredArray
 from emo_jax.files.json_files import Fields, NotReadableError
 from emo_jax.files.steady import SteadyFiles
 from emo_jax.files.waiting import Patience
+from emo_jax.tokenizer import vocabularies
+from emo_jax.tokenizer.base import Tokenizer
+from emo_jax.tokenizer.json_tokenizer import JsonTokenizer
+from emo_jax.tokenizer.load import has_tokenizer, load_tokenizer
 
 INDEX_STRIDE = 1024  # documents per entry of doc_index
 VERIFY_BELOW_BYTES = 10**9  # smaller stores are read once in full when opened

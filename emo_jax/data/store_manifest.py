@@ -9,11 +9,11 @@ import json
 from typing import Any
 
 from emo_jax.data.stream import SPLITS
-from emo_jax.data.tokenizer_base import MAX_IDS
 from emo_jax.errors import DataError, one_line
 from emo_jax.files import json_files
 from emo_jax.files.json_files import Fields, NotReadableError, is_integer
 from emo_jax.files.names import plain_name
+from emo_jax.tokenizer.base import MAX_IDS
 
 MANIFEST = "store.json"
 FORMAT = "emo_jax token store"

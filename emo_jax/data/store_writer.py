@@ -18,9 +18,9 @@ import tensorstore as ts
 
 from emo_jax.data import store, store_manifest
 from emo_jax.data.stream import SPLITS, check_ids, token_dtype
-from emo_jax.data.tokenizer_base import Tokenizer
 from emo_jax.errors import DataError, UsageError
 from emo_jax.files.partial import partial_folder
+from emo_jax.tokenizer.base import Tokenizer
 
 # A file holds this many items and is written from one buffer; a chunk is the unit of reading and
 # carries its own CRC-32C.

@@ -18,7 +18,6 @@ from emo_jax.data.domain_groups import MOST_DOMAINS
 from emo_jax.data.loader import heldout_batches
 from emo_jax.data.store import TokenStore
 from emo_jax.data.stream import TRAIN, TokenSource
-from emo_jax.data.tokenizers import Tokenizer
 from emo_jax.data.windows import Windows, open_source
 from emo_jax.errors import ConfigError, DataError, UsageError
 from emo_jax.evals.heldout import HeldOut, evaluate, make_eval_step
@@ -29,6 +28,7 @@ from emo_jax.model.params import Params
 from emo_jax.parallel import mesh as mesh_lib
 from emo_jax.selection.budgets import check_keep
 from emo_jax.selection.variants import undropped, within_documents
+from emo_jax.tokenizer.load import Tokenizer
 
 SELECT = "select"  # the split that experts are chosen on
 FULL = "full"

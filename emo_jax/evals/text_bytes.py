@@ -20,8 +20,8 @@ from typing import Any
 import numpy as np
 
 from emo_jax.batch import Batch
-from emo_jax.data.tokenizers import Tokenizer
 from emo_jax.files.json_files import parse
+from emo_jax.tokenizer.load import Tokenizer
 
 _SPACE = "▁"  # how SentencePiece writes a space
 _BYTE_PIECE = re.compile(r"<0x[0-9A-Fa-f]{2}>")

@@ -5,12 +5,12 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from emo_jax.config import Config
-from emo_jax.data.tokenizers import Tokenizer
 from emo_jax.errors import UsageError
 from emo_jax.generation.decode import Generator, Row, Speed
 from emo_jax.generation.sampling import Sampling
 from emo_jax.model.functions import ModelFunctions
 from emo_jax.model.params import Params
+from emo_jax.tokenizer.load import Tokenizer
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 
 from emo_jax.config import Config
-from emo_jax.data.tokenizer_base import Tokenizer
 from emo_jax.errors import EmoError, UsageError, one_line
 from emo_jax.files.partial import partial_folder, remove_left_over
 from emo_jax.hf.gguf_tensors import (
@@ -30,6 +29,7 @@ from emo_jax.hf.layouts import Layout, layout_for
 from emo_jax.hf.tensors import LeafSource
 from emo_jax.hf.weights import write_at
 from emo_jax.model.params import check_shapes
+from emo_jax.tokenizer.base import Tokenizer
 
 _PARTIAL = "partial"
 _FILE_TYPES = {"F32": "ALL_F32", "F16": "MOSTLY_F16", "BF16": "MOSTLY_BF16", "Q8_0": "MOSTLY_Q8_0"}

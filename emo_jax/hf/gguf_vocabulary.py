@@ -11,9 +11,9 @@ from typing import Any
 
 from tokenizers.pre_tokenizers import ByteLevel
 
-from emo_jax.data.json_tokenizer import JsonTokenizer
-from emo_jax.data.tokenizer_base import Tokenizer
 from emo_jax.errors import UsageError
+from emo_jax.tokenizer.base import Tokenizer
+from emo_jax.tokenizer.json_tokenizer import JsonTokenizer
 
 NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5  # gguf.TokenType
 _CL100K = (

@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from emo_jax.config import Config, from_config_dict, portable, to_dict
-from emo_jax.data.tokenizer_base import Tokenizer
 from emo_jax.errors import ConfigError, HfFormatError, UsageError
 from emo_jax.files import json_files
 from emo_jax.files.inside import check_own_files
 from emo_jax.files.json_files import is_integer
 from emo_jax.hf.layouts import Layout, layout_for
+from emo_jax.tokenizer.base import Tokenizer
 
 SPECIAL_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 OUR_SECTION = "emo_jax"  # the whole config of the run, so that an import restores it

@@ -9,13 +9,13 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from emo_jax.data.json_tokenizer import FILES as WRITTEN
-from emo_jax.data.json_tokenizer import JsonTokenizer, write_files
-from emo_jax.data.tokenizers import load_tokenizer
 from emo_jax.errors import DataError, UsageError
 from emo_jax.files.inside import check_own_files
 from emo_jax.files.json_files import read_object
 from emo_jax.hf.hf_config import OUR_SECTION
+from emo_jax.tokenizer.json_tokenizer import FILES as WRITTEN
+from emo_jax.tokenizer.json_tokenizer import JsonTokenizer, write_files
+from emo_jax.tokenizer.load import load_tokenizer
 
 TEMPLATE = "chat_template.jinja"
 FILES = (*WRITTEN, TEMPLATE)

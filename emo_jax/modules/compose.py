@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from emo_jax.config import Config
-from emo_jax.data.tokenizers import load_tokenizer
 from emo_jax.errors import UsageError
 from emo_jax.files.atomic import refuse_existing
 from emo_jax.files.progress import Progress
@@ -14,6 +13,7 @@ from emo_jax.hf.hf_config import special_ids
 from emo_jax.hf.layouts import layout_for
 from emo_jax.modules.folder import open_with_experts, write_module
 from emo_jax.modules.union import Module, open_module, union
+from emo_jax.tokenizer.load import load_tokenizer
 
 
 class Composed(NamedTuple):

@@ -15,8 +15,8 @@ import numpy as np
 
 from emo_jax.checkpoint.manifest import versions
 from emo_jax.config import Config, moe_of
-from emo_jax.data.documents import ReadReport, read_documents
 from emo_jax.data.store import TokenStore
+from emo_jax.documents.read import ReadReport, read_documents
 from emo_jax.errors import DataError, UsageError
 from emo_jax.evals.by_domain import SELECT, check_source, eval_mesh
 from emo_jax.files.atomic import refuse_existing

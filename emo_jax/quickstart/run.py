@@ -18,10 +18,8 @@ from rich.console import Console
 
 from emo_jax.analysis.sample import SampleSettings
 from emo_jax.config import Config, from_config_dict, moe_of, presets
-from emo_jax.data.documents import read_documents
-from emo_jax.data.prepare import prepare
 from emo_jax.data.store import TokenStore
-from emo_jax.data.tokenizers import Tokenizer, load_tokenizer, train_bpe
+from emo_jax.documents.read import read_documents
 from emo_jax.errors import DataError, UsageError
 from emo_jax.evals.by_domain import (
     DomainLosses,
@@ -38,10 +36,12 @@ from emo_jax.files.progress import Progress
 from emo_jax.generation.decode import continue_tokens
 from emo_jax.model.functions import ModelFunctions
 from emo_jax.model.params import Params
+from emo_jax.preparation.prepare import prepare
 from emo_jax.quickstart.sample import sample_corpus
 from emo_jax.report.page import write_report
 from emo_jax.report.run import read_run
 from emo_jax.saved.transfer import export
+from emo_jax.tokenizer.load import Tokenizer, load_tokenizer, train_bpe
 from emo_jax.training.loop import Trainer
 
 SETTINGS_FILE = "quickstart.json"

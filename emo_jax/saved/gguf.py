@@ -3,13 +3,13 @@
 import os
 from pathlib import Path
 
-from emo_jax.data.tokenizers import Tokenizer
 from emo_jax.errors import UsageError
 from emo_jax.files.progress import Progress
 from emo_jax.hf import tokenizer_files
 from emo_jax.hf.gguf_export import check_gguf, check_model, export_gguf, gguf_bytes
 from emo_jax.saved.load import OpenedModel, open_model
 from emo_jax.saved.transfer import check_tokenizer, counter
+from emo_jax.tokenizer.load import Tokenizer
 
 
 def convert_to_gguf(

@@ -6,7 +6,6 @@ from typing import Any
 
 from emo_jax.checkpoint.reading import open_params, restore_params
 from emo_jax.config import Config
-from emo_jax.data.tokenizers import Tokenizer, load_tokenizer
 from emo_jax.errors import UsageError
 from emo_jax.hf import import_model, tokenizer_files
 from emo_jax.hf.fields import is_hugging_face
@@ -16,6 +15,7 @@ from emo_jax.hf.tensors import LeafSource
 from emo_jax.model.params import Params, abstract_params
 from emo_jax.run.workdir import CONFIG_FILE, read_workdir_config, split_step
 from emo_jax.saved.transfer import tokenizer_of
+from emo_jax.tokenizer.load import Tokenizer, load_tokenizer
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -93,7 +93,7 @@ def load_model(path: str, *, trust: bool = False) -> LoadedModel:
 
     Args:
       path: path of one of these.
-      trust: allow a tokenizer that is code named by a file, see `emo_jax.data.vocabularies`.
+      trust: allow a tokenizer that is code named by a file, see `emo_jax.tokenizer.vocabularies`.
 
     Raises:
       UsageError: `path` does not exist, or is neither a workdir nor a Hugging Face folder.

@@ -18,7 +18,6 @@ from emo_jax.checkpoint.checkpointer import Checkpointer
 from emo_jax.checkpoint.reading import CHECKPOINTS, open_params
 from emo_jax.checkpoint.slices import Block, SlicedLeaf
 from emo_jax.config import Config, to_dict
-from emo_jax.data.tokenizers import Tokenizer, has_tokenizer, load_tokenizer
 from emo_jax.errors import CheckpointError, DataError, UsageError, one_line
 from emo_jax.files.atomic import refuse_existing, write_atomic, write_bytes_atomic
 from emo_jax.files.json_files import dumps, read_object, read_regular
@@ -45,6 +44,7 @@ from emo_jax.run.workdir import (
 )
 from emo_jax.saved.selection_file import FILE as SELECTION_FILE
 from emo_jax.saved.selection_file import selection_beside, selection_files
+from emo_jax.tokenizer.load import Tokenizer, has_tokenizer, load_tokenizer
 
 _PARTIAL = "partial"
 _IMPORTED = (CONFIG_FILE, CHECKPOINTS, TOKENIZER_FOLDER, SELECTION_FILE)

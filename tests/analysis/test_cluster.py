@@ -9,8 +9,8 @@ from sklearn.metrics import normalized_mutual_info_score
 from emo_jax.analysis import cluster
 from emo_jax.analysis.coverage import coverage
 from emo_jax.analysis.texts import standing_out, token_texts
-from emo_jax.data.tokenizers import train_bpe
 from emo_jax.errors import UsageError
+from emo_jax.tokenizer.load import train_bpe
 
 SIZES = (30, 50, 20, 40)
 

@@ -13,10 +13,10 @@ from safetensors.numpy import load_file, save_file
 from emo_jax.checkpoint.checkpointer import Checkpointer
 from emo_jax.checks.folder import NAMED, compare_folder
 from emo_jax.config import to_dict
-from emo_jax.data.tokenizers import load_tokenizer, train_bpe
 from emo_jax.hf import export_model
 from emo_jax.run.workdir import TOKENIZER_FOLDER, claim_workdir
 from emo_jax.saved.transfer import export
+from emo_jax.tokenizer.load import load_tokenizer, train_bpe
 
 TEXTS = ["the court finds for the plaintiff in the matter of the bread"] * 4
 

@@ -10,7 +10,7 @@ import runs
 from emo_jax.checkpoint.reading import restore_params
 from emo_jax.checks.numerics import SHIPPED_CASES
 from emo_jax.data.store import TokenStore
-from emo_jax.data.tokenizers import load_tokenizer
+from emo_jax.tokenizer.load import load_tokenizer
 
 
 def test_prepare_with_bytes(run, corpus, tmp_path, capsys):

@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 import runs
 
-from emo_jax.data.tokenizers import load_tokenizer, train_bpe
 from emo_jax.errors import UsageError
 from emo_jax.generation.sampling import Sampling
 from emo_jax.generation.texts import TextGenerator, TextSettings
 from emo_jax.saved.load import load_model
+from emo_jax.tokenizer.load import load_tokenizer, train_bpe
 
 FAILED, USAGE = 1, 2
-INPUTS = Path(__file__).parents[1] / "data/inputs"
+INPUTS = Path(__file__).parents[1] / "documents/inputs"
 
 
 @pytest.fixture(scope="module")

@@ -8,8 +8,8 @@ import pytest
 import runs
 
 from emo_jax.data.store import TokenStore
-from emo_jax.data.tokenizers import load_tokenizer
 from emo_jax.errors import DataError
+from emo_jax.tokenizer.load import load_tokenizer
 
 FAILED, USAGE = 1, 2
 MODULE = """

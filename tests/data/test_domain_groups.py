@@ -7,10 +7,10 @@ from emo_jax.analysis.sample import sample_documents
 from emo_jax.data.domain_groups import group_domains
 from emo_jax.data.store import TokenStore
 from emo_jax.data.store_writer import SplitContent, write_store
-from emo_jax.data.tokenizers import byte_tokenizer
 from emo_jax.data.windows import Windows
 from emo_jax.errors import UsageError
 from emo_jax.selection.examples import domain_number
+from emo_jax.tokenizer.load import byte_tokenizer
 
 M, LENGTH = 3000, 12  # domains, tokens of a document
 LARGE = (700, 20, 2999)  # domains with more than one document

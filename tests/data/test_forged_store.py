@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import tensorstore as ts
 
-from emo_jax.data import foreign
 from emo_jax.data.store import TokenStore
 from emo_jax.data.store_manifest import checksum
 from emo_jax.data.windows import Windows
+from emo_jax.documents import foreign
 from emo_jax.errors import DataError
 
 
@@ -191,7 +191,7 @@ def test_a_manifest_that_is_no_file(forged):
 
 
 def test_another_tokenizer_in_its_place(forged, tmp_path):
-    from emo_jax.data.tokenizers import train_bpe
+    from emo_jax.tokenizer.load import train_bpe
 
     shutil.rmtree(forged / "tokenizer")
     train_bpe(["a b"], 258).save(forged / "tokenizer")

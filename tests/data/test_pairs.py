@@ -10,11 +10,11 @@ import runs
 
 from emo_jax.config import DataConfig
 from emo_jax.data.pairs import PairStore, pack_pairs, read_pairs, write_pairs
-from emo_jax.data.tokenizers import load_tokenizer
 from emo_jax.data.windows import open_source, open_windows
 from emo_jax.errors import DataError, UsageError
+from emo_jax.tokenizer.load import load_tokenizer
 
-INPUTS = Path(__file__).parent / "inputs"
+INPUTS = Path(__file__).parents[1] / "documents/inputs"
 PAIRS = [("What court? ", "law"), ("Butter: ", "cooking, of course"), ("Q", "A"), ("Who? ", "me")]
 
 

@@ -9,12 +9,12 @@ import pytest
 
 from emo_jax.data import store as store_lib
 from emo_jax.data import store_writer
-from emo_jax.data.prepare import prepare
 from emo_jax.data.store import TokenStore
 from emo_jax.data.store_files import StoreFiles
 from emo_jax.data.store_writer import SplitContent, write_store
-from emo_jax.data.tokenizers import byte_tokenizer
 from emo_jax.errors import DataError, UsageError
+from emo_jax.preparation.prepare import prepare
+from emo_jax.tokenizer.load import byte_tokenizer
 
 
 def records(corpus):
@@ -283,7 +283,7 @@ def test_a_target_that_appears_meanwhile_is_kept(tmp_path):
 def test_training_imports_no_tensorflow(store_path):
     program = """
 import sys
-import emo_jax.data.loader, emo_jax.data.prepare
+import emo_jax.data.loader, emo_jax.preparation.prepare
 from emo_jax.config import DataConfig
 from emo_jax.data.windows import open_windows
 windows = open_windows(DataConfig(store=sys.argv[1], seq_len=64))

@@ -15,9 +15,7 @@ from tiny import NO_POOL, UNIFORM, dense_config, tiny_config
 
 from emo_jax.batch import Batch
 from emo_jax.config import MeshConfig, from_config_dict, presets
-from emo_jax.data.prepare import prepare
 from emo_jax.data.store import TokenStore
-from emo_jax.data.tokenizers import load_tokenizer
 from emo_jax.errors import UsageError
 from emo_jax.evals import report
 from emo_jax.evals.by_domain import (
@@ -35,6 +33,8 @@ from emo_jax.evals.keep import choose, losses_kept
 from emo_jax.model.functions import ModelFunctions
 from emo_jax.parallel import mesh as mesh_lib
 from emo_jax.parallel.mesh import make_mesh
+from emo_jax.preparation.prepare import prepare
+from emo_jax.tokenizer.load import load_tokenizer
 
 
 def _config(**changes):
@@ -258,7 +258,7 @@ def test_sizes_out_of_range(settings, named):
 
 
 def test_a_store_of_another_tokenizer_or_too_many_ids(store, tmp_path):
-    from emo_jax.data.tokenizers import train_bpe
+    from emo_jax.tokenizer.load import train_bpe
 
     other = train_bpe(["some text, some more text"], 300)
     with pytest.raises(UsageError, match="the tokenizer is not the store's"):

@@ -11,13 +11,13 @@ from tiny import NO_POOL, tiny_config
 
 from emo_jax.config import MeshConfig
 from emo_jax.data.store import TokenStore
-from emo_jax.data.tokenizers import load_tokenizer
 from emo_jax.evals import by_domain
 from emo_jax.files.trees import flatten, unflatten
 from emo_jax.hf.sources import TreeSource
 from emo_jax.model.functions import ModelFunctions
 from emo_jax.modules.assemble import pruned
 from emo_jax.parallel.mesh import make_mesh
+from emo_jax.tokenizer.load import load_tokenizer
 
 
 @pytest.mark.parametrize(

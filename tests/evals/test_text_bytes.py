@@ -10,10 +10,10 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
 from emo_jax.batch import Batch
 from emo_jax.data.loader import heldout_batches
-from emo_jax.data.prepare import prepare
-from emo_jax.data.tokenizers import load_tokenizer, train_bpe
 from emo_jax.data.windows import Windows
 from emo_jax.evals.text_bytes import TextBytes, token_bytes
+from emo_jax.preparation.prepare import prepare
+from emo_jax.tokenizer.load import load_tokenizer, train_bpe
 
 REPO = Path(__file__).parents[2]
 REAL = [path.read_text(encoding="utf-8") for path in sorted((REPO / "docs").glob("*.md"))]

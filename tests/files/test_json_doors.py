@@ -14,7 +14,6 @@ from emo_jax.checkpoint.reading import restore_params
 from emo_jax.config import CheckpointConfig
 from emo_jax.data.store import TokenStore
 from emo_jax.data.store_writer import SplitContent, write_store
-from emo_jax.data.tokenizers import byte_tokenizer
 from emo_jax.errors import EmoError
 from emo_jax.modules import finetune as finetuning
 from emo_jax.quickstart import run as quickstart
@@ -22,6 +21,7 @@ from emo_jax.report.run import read_run
 from emo_jax.run.metrics_file import METRICS_FILE
 from emo_jax.run.workdir import read_workdir_config
 from emo_jax.saved.load import is_hugging_face
+from emo_jax.tokenizer.load import byte_tokenizer
 from emo_jax.training import trackers
 from emo_jax.training.init_from import read_record
 

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 import runs
 
-from emo_jax.data.prepare import prepare
 from emo_jax.data.store_writer import PARTIAL, TOP
-from emo_jax.data.tokenizers import byte_tokenizer
 from emo_jax.files.partial import partial_folder, remove_left_over
+from emo_jax.preparation.prepare import prepare
+from emo_jax.tokenizer.load import byte_tokenizer
 
 # Works in both folders of `emo prepare` until it is killed.
 WORK = """

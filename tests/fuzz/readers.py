@@ -36,15 +36,15 @@ class Reader(NamedTuple):
 
 
 def _documents(folder: Path, out: Path) -> None:
-    from emo_jax.data.prepare import prepare
-    from emo_jax.data.tokenizers import byte_tokenizer
+    from emo_jax.preparation.prepare import prepare
+    from emo_jax.tokenizer.load import byte_tokenizer
 
     prepare([folder], out / "store", byte_tokenizer())
 
 
 def _pairs(folder: Path, out: Path) -> None:
     from emo_jax.data.pairs import pack_pairs, read_pairs, write_pairs
-    from emo_jax.data.tokenizers import byte_tokenizer
+    from emo_jax.tokenizer.load import byte_tokenizer
 
     packed = pack_pairs(list(read_pairs(folder / "pairs.jsonl")), byte_tokenizer(), 16)
     write_pairs(out / "data.pairs.npz", packed, byte_tokenizer())
@@ -52,16 +52,16 @@ def _pairs(folder: Path, out: Path) -> None:
 
 
 def _prompts(folder: Path, out: Path) -> None:
-    from emo_jax.data.prompts import read_prompts
-    from emo_jax.data.tokenizers import byte_tokenizer
+    from emo_jax.documents.prompts import read_prompts
+    from emo_jax.tokenizer.load import byte_tokenizer
 
     for file in sorted(folder.iterdir()):
         byte_tokenizer().encode_batch(read_prompts(file))
 
 
 def _use_tokenizer(tokenizer: Any, out: Path) -> None:
-    from emo_jax.data.tokenizers import load_tokenizer
     from emo_jax.evals.text_bytes import token_bytes
+    from emo_jax.tokenizer.load import load_tokenizer
 
     tokenizer.ready()
     for ids in tokenizer.encode_batch(TEXTS):
@@ -73,7 +73,7 @@ def _use_tokenizer(tokenizer: Any, out: Path) -> None:
 
 
 def _tokenizer(folder: Path, out: Path) -> None:
-    from emo_jax.data.tokenizers import load_tokenizer
+    from emo_jax.tokenizer.load import load_tokenizer
 
     _use_tokenizer(load_tokenizer(folder), out)
 

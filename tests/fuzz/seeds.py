@@ -16,16 +16,16 @@ from emo_jax.analysis.activations import model_facts, record
 from emo_jax.analysis.sample import sample_documents
 from emo_jax.config import Config
 from emo_jax.data.pairs import pack_pairs, read_pairs, write_pairs
-from emo_jax.data.prepare import prepare
-from emo_jax.data.tokenizers import byte_tokenizer, load_tokenizer, train_bpe
 from emo_jax.files.trees import flatten
 from emo_jax.hf import export_model
 from emo_jax.hf.sources import TreeSource
 from emo_jax.model.functions import ModelFunctions
 from emo_jax.modules.folder import write_selected
+from emo_jax.preparation.prepare import prepare
 from emo_jax.run.run_info import append_run_info, describe_run
 from emo_jax.saved.selection_file import Selection, fingerprint
 from emo_jax.saved.transfer import import_
+from emo_jax.tokenizer.load import byte_tokenizer, load_tokenizer, train_bpe
 
 WORDS = {"cooking": "flour butter salt oven", "law": "court judge statute appeal"}
 

@@ -89,7 +89,7 @@ def _warm_up() -> None:
 
     import emo_jax.explorer.explore
     import emo_jax.modules.finetune  # noqa: F401
-    from emo_jax.data.tokenizers import byte_tokenizer
+    from emo_jax.tokenizer.load import byte_tokenizer
 
     byte_tokenizer().encode_batch(["a"])
     jax.devices()

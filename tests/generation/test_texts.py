@@ -5,9 +5,9 @@ import random
 import pytest
 from tiny import tiny_config
 
-from emo_jax.data.tokenizers import byte_tokenizer
 from emo_jax.generation.texts import TextGenerator, TextSettings, _Watched
 from emo_jax.model.functions import ModelFunctions
+from emo_jax.tokenizer.load import byte_tokenizer
 
 TOKENIZER = byte_tokenizer()
 

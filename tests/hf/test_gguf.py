@@ -14,13 +14,13 @@ import pytest
 import runs
 import tokenizer_kinds
 
-from emo_jax.data.tokenizers import load_tokenizer
 from emo_jax.errors import EmoError, HfFormatError, UsageError
 from emo_jax.files.trees import flatten
 from emo_jax.hf import export_model, gguf_tensors
 from emo_jax.hf.gguf_export import TYPES, export_gguf, gguf_bytes
 from emo_jax.hf.gguf_vocabulary import of_tokenizer
 from emo_jax.hf.sources import TreeSource
+from emo_jax.tokenizer.load import load_tokenizer
 
 FLOAT32 = ("norm", "ffn_gate_inp", "bias")  # whatever the type of the file
 

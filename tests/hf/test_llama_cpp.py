@@ -18,12 +18,12 @@ import runs
 import tokenizer_kinds
 from test_transformers import our_logits
 
-from emo_jax.data.tokenizers import load_tokenizer
 from emo_jax.files.trees import flatten
 from emo_jax.generation.decode import Generator
 from emo_jax.hf.gguf_export import TYPES, export_gguf
 from emo_jax.hf.sources import TreeSource
 from emo_jax.model.functions import ModelFunctions
+from emo_jax.tokenizer.load import load_tokenizer
 
 pytestmark = pytest.mark.slow
 

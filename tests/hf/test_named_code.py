@@ -4,12 +4,12 @@ import json
 
 import pytest
 
-from emo_jax.data.tokenizers import byte_tokenizer
 from emo_jax.errors import HfFormatError
 from emo_jax.hf import export_model
 from emo_jax.hf.named_code import naming_code
 from emo_jax.hf.push import push_folder
 from emo_jax.saved.transfer import export, import_
+from emo_jax.tokenizer.load import byte_tokenizer
 
 CODE = {
     "auto_map": {"AutoTokenizer": ["someone/else--tokenization.Run", None]},

@@ -11,11 +11,11 @@ import pytest
 import tokenizer_kinds
 from tokenizers import Tokenizer
 
-from emo_jax.data.tokenizers import load_tokenizer
 from emo_jax.errors import DataError, UsageError
 from emo_jax.hf import export_model, tokenizer_files
 from emo_jax.saved import transfer
 from emo_jax.saved.load import load_model
+from emo_jax.tokenizer.load import load_tokenizer
 
 TEXTS = tokenizer_kinds.texts()
 CASES = [

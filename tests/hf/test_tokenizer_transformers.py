@@ -14,11 +14,11 @@ import runs
 import tokenizer_kinds
 from test_tokenizer_files import CASES, TEXTS, read, trained_on
 
-from emo_jax.data.tokenizers import load_tokenizer
 from emo_jax.generation.decode import Generator
 from emo_jax.hf import export_model, tokenizer_files
 from emo_jax.model.functions import ModelFunctions
 from emo_jax.saved.load import load_model
+from emo_jax.tokenizer.load import load_tokenizer
 
 pytestmark = pytest.mark.system
 

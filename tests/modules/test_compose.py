@@ -8,7 +8,6 @@ import pytest
 from runs import emo_here
 from tiny import NO_POOL, dense_config, tiny_batch, tiny_config
 
-from emo_jax.data.tokenizers import train_bpe
 from emo_jax.files.trees import flatten, unflatten
 from emo_jax.hf import export_model, import_model
 from emo_jax.hf.sources import TreeSource
@@ -21,6 +20,7 @@ from emo_jax.saved.selection_file import (
     fingerprint,
     read_selection,
 )
+from emo_jax.tokenizer.load import train_bpe
 
 
 @pytest.fixture(scope="module")

@@ -12,8 +12,8 @@ import runs
 from pages import read_page
 
 from emo_jax.data import store_writer
-from emo_jax.data.tokenizers import load_tokenizer
 from emo_jax.quickstart import run as quickstart
+from emo_jax.tokenizer.load import load_tokenizer
 
 FAILED, USAGE = 1, 2
 DOMAINS = {**runs.WORDS, "[/sea]": "anchor [/tide] harbour [red]"}  # no markup, just text

@@ -8,10 +8,10 @@ import runs
 import tiny
 
 from emo_jax.batch import Batch
-from emo_jax.data.prepare import prepare
-from emo_jax.data.tokenizers import byte_tokenizer
 from emo_jax.data.windows import Windows
 from emo_jax.errors import EmoError
+from emo_jax.preparation.prepare import prepare
+from emo_jax.tokenizer.load import byte_tokenizer
 from emo_jax.training.labels import LabelWatch
 from emo_jax.training.metrics import summarize
 from emo_jax.training.progress import TrainProgress

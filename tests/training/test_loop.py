@@ -16,7 +16,7 @@ import runs
 
 from emo_jax.checkpoint.reading import restore_params
 from emo_jax.data.store import TokenStore
-from emo_jax.data.tokenizers import load_tokenizer
+from emo_jax.tokenizer.load import load_tokenizer
 from emo_jax.training import flops
 from emo_jax.training.stop import StopRequest
 

@@ -1,0 +1,1 @@
+"""Documents from files of any kind: found, checked, read one by one."""

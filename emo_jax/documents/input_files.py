@@ -1,0 +1,384 @@
+"""Lists the files of an input and the kind of each; nothing is skipped silently.
+
+An input is checked before anything is read, so that an unusable file is found immediately, not
+after the hours that the files before it take.
+"""
+
+import functools
+import glob
+import itertools
+import os
+import re
+import stat
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+from emo_jax.documents import foreign
+from emo_jax.documents.archives import READ_ERRORS, packing, unreadable
+from emo_jax.documents.foreign import Foreign
+from emo_jax.documents.records import UNKNOWN_DOMAIN, ReadReport
+from emo_jax.documents.splits import mixed, split_of
+from emo_jax.documents.text_files import read_start
+from emo_jax.errors import DataError, UsageError
+
+_JSONL = (".jsonl", ".ndjson", ".json")
+_TEXT = (".txt", ".md")
+_PARQUET = ".parquet"
+LINES, ROWS, TEXT = "jsonl", "parquet", "text"
+_POINTER_BYTES = 1024  # maximum size of a Git LFS pointer
+
+# Files that describe a data set and are not documents of it.
+_PAPERS = re.compile(
+    r"(readme|licen[cs]e)([._-].*)?"
+    r"|(copying|notice|citation|changelog|contributing|authors|datasheet|dataset_?card)(\.\w+)?",
+    re.IGNORECASE,
+)
+_ABOUT = {"dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json"}
+_PLAIN = (".txt", ".tokens")  # extensions of text corpora that come in splits
+
+
+class File(NamedTuple):
+    """A file of an input.
+
+    Attributes:
+      name: used in ids: the path in the input, so that moving the input does not move documents
+        between splits.
+      domain: used for documents that name none: the first sub-folder.
+      kind: LINES, ROWS or TEXT.
+    """
+
+    path: Path
+    name: str
+    domain: str
+    kind: str
+
+
+@dataclass
+class Input:
+    """A file or folder that has been checked.
+
+    Attributes:
+      has_records: it has JSON lines or Parquet rows.
+      has_data: it has those or a data set in another format.
+      left_out: files whose content is not what their names say.
+    """
+
+    path: Path
+    has_records: bool = False
+    has_data: bool = False
+    left_out: set[Path] = field(default_factory=set)
+
+    def files(self) -> Iterator[File]:
+        """Yields the files to read, sorted within each folder."""
+        if self.path.is_file():
+            yield _explicit(self.path)
+            return
+        for path, name, domain in _walk(self.path, _say_nothing):
+            kind = kind_of(path)
+            read = not (self.has_records and kind is None) and not (
+                self.has_data and _is_about(path)
+            )
+            if read and path not in self.left_out and foreign.of_name(path) is None:
+                yield File(path, name, domain, kind or TEXT)
+
+
+def expand(inputs: Sequence[str | os.PathLike[str]]) -> Iterator[str]:
+    """Yields the inputs, with a pattern such as `data/train-*.parquet` replaced by its matches.
+
+    Raises:
+      UsageError: a pattern that matches nothing, or matches several splits.
+    """
+    for path in inputs:
+        given = os.fspath(path)
+        if os.path.lexists(given) or not glob.has_magic(given):
+            yield given
+            continue
+        found = sorted(glob.glob(given, recursive=True))
+        if "**" in given:  # else a folder would be read as well as the files in it
+            found = [name for name in found if not os.path.isdir(name)]
+        if not found:
+            raise UsageError(f"{given}: no file fits this pattern")
+        _refuse_mixed_pattern(given, found)
+        yield from found
+
+
+def look_at(
+    path: Path,
+    report: ReadReport,
+    *,
+    text_field: str,
+    check_rows: Callable[[Path], None],
+) -> Input:
+    """Checks all files of an input, and adds to the report what is skipped.
+
+    Args:
+      check_rows: called with the path of each Parquet file.
+
+    Raises:
+      UsageError: no such file or folder, an unsupported file, or splits that would be mixed.
+      DataError: a file that cannot be read.
+    """
+    if not os.path.lexists(path):
+        raise UsageError(f"{path}: no such file or folder")
+    _check_there(path)
+    found = Input(path)
+    if path.is_file():
+        kind = _explicit(path).kind
+        found.has_records = found.has_data = kind != TEXT
+        if kind == ROWS:
+            _check_rows(path, check_rows)
+        elif kind == TEXT:
+            _refuse(path, foreign.of_text(_start(path), text_field))
+        else:
+            _refuse(path, _other(path, kind))
+        return found
+    if not path.is_dir():
+        raise UsageError(f"{path}: not a regular file; save what it gives in one")
+    if (other := foreign.of_folder(path)) is not None:
+        raise UsageError(f"{path}: {other.what}; {other.advice}")
+    splits: dict[str, list[str]] = {}
+    beside: Counter[str] = Counter()
+    first: dict[str, str] = {}
+    about: list[Path] = []
+    for file, relative, _ in _walk(path, functools.partial(leave_out, report)):
+        kind_here = kind_of(file)
+        if (other := foreign.of_name(file)) is not None:
+            found.has_data |= other.is_data
+            if other.may_hold_text:
+                leave_out(report, file, str(other))
+            else:
+                report.leave_out(str(file), str(other))
+            continue
+        if _is_about(file):
+            about.append(file)
+            continue
+        if kind_here is None:
+            suffix = file.suffix.lower() or "a file without an ending"
+            beside[suffix] += 1
+            first.setdefault(suffix, str(file))
+        elif kind_here == ROWS:
+            _check_rows(file, check_rows)
+        elif kind_here == LINES and not _is_of_lines(file, found, report):
+            continue
+        records = kind_here == ROWS or (kind_here == LINES and _has_records(file, text_field))
+        found.has_records |= records
+        found.has_data |= records
+        if (split := split_of(relative, named=records or _is_plain(file))) is not None:
+            splits.setdefault(split, []).append(relative)
+    for file in about:
+        if found.has_data:
+            report.leave_out(str(file), "what describes the data")
+        elif kind_of(file) == LINES:
+            _is_of_lines(file, found, report)
+    if found.has_records:
+        for suffix, count in beside.items():
+            report.leave_out(first[suffix], f"{suffix} beside lines of JSON or rows", count)
+    if len(splits) > 1:
+        raise UsageError(mixed(path, splits))
+    return found
+
+
+def leave_out_papers(found: Sequence[Input], report: ReadReport) -> list[Input]:
+    """Returns the inputs that describe the data next to them, which `FOLDER/*` matches too."""
+    data = {i.path.resolve().parent for i in found if i.has_data}
+    papers = [
+        i
+        for i in found
+        if i.path.is_file() and _is_about(i.path) and i.path.resolve().parent in data
+    ]
+    for paper in papers:
+        report.leave_out(str(paper.path), "what describes the data")
+    return papers
+
+
+def refuse_foreign(path: Path, kind: str | None) -> None:
+    """Checks the name and the first bytes of a file that should hold lines or texts.
+
+    Raises:
+      UsageError: no such file, or a folder.
+      DataError: it cannot be read, or is something else.
+    """
+    if not path.exists():
+        raise UsageError(f"{path}: no such file; give one that is there")
+    if path.is_dir():
+        raise UsageError(f"{path}: a folder; name a file in it")
+    other = _other(path, kind) or foreign.of_name(path)
+    _refuse(path, other and foreign.as_lines(other))
+
+
+def _refuse(path: Path, other: Foreign | None) -> None:
+    if other is not None:
+        raise DataError(f"{path}: {other.what}; {other.advice}")
+
+
+def kind_of(path: Path) -> str | None:
+    """Returns LINES, ROWS or TEXT, by the extension; None for any other."""
+    suffix = path.suffix.lower()
+    if suffix == _PARQUET:
+        return ROWS
+    if packing(path):
+        suffix = Path(path.stem).suffix.lower()
+    return LINES if suffix in _JSONL else TEXT if suffix in _TEXT else None
+
+
+def _explicit(path: Path) -> File:
+    """Returns a file that the user names."""
+    kind = kind_of(path) or (TEXT if _is_plain(path) else None)
+    if kind is None:
+        other = foreign.of_name(path) or _other(path, kind)
+        raise UsageError(
+            f"{path}: {other.what}; {other.advice}"
+            if other
+            else f"{path}: unknown kind of file; give .jsonl, .parquet, .txt or .md (.jsonl and"
+            " texts also .gz, .zst) or a folder"
+        )
+    return File(path, path.name, UNKNOWN_DOMAIN, kind)
+
+
+def _other(path: Path, kind: str | None) -> Foreign | None:
+    """Returns what a file of lines or text is instead, by its first bytes; None if it is one."""
+    return (foreign.of_lines if kind == LINES else foreign.of_content)(_start(path))
+
+
+def _start(path: Path) -> bytes:
+    try:
+        return read_start(path)
+    except READ_ERRORS as error:
+        raise unreadable(path, error) from error
+
+
+def _is_of_lines(file: Path, found: Input, report: ReadReport) -> bool:
+    """Returns whether a file in a folder holds JSON lines; if not, it is skipped."""
+    other = _other(file, LINES)
+    if other is foreign.POINTER:
+        raise DataError(f"{file}: {other.what}; {other.advice}")
+    if other is not None:
+        leave_out(report, file, str(other))
+        found.left_out.add(file)
+        found.has_data |= other.is_data
+    return other is None
+
+
+def _check_rows(path: Path, check: Callable[[Path], None]) -> None:
+    if path.stat().st_size < _POINTER_BYTES and _other(path, None) is foreign.POINTER:
+        _refuse(path, foreign.POINTER)
+    check(path)
+
+
+def _has_records(path: Path, text_field: str) -> bool:
+    """Returns whether a .json file holds documents; a .jsonl file always does."""
+    if path.suffix.lower() != ".json":
+        return True
+    line = read_start(path).lstrip().partition(b"\n")[0]
+    return b'"' + text_field.partition(".")[0].encode() + b'"' in line
+
+
+def _is_about(path: Path) -> bool:
+    """Returns whether a file describes the data next to it."""
+    if path.name.lower() in _ABOUT:
+        return True
+    return kind_of(path) in (TEXT, None) and bool(_PAPERS.fullmatch(path.name))
+
+
+def leave_out(report: ReadReport, file: Path, what: str) -> None:
+    """Counts a file of another kind as skipped.
+
+    Raises:
+      DataError: immediately, if strict.
+    """
+    if report.strict:
+        raise DataError(f"{file}: {what} (leave out --strict to leave such files out)")
+    report.leave_out(str(file), what)
+
+
+def _say_nothing(file: Path, what: str) -> None:
+    return
+
+
+# --- folders --------------------------------------------------------------------------------------
+
+
+def _walk(path: Path, left: Callable[[Path, str], None]) -> Iterator[tuple[Path, str, str]]:
+    """Yields (path, name, domain) of every file under a folder, except hidden ones.
+
+    Links are followed, unless they lead to something that is read anyway.
+    """
+    root = path.resolve()
+    seen = {_identity(root)}
+    for folder, subfolders, files in os.walk(path, onerror=_unlisted, followlinks=True):
+        here = Path(folder)
+        entered = []
+        for name in sorted(s for s in subfolders if not s.startswith(".")):
+            below = here / name
+            _check_there(below)
+            inside = below.is_symlink() and _hidden_in(root, below) is False
+            if inside or _identity(below) in seen:
+                left(below, "a link to a folder that is read anyway")
+                continue
+            seen.add(_identity(below))
+            entered.append(name)
+        subfolders[:] = entered
+        for name in sorted(f for f in files if not f.startswith(".")):
+            file = here / name
+            mode = _check_there(file)
+            if not stat.S_ISREG(mode):
+                left(file, "a pipe, socket or device")
+                continue
+            if file.is_symlink() and _hidden_in(root, file) is False and kind_of(file.resolve()):
+                left(file, "a link to a file that is read anyway")
+                continue
+            relative = file.relative_to(path)
+            domain = relative.parts[0] if len(relative.parts) > 1 else UNKNOWN_DOMAIN
+            yield file, relative.as_posix(), domain
+
+
+def _hidden_in(root: Path, link: Path) -> bool | None:
+    """Returns whether a link's target is hidden below `root`; None if it is not below it."""
+    target = link.resolve()
+    if not target.is_relative_to(root):
+        return None
+    return any(part.startswith(".") for part in target.relative_to(root).parts)
+
+
+def _identity(path: Path) -> tuple[int, int]:
+    found = path.stat()
+    return found.st_dev, found.st_ino
+
+
+def _check_there(path: Path) -> int:
+    """Returns the mode of a file or folder; a dangling link is an error, not an absence."""
+    try:
+        return path.stat().st_mode
+    except OSError as error:
+        what = "a link to nothing" if path.is_symlink() else f"cannot be read ({error.strerror})"
+        raise DataError(f"{path}: {what}; mend it or leave it out") from error
+
+
+def _unlisted(error: OSError) -> None:
+    raise DataError(
+        f"{error.filename}: cannot be listed ({error.strerror}); allow it or leave it out"
+    )
+
+
+# --- splits ---------------------------------------------------------------------------------------
+
+
+def _refuse_mixed_pattern(pattern: str, found: list[str]) -> None:
+    """Refuses a pattern whose matches are of several splits, as is done for a folder."""
+    folders = Path(pattern).parts
+    fixed = Path(*itertools.takewhile(lambda part: not glob.has_magic(part), folders))
+    splits: dict[str, list[str]] = {}
+    for name in found:
+        relative = Path(name).relative_to(fixed)
+        named = kind_of(relative) in (LINES, ROWS) or _is_plain(relative) or Path(name).is_dir()
+        if (split := split_of(relative.as_posix(), named=named)) is not None:
+            splits.setdefault(split, []).append(relative.as_posix())
+    if len(splits) > 1:
+        raise UsageError(mixed(fixed, splits))
+
+
+def _is_plain(file: Path) -> bool:
+    return Path(file.stem if packing(file) else file).suffix.lower() in _PLAIN

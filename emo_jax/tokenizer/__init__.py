@@ -1,0 +1,1 @@
+"""Tokenizers, whatever file they come from; the library that runs them."""
