@@ -11,6 +11,12 @@ VERSION = re.search(r'__version__ = "(.+)"', (HERE / "emo_jax/__init__.py").read
 TOKENIZERS = ["tokenizers>=0.22.0"]
 # seqio brings TensorFlow: it is for preparing data, never for training.
 PREPARE = ["seqio>=0.0.18", "pyarrow>=18.1.0", "sentencepiece>=0.2.0"]
+# Several processes, Dataflow, Flink, Spark: emo prepare --workers, --beam.
+BEAM = ["apache-beam>=2.77"]
+# Documents and tokens in gs:// and s3://.
+REMOTE = ["fsspec>=2025.3", "universal_pathlib>=0.3", "s3fs>=2025.3", "gcsfs>=2025.3"]
+DATASETS = ["datasets>=4.4"]  # hf://NAME/CONFIG
+DEDUP = ["datasketch>=1.6.5"]  # emo data dedup
 # Trackers and the site: none is imported unless asked for.
 TENSORBOARD = ["tensorboard>=2.21.0"]
 WANDB = ["wandb>=0.31.0"]
@@ -62,6 +68,12 @@ setup(
             "pytest-xdist>=3.6",
             "mypy>=1.15",
             "ruff>=0.12",
+            "hypothesis>=6.130",
+            "moto[server]>=5.1",
+            *BEAM,
+            *REMOTE,
+            *DATASETS,
+            *DEDUP,
             *PREPARE,
             *TENSORBOARD,
             *WANDB,
@@ -72,6 +84,10 @@ setup(
             *TPU_AOT,
         ],
         "prepare": PREPARE,
+        "beam": BEAM,
+        "remote": REMOTE,
+        "datasets": DATASETS,
+        "dedup": DEDUP,
         "tensorboard": TENSORBOARD,
         "wandb": WANDB,
         "mlflow": MLFLOW,

@@ -35,6 +35,27 @@ class Stream(Protocol):
         ...
 
 
+class DocumentStream(Stream, Protocol):
+    """A stream that knows where all its documents are."""
+
+    @property
+    def num_documents(self) -> int:
+        """Documents in the stream."""
+        ...
+
+    def document_ends(self, first: int, stop: int) -> np.ndarray:
+        """Returns where documents [first, stop) end: (stop - first,) int64, one past the last token."""
+        ...
+
+    def document_at(self, token: int) -> int:
+        """Returns the number of the document that holds a token."""
+        ...
+
+    def document_ids(self, first: int, stop: int) -> list[str]:
+        """Returns the ids of documents [first, stop); "" where the format keeps none."""
+        ...
+
+
 class TokenSource(Protocol):
     """A tokenised corpus: streams, each cut into windows on its own."""
 
