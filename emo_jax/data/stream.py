@@ -44,7 +44,7 @@ class DocumentStream(Stream, Protocol):
         ...
 
     def document_ends(self, first: int, stop: int) -> np.ndarray:
-        """Returns where documents [first, stop) end: (stop - first,) int64, one past the last token."""
+        """Returns one past the last token of documents [first, stop): (stop - first,) int64."""
         ...
 
     def document_at(self, token: int) -> int:
