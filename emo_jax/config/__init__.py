@@ -21,6 +21,7 @@ from emo_jax.config.sections import (
     InitConfig,
     MeshConfig,
     OptimizerConfig,
+    SourceConfig,
     TrackingConfig,
     TrainConfig,
 )
@@ -35,6 +36,7 @@ __all__ = [
     "MoeConfig",
     "OptimizerConfig",
     "PoolConfig",
+    "SourceConfig",
     "TrackingConfig",
     "TrainConfig",
     "differences",

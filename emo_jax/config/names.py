@@ -2,6 +2,8 @@
 
 from typing import Literal, get_args
 
+WindowOrder = Literal["shuffled", "grain", "olmo"]
+Packing = Literal["cut", "best_fit", "document"]
 RawDtype = Literal["auto", "uint16", "uint32"]
 PoolKind = Literal["none", "fixed", "uniform", "top_p"]
 AttentionScope = Literal["document", "window"]

@@ -96,7 +96,9 @@ def _build(cls: type, values: Mapping[str, Any], path: str) -> Any:
             continue
         value, kind = values[f.name], hints[f.name]
         section = section_of(kind)
-        if section is None:
+        if section is not None and typing.get_origin(kind) is tuple:
+            made[f.name] = _entries(section, value, dot + f.name)
+        elif section is None:
             made[f.name] = _leaf(value, kind, dot + f.name)
         elif value is None and type(None) in typing.get_args(kind):
             made[f.name] = None
@@ -107,6 +109,40 @@ def _build(cls: type, values: Mapping[str, Any], path: str) -> Any:
                 f"config.{dot}{f.name} = {_shown(value)}: must be a section of fields"
             )
     return cls(**made)
+
+
+def _entries(section: type, value: Any, path: str) -> tuple[Any, ...]:
+    """Builds a tuple of sections from a list of mappings, or of texts `STORE=WEIGHT[@STEP]`."""
+    if not isinstance(value, list | tuple):
+        raise ConfigError(f"config.{path} = {_shown(value)}: must be a list of entries")
+    made = []
+    for entry in value:
+        if isinstance(entry, str):
+            made += [_build(section, _entry(text, path), path) for text in _items(entry)]
+        elif isinstance(entry, Mapping):
+            made.append(_build(section, entry, path))
+        elif isinstance(entry, section):
+            made.append(entry)
+        else:
+            raise ConfigError(f"config.{path} = {_shown(entry)}: must be fields with their values")
+    return tuple(made)
+
+
+def _items(text: str) -> list[str]:
+    return [item.strip() for item in text.split(",") if item.strip()]
+
+
+def _entry(text: str, path: str) -> dict[str, Any]:
+    """Reads `STORE=WEIGHT` or `STORE=WEIGHT@STEP`, as typed on the command line."""
+    store, _, rest = text.rpartition("=")
+    weight, _, step = rest.partition("@")
+    try:
+        found: dict[str, Any] = {"store": store, "weight": float(weight)}
+        return found | ({"from_step": int(step)} if step else {})
+    except ValueError:
+        raise ConfigError(
+            f"config.{path} = {_shown(text)}: must be STORE=WEIGHT or STORE=WEIGHT@STEP"
+        ) from None
 
 
 def from_config_dict(config: Mapping[str, Any]) -> Config:

@@ -5,7 +5,15 @@ from dataclasses import dataclass, field
 
 from emo_jax.config.changes import RESUME
 from emo_jax.config.checks import nearest, require
-from emo_jax.config.names import FROZEN_PARTS, Dtype, RawDtype, Schedule, WandbMode
+from emo_jax.config.names import (
+    FROZEN_PARTS,
+    Dtype,
+    Packing,
+    RawDtype,
+    Schedule,
+    WandbMode,
+    WindowOrder,
+)
 from emo_jax.errors import ConfigError
 
 # allenai/dolma2-tokenizer
@@ -14,11 +22,37 @@ DOLMA2_PAD_ID = 100_277
 
 
 @dataclass(frozen=True, kw_only=True)
-class DataConfig:
-    """Windows of a token store, or of headerless `.npy` token files read in place."""
+class SourceConfig:
+    """One source of a mixture.
 
-    # Folder written by emo prepare, or comma-separated patterns of .npy files.
+    A store may occur several times with different `from_step`: its weight changes at these steps,
+    and it is read on from where it was.
+    """
+
+    store: str  # as data.store
+    weight: float  # share of the tokens, relative to the weights of the other sources
+    domain: str = ""  # domain of all its documents; empty: as the store says
+    epochs: float = 0.0  # passes after which it is no longer read; 0: no limit
+    from_step: int = 0  # the first step (from 0) with this weight
+
+    def __post_init__(self) -> None:
+        require(bool(self.store), "data.sources.store", self.store, "a token store or token files")
+        require(self.weight >= 0, "data.sources.weight", self.weight, "at least 0")
+        require(self.epochs >= 0, "data.sources.epochs", self.epochs, "at least 0")
+        require(self.from_step >= 0, "data.sources.from_step", self.from_step, "at least 0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Windows of token stores, or of other trainers' token files read in place."""
+
+    # Folder written by emo prepare, or other trainers' token files (docs/data.md).
     store: str = field(default="", metadata=RESUME)
+    # A mixture, instead of data.store. The past of a run cannot be changed, its future can.
+    sources: tuple[SourceConfig, ...] = field(default=(), metadata=RESUME)
+    order: WindowOrder = "shuffled"  # grain: as runs of emo_jax 0.1; olmo: the reference's
+    # What a window holds: a cut of the documents end to end; whole documents that fit; one.
+    packing: Packing = "cut"
     seq_len: int = 4096  # tokens per window
     seed: int = 0  # for the order of the windows
     eos_starts_next_pool: bool = False  # the reference's off-by-one (SPEC 2.1)
@@ -30,6 +64,7 @@ class DataConfig:
     raw_dtype: RawDtype = "auto"  # of a token; auto: uint16 if the vocabulary fits, else uint32
 
     def __post_init__(self) -> None:
+        self._check_sources()
         require(self.seq_len >= 2, "data.seq_len", self.seq_len, "at least 2")
         require(self.prefetch >= 1, "data.prefetch", self.prefetch, "at least 1")
         require(self.raw_vocab_size >= 1, "data.raw_vocab_size", self.raw_vocab_size, "at least 1")
@@ -38,6 +73,31 @@ class DataConfig:
             usual = value in (DOLMA2_EOS_ID, DOLMA2_PAD_ID)
             hint = f"; {value} is Dolma 2's, give that of your vocabulary" if usual else ""
             require(0 <= value < self.raw_vocab_size, f"data.{name}", value, below + hint)
+
+    def _check_sources(self) -> None:
+        if not self.sources:
+            return
+        require(not self.store, "data.store", self.store, "empty where data.sources is given")
+        require(self.order != "olmo", "data.order", self.order, "'shuffled' in a mixture")
+        seen: dict[str, list[SourceConfig]] = {}
+        for one in self.sources:
+            seen.setdefault(one.store, []).append(one)
+        for store, entries in seen.items():
+            steps = [one.from_step for one in entries]
+            twice = f"different for each entry of {store!r}"
+            require(len(set(steps)) == len(steps), "data.sources.from_step", steps, twice)
+            for name in ("domain", "epochs"):
+                values = {getattr(one, name) for one in entries} - {"", 0.0}
+                one_only = f"the same in all entries of {store!r}"
+                require(len(values) <= 1, f"data.sources.{name}", sorted(values), one_only)
+        start = sum(one.weight for one in self.sources if one.from_step == 0)
+        require(start > 0, "data.sources.weight", start, "above 0 for a source from step 0 on")
+
+    @property
+    def stores(self) -> tuple[str, ...]:
+        """The stores of the run: `store`, or those of `sources` in order of first mention."""
+        named = dict.fromkeys(one.store for one in self.sources)
+        return tuple(named) or ((self.store,) if self.store else ())
 
     @property
     def raw_padding_id(self) -> int:
