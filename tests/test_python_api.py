@@ -143,10 +143,11 @@ def test_the_windows_of_a_dataset_are_those_of_the_run(store):
         [f"--config.data.store={store}", "--config.data.seq_len=64", "--config.train.batch_size=4"],
     )
     from emo_jax.data.loader import Loader
+    from emo_jax.data.run_windows import in_order
     from emo_jax.data.windows import open_windows
 
     dataset = emo_jax.dataset(config)
-    with Loader(open_windows(config.data), batch_size=4, seed=config.data.seed) as loader:
+    with Loader(in_order(open_windows(config.data), config.data.seed), batch_size=4) as loader:
         batch = loader.batch(8)
     for row in range(4):
         for ours, theirs in zip(dataset[8 + row], batch, strict=True):

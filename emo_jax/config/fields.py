@@ -133,7 +133,7 @@ def portable(config: Config) -> Config:
     Configs that come with data are used this way, so that a run's metrics never go to a place named
     in someone else's file.
     """
-    data = dataclasses.replace(config.data, store="")
+    data = dataclasses.replace(config.data, store="", sources=())
     return dataclasses.replace(config, data=data, tracking=TrackingConfig())
 
 

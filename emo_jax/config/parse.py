@@ -88,7 +88,7 @@ def _build(cls: type, values: Mapping[str, Any], path: str) -> Any:
                 f"{nearest(str(name), list(hints))}"
                 f" (allowed: {', '.join(hints)})"
             )
-    made = {}
+    made: dict[str, Any] = {}
     for f in dataclasses.fields(cls):
         if f.name not in values:
             if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING:

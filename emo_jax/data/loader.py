@@ -1,11 +1,10 @@
-"""Batches by number: the windows of a batch depend only on (seed, windows consumed).
+"""Batches by number: the windows of a batch depend only on (config, windows consumed).
 
 The only state to save is one integer. The order is the same on every host, after a restart and with
 another batch size, because a batch is a slice of it: windows [start, start + batch_size), of which
 each process reads the rows that its devices hold (`parallel/rows.py`).
 """
 
-import hashlib
 import threading
 import weakref
 from collections import deque
@@ -17,12 +16,15 @@ import numpy as np
 
 from emo_jax.batch import Batch
 from emo_jax.config import Config
+from emo_jax.data.run_windows import RunWindows, open_run_windows
+from emo_jax.data.sources import open_data
 from emo_jax.data.stream import TRAIN
-from emo_jax.data.windows import Windows, open_windows
+from emo_jax.data.windows import Windows
 from emo_jax.errors import ConfigError
 from emo_jax.files.waiting import wait_unless
 
-_READERS = 8  # rows read at once; the threads mostly wait for storage
+_REMOTE_READERS = 32  # parts of a batch read at once from an object store
+_BATCHES_AT_ONCE = 2
 _LOOK_SECONDS = 0.1  # between checks whether to stop, while waiting for a batch
 
 
@@ -30,45 +32,52 @@ def _never() -> bool:
     return False
 
 
-def in_order(windows: Windows, seed: int) -> grain.MapDataset:
-    """Windows in the order given by a seed: endless, with a new order in every epoch.
+class _Selection:
+    """The order of a run, as grain's `select_from_datasets` wants it."""
 
-    Item n, a `Batch` with NumPy fields (S,), is a function of (windows, seed, n) alone.
-    """
-    # grain takes a 32-bit seed and adds the epoch to it, so neighbouring seeds would share orders;
-    # a hash keeps them apart.
-    digest = hashlib.sha256(str(seed).encode()).digest()
-    shuffled = grain.MapDataset.source(windows).shuffle(seed=int.from_bytes(digest[:4], "little"))
-    return shuffled.repeat()
+    def __init__(self, windows: RunWindows):
+        self._windows = windows
+
+    def __len__(self) -> int:
+        return self._windows.length
+
+    def __getitem__(self, place: int) -> tuple[int, int]:
+        if not 0 <= place < len(self):
+            raise IndexError(place)
+        (source,), (window,) = self._windows.locate(np.array([place]))
+        return int(source), int(window)
 
 
 def dataset(config: Config, *, split: str = TRAIN) -> grain.MapDataset:
-    """The windows of `config.data.store`, in the order in which a run with this config reads them.
+    """The windows of `config.data`, in the order in which a run with this config reads them.
 
     Item n is window n of the run: a `Batch` with NumPy fields (S,), where S is `data.seq_len`. Step
     k of the run, counted from 0, reads items k·B to k·B + B - 1, where B is `train.batch_size`. The
-    dataset is endless, with a new order in every epoch. It can be mapped, filtered, batched and
-    mixed like any other; an item is read from the store when it is accessed.
+    dataset of a store is endless, with a new order in every epoch; that of a mixture ends with the
+    run. It can be mapped, filtered, batched and mixed like any other; an item is read from the
+    store when it is accessed.
 
     Args:
-      config: a config from `emo_jax.load_config`; its section `data`, with `data.store` set.
-      split: "train", or for a token store "select" or "test"; `data.repetition_filter` applies to
-        "train" only.
+      config: a config from `emo_jax.load_config`; its section `data`, with `data.store` or
+        `data.sources` set.
+      split: "train", or for a token store "select" or "test"; `data.repetition_filter` and
+        `data.packing` apply to "train" only.
 
     Raises:
       UsageError: no such store or split.
       DataError: the store is damaged, or the split has no window.
     """
-    return in_order(open_windows(config.data, split=split), config.data.seed)
+    windows = open_run_windows(config, open_data(config.data), split=split)
+    sources = [grain.MapDataset.source(part) for part in windows.parts]
+    return grain.MapDataset.select_from_datasets(sources, _Selection(windows))
 
 
 class Loader:
-    """Shuffled training batches.
+    """Training batches.
 
     Args:
-      windows: the windows to shuffle; each epoch has its own order.
+      windows: the windows in their order.
       batch_size: B, rows of the global batch.
-      seed: seed of the order.
       rows: rows of the batch to read, in order; None: all.
       prefetch: number of batches that `iterate` prepares ahead.
 
@@ -78,19 +87,18 @@ class Loader:
 
     def __init__(
         self,
-        windows: Windows,
+        windows: RunWindows,
         *,
         batch_size: int,
-        seed: int,
         rows: Sequence[int] | None = None,
         prefetch: int = 2,
     ):
         self.windows, self.batch_size, self.prefetch = windows, batch_size, prefetch
-        self.rows = _checked_rows(batch_size, rows)
-        self._order = in_order(windows, seed)
-        self._readers = ThreadPoolExecutor(
-            min(_READERS, len(self.rows)), thread_name_prefix="windows"
-        )
+        self.rows = np.array(_checked_rows(batch_size, rows), np.int64)
+        # NumPy holds the interpreter's lock: on a local disk, more readers are slower.
+        readers = min(_REMOTE_READERS, len(self.rows)) if windows.remote else 1
+        self._parts = np.array_split(self.rows, readers)
+        self._readers = ThreadPoolExecutor(readers, thread_name_prefix="windows")
         self._close = weakref.finalize(self, self._readers.shutdown, wait=False)
 
     def close(self) -> None:
@@ -114,12 +122,14 @@ class Loader:
           A `Batch` with NumPy fields (rows, S).
         """
 
-        def read(number: int) -> Batch:
+        def read(rows: np.ndarray) -> Batch:
             with wait_unless(stopped):
-                return self._order[number]
+                return self.windows.read(start_window + rows)
 
-        numbers = [start_window + row for row in self.rows]
-        return stack(list(self._readers.map(read, numbers)))
+        if len(self._parts) == 1:
+            return read(self.rows)
+        parts = list(self._readers.map(read, self._parts))
+        return Batch(*(np.concatenate(field) for field in zip(*parts, strict=True)))
 
     def iterate(
         self, start_window: int = 0, *, stopped: Callable[[], bool] = _never
@@ -134,7 +144,9 @@ class Loader:
           stopped: polled while a batch is not ready; the iterator ends once it returns True.
         """
         closed = threading.Event()
-        background = ThreadPoolExecutor(1, thread_name_prefix="batches")
+        background = ThreadPoolExecutor(
+            min(_BATCHES_AT_ONCE, self.prefetch), thread_name_prefix="batches"
+        )
         ahead: deque[tuple[int, Future[Batch]]] = deque()
         try:
             while True:
@@ -175,10 +187,14 @@ def heldout_batches(
     total = len(windows)
     wanted = total if max_windows is None else min(max_windows, total)
     chosen = np.arange(wanted, dtype=np.int64) * total // max(wanted, 1)
-    padding = windows.padding()
     for first in range(0, wanted, batch_size):
-        numbers = [first + row for row in rows]
-        yield stack([windows[chosen[n]] if n < wanted else padding for n in numbers])
+        numbers = np.array([first + row for row in rows])
+        real = np.flatnonzero(numbers < wanted)
+        batch = windows.padding(len(rows))
+        if real.size:
+            for field, values in zip(batch, windows.read(chosen[numbers[real]]), strict=True):
+                field[real] = values
+        yield batch
 
 
 def stack(rows: Sequence[Batch]) -> Batch:

@@ -13,6 +13,7 @@ reaches its cap of epochs.
 
 import bisect
 import functools
+import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -179,17 +180,19 @@ class Mixture:
             counts[low - first : high - first] = np.array(_counts(stage, low))[here] + ranks
         return sources, counts
 
-    def same_until(self, other: "Mixture", place: int) -> bool:
-        """Whether both read the same windows before a place; sources may differ in their names."""
+    def fingerprint(self, sources: Sequence[str], place: int) -> str:
+        """Returns the SHA-256 of which source is read at each place before `place`.
 
-        def seen(plan: Mixture) -> list[tuple[int, tuple[tuple[int, int], ...]]]:
-            return [
-                (stage.start, tuple(zip(stage.edges, stage.edges[1:], strict=False)))
-                for stage in plan.stages
-                if stage.start < place
-            ]
-
-        return seen(self) == seen(other)
+        Args:
+          sources: fingerprints of the sources.
+        """
+        past = [
+            (stage.start, [(name, a, b) for name, a, b in arcs if a < b])
+            for stage in self.stages
+            for arcs in [zip(sources, stage.edges, stage.edges[1:], strict=False)]
+            if stage.start < place
+        ]
+        return hashlib.sha256(repr(past).encode()).hexdigest()
 
 
 def _at(weights: Sequence[tuple[int, float]], step: int) -> float:

@@ -37,3 +37,37 @@ def is_repetitive(
         if longest >= period and (longest + period) // period >= max(max_count, 3):
             return True
     return False
+
+
+def repetitive_rows(tokens_NS: np.ndarray, sizes_N: np.ndarray) -> np.ndarray:
+    """Returns which rows `is_repetitive` with the usual bounds, without looking at every token.
+
+    A repetition is a run of tokens that equal the one a period before. Wherever a run begins, it
+    covers two neighbours of a grid of half its least length; few rows have equal tokens at two such
+    neighbours, and only these are looked at in full.
+
+    Args:
+      tokens_NS: (N,S) int ids.
+      sizes_N: tokens of each row; what follows is padding.
+
+    Returns:
+      (N,) bool.
+    """
+    size = tokens_NS.shape[1]
+    found = np.zeros(len(tokens_NS), bool)
+    for period in range(MIN_PERIOD, min(MAX_PERIOD, size // 3) + 1):
+        least = (MAX_COUNT - 1) * period
+        if least > size - period:
+            break
+        half = least // 2
+        equal = (
+            tokens_NS[:, half - 1 : size - period : half] == tokens_NS[:, half - 1 + period :: half]
+        )
+        rows, at = np.nonzero(equal[:, :-1] & equal[:, 1:])
+        between = (at + 1)[:, None] * half - 1 + np.arange(half)
+        same = tokens_NS[rows[:, None], between] == tokens_NS[rows[:, None], between + period]
+        for row in np.unique(rows[same.all(axis=1)]):
+            found[row] = found[row] or is_repetitive(
+                tokens_NS[row, : sizes_N[row]], min_period=period, max_period=period
+            )
+    return found

@@ -16,7 +16,7 @@ compared again (`files.arrays`). For object stores, tensorstore retries by itsel
 
 import copy
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -121,6 +121,19 @@ class TokenStore:
         if verify or (verify is None and total < VERIFY_BELOW_BYTES):
             files.check_digests(manifest["files"])
         return cls(location, manifest, steady, trust=trust)
+
+    @property
+    def num_bytes(self) -> int:
+        """Size of all its files."""
+        return sum(f["bytes"] for f in self.manifest["files"].values())
+
+    def verify(self) -> None:
+        """Compares every file with its SHA-256.
+
+        Raises:
+          DataError: one differs; names it.
+        """
+        StoreFiles(self.path).check_digests(self.manifest["files"])
 
     def grouped(self, most: int = MOST_DOMAINS) -> "TokenStore":
         """Returns the same store with all but its `most` largest domains merged into one.
@@ -275,36 +288,39 @@ class StoreStream:
         """Returns tokens [start, stop), with their documents and domains."""
         if not 0 <= start < stop <= self.num_tokens:
             raise IndexError(f"{self.name}: [{start}, {stop}) of {self.num_tokens} tokens")
-        # The documents are in the blocks of the first and last token, and those in between.
-        first, last = np.searchsorted(self._index, [start, stop - 1], side="right")
-        documents = slice(
-            int(first) * INDEX_STRIDE, min((int(last) + 1) * INDEX_STRIDE, self.num_documents)
-        )
-        # Start all three reads before waiting for the first.
-        tokens, ends, domains = (
-            array.start(where)
-            for array, where in (
-                (self._tokens, slice(start, stop)),
-                (self._ends, documents),
-                (self._domains, documents),
-            )
-        )
-        tokens_N = tokens().astype(np.int32)
-        # The last document of each block ends where the index says.
-        ends_D = self._checked_ends(ends(), int(self._index[last]))
-        domains_D = self._checked_domains(domains())
-        document = np.searchsorted(ends_D, np.arange(start, stop), side="right")
-        return Span(
-            tokens=tokens_N,
-            segment_ids=(document - document[0]).astype(np.int32),
-            domain_ids=domains_D[document],
-        )
+        return self.read_ranges(np.array([start]), np.array([stop]))
 
-    def _checked_ends(self, ends_D: np.ndarray, last: int | None = None) -> np.ndarray:
-        """Checks the ends of consecutive documents; the last one must be `last`, if given."""
+    def read_ranges(self, starts_N: np.ndarray, stops_N: np.ndarray) -> Span:
+        """Returns the tokens of several ranges end to end, each with documents from 0."""
+        # A document is in the block of its last token; start all reads before waiting for one.
+        first_N = np.searchsorted(self._index, starts_N, side="right")
+        last_N = np.searchsorted(self._index, stops_N - 1, side="right")
+        blocks = np.unique(
+            np.concatenate([np.arange(a, b + 1) for a, b in zip(first_N, last_N, strict=True)])
+        )
+        tokens = _start_ranges(self._tokens, starts_N, stops_N)
+        ends = _start_ranges(self._ends, *self._documents_of(blocks))
+        domains = _start_ranges(self._domains, *self._documents_of(blocks))
+        tokens_T = tokens().astype(np.int32)
+        ends_D = self._checked_ends(ends(), blocks)
+        domains_D = self._checked_domains(domains())
+        first_D = np.searchsorted(ends_D, starts_N, side="right")
+        last_D = np.searchsorted(ends_D, stops_N - 1, side="right")
+        return _in_documents(tokens_T, starts_N, stops_N, ends_D, domains_D, first_D, last_D)
+
+    def _documents_of(self, blocks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Returns the first documents of blocks, and one past their last."""
+        first = blocks * INDEX_STRIDE
+        return first, np.minimum(first + INDEX_STRIDE, self.num_documents)
+
+    def _checked_ends(self, ends_D: np.ndarray, blocks: np.ndarray | None = None) -> np.ndarray:
+        """Checks that ends rise; those of whole blocks must be what the index says."""
         if not _rises(ends_D) or not 0 < ends_D[0] <= ends_D[-1] <= self.num_tokens:
             raise self._store.damaged(f"{self.name}: doc_ends is no list of ends of documents")
-        if last is not None and ends_D[-1] != last:
+        if blocks is None:
+            return ends_D
+        sizes = np.diff(self._documents_of(blocks), axis=0)[0]
+        if (ends_D[np.cumsum(sizes) - 1] != self._index[blocks]).any():
             raise self._store.damaged(f"{self.name}: doc_ends and doc_index do not belong together")
         return ends_D
 
@@ -329,6 +345,51 @@ class StoreStream:
         domains = self._checked_domains(self._domains.read(slice(start, stop)))
         parts = np.split(tokens, ends[1:-1] - ends[0])
         return [TokenDocument(t, int(d)) for t, d in zip(parts, domains, strict=True)]
+
+
+def _start_ranges(
+    array: StoredArray, starts_N: np.ndarray, stops_N: np.ndarray
+) -> Callable[[], np.ndarray]:
+    """Starts to read ranges of an array; the returned function returns them end to end."""
+    lengths_N = stops_N - starts_N
+    reads = []
+    for length in np.unique(lengths_N).tolist():
+        rows = np.flatnonzero(lengths_N == length)
+        reads.append((length, rows, array.start_rows(starts_N[rows].tolist(), length)))
+
+    def finish() -> np.ndarray:
+        if len(reads) == 1:
+            return reads[0][2]().reshape(-1)
+        ends = np.cumsum(lengths_N)
+        found = np.empty(ends[-1], array.dtype)
+        for length, rows, read in reads:
+            found[(ends[rows] - length)[:, None] + np.arange(length)] = read()
+        return found
+
+    return finish
+
+
+def _in_documents(
+    tokens_T: np.ndarray,
+    starts_N: np.ndarray,
+    stops_N: np.ndarray,
+    ends_D: np.ndarray,
+    domains_D: np.ndarray,
+    first_N: np.ndarray,
+    last_N: np.ndarray,
+) -> Span:
+    """Marks ranges of tokens with documents [first, last] of `ends_D`, and their domains."""
+    documents_N = last_N - first_N + 1
+    which = np.repeat(np.arange(len(starts_N)), documents_N)  # range of each part of a document
+    number = np.arange(which.size) - np.repeat(np.cumsum(documents_N) - documents_N, documents_N)
+    documents = first_N[which] + number
+    begins = np.where(number == 0, starts_N[which], ends_D[documents - 1])
+    lengths = np.minimum(ends_D[documents], stops_N[which]) - begins
+    return Span(
+        tokens=tokens_T,
+        segment_ids=np.repeat(number.astype(np.int32), lengths),
+        domain_ids=np.repeat(domains_D[documents], lengths),
+    )
 
 
 def _instead(folder: Path | None) -> str:

@@ -35,6 +35,29 @@ class Stream(Protocol):
         ...
 
 
+def read_ranges(stream: Stream, starts_N: np.ndarray, stops_N: np.ndarray) -> Span:
+    """Reads several ranges of a stream; returns them end to end, each with documents from 0.
+
+    A stream may have a method of this name that reads them at once.
+    """
+    at_once = getattr(stream, "read_ranges", None)
+    if at_once is not None:
+        return at_once(starts_N, stops_N)
+    spans = [
+        stream.read(start, stop)
+        for start, stop in zip(starts_N.tolist(), stops_N.tolist(), strict=True)
+    ]
+    if len(spans) == 1:
+        return spans[0]
+    masks = None
+    if spans[0].loss_mask is not None:
+        masks = np.concatenate([span.loss_mask for span in spans if span.loss_mask is not None])
+    tokens, segments, domains = (
+        np.concatenate(field) for field in zip(*(span[:3] for span in spans), strict=True)
+    )
+    return Span(tokens, segments, domains, masks)
+
+
 class DocumentStream(Stream, Protocol):
     """A stream that knows where all its documents are."""
 

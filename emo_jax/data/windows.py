@@ -1,33 +1,39 @@
-"""Windows of a token stream, with everything that the model is told about them."""
+"""Windows of a token source, with everything that the model is told about them."""
 
 import os
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 
 from emo_jax.batch import PADDING_ID, Batch
 from emo_jax.config import DataConfig
-from emo_jax.data import pairs, raw, repetition
+from emo_jax.config.names import Packing
+from emo_jax.data import pack_index, pairs, raw, repetition
+from emo_jax.data.order import OLMO_UNIT_TOKENS
+from emo_jax.data.packing import Packed, Pieces
 from emo_jax.data.pairs import PairStore
 from emo_jax.data.raw import RawTokens
 from emo_jax.data.store import TokenStore
-from emo_jax.data.stream import TRAIN, Span, TokenSource, check_ids
+from emo_jax.data.stream import TRAIN, Stream, TokenSource, check_ids, read_ranges
 from emo_jax.errors import DataError
 
 
 class Windows(Sequence[Batch]):
-    """Window i covers tokens [i·S, (i+1)·S) of its stream; streams follow one another.
+    """The windows of a split: those of its first stream, then those of the next.
 
-    The tail of a training stream is dropped; that of a held-out stream is kept and padded. A
-    document longer than a window spans several.
+    How documents fill them: see `packing`. The tail of a training stream is dropped; that of a
+    held-out stream is kept and padded.
 
     Args:
-      source: a `TokenStore` or `RawTokens`.
+      source: a `TokenStore`, `RawTokens`, or tokens of another format.
       seq_len: S.
       split: "train", "select" or "test".
+      packing: "cut", "best_fit" or "document".
       eos_starts_next_pool: use the reference's pools, where the end-of-document token starts the
         next pool (SPEC 2.1); attention keeps it with its document.
       repetition_filter: set the loss mask of repetitive windows to 0; they are still routed.
+      cache: folder for what a pass over all documents found; None: it is found anew.
 
     Raises:
       DataError: there is no window, or (when read) a token outside the vocabulary.
@@ -39,17 +45,21 @@ class Windows(Sequence[Batch]):
         seq_len: int,
         *,
         split: str = TRAIN,
+        packing: Packing = "cut",
         eos_starts_next_pool: bool = False,
         repetition_filter: bool = False,
+        cache: Path | None = None,
     ):
-        self.source, self.seq_len, self.split = source, seq_len, split
+        self.source, self.seq_len, self.split, self.packing = source, seq_len, split, packing
         self._eos_starts_next_pool = eos_starts_next_pool
         self._repetition_filter = repetition_filter
         self._streams = list(source.streams(split))
         # Training uses whole windows only; the tail of held-out text counts too.
-        spare = 0 if split == TRAIN else seq_len - 1
-        counts = [(s.num_tokens + spare) // seq_len for s in self._streams]
-        self._ends = np.cumsum(counts, dtype=np.int64)
+        self._packed: list[Packed] = [
+            pack_index.open_packed(s, source, seq_len, packing, tail=split != TRAIN, cache=cache)
+            for s in self._streams
+        ]
+        self._ends = np.cumsum([len(p) for p in self._packed], dtype=np.int64)
         if not len(self):
             tokens = sum(s.num_tokens for s in self._streams)
             raise DataError(
@@ -70,61 +80,91 @@ class Windows(Sequence[Batch]):
         index = int(index)
         if not 0 <= index < len(self):
             raise IndexError(index)
-        which = int(np.searchsorted(self._ends, index, side="right"))
-        stream = self._streams[which]
-        local = index - (int(self._ends[which - 1]) if which else 0)
-        start = local * self.seq_len
-        span = stream.read(start, min(start + self.seq_len, stream.num_tokens))
+        return Batch(*(field[0] for field in self.read(np.array([index], np.int64))))
+
+    def read(self, windows_N: np.ndarray) -> Batch:
+        """Returns windows by their numbers, which must exist: a Batch of (N,S) arrays."""
+        batch = self.padding(len(windows_N))
+        for stream, rows, pieces in self._by_stream(np.asarray(windows_N, np.int64)):
+            self._fill(batch, self._streams[stream], rows, pieces)
+        return batch
+
+    def pieces(self, windows_N: np.ndarray) -> list[tuple[int, np.ndarray, Pieces]]:
+        """Returns what windows consist of: (stream, rows of its windows, their pieces)."""
+        return list(self._by_stream(np.asarray(windows_N, np.int64)))
+
+    def _by_stream(self, windows_N: np.ndarray) -> list[tuple[int, np.ndarray, Pieces]]:
+        streams_N = np.searchsorted(self._ends, windows_N, side="right")
+        found = []
+        for stream in np.unique(streams_N).tolist():
+            rows = np.flatnonzero(streams_N == stream)
+            local = windows_N[rows] - (self._ends[stream - 1] if stream else 0)
+            found.append((stream, rows, self._packed[stream].pieces(local)))
+        return found
+
+    def _fill(self, batch: Batch, stream: Stream, rows: np.ndarray, pieces: Pieces) -> None:
+        """Reads pieces of a stream into rows of a batch that is padding so far."""
+        span = read_ranges(stream, pieces.starts, pieces.stops)
         check_ids(span.tokens, self.source.vocab_size, stream.name)
-        return self._window(span)
-
-    def _window(self, span: Span) -> Batch:
-        """Makes the fields of N <= S tokens, padded to S."""
-        tokens, segment_ids, domain_ids, counts = span
-        if self._eos_starts_next_pool:
-            is_eos = tokens == self.source.eos_id
-            pool_ids = np.cumsum(is_eos) - is_eos[0]  # SPEC 2.1
+        lengths = pieces.stops - pieces.starts
+        ends = np.cumsum(lengths)
+        # Labels cross document boundaries (SPEC 5.4); the last token of a piece has none.
+        labels = np.zeros_like(span.tokens)
+        labels[:-1] = span.tokens[1:]
+        labels[ends - 1] = 0
+        mask = np.ones(span.tokens.size, np.float32)
+        if span.loss_mask is not None:
+            mask *= span.loss_mask
+        mask[ends - 1] = 0.0
+        segments = span.segment_ids
+        if len(pieces.rows) > len(rows):  # a piece is a document
+            first = np.searchsorted(pieces.rows, pieces.rows)
+            segments = segments + np.repeat(np.arange(len(first)) - first, lengths).astype(np.int32)
+        fields = {
+            "tokens": span.tokens,
+            "labels": labels,
+            "loss_mask": mask,
+            "segment_ids": segments,
+            "pool_ids": segments,
+            "domain_ids": span.domain_ids,
+        }
+        if len(pieces.rows) == len(rows) and (lengths == self.seq_len).all():
+            for name, values in fields.items():
+                getattr(batch, name)[rows] = values.reshape(len(rows), self.seq_len)
         else:
-            pool_ids = segment_ids
-        masked = self._repetition_filter and repetition.is_repetitive(tokens)
-        loss_mask = np.full(tokens.shape, 0.0 if masked else 1.0, np.float32)
-        if counts is not None:
-            loss_mask *= counts
-        loss_mask[-1] = 0.0
-        # Labels cross document boundaries (SPEC 5.4); the last token of a window has none.
-        labels = np.append(tokens[1:], 0)
-        missing = self.seq_len - tokens.size
+            at = np.repeat(rows[pieces.rows] * self.seq_len + pieces.columns, lengths)
+            at += np.arange(at.size) - np.repeat(ends - lengths, lengths)
+            for name, values in fields.items():
+                getattr(batch, name).reshape(-1)[at] = values
+        if self._eos_starts_next_pool:
+            is_eos = batch.tokens[rows] == self.source.eos_id
+            pools = np.cumsum(is_eos, axis=1, dtype=np.int32) - is_eos[:, :1]  # SPEC 2.1
+            batch.pool_ids[rows] = np.where(batch.segment_ids[rows] >= 0, pools, PADDING_ID)
+        if self._repetition_filter:
+            sizes = np.bincount(pieces.rows, lengths, len(rows)).astype(np.int64)
+            batch.loss_mask[rows[repetition.repetitive_rows(batch.tokens[rows], sizes)]] = 0.0
 
-        def padded(values: np.ndarray, fill: int) -> np.ndarray:
-            return np.pad(values, (0, missing), constant_values=fill)
-
+    def padding(self, count: int) -> Batch:
+        """Returns `count` windows of padding, to fill up a batch: (count, S) arrays."""
+        shape = (count, self.seq_len)
+        positions = np.arange(self.seq_len, dtype=np.int32)
         return Batch(
-            tokens=padded(tokens, self.source.pad_id).astype(np.int32),
-            labels=padded(labels, 0).astype(np.int32),
-            loss_mask=padded(loss_mask, 0).astype(np.float32),
-            segment_ids=padded(segment_ids, PADDING_ID).astype(np.int32),
-            pool_ids=padded(pool_ids, PADDING_ID).astype(np.int32),
-            positions=np.arange(self.seq_len, dtype=np.int32),
-            domain_ids=padded(domain_ids, -1).astype(np.int32),
-        )
-
-    def padding(self) -> Batch:
-        """Returns a window of (S,) padding, to fill up a batch."""
-        nothing = np.full(self.seq_len, PADDING_ID, np.int32)
-        zeros = np.zeros(self.seq_len, np.int32)
-        return Batch(
-            tokens=np.full(self.seq_len, self.source.pad_id, np.int32),
-            labels=zeros,
-            loss_mask=np.zeros(self.seq_len, np.float32),
-            segment_ids=nothing,
-            pool_ids=nothing,
-            positions=np.arange(self.seq_len, dtype=np.int32),
-            domain_ids=nothing,
+            tokens=np.full(shape, self.source.pad_id, np.int32),
+            labels=np.zeros(shape, np.int32),
+            loss_mask=np.zeros(shape, np.float32),
+            segment_ids=np.full(shape, PADDING_ID, np.int32),
+            pool_ids=np.full(shape, PADDING_ID, np.int32),
+            positions=np.tile(positions, (count, 1)),
+            domain_ids=np.full(shape, -1, np.int32),
         )
 
 
 def open_source(
-    location: str | os.PathLike[str], config: DataConfig, *, trust: bool = False
+    location: str | os.PathLike[str],
+    config: DataConfig,
+    *,
+    trust: bool = False,
+    verify: bool | None = None,
 ) -> TokenStore | RawTokens | PairStore:
     """Opens a token store, headerless token files, or the pairs of `emo finetune`.
 
@@ -133,29 +173,40 @@ def open_source(
         commas), or a file of pairs.
       config: its `raw_…` fields describe headerless files; a store describes itself.
       trust: see `TokenStore.open`.
+      verify: see `TokenStore.open`.
     """
     text = os.fspath(location)
     if text.endswith(pairs.SUFFIX):
         return PairStore.open(text)
     if not text.lower().endswith(raw.SUFFIXES):
-        return TokenStore.open(text, trust=trust)
+        return TokenStore.open(text, trust=trust, verify=verify)
     return RawTokens(
         text.split(","),
         vocab_size=config.raw_vocab_size,
         eos_id=config.raw_eos_id,
         pad_id=config.raw_padding_id,
         dtype=config.raw_dtype,
+        floor_to=OLMO_UNIT_TOKENS if config.order == "olmo" else 1,
     )
 
 
 def open_windows(
-    config: DataConfig, *, split: str = TRAIN, source: TokenSource | None = None
+    config: DataConfig,
+    *,
+    split: str = TRAIN,
+    source: TokenSource | None = None,
+    cache: Path | None = None,
 ) -> Windows:
-    """Opens the windows that a `data` section configures; only training windows are filtered."""
+    """Opens the windows that a `data` section configures.
+
+    Only training windows are filtered and packed: held-out losses stay comparable between runs.
+    """
     return Windows(
         source if source is not None else open_source(config.store, config),
         config.seq_len,
         split=split,
+        packing=config.packing if split == TRAIN else "cut",
         eos_starts_next_pool=config.eos_starts_next_pool,
         repetition_filter=config.repetition_filter and split == TRAIN,
+        cache=cache,
     )

@@ -55,7 +55,7 @@ def describe_run(workdir: Path, config: Config, start: int, *, fingerprint: str)
         "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "environment": environment(),
         "git": git_state(Path(emo_jax.__file__).parent) or git_state(Path.cwd()),
-        "data": {"store": config.data.store, "fingerprint": fingerprint},
+        "data": {"store": ", ".join(config.data.stores), "fingerprint": fingerprint},
     }
     return RunInfo(workdir=workdir, config=config, start=start, facts=facts)
 

@@ -24,6 +24,7 @@ from emo_jax.parallel import processes
 CONFIG_FILE = "config.json"
 INIT_FILE = "init.json"  # in a workdir: the checkpoint that its run started from
 TOKENIZER_FOLDER = "tokenizer"  # in a workdir, and in a token store
+INDEX_FOLDER = "data_index"  # in a workdir: where documents are, for data that does not say
 
 _RECIPE = ("train", "optimizer")  # sections that may change if the run continues in a new workdir
 
@@ -114,7 +115,7 @@ def _claim(
     try:
         if not (folder / CONFIG_FILE).exists():
             # The remains of an interrupted claim still count as an empty workdir.
-            ours = {f".{CONFIG_FILE}.tmp", INIT_FILE, f".{INIT_FILE}.tmp"}
+            ours = {f".{CONFIG_FILE}.tmp", INIT_FILE, f".{INIT_FILE}.tmp", INDEX_FOLDER}
             others = []
             if folder.exists():
                 names = sorted(entry.name for entry in folder.iterdir())
@@ -176,7 +177,10 @@ def read_workdir_config(workdir: str | os.PathLike[str]) -> Config:
             check_own_files(folder, [CONFIG_FILE], error=UsageError)
         if not path.exists():
             raise UsageError(f"{folder}: not a workdir (no {CONFIG_FILE}); give a run's --workdir")
-        return from_config_dict(parse(read_regular(path)))
+        values = parse(read_regular(path))
+        if isinstance(values, dict) and isinstance(data := values.get("data"), dict):
+            data.setdefault("order", "grain")  # before there was a choice
+        return from_config_dict(values)
     except (OSError, ValueError, AttributeError, TypeError) as e:
         raise UsageError(f"{path}: cannot be read as a run's config: {one_line(e)}") from e
     except ConfigError as e:

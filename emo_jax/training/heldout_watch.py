@@ -9,6 +9,7 @@ import numpy as np
 from emo_jax.batch import Batch
 from emo_jax.config import Config
 from emo_jax.data.loader import heldout_batches
+from emo_jax.data.sources import MixedSource
 from emo_jax.data.store import TokenStore
 from emo_jax.data.stream import TokenSource
 from emo_jax.data.windows import Windows, open_windows
@@ -45,7 +46,7 @@ class HeldOutWatch:
         cls, config: Config, model: ModelFunctions, source: TokenSource
     ) -> "HeldOutWatch | None":
         """Returns a run's watch; None if its source has no such split, or evaluation is off."""
-        if not config.train.eval_windows or not isinstance(source, TokenStore):
+        if not config.train.eval_windows or not isinstance(source, TokenStore | MixedSource):
             return None
         if not source.count(HELD_OUT_SPLIT):
             return None

@@ -15,6 +15,8 @@ from emo_jax.checkpoint.manifest import LeafPath, compare, read_manifest
 from emo_jax.checkpoint.reading import checkpoints_of
 from emo_jax.config import Config, differences, may_change, to_dict
 from emo_jax.config.names import INIT_MODES
+from emo_jax.data.run_windows import RunWindows
+from emo_jax.data.sources import MixedSource
 from emo_jax.data.store import TokenStore
 from emo_jax.data.stream import TokenSource
 from emo_jax.errors import CheckpointError, DataError, EmoError, UsageError, one_line
@@ -73,6 +75,7 @@ def find_source(
     config: Config,
     *,
     source: TokenSource,
+    windows: RunWindows,
     wanted: dict[LeafPath, Any],
     record: dict[str, Any] | None,
 ) -> Source:
@@ -80,6 +83,7 @@ def find_source(
 
     Args:
       source: the tokens of the run.
+      windows: their order.
       wanted: leaves of the state that are to be read, by path.
       record: from an earlier start of this run that saved nothing; it says which step was newest.
 
@@ -109,7 +113,7 @@ def find_source(
     _check_shapes(asked, step, config, theirs, wanted)
     changes = _check_differences(asked, config, theirs)
     if not expects(config, "data.store"):
-        _check_data(asked, extra, source)
+        _check_data(asked, extra, source, windows)
     if asked.mode == "all" and config.train.steps <= step:
         raise UsageError(
             f"{asked} --init all goes on at step {step}, and config.train.steps ="
@@ -257,16 +261,19 @@ def _check_shapes(
         raise UsageError(f"{asked}: {e}{differs}") from e
 
 
-def _check_data(asked: InitFrom, extra: dict[str, Any], source: TokenSource) -> None:
+def _check_data(
+    asked: InitFrom, extra: dict[str, Any], source: TokenSource, windows: RunWindows
+) -> None:
     meant = "if it is meant, give --config.init.expected_changes with data.store among its names"
-    if isinstance(source, TokenStore):
+    if isinstance(source, TokenStore | MixedSource):
         try:
             source.check_tokenizer_in(asked.workdir / TOKENIZER_FOLDER)
         except DataError as e:
             raise UsageError(f"{asked} has a tokenizer of its own; {e}; {meant}") from e
-    theirs = extra.get("store", source.fingerprint)
-    if asked.mode == "all" and theirs != source.fingerprint:
+    ours = windows.fingerprint_at(windows_of(extra, str(asked)))
+    theirs = extra.get("store", ours)
+    if asked.mode == "all" and theirs != ours:
         raise UsageError(
             f"{asked} --init all goes on with its data, and config.data.store is another store"
-            f" ({source.fingerprint[:12]} is not {theirs[:12]}); {meant}"
+            f" ({ours[:12]} is not {theirs[:12]}); {meant}"
         )

@@ -57,6 +57,6 @@ class LabelWatch:
                 " a row); give other documents, or --config.data.repetition_filter=False"
             )
         raise EmoError(
-            f"config.data.store = {data.store}: not one label in {window - self._since} windows,"
+            f"{', '.join(data.stores[:3])}: not one label in {window - self._since} windows,"
             f" so there is nothing to learn: {why}"
         )

@@ -18,9 +18,10 @@ from emo_jax.batch import Batch
 from emo_jax.checkpoint.checkpointer import Checkpointer
 from emo_jax.config import Config, to_dict
 from emo_jax.data.loader import Loader
+from emo_jax.data.run_windows import open_run_windows
+from emo_jax.data.sources import MixedSource, open_data
 from emo_jax.data.store import TokenStore
 from emo_jax.data.stream import TokenSource
-from emo_jax.data.windows import open_source, open_windows
 from emo_jax.errors import (
     CheckpointError,
     ConfigError,
@@ -37,11 +38,17 @@ from emo_jax.parallel import processes
 from emo_jax.parallel.rows import global_batch, own_rows
 from emo_jax.run.lock import RunLock
 from emo_jax.run.run_info import describe_run
-from emo_jax.run.workdir import INIT_FILE, TOKENIZER_FOLDER, all_succeed, claim_workdir
+from emo_jax.run.workdir import (
+    INDEX_FOLDER,
+    INIT_FILE,
+    TOKENIZER_FOLDER,
+    all_succeed,
+    claim_workdir,
+)
 from emo_jax.training import halt
 from emo_jax.training.clock import Clock
 from emo_jax.training.heldout_watch import HeldOutWatch
-from emo_jax.training.init_from import InitFrom
+from emo_jax.training.init_from import InitFrom, windows_of
 from emo_jax.training.labels import LabelWatch
 from emo_jax.training.metrics import summarize
 from emo_jax.training.optimizer import make_optimizer
@@ -87,7 +94,7 @@ class Trainer:
         stop: StopRequest | None = None,
         quiet: bool = False,
     ):
-        if not config.data.store:
+        if not config.data.stores:
             raise ConfigError(
                 "config.data.store = '': must be a token store (make one with emo prepare, then "
                 "give --config.data.store=STORE)"
@@ -100,10 +107,12 @@ class Trainer:
         mesh_lib.check_batch(
             self.mesh, config.train.batch_size // config.train.micro_batches, config.data.seq_len
         )
-        self.source = source = open_source(config.data.store, config.data)
-        self.windows = open_windows(config.data, source=source)
+        self.source = source = open_data(config.data)
+        cache = self.workdir / INDEX_FOLDER
+        self.windows = open_run_windows(config, source, cache=cache)
         check_vocab(config, source)
-        processes.compare({"tokens of config.data.store": source.fingerprint})
+        planned = self.windows.fingerprint_at(config.train.steps * config.train.batch_size)
+        processes.compare({"tokens of config.data": planned})
         self.model = ModelFunctions(config, self.mesh)
         self._watch = HeldOutWatch.of(config, self.model, source)
         self.optimizer = make_optimizer(config)
@@ -126,6 +135,7 @@ class Trainer:
                 self._init_from,
                 checkpointer=checkpointer,
                 source=self.source,
+                windows=self.windows,
                 model=self.model,
                 optimizer=self.optimizer,
             )
@@ -169,7 +179,7 @@ class Trainer:
             stack.push(lambda kind, error, trace: processes.leave(error))
             labels = LabelWatch(
                 config,
-                epoch=len(self.windows),
+                epoch=self.windows.epoch,
                 window=window,
                 resumes=start > 0 and begin.resumes,
             )
@@ -183,7 +193,7 @@ class Trainer:
         Checkpoints made before the store was recorded are accepted as they are.
         """
         source = self.source
-        if isinstance(source, TokenStore):
+        if isinstance(source, TokenStore | MixedSource):
             try:
                 source.check_tokenizer_in(self.workdir / TOKENIZER_FOLDER)
             except DataError as e:
@@ -193,26 +203,40 @@ class Trainer:
                 extra = checkpointer.read_extra(step)
             except CheckpointError:
                 continue  # damaged: an earlier one will be restored
-            if extra.get("store", source.fingerprint) != source.fingerprint:
-                raise UsageError(
-                    f"{self.workdir} was trained on another store than"
-                    f" {self.config.data.store} ({extra['store'][:12]}, then at"
-                    f" {extra['config']['data']['store']}, is not {source.fingerprint[:12]}); give"
-                    " that store with --config.data.store=STORE, or another workdir"
-                )
+            ours = self.windows.fingerprint_at(windows_of(extra, f"{self.workdir}: step {step}"))
+            if (theirs := extra.get("store", ours)) != ours:
+                raise self._other_tokens(extra, theirs, ours)
             return
+
+    def _other_tokens(self, extra: dict[str, Any], theirs: str, ours: str) -> UsageError:
+        """Returns the error for a run that has read something else than this one would have."""
+        data = self.config.data
+        if data.sources:
+            return UsageError(
+                f"{self.workdir}: its {extra['windows']} windows so far are not those of this"
+                f" config.data.sources ({theirs[:12]} is not {ours[:12]}); give the stores and"
+                " weights it began with, and add what is to change with from_step, or give another"
+                " workdir"
+            )
+        return UsageError(
+            f"{self.workdir} was trained on another store than {data.store} ({theirs[:12]}, then"
+            f" at {extra['config']['data']['store']}, is not {ours[:12]}); give that store with"
+            " --config.data.store=STORE, or another workdir"
+        )
 
     def _keep_tokenizer(self) -> None:
         """Copies the store's tokenizer into the workdir: an export needs it, a store may move."""
         folder = self.workdir / TOKENIZER_FOLDER
-        if folder.exists() or not isinstance(self.source, TokenStore):
+        source = self.source
+        store = source.tokenizer_store() if isinstance(source, MixedSource) else source
+        if folder.exists() or not isinstance(store, TokenStore):
             return
         unfinished = folder.with_name(f".{folder.name}.tmp")
         try:
             if unfinished.is_symlink():  # made by someone else: do not write to its target
                 unfinished.unlink()
             shutil.rmtree(unfinished, ignore_errors=True)
-            self.source.tokenizer().save(unfinished)
+            store.tokenizer().save(unfinished)
             unfinished.rename(folder)
         except OSError as e:
             raise UsageError(f"{folder}: cannot be written: {one_line(e)}") from e
@@ -331,15 +355,13 @@ class Trainer:
         return {
             "config": to_dict(self.config),
             "windows": window,
-            "store": self.source.fingerprint,
+            "store": self.windows.fingerprint_at(window),
         } | origin
 
     def _batches(self, window: int, stopped: Callable[[], bool], labels: LabelWatch) -> Any:
         size, data, where = self.config.train.batch_size, self.config.data, self._batch_sharding
         rows = own_rows(where, size, data.seq_len)
-        loader = Loader(
-            self.windows, batch_size=size, seed=data.seed, rows=rows, prefetch=data.prefetch
-        )
+        loader = Loader(self.windows, batch_size=size, rows=rows, prefetch=data.prefetch)
 
         def generate() -> Iterator[tuple[int, Batch]]:
             iterating = contextlib.closing(loader.iterate(window, stopped=stopped))
@@ -359,7 +381,7 @@ def check_vocab(config: Config, source: TokenSource) -> None:
     """
     if source.vocab_size > config.model.vocab_size:
         raise UsageError(
-            f"{config.data.store}: its tokenizer has {source.vocab_size} ids, "
+            f"{', '.join(config.data.stores[:3])}: its tokenizer has {source.vocab_size} ids, "
             f"config.model.vocab_size = {config.model.vocab_size}; give "
             f"--config.model.vocab_size={source.vocab_size}"
         )

@@ -17,6 +17,7 @@ from emo_jax.checkpoint.checkpointer import Checkpointer
 from emo_jax.checkpoint.manifest import leaves_of
 from emo_jax.checkpoint.reading import restore_params
 from emo_jax.config import Config
+from emo_jax.data.run_windows import RunWindows
 from emo_jax.data.stream import TokenSource
 from emo_jax.errors import CheckpointError, UsageError
 from emo_jax.model.functions import ModelFunctions
@@ -62,6 +63,7 @@ def plan_start(
     *,
     checkpointer: Checkpointer,
     source: TokenSource,
+    windows: RunWindows,
     model: ModelFunctions,
     optimizer: optax.GradientTransformationExtraArgs,
 ) -> Start:
@@ -71,7 +73,7 @@ def plan_start(
       UsageError, CheckpointError: it cannot begin as requested.
     """
     found: list[Start] = []
-    plan = partial(_plan, workdir, config, asked, checkpointer, source)
+    plan = partial(_plan, workdir, config, asked, checkpointer, source, windows)
     all_succeed(lambda: found.append(plan(model, optimizer)), UsageError)
     resumes = processes.gather(found[0].resumes)
     if any(resumes) and not all(resumes):
@@ -92,6 +94,7 @@ def _plan(
     asked: InitFrom | None,
     checkpointer: Checkpointer,
     source: TokenSource,
+    windows: RunWindows,
     model: ModelFunctions,
     optimizer: optax.GradientTransformationExtraArgs,
 ) -> Start:
@@ -115,6 +118,7 @@ def _plan(
         found = init_from.find_source(
             *(asked, config),
             source=source,
+            windows=windows,
             wanted=leaves_of(of_mode),
             record=record,
         )

@@ -8,6 +8,7 @@ import pytest
 
 from emo_jax.batch import Batch
 from emo_jax.data.loader import Loader, heldout_batches, stack
+from emo_jax.data.run_windows import in_order
 from emo_jax.data.store import TokenStore
 from emo_jax.data.windows import Windows
 from emo_jax.errors import ConfigError, DataError
@@ -28,7 +29,7 @@ def windows(store):
 
 
 def make(windows, batch_size=8, seed=3, **kwargs):
-    return Loader(windows, batch_size=batch_size, seed=seed, **kwargs)
+    return Loader(in_order(windows, seed), batch_size=batch_size, **kwargs)
 
 
 def test_an_epoch_is_a_permutation_and_the_next_another(windows):
@@ -140,9 +141,9 @@ def test_held_out_windows_in_order_with_a_padded_end(store):
     joined = join(batches)
     assert_equal(Batch(*(f[:size] for f in joined)), stack([windows[i] for i in range(size)]))
     for row in range(size, 7 * len(batches)):
-        assert_equal(Batch(*(f[row] for f in joined)), windows.padding())
+        assert_equal(Batch(*(f[row : row + 1] for f in joined)), windows.padding(1))
     assert (joined.segment_ids[size:] == -1).all() and not joined.loss_mask[size:].any()
-    assert [f.dtype for f in windows.padding()] == [f.dtype for f in windows[0]]
+    assert [f.dtype for f in windows.padding(1)] == [f.dtype for f in windows[0]]
 
 
 def test_held_out_windows_are_spread_evenly(store):
@@ -169,11 +170,16 @@ def test_a_loader_that_is_closed_or_dropped_leaves_no_thread(windows):
     def readers():
         return [t for t in threading.enumerate() if t.name.startswith("windows") and t.is_alive()]
 
+    def make_remote(windows):
+        ordered = in_order(windows, 0)
+        ordered.remote = True  # several readers
+        return Loader(ordered, batch_size=8)
+
     before = len(readers())
-    with make(windows) as loader:
+    with make_remote(windows) as loader:
         loader.batch(0)
         assert len(readers()) > before
-    dropped = make(windows)
+    dropped = make_remote(windows)
     dropped.batch(0)
     del loader, dropped
     gc.collect()

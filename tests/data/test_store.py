@@ -285,9 +285,10 @@ def test_training_imports_no_tensorflow(store_path):
 import sys
 import emo_jax.data.loader, emo_jax.preparation.prepare
 from emo_jax.config import DataConfig
+from emo_jax.data.run_windows import in_order
 from emo_jax.data.windows import open_windows
 windows = open_windows(DataConfig(store=sys.argv[1], seq_len=64))
-loader = emo_jax.data.loader.Loader(windows, batch_size=2, seed=0)
+loader = emo_jax.data.loader.Loader(in_order(windows, 0), batch_size=2)
 loader.batch(0)
 windows.source.tokenizer().encode_batch(["x"])
 print([m for m in ("tensorflow", "seqio", "transformers", "torch") if m in sys.modules])

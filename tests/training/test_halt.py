@@ -18,6 +18,7 @@ from emo_jax.checkpoint.reading import restore_params
 from emo_jax.config import MeshConfig
 from emo_jax.config.file import load_config
 from emo_jax.data.loader import Loader
+from emo_jax.data.run_windows import in_order
 from emo_jax.data.windows import open_windows
 from emo_jax.model.functions import ModelFunctions
 from emo_jax.parallel.mesh import make_mesh, windows_sharding
@@ -99,7 +100,7 @@ def test_a_run_stops_at_the_first_bad_step_and_again(env, finished_run, store, t
             assert f"resumed at step {bad - 1}\n" in done.stderr
     _, _, experiment, _, _, *overrides = argv
     config = load_config(experiment, overrides)
-    loader = Loader(open_windows(config.data), batch_size=4, seed=config.data.seed)
+    loader = Loader(in_order(open_windows(config.data), config.data.seed), batch_size=4)
     batch = loader.batch(4 * (bad - 1))
     with np.load(file) as arrays:
         for name, array in batch._asdict().items():

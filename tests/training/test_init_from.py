@@ -21,6 +21,7 @@ from emo_jax.checkpoint.reading import restore_params
 from emo_jax.config import InitConfig, MeshConfig, to_dict
 from emo_jax.config.file import load_config
 from emo_jax.data.loader import Loader
+from emo_jax.data.run_windows import in_order
 from emo_jax.data.raw import RawTokens
 from emo_jax.data.windows import open_windows
 from emo_jax.model.functions import ModelFunctions
@@ -102,7 +103,7 @@ def windows_in_order(argv: list[str], first: int, count: int) -> np.ndarray:
     at = argv.index("--config") + 1
     overrides = [word for word in argv if word.startswith("--config.")]
     config = load_config(argv[at], overrides)
-    loader = Loader(open_windows(config.data), batch_size=1, seed=config.data.seed)
+    loader = Loader(in_order(open_windows(config.data), config.data.seed), batch_size=1)
     return np.concatenate([loader.batch(first + i).tokens for i in range(count)])
 
 

@@ -1,0 +1,142 @@
+"""The windows of a run in the order in which it reads them."""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from emo_jax.batch import Batch
+from emo_jax.config import Config
+from emo_jax.config.names import WindowOrder
+from emo_jax.data.mixture import Mixture, planned
+from emo_jax.data.order import Order, make_order
+from emo_jax.data.sources import MixedSource
+from emo_jax.data.stream import TRAIN, TokenSource
+from emo_jax.data.windows import Windows, open_windows
+from emo_jax.errors import ConfigError
+
+
+class RunWindows:
+    """Place n of a run has window n, a function of (tokens, config, n) alone.
+
+    Attributes:
+      parts: the windows of each source; one, unless the run reads a mixture.
+      names: what the config calls these sources.
+      mixture: how they are mixed; None: there is one.
+      length: places there are.
+      epoch: windows in one pass over everything.
+    """
+
+    def __init__(
+        self,
+        parts: Sequence[Windows],
+        orders: Sequence[Order],
+        *,
+        names: Sequence[str] = ("",),
+        mixture: Mixture | None = None,
+    ):
+        self.parts, self._orders, self.names = list(parts), list(orders), tuple(names)
+        self.mixture = mixture
+        self.length = sys.maxsize if mixture is None else mixture.end
+        self.epoch = sum(order.epoch for order in orders)
+        self.seq_len = self.parts[0].seq_len
+        self.remote = any("://" in name for name in self.names)
+
+    def locate(self, places_N: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Returns the source and its window at each place: (N,), (N,) int64."""
+        places_N = np.asarray(places_N, np.int64)
+        if self.mixture is None:
+            return np.zeros_like(places_N), self._orders[0].windows(places_N)
+        sources, counts = self.mixture.locate(places_N)
+        windows = np.empty_like(counts)
+        for k in np.unique(sources).tolist():
+            here = sources == k
+            windows[here] = self._orders[k].windows(counts[here])
+        return sources, windows
+
+    def read(self, places_N: np.ndarray) -> Batch:
+        """Returns the windows at these places: a Batch of (N,S) arrays."""
+        sources, windows = self.locate(places_N)
+        there = np.unique(sources).tolist()
+        if len(there) == 1:
+            return self.parts[there[0]].read(windows)
+        batch = self.parts[0].padding(len(windows))
+        for k in there:
+            here = np.flatnonzero(sources == k)
+            for field, values in zip(batch, self.parts[k].read(windows[here]), strict=True):
+                field[here] = values
+        return batch
+
+    def fingerprint_at(self, place: int) -> str:
+        """Returns what identifies the windows before a place: equal for the same ones.
+
+        The future of a mixture may change, its past may not.
+        """
+        if self.mixture is None:
+            return self.parts[0].source.fingerprint
+        return self.mixture.fingerprint([part.source.fingerprint for part in self.parts], place)
+
+    def shares(self, place: int) -> dict[str, float]:
+        """Returns each source's share of the windows before a place; empty for one source."""
+        if self.mixture is None or not place:
+            return {}
+        counts = self.mixture.counts(place)
+        return dict(zip(self.names, (counts / counts.sum()).tolist(), strict=True))
+
+
+def in_order(
+    windows: Windows, seed: int, *, kind: WindowOrder = "shuffled", batch_size: int = 1
+) -> RunWindows:
+    """Returns the windows of one source in an order: endless, a new order in every epoch."""
+    order = make_order(
+        kind, len(windows), seed=seed, seq_len=windows.seq_len, batch_size=batch_size
+    )
+    return RunWindows([windows], [order])
+
+
+def open_run_windows(
+    config: Config, source: TokenSource, *, split: str = TRAIN, cache: Path | None = None
+) -> RunWindows:
+    """Opens the windows of a run.
+
+    Args:
+      source: from `sources.open_data`.
+      split: which split to read.
+      cache: folder for what passes over all documents find, see `Windows`.
+
+    Raises:
+      DataError: a source has no window.
+      ConfigError: the sources end before the run does.
+    """
+    data, train = config.data, config.train
+    if not isinstance(source, MixedSource):
+        windows = open_windows(data, split=split, source=source, cache=cache)
+        found = in_order(windows, data.seed, kind=data.order, batch_size=train.batch_size)
+        found.names = (data.store,)
+        found.remote = "://" in data.store
+        return found
+    parts = [open_windows(data, split=split, source=part, cache=cache) for part in source.parts]
+    orders = [
+        make_order(
+            data.order,
+            len(part),
+            seed=data.seed,
+            name=part.source.fingerprint,
+            seq_len=data.seq_len,
+            batch_size=train.batch_size,
+        )
+        for part in parts
+    ]
+    lengths = dict(zip(source.names, map(len, parts), strict=True))
+    mixture = Mixture(
+        planned(data.sources, lengths), batch_size=train.batch_size, steps=train.steps
+    )
+    needed = train.steps * train.batch_size
+    if mixture.end < needed:
+        raise ConfigError(
+            f"config.data.sources: end after {mixture.end // train.batch_size} of train.steps ="
+            f" {train.steps} steps, since all reach their caps (epochs); raise a cap, add a"
+            " source, or set train.steps lower"
+        )
+    return RunWindows(parts, orders, names=source.names, mixture=mixture)
