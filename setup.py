@@ -12,7 +12,8 @@ TOKENIZERS = ["tokenizers>=0.22.0"]
 # seqio brings TensorFlow: it is for preparing data, never for training.
 PREPARE = ["seqio>=0.0.18", "pyarrow>=18.1.0", "sentencepiece>=0.2.0"]
 # Several processes, Dataflow, Flink, Spark: emo prepare --workers, --beam.
-BEAM = ["apache-beam>=2.77"]
+# sentencepiece 0.2.3 wants protobuf 7 and does not say so; beam 2.77 wants one below.
+BEAM = ["apache-beam>=2.77", "sentencepiece<0.2.3"]
 # Documents and tokens in gs:// and s3://.
 REMOTE = ["fsspec>=2025.3", "universal_pathlib>=0.3", "s3fs>=2025.3", "gcsfs>=2025.3"]
 DATASETS = ["datasets>=4.4"]  # hf://NAME/CONFIG

@@ -5,8 +5,8 @@ import pytest
 
 from emo_jax.config import DataConfig
 from emo_jax.data.loader import Loader
-from emo_jax.data.run_windows import in_order
 from emo_jax.data.raw import RawTokens
+from emo_jax.data.run_windows import in_order
 from emo_jax.data.windows import Windows, open_source
 from emo_jax.errors import ConfigError, DataError, UsageError
 

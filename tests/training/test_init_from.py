@@ -21,9 +21,9 @@ from emo_jax.checkpoint.reading import restore_params
 from emo_jax.config import InitConfig, MeshConfig, to_dict
 from emo_jax.config.file import load_config
 from emo_jax.data.loader import Loader
-from emo_jax.data.run_windows import in_order
 from emo_jax.data.raw import RawTokens
-from emo_jax.data.windows import open_windows
+from emo_jax.data.run_windows import in_order
+from emo_jax.data.windows import Windows, open_windows
 from emo_jax.model.functions import ModelFunctions
 from emo_jax.parallel.mesh import make_mesh, windows_sharding
 from emo_jax.run.workdir import claim_workdir
@@ -282,6 +282,7 @@ def test_what_a_mode_takes_over(source, tmp_path, mode):
             InitFrom.parse(str(workdir), mode),
             checkpointer=checkpointer,
             source=_tokens(tmp_path),
+            windows=in_order(Windows(_tokens(tmp_path), 4), 0),
             model=model,
             optimizer=optimizer,
         )
@@ -346,6 +347,7 @@ def test_a_source_that_went_on_is_read_at_the_step_that_was_begun_from(source, t
                 *(new, config, InitFrom.parse(str(copy), "weights")),
                 checkpointer=checkpointer,
                 source=_tokens(tmp_path),
+                windows=in_order(Windows(_tokens(tmp_path), 4), 0),
                 model=model,
                 optimizer=optimizer,
             ).record
