@@ -33,13 +33,15 @@ def load_config(file: str, overrides: Sequence[str] = ()) -> Config:
     leaves = _leaves(defaults)
     path, _ = experiment.find(file)
     overrides = [_at_home(override) for override in overrides]
-    for override in overrides:
+    for i, override in enumerate(overrides):
         name = _name(override)
         if name not in leaves:
             raise ConfigError(f"{clipped(override)}: {_unknown(name, defaults, path.name)}")
         text = override.partition("=")[2].strip()
         if isinstance(leaves[name], list | tuple) and text.startswith("{"):
             raise ConfigError(f"{clipped(override)}: must be values with commas between, or ()")
+        if isinstance(leaves[name], list | tuple) and "=" in text:  # STORE=WEIGHT,…: a text
+            overrides[i] = override = f"--config.{name}=({text!r},)"
         _override(defaults, [override], leaves)  # one by one, so the message names the wrong one
     return from_config_dict(_override(defaults, overrides, leaves))
 

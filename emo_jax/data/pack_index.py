@@ -48,19 +48,20 @@ def open_packed(
         )
     if cache is None:
         return make_packed(stream, seq_len, kind, tail=tail)
-    known = (source.fingerprint, Path(stream.name).name, stream.num_tokens, documents, seq_len)
-    key = hashlib.sha256(repr((1, kind, BLOCK_DOCUMENTS, *known)).encode()).hexdigest()[:32]
+    of = (source.fingerprint, Path(stream.name).name, stream.num_tokens, documents, seq_len)
+    key = hashlib.sha256(repr((1, kind, BLOCK_DOCUMENTS, *of)).encode()).hexdigest()[:32]
     file = cache / f"packing-{key}.npz"
     try:
-        ends = read_npz(file, {"ends": "int64"})["ends"]
-        if ends.shape == (-(-documents // BLOCK_DOCUMENTS),) and (np.diff(ends) > 0).all():
-            return make_packed(stream, seq_len, kind, tail=tail, ends=ends)
+        known = read_npz(file, {"known": "int64"})["known"]
+        blocks = -(-documents // BLOCK_DOCUMENTS)
+        if known.shape == (blocks + 1,) and (np.diff(known[:-1], prepend=0) > 0).all():
+            return make_packed(stream, seq_len, kind, tail=tail, known=known)
     except (OSError, NotReadableError):
         pass  # not there yet, or not whole
     packed = make_packed(stream, seq_len, kind, tail=tail)
     assert isinstance(packed, DocumentWindows)
     content = io.BytesIO()
-    np.savez(content, ends=packed.ends)
+    np.savez(content, known=packed.known)
     try:
         cache.mkdir(parents=True, exist_ok=True)
         write_bytes_atomic(epath.Path(file), content.getvalue())

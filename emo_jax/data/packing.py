@@ -113,10 +113,11 @@ class DocumentWindows:
       stream: knows its documents.
       seq_len: S.
       kind: "best_fit" or "document".
-      ends: (blocks,) int64, windows up to the end of each block, if known from an earlier pass.
+      known: from an earlier pass, see `known`.
 
     Attributes:
-      ends: as given, or counted.
+      known: (blocks + 1,) int64: windows up to the end of each block, then the number of documents
+        that are cut.
     """
 
     def __init__(
@@ -124,18 +125,27 @@ class DocumentWindows:
         stream: DocumentStream,
         seq_len: int,
         kind: Packing,
-        ends: np.ndarray | None = None,
+        known: np.ndarray | None = None,
     ):
         self._stream, self._seq_len = stream, seq_len
         self._pack = _best_fit if kind == "best_fit" else _one_each
-        if ends is None:
-            counts = [self._pack(lengths, seq_len)[0] for lengths in _blocks(stream)]
-            ends = np.cumsum(counts, dtype=np.int64)
-        self.ends = ends
+        if known is None:
+            counts, cut = [], 0
+            for lengths in _blocks(stream):
+                counts.append(self._pack(lengths, seq_len)[0])
+                cut += int((lengths > seq_len).sum())
+            known = np.append(np.cumsum(counts, dtype=np.int64), cut)
+        self.known = known
+        self.ends = known[:-1]
         self._block = functools.lru_cache(_HELD_BLOCKS)(self._make_block)
 
     def __len__(self) -> int:
         return int(self.ends[-1]) if len(self.ends) else 0
+
+    def counts(self) -> PackingCounts:
+        """Returns what the packing makes of the stream."""
+        documents, cut = self._stream.num_documents, int(self.known[-1])
+        return PackingCounts(len(self), self._stream.num_tokens, documents, cut)
 
     def _make_block(self, block: int) -> tuple[np.ndarray, Block]:
         """Returns where the block's documents begin in the stream, and its pieces."""
@@ -159,31 +169,25 @@ class DocumentWindows:
         return Pieces(*(np.concatenate(field) for field in zip(*found, strict=True)))
 
 
-def count_packing(stream: DocumentStream, seq_len: int, packed: Packed) -> PackingCounts:
-    """Returns what a packing makes of a stream, by a pass over the lengths of all documents."""
-    cut, documents, tokens = 0, 0, stream.num_tokens
-    in_place = isinstance(packed, CutWindows)
+def count_cuts(stream: DocumentStream, seq_len: int, windows: CutWindows) -> PackingCounts:
+    """Returns what cutting makes of a stream, by a pass over the ends of all documents."""
+    cut = 0
     for first, stop in _ranges(stream, _PASS_DOCUMENTS):
         ends = _ends_with_start(stream, first, stop)
-        documents += stop - first
-        if in_place:
-            # Cut where its first and last token are in different windows, or behind the last one.
-            of_first, of_last = ends[:-1] // seq_len, (ends[1:] - 1) // seq_len
-            cut += int(((of_first != of_last) & (of_first < len(packed))).sum())
-        else:
-            cut += int((np.diff(ends) > seq_len).sum())
-    if in_place:
-        tokens = min(tokens, len(packed) * seq_len)
-    return PackingCounts(len(packed), tokens, documents, cut)
+        # Cut where its first and last token are in different windows, or behind the last one.
+        of_first, of_last = ends[:-1] // seq_len, (ends[1:] - 1) // seq_len
+        cut += int(((of_first != of_last) & (of_first < len(windows))).sum())
+    tokens = min(stream.num_tokens, len(windows) * seq_len)
+    return PackingCounts(len(windows), tokens, stream.num_documents, cut)
 
 
 def make_packed(
-    stream: Stream, seq_len: int, kind: Packing, *, tail: bool, ends: np.ndarray | None = None
+    stream: Stream, seq_len: int, kind: Packing, *, tail: bool, known: np.ndarray | None = None
 ) -> Packed:
     """Makes the windows of a stream; see the classes."""
     if kind == "cut":
         return CutWindows(stream.num_tokens, seq_len, tail=tail)
-    return DocumentWindows(stream, seq_len, kind, ends)  # type: ignore[arg-type]
+    return DocumentWindows(stream, seq_len, kind, known)  # type: ignore[arg-type]
 
 
 def _ranges(stream: DocumentStream, size: int) -> Iterator[tuple[int, int]]:

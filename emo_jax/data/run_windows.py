@@ -16,6 +16,8 @@ from emo_jax.data.stream import TRAIN, TokenSource
 from emo_jax.data.windows import Windows, open_windows
 from emo_jax.errors import ConfigError
 
+_NAMED = 100  # sources that logs name
+
 
 class RunWindows:
     """Place n of a run has window n, a function of (tokens, config, n) alone.
@@ -78,11 +80,33 @@ class RunWindows:
         return self.mixture.fingerprint([part.source.fingerprint for part in self.parts], place)
 
     def shares(self, place: int) -> dict[str, float]:
-        """Returns each source's share of the windows before a place; empty for one source."""
+        """Returns each source's share of the windows before a place; empty for one source.
+
+        Where there are many, those after the first hundred count as "other".
+        """
         if self.mixture is None or not place:
             return {}
         counts = self.mixture.counts(place)
-        return dict(zip(self.names, (counts / counts.sum()).tolist(), strict=True))
+        shares = (counts / counts.sum()).tolist()
+        named = dict(zip(self.names[:_NAMED], shares, strict=False))
+        return named | ({"other": sum(shares[_NAMED:])} if len(shares) > _NAMED else {})
+
+    def notes(self, batch_size: int) -> list[str]:
+        """Returns lines for the user: how documents are packed, how often each source is read."""
+        lines = []
+        for name, part in zip(self.names, self.parts, strict=True):
+            if note := part.packing_note():
+                lines.append(note if self.mixture is None else f"{name}: {note}")
+        if self.mixture is None:
+            return lines
+        counts = self.mixture.counts(self.length)
+        for name, part, count in list(zip(self.names, self.parts, counts, strict=True))[:_NAMED]:
+            passes = count / len(part)
+            line = f"{name}: {count:,} of {self.length:,} windows, {passes:.2f} passes over it"
+            if (place := self.mixture.exhausted.get(name)) is not None:
+                line += f"; ends at step {place // batch_size + 1}, where it reaches its cap"
+            lines.append(line)
+        return lines
 
 
 def in_order(

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import tensorstore as ts
 
-from emo_jax.data import store, store_manifest
+from emo_jax.data import store_manifest, store_stream
 from emo_jax.data.stream import SPLITS, check_ids, token_dtype
 from emo_jax.errors import DataError, UsageError
 from emo_jax.files.partial import partial_folder
@@ -123,7 +123,7 @@ def _write_split(
     tokens = np.bincount(domain_ids, weights=lengths, minlength=len(domains))
     if lengths.size:
         ends = np.cumsum(lengths)
-        stride = store.INDEX_STRIDE
+        stride = store_stream.INDEX_STRIDE
         _write_array(folder / "tokens", content.blocks, int(ends[-1]), tokenizer)
         _write_array(folder / "doc_ends", [ends], ends.size)
         _write_array(folder / "doc_domains", [domain_ids.astype(np.int32)], ends.size)

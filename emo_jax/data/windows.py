@@ -1,5 +1,7 @@
 """Windows of a token source, with everything that the model is told about them."""
 
+import functools
+import operator
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,7 +13,7 @@ from emo_jax.config import DataConfig
 from emo_jax.config.names import Packing
 from emo_jax.data import pack_index, pairs, raw, repetition
 from emo_jax.data.order import OLMO_UNIT_TOKENS
-from emo_jax.data.packing import Packed, Pieces
+from emo_jax.data.packing import DocumentWindows, Packed, Pieces
 from emo_jax.data.pairs import PairStore
 from emo_jax.data.raw import RawTokens
 from emo_jax.data.store import TokenStore
@@ -143,6 +145,14 @@ class Windows(Sequence[Batch]):
         if self._repetition_filter:
             sizes = np.bincount(pieces.rows, lengths, len(rows)).astype(np.int64)
             batch.loss_mask[rows[repetition.repetitive_rows(batch.tokens[rows], sizes)]] = 0.0
+
+    def packing_note(self) -> str:
+        """Returns what the packing makes of the documents; empty where they are cut."""
+        counts = [p.counts() for p in self._packed if isinstance(p, DocumentWindows)]
+        if not counts:
+            return ""
+        total = functools.reduce(operator.add, counts)
+        return f"packing {self.packing}: {total.summary(self.seq_len)}"
 
     def padding(self, count: int) -> Batch:
         """Returns `count` windows of padding, to fill up a batch: (count, S) arrays."""

@@ -11,7 +11,8 @@ from typing import NamedTuple
 import numpy as np
 
 from emo_jax.batch import PADDING_ID, Batch, from_documents
-from emo_jax.data.store import TokenDocument, TokenStore
+from emo_jax.data.store import TokenStore
+from emo_jax.data.store_stream import TokenDocument
 from emo_jax.errors import UsageError, listed
 
 _READ_AT_ONCE = 256  # documents

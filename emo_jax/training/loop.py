@@ -157,6 +157,8 @@ class Trainer:
             progress = TrainProgress(config.name, total=steps, done=start, enabled=shown)
             stack.callback(progress.close)
             progress.line(", ".join(f"{k}: {v}" for k, v in self.model.choices().items()))
+            for line in self.windows.notes(config.train.batch_size):
+                progress.line(line)
             if self._watch is not None and self._watch.note:
                 progress.line(f"held-out losses: {self._watch.note}")
             if start and begin.resumes:
@@ -272,6 +274,8 @@ class Trainer:
             step, metrics = done.step, done.metrics
             record = {"step": step, **summarize(self.config, jax.device_get(metrics))}
             record |= clock.speed(step, early=early)
+            shares = self.windows.shares(done.window + train.batch_size)
+            record |= {f"source_share/{name}": share for name, share in shares.items()}
             progress.record(record)
             if log:
                 log.write(record)

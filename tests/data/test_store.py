@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from emo_jax.data import store as store_lib
-from emo_jax.data import store_writer
+from emo_jax.data import store_stream, store_writer
 from emo_jax.data.store import TokenStore
 from emo_jax.data.store_files import StoreFiles
 from emo_jax.data.store_writer import SplitContent, write_store
@@ -66,7 +66,7 @@ def make_store(path, lengths, seed=0):
 def test_reads_across_shards_chunks_and_index(tmp_path, monkeypatch):
     monkeypatch.setattr(store_writer, "_SHARD_ITEMS", 256)
     monkeypatch.setattr(store_writer, "_CHUNK_ITEMS", 32)
-    monkeypatch.setattr(store_lib, "INDEX_STRIDE", 4)
+    monkeypatch.setattr(store_stream, "INDEX_STRIDE", 4)
     lengths = np.random.default_rng(1).integers(1, 60, 101).tolist()
     tokens, document, domains = make_store(tmp_path / "s", lengths)
     store = TokenStore.open(tmp_path / "s")
