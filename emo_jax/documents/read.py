@@ -15,7 +15,9 @@ from emo_jax.documents.input_files import File, Input
 from emo_jax.documents.records import Document, Documents, Fields, ReadReport, Source
 from emo_jax.errors import DataError, UsageError
 
-__all__ = ["Document", "ReadReport", "read_documents"]
+__all__ = ["Document", "ReadReport", "find_inputs", "read_documents", "read_file", "read_found"]
+
+Found = Input | seqio_tasks.Tasks  # a unit of an input: files, or a source that is not of files
 
 
 def read_documents(
@@ -73,7 +75,27 @@ def read_documents(
         ids=ids,
         max_bytes=max_document_bytes,
     )
-    found: list[Input | seqio_tasks.Tasks] = []
+    found = find_inputs(inputs, report, columns, text_field=text_field)
+    made = Documents(fields, wanted, ids=ids, report=report)
+    return _read_all(found, made, columns, max_document_bytes)
+
+
+def find_inputs(
+    inputs: Sequence[str | os.PathLike[str]],
+    report: ReadReport,
+    columns: parquet.Columns,
+    *,
+    text_field: str = "text",
+) -> list[Found]:
+    """Checks all inputs and returns what there is to read, in the order given.
+
+    Args:
+      report: updated with what is left out.
+
+    Raises:
+      UsageError, DataError: as `read_documents` does immediately.
+    """
+    found: list[Found] = []
     files: list[Input] = []
     for given in input_files.expand(inputs):
         if given.startswith(seqio_tasks.PREFIX):
@@ -88,47 +110,62 @@ def read_documents(
             found.append(looked)
             files.append(looked)
     papers = input_files.leave_out_papers(files, report)
-    found = [source for source in found if source not in papers]
-    made = Documents(fields, wanted, ids=ids, report=report)
-    return _read_all(found, made, columns, max_document_bytes)
+    return [source for source in found if source not in papers]
+
+
+def read_found(
+    source: Found, made: Documents, columns: parquet.Columns, max_bytes: int
+) -> Iterator[Document]:
+    """Streams the documents of one of `find_inputs`."""
+    if isinstance(source, seqio_tasks.Tasks):
+        for text, name, domain in seqio_tasks.read(source):
+            if text_files.size_of(text, max_bytes) > max_bytes:
+                made.report.skip(name, text_files.too_long(max_bytes))
+            else:
+                yield from made.of_text(text, Source(name, name, domain))
+        return
+    for file in source.files():
+        yield from read_file(file, made, columns, max_bytes)
+
+
+def read_file(
+    file: File, made: Documents, columns: parquet.Columns, max_bytes: int
+) -> Iterator[Document]:
+    """Streams the documents of one file; it needs nothing of the files beside it.
+
+    Raises:
+      DataError: the file is damaged.
+    """
+    try:
+        if file.kind == input_files.LINES:
+            yield from _read_jsonl(file, made, max_bytes)
+        elif file.kind == input_files.ROWS:
+            yield from _read_parquet(file, made, columns)
+        else:
+            yield from _read_text(file, made, max_bytes)
+    except READ_ERRORS as error:
+        raise unreadable(file.path, error) from error
+
+
+def no_document(found: Sequence[Found], report: ReadReport) -> DataError:
+    """Returns the error for inputs without a usable document."""
+    where = ", ".join(s.spec if isinstance(s, seqio_tasks.Tasks) else str(s.path) for s in found)
+    first = f"; the first: {report.examples[0]}" if report.examples else ""
+    dropped = "".join(f", {n} dropped by {why}" for why, n in sorted(report.dropped.items()))
+    left = "".join(f", {line}" for line in report.files_left_out())
+    return DataError(
+        f"{where}: no usable document ({report.skipped.total()} skipped{first}{dropped}{left});"
+        " check the input and the field names"
+    )
 
 
 def _read_all(
-    found: list[Input | seqio_tasks.Tasks],
-    made: Documents,
-    columns: parquet.Columns,
-    max_bytes: int,
+    found: list[Found], made: Documents, columns: parquet.Columns, max_bytes: int
 ) -> Iterator[Document]:
     for source in found:
-        if isinstance(source, seqio_tasks.Tasks):
-            for text, name, domain in seqio_tasks.read(source):
-                if text_files.size_of(text, max_bytes) > max_bytes:
-                    made.report.skip(name, text_files.too_long(max_bytes))
-                else:
-                    yield from made.of_text(text, Source(name, name, domain))
-            continue
-        for file in source.files():
-            try:
-                if file.kind == input_files.LINES:
-                    yield from _read_jsonl(file, made, max_bytes)
-                elif file.kind == input_files.ROWS:
-                    yield from _read_parquet(file, made, columns)
-                else:
-                    yield from _read_text(file, made, max_bytes)
-            except READ_ERRORS as error:
-                raise unreadable(file.path, error) from error
-    report = made.report
-    if not report.documents:
-        where = ", ".join(
-            s.spec if isinstance(s, seqio_tasks.Tasks) else str(s.path) for s in found
-        )
-        first = f"; the first: {report.examples[0]}" if report.examples else ""
-        dropped = "".join(f", {n} dropped by {why}" for why, n in sorted(report.dropped.items()))
-        left = "".join(f", {line}" for line in report.files_left_out())
-        raise DataError(
-            f"{where}: no usable document ({report.skipped.total()} skipped{first}{dropped}{left});"
-            " check the input and the field names"
-        )
+        yield from read_found(source, made, columns, max_bytes)
+    if not made.report.documents:
+        raise no_document(found, made.report)
 
 
 def _read_jsonl(file: File, made: Documents, max_bytes: int) -> Iterator[Document]:
