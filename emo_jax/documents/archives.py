@@ -8,8 +8,9 @@ from typing import IO, Any
 
 import zstandard
 
+from emo_jax.documents.locations import is_remote, open_binary
 from emo_jax.errors import DataError, one_line
-from emo_jax.files.json_files import NotReadableError, open_regular
+from emo_jax.files.json_files import NotReadableError
 
 PACKED = (".gz", ".zst")
 READ_ERRORS = (OSError, EOFError, zlib.error, zstandard.ZstdError, NotReadableError)
@@ -31,21 +32,25 @@ def packing(path: Path) -> str:
 def unreadable(path: Path, error: BaseException) -> DataError:
     """Returns the error to show a user for one of READ_ERRORS."""
     reason = getattr(error, "strerror", None) or one_line(error)
-    advice = "copy it again or leave it out" if path.is_file() else "save what it gives in a file"
+    there = is_remote(path) or path.is_file()
+    advice = "copy it again or leave it out" if there else "save what it gives in a file"
     return DataError(f"{path}: cannot be read ({reason}); {advice}")
 
 
-def open_packed(path: Path) -> IO[bytes]:
+def open_packed(path: Path, block: int | None = None) -> IO[bytes]:
     """Opens a file for reading, decompressing it if its name ends in .gz or .zst.
 
     Memory use does not grow with the uncompressed size. Reading raises one of READ_ERRORS if the
     file is damaged or truncated.
 
+    Args:
+      block: see `locations.open_binary`.
+
     Raises:
       NotReadableError: not a regular file, or not compressed as its name says.
       OSError: it cannot be opened.
     """
-    file = open_regular(path)
+    file = open_binary(path, block)
     kind = packing(path)
     if not kind:
         return file

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from emo_jax.documents.archives import packing
-from emo_jax.files.json_files import NotReadableError, loads, open_regular
+from emo_jax.documents.locations import open_binary
+from emo_jax.files.json_files import NotReadableError, loads
 
 
 class Foreign(NamedTuple):
@@ -156,7 +157,7 @@ def of_name(path: Path) -> Foreign | None:
         return DATATROVE
     if _TFRECORD_SHARD.search(path.name):
         return ARRAY_RECORD if "array_record" in path.name.lower() else TFRECORD
-    inner = Path(path.stem) if packing(path) else path
+    inner = Path(path.stem if packing(path) else path.name)
     found = _SUFFIXES.get(inner.suffix.lower())
     return MEGATRON if found is WEIGHTS and _is_megatron(path) else found
 
@@ -238,8 +239,10 @@ def of_folder(path: Path) -> Foreign | None:
 
 
 def _is_store(manifest: Path) -> bool:
+    if not manifest.is_file():
+        return False
     try:
-        with open_regular(manifest) as file:
+        with open_binary(manifest, 1 << 16) as file:
             return b'"emo_jax token store"' in file.read(1 << 16)
     except (OSError, NotReadableError):
         return False

@@ -9,25 +9,22 @@ import glob
 import itertools
 import os
 import re
-import stat
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
-from emo_jax.documents import foreign
-from emo_jax.documents.archives import READ_ERRORS, packing, unreadable
+from emo_jax.documents import foreign, locations
+from emo_jax.documents.archives import READ_ERRORS, unreadable
+from emo_jax.documents.file_kinds import LINES, ROWS, TEXT, is_plain, kind_of
+from emo_jax.documents.folders import check_there, walk
 from emo_jax.documents.foreign import Foreign
 from emo_jax.documents.records import UNKNOWN_DOMAIN, ReadReport
 from emo_jax.documents.splits import mixed, split_of
 from emo_jax.documents.text_files import read_start
 from emo_jax.errors import DataError, UsageError
 
-_JSONL = (".jsonl", ".ndjson", ".json")
-_TEXT = (".txt", ".md")
-_PARQUET = ".parquet"
-LINES, ROWS, TEXT = "jsonl", "parquet", "text"
 _POINTER_BYTES = 1024  # maximum size of a Git LFS pointer
 
 # Files that describe a data set and are not documents of it.
@@ -37,7 +34,6 @@ _PAPERS = re.compile(
     re.IGNORECASE,
 )
 _ABOUT = {"dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json"}
-_PLAIN = (".txt", ".tokens")  # extensions of text corpora that come in splits
 
 
 class File(NamedTuple):
@@ -61,22 +57,24 @@ class Input:
     """A file or folder that has been checked.
 
     Attributes:
+      is_file: it is no folder.
       has_records: it has JSON lines or Parquet rows.
       has_data: it has those or a data set in another format.
       left_out: files whose content is not what their names say.
     """
 
     path: Path
+    is_file: bool = False
     has_records: bool = False
     has_data: bool = False
     left_out: set[Path] = field(default_factory=set)
 
     def files(self) -> Iterator[File]:
         """Yields the files to read, sorted within each folder."""
-        if self.path.is_file():
+        if self.is_file:
             yield _explicit(self.path)
             return
-        for path, name, domain in _walk(self.path, _say_nothing):
+        for path, name, domain in walk(self.path, _say_nothing):
             kind = kind_of(path)
             read = not (self.has_records and kind is None) and not (
                 self.has_data and _is_about(path)
@@ -92,13 +90,11 @@ def expand(inputs: Sequence[str | os.PathLike[str]]) -> Iterator[str]:
       UsageError: a pattern that matches nothing, or matches several splits.
     """
     for path in inputs:
-        given = os.fspath(path)
-        if os.path.lexists(given) or not glob.has_magic(given):
+        given = os.fspath(path) if isinstance(path, os.PathLike) else str(path)
+        if not glob.has_magic(given) or locations.exists(locations.location(given)):
             yield given
             continue
-        found = sorted(glob.glob(given, recursive=True))
-        if "**" in given:  # else a folder would be read as well as the files in it
-            found = [name for name in found if not os.path.isdir(name)]
+        found = locations.matches(given)
         if not found:
             raise UsageError(f"{given}: no file fits this pattern")
         _refuse_mixed_pattern(given, found)
@@ -121,11 +117,18 @@ def look_at(
       UsageError: no such file or folder, an unsupported file, or splits that would be mixed.
       DataError: a file that cannot be read.
     """
-    if not os.path.lexists(path):
+    if not locations.exists(path):
         raise UsageError(f"{path}: no such file or folder")
-    _check_there(path)
-    found = Input(path)
-    if path.is_file():
+    check_there(path)
+    with locations.readable(path):
+        return _look_at(path, report, text_field, check_rows)
+
+
+def _look_at(
+    path: Path, report: ReadReport, text_field: str, check_rows: Callable[[Path], None]
+) -> Input:
+    found = Input(path, is_file=path.is_file())
+    if found.is_file:
         kind = _explicit(path).kind
         found.has_records = found.has_data = kind != TEXT
         if kind == ROWS:
@@ -143,7 +146,7 @@ def look_at(
     beside: Counter[str] = Counter()
     first: dict[str, str] = {}
     about: list[Path] = []
-    for file, relative, _ in _walk(path, functools.partial(leave_out, report)):
+    for file, relative, _ in walk(path, functools.partial(leave_out, report)):
         kind_here = kind_of(file)
         if (other := foreign.of_name(file)) is not None:
             found.has_data |= other.is_data
@@ -166,7 +169,7 @@ def look_at(
         records = kind_here == ROWS or (kind_here == LINES and _has_records(file, text_field))
         found.has_records |= records
         found.has_data |= records
-        if (split := split_of(relative, named=records or _is_plain(file))) is not None:
+        if (split := split_of(relative, named=records or is_plain(file))) is not None:
             splits.setdefault(split, []).append(relative)
     for file in about:
         if found.has_data:
@@ -185,9 +188,7 @@ def leave_out_papers(found: Sequence[Input], report: ReadReport) -> list[Input]:
     """Returns the inputs that describe the data next to them, which `FOLDER/*` matches too."""
     data = {i.path.resolve().parent for i in found if i.has_data}
     papers = [
-        i
-        for i in found
-        if i.path.is_file() and _is_about(i.path) and i.path.resolve().parent in data
+        i for i in found if i.is_file and _is_about(i.path) and i.path.resolve().parent in data
     ]
     for paper in papers:
         report.leave_out(str(paper.path), "what describes the data")
@@ -214,19 +215,9 @@ def _refuse(path: Path, other: Foreign | None) -> None:
         raise DataError(f"{path}: {other.what}; {other.advice}")
 
 
-def kind_of(path: Path) -> str | None:
-    """Returns LINES, ROWS or TEXT, by the extension; None for any other."""
-    suffix = path.suffix.lower()
-    if suffix == _PARQUET:
-        return ROWS
-    if packing(path):
-        suffix = Path(path.stem).suffix.lower()
-    return LINES if suffix in _JSONL else TEXT if suffix in _TEXT else None
-
-
 def _explicit(path: Path) -> File:
     """Returns a file that the user names."""
-    kind = kind_of(path) or (TEXT if _is_plain(path) else None)
+    kind = kind_of(path) or (TEXT if is_plain(path) else None)
     if kind is None:
         other = foreign.of_name(path) or _other(path, kind)
         raise UsageError(
@@ -263,7 +254,7 @@ def _is_of_lines(file: Path, found: Input, report: ReadReport) -> bool:
 
 
 def _check_rows(path: Path, check: Callable[[Path], None]) -> None:
-    if path.stat().st_size < _POINTER_BYTES and _other(path, None) is foreign.POINTER:
+    if locations.size_of(path) < _POINTER_BYTES and _other(path, None) is foreign.POINTER:
         _refuse(path, foreign.POINTER)
     check(path)
 
@@ -298,87 +289,22 @@ def _say_nothing(file: Path, what: str) -> None:
     return
 
 
-# --- folders --------------------------------------------------------------------------------------
-
-
-def _walk(path: Path, left: Callable[[Path, str], None]) -> Iterator[tuple[Path, str, str]]:
-    """Yields (path, name, domain) of every file under a folder, except hidden ones.
-
-    Links are followed, unless they lead to something that is read anyway.
-    """
-    root = path.resolve()
-    seen = {_identity(root)}
-    for folder, subfolders, files in os.walk(path, onerror=_unlisted, followlinks=True):
-        here = Path(folder)
-        entered = []
-        for name in sorted(s for s in subfolders if not s.startswith(".")):
-            below = here / name
-            _check_there(below)
-            inside = below.is_symlink() and _hidden_in(root, below) is False
-            if inside or _identity(below) in seen:
-                left(below, "a link to a folder that is read anyway")
-                continue
-            seen.add(_identity(below))
-            entered.append(name)
-        subfolders[:] = entered
-        for name in sorted(f for f in files if not f.startswith(".")):
-            file = here / name
-            mode = _check_there(file)
-            if not stat.S_ISREG(mode):
-                left(file, "a pipe, socket or device")
-                continue
-            if file.is_symlink() and _hidden_in(root, file) is False and kind_of(file.resolve()):
-                left(file, "a link to a file that is read anyway")
-                continue
-            relative = file.relative_to(path)
-            domain = relative.parts[0] if len(relative.parts) > 1 else UNKNOWN_DOMAIN
-            yield file, relative.as_posix(), domain
-
-
-def _hidden_in(root: Path, link: Path) -> bool | None:
-    """Returns whether a link's target is hidden below `root`; None if it is not below it."""
-    target = link.resolve()
-    if not target.is_relative_to(root):
-        return None
-    return any(part.startswith(".") for part in target.relative_to(root).parts)
-
-
-def _identity(path: Path) -> tuple[int, int]:
-    found = path.stat()
-    return found.st_dev, found.st_ino
-
-
-def _check_there(path: Path) -> int:
-    """Returns the mode of a file or folder; a dangling link is an error, not an absence."""
-    try:
-        return path.stat().st_mode
-    except OSError as error:
-        what = "a link to nothing" if path.is_symlink() else f"cannot be read ({error.strerror})"
-        raise DataError(f"{path}: {what}; mend it or leave it out") from error
-
-
-def _unlisted(error: OSError) -> None:
-    raise DataError(
-        f"{error.filename}: cannot be listed ({error.strerror}); allow it or leave it out"
-    )
-
-
 # --- splits ---------------------------------------------------------------------------------------
 
 
 def _refuse_mixed_pattern(pattern: str, found: list[str]) -> None:
     """Refuses a pattern whose matches are of several splits, as is done for a folder."""
-    folders = Path(pattern).parts
-    fixed = Path(*itertools.takewhile(lambda part: not glob.has_magic(part), folders))
+    if locations.is_remote(pattern):
+        fixed = locations.location(locations.fixed_part(pattern))
+    else:
+        folders = Path(pattern).parts
+        fixed = Path(*itertools.takewhile(lambda part: not glob.has_magic(part), folders))
     splits: dict[str, list[str]] = {}
     for name in found:
-        relative = Path(name).relative_to(fixed)
-        named = kind_of(relative) in (LINES, ROWS) or _is_plain(relative) or Path(name).is_dir()
+        path = locations.location(name)
+        relative = path.relative_to(fixed)
+        named = kind_of(path) in (LINES, ROWS) or is_plain(path) or path.is_dir()
         if (split := split_of(relative.as_posix(), named=named)) is not None:
             splits.setdefault(split, []).append(relative.as_posix())
     if len(splits) > 1:
         raise UsageError(mixed(fixed, splits))
-
-
-def _is_plain(file: Path) -> bool:
-    return Path(file.stem if packing(file) else file).suffix.lower() in _PLAIN

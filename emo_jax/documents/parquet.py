@@ -3,17 +3,20 @@
 The only place that imports pyarrow.
 """
 
+import contextlib
 import functools
 import importlib.util
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from emo_jax.documents.locations import is_remote, open_binary
 from emo_jax.documents.text_files import MAX_DOCUMENT_BYTES, size_of, too_long
-from emo_jax.errors import DataError, UsageError
+from emo_jax.errors import DataError, EmoError, UsageError
 
 _BATCH_BYTES = 1 << 22
 _BATCH_ROWS = 1024
+_BUFFER, _REMOTE_BUFFER = 1 << 20, 1 << 23  # bytes of a column that are read at once
 _LEAST_REFUSED = 1 << 26  # bytes per row
 
 
@@ -225,7 +228,7 @@ def _moments(array: Any) -> list[Any]:
         array = array.dictionary_decode()
     try:
         return _nanoseconds(array) if _is_nanoseconds(array.type) else array.to_pylist()
-    except (OverflowError, ValueError):  # pyarrow's own error is a ValueError
+    except (OverflowError, ValueError, KeyError):  # pyarrow's own is a ValueError, pytz's the last
         if len(array) > 1:
             return [moment for i in range(len(array)) for moment in _moments(array.slice(i, 1))]
         wide = pa.int32() if array.type.bit_width == 32 else pa.int64()
@@ -251,17 +254,26 @@ def _nanoseconds(array: Any) -> list[str | None]:
     return found
 
 
-def _open(file: Path) -> Any:
+@contextlib.contextmanager
+def _open(file: Path) -> Iterator[Any]:
     import pyarrow.parquet
 
-    try:
-        # Columns are read through a buffer: without one, a whole row group is read at once.
-        return pyarrow.parquet.ParquetFile(file, buffer_size=1 << 20, pre_buffer=False)
-    except Exception as error:  # pyarrow's errors have several bases
-        raise _damaged(file, error) from error
+    with contextlib.ExitStack() as stack:
+        source: Any = file
+        if is_remote(file):  # pyarrow asks for ranges of the size of its buffer
+            source = stack.enter_context(open_binary(file, 1 << 16))
+        try:
+            # Columns are read through a buffer: without one, a whole row group is read at once.
+            size = _REMOTE_BUFFER if is_remote(file) else _BUFFER
+            parquet = pyarrow.parquet.ParquetFile(source, buffer_size=size, pre_buffer=False)
+        except Exception as error:  # pyarrow's errors have several bases
+            raise _damaged(file, error) from error
+        yield stack.enter_context(parquet)
 
 
 def _damaged(file: Path, error: Exception) -> DataError:
+    if isinstance(error, EmoError):
+        return DataError(str(error))
     reason = " ".join(str(error).split())[:200]
     return DataError(f"{file}: cannot be read as Parquet ({reason}); copy it again or leave it out")
 

@@ -6,12 +6,12 @@ named, so a broken line is neither fatal nor silent.
 
 import os
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 from emo_jax.documents import foreign, input_files, parquet, seqio_tasks, text_files
 from emo_jax.documents.archives import READ_ERRORS, unreadable
 from emo_jax.documents.document_filter import DocumentFilter
 from emo_jax.documents.input_files import File, Input
+from emo_jax.documents.locations import location
 from emo_jax.documents.records import Document, Documents, Fields, ReadReport, Source
 from emo_jax.errors import DataError, UsageError
 
@@ -105,7 +105,7 @@ def find_inputs(
             found.append(tasks)
         else:
             looked = input_files.look_at(
-                Path(given), report, text_field=text_field, check_rows=columns.check
+                location(given), report, text_field=text_field, check_rows=columns.check
             )
             found.append(looked)
             files.append(looked)

@@ -6,7 +6,7 @@ The only reader of JSON lines: documents, pairs and prompts all use `json_lines`
 import codecs
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from emo_jax.documents.archives import open_packed
 from emo_jax.files import json_files
@@ -42,7 +42,7 @@ def size_of(text: Any, enough: int) -> int:
     return len(text.encode("utf-8", "replace"))
 
 
-def read_chunks(path: Path, size: int = _CHUNK) -> Iterator[bytes]:
+def read_chunks(path: Path, size: int = _CHUNK, block: int | None = None) -> Iterator[bytes]:
     """Yields a text file as pieces of UTF-8, at most a few megabytes each, without a BOM.
 
     UTF-16 and UTF-32 are recognised by their byte order mark, or by the zero bytes of a first ASCII
@@ -52,31 +52,36 @@ def read_chunks(path: Path, size: int = _CHUNK) -> Iterator[bytes]:
     Raises:
       READ_ERRORS of `archives`: not a regular file, damaged, or truncated.
     """
-    with open_packed(path) as stream:
-        chunk = stream.read(size)
-        codec = json_files.codec_of(chunk)
-        if codec is None:
-            chunk = chunk.removeprefix(UTF8_MARK)
-            while chunk:
-                yield chunk
-                chunk = stream.read(size)
-            return
-        decoder = codecs.getincrementaldecoder(codec)("surrogatepass")
-        begun = False
-        try:
-            while chunk or not begun:
-                text = decoder.decode(chunk)
-                yield (text if begun else text.removeprefix(_MARK)).encode("utf-8", "surrogatepass")
-                begun = True
-                chunk = stream.read(size)
-            decoder.decode(b"", final=True)
-        except UnicodeDecodeError as error:
-            raise EncodingError(f"invalid {codec[:6].upper()}") from error
+    with open_packed(path, block) as stream:
+        yield from decoded_chunks(stream, size)
+
+
+def decoded_chunks(stream: IO[bytes], size: int = _CHUNK) -> Iterator[bytes]:
+    """Yields what an open file holds as pieces of UTF-8, see `read_chunks`."""
+    chunk = stream.read(size)
+    codec = json_files.codec_of(chunk)
+    if codec is None:
+        chunk = chunk.removeprefix(UTF8_MARK)
+        while chunk:
+            yield chunk
+            chunk = stream.read(size)
+        return
+    decoder = codecs.getincrementaldecoder(codec)("surrogatepass")
+    begun = False
+    try:
+        while chunk or not begun:
+            text = decoder.decode(chunk)
+            yield (text if begun else text.removeprefix(_MARK)).encode("utf-8", "surrogatepass")
+            begun = True
+            chunk = stream.read(size)
+        decoder.decode(b"", final=True)
+    except UnicodeDecodeError as error:
+        raise EncodingError(f"invalid {codec[:6].upper()}") from error
 
 
 def read_start(path: Path) -> bytes:
     """Returns the beginning of a text file, as `read_chunks` yields it."""
-    return next(read_chunks(path, _START), b"")
+    return next(read_chunks(path, _START, _START), b"")
 
 
 def read_text(path: Path, max_bytes: int = MAX_DOCUMENT_BYTES) -> bytes:

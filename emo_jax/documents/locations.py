@@ -1,0 +1,263 @@
+"""Files and folders of inputs, on a disk or in an object store (`gs://`, `s3://`, any of fsspec).
+
+A local path is a plain `Path`; a URL is a `universal_pathlib.UPath`, which has the same methods.
+What the store cannot give for a moment is waited for, see `files.waiting`. Keys, regions and
+endpoints are taken from the environment, as the store's own tools do: `AWS_ENDPOINT_URL` names
+another server that speaks S3.
+"""
+
+import contextlib
+import glob
+import io
+import os
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import IO, Any, TypeVar, cast
+
+from emo_jax.errors import DataError, EmoError, UsageError, one_line
+from emo_jax.files.json_files import open_regular
+from emo_jax.files.waiting import AwayError, Patience, SpoiltError
+
+BLOCK = 1 << 23  # bytes that are asked of a store at once
+_EXTRA = "pip install 'emo-jax[remote]'"
+# What waiting does not help.
+_FINAL = (
+    *(FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError),
+    *(ImportError, ValueError, KeyError, NotImplementedError),
+)
+_BUGS = (TypeError, AttributeError, NameError, AssertionError)
+
+T = TypeVar("T")
+
+
+def is_remote(path: str | os.PathLike[str] | Path) -> bool:
+    """Returns whether a path is in an object store."""
+    return "://" in str(path)
+
+
+def location(text: str) -> Path:
+    """Returns the path of a file or folder; for a URL, something with the methods of a `Path`.
+
+    Raises:
+      UsageError: a store that is not known, or whose library is not installed.
+    """
+    if text.startswith("file://"):
+        return Path(text.removeprefix("file://"))
+    if not is_remote(text):
+        return Path(text)
+    try:
+        from upath import UPath
+    except ImportError:
+        raise UsageError(f"{text}: needs the extra remote; {_EXTRA}") from None
+    protocol = text.partition("://")[0]
+    try:
+        found = UPath(text, **_settings(protocol))
+        found.fs  # noqa: B018 - connects, in some stores
+    except ImportError as error:
+        raise UsageError(f"{text}: needs the extra remote ({one_line(error)}); {_EXTRA}") from None
+    except ValueError:
+        raise UsageError(
+            f"{text}: {protocol}:// is no store that is known; give s3://, gs:// or a path"
+        ) from None
+    except Exception as error:  # each store's library has errors of its own
+        raise _cannot_be_read(text, error) from error
+    return cast(Path, found)
+
+
+def _settings(protocol: str) -> dict[str, Any]:
+    """Returns what fsspec must be told about a store."""
+    settings: dict[str, Any] = {"use_listings_cache": False}
+    if protocol not in ("s3", "s3a"):
+        return settings
+    # s3fs tries five times what botocore does, and then we wait.
+    config: dict[str, Any] = {"retries": {"mode": "standard", "total_max_attempts": 2}}
+    settings["config_kwargs"] = config
+    # botocore reads keys itself. Few servers other than Amazon's have a name for each bucket.
+    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+    if endpoint:
+        settings["endpoint_url"] = endpoint
+        config["s3"] = {"addressing_style": "path"}
+    region = os.environ.get("AWS_REGION")
+    if region and not os.environ.get("AWS_DEFAULT_REGION"):
+        settings["client_kwargs"] = {"region_name": region}
+    return settings
+
+
+def exists(path: Path) -> bool:
+    """Returns whether there is something at a path; a dangling link is something."""
+    if not is_remote(path):
+        return os.path.lexists(path)
+    with readable(path):
+        return path.exists()
+
+
+@contextlib.contextmanager
+def readable(path: Path) -> Iterator[None]:
+    """Turns the errors of a store's library into a DataError of one line."""
+    try:
+        yield
+    except (EmoError, *_BUGS):
+        raise
+    except Exception as error:  # each store's library has errors of its own
+        if not is_remote(path):
+            raise
+        raise _cannot_be_read(path, error) from error
+
+
+def why(error: BaseException) -> str:
+    """Returns what went wrong, in words of a store's library."""
+    strerror = getattr(error, "strerror", None)
+    if isinstance(error, FileNotFoundError):
+        return "no such object or bucket"
+    if isinstance(error, PermissionError):
+        return f"not allowed: {one_line(strerror or error)}"
+    return one_line(strerror or error) or type(error).__name__
+
+
+def _cannot_be_read(path: Path | str, error: BaseException) -> DataError:
+    return DataError(
+        f"{path}: cannot be read ({why(error)}); check the address, the credentials and the"
+        " endpoint"
+    )
+
+
+def size_of(path: Path) -> int:
+    """Returns the bytes of a file."""
+    with readable(path):
+        return path.stat().st_size
+
+
+def open_binary(path: Path, block: int | None = None) -> IO[bytes]:
+    """Opens a regular file for reading.
+
+    Args:
+      block: bytes that are asked of a store at once, `BLOCK` if not given; a local file is read as
+        it is asked for.
+
+    Raises:
+      NotReadableError: not a regular file.
+      OSError: it cannot be opened.
+      DataError: it is in a store, and cannot be opened.
+    """
+    if not is_remote(path):
+        return open_regular(path)
+    return io.BufferedReader(_Remote(path), block or BLOCK)
+
+
+def _patience() -> Patience:
+    return Patience(DataError, away="check the address and the network", spoilt="read it again")
+
+
+def _attempt(path: Path, do: Callable[[], T]) -> T:
+    """Calls a store's library, and says in the errors of `Patience` what it raises."""
+    try:
+        return do()
+    except _BUGS:
+        raise
+    except Exception as error:  # each store's library has errors of its own
+        text, kind = f"{path}: cannot be read ({why(error)})", type(error).__name__
+        if isinstance(error, _FINAL) or "Credentials" in kind or "Expired" in kind:
+            raise SpoiltError(text) from error
+        raise AwayError(text) from error
+
+
+class _Remote(io.RawIOBase):
+    """An object of a store, read by ranges. A range that fails is asked for again.
+
+    fsspec and the libraries below it try again a few times; after that, `Patience` waits. A range
+    is used only if it is complete, and of the object that was opened.
+    """
+
+    def __init__(self, path: Path):
+        self._path, self._at = path, 0
+        self._patience = _patience()
+        self._file, self._size = self._patience.read(lambda: _attempt(path, self._open))
+
+    def _open(self) -> tuple[Any, int]:
+        remote = cast(Any, self._path)
+        # Without a cache of its own: only what is asked for is read, and kept by the caller.
+        file = remote.fs.open(remote.path, "rb", cache_type="none", block_size=BLOCK)
+        size = getattr(file, "size", None)
+        return file, remote.fs.info(remote.path)["size"] if size is None else size
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._at
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        base = {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self._size}[whence]
+        if base + offset < 0:
+            raise OSError("a negative position")
+        self._at = base + offset
+        return self._at
+
+    def readinto(self, buffer: Any) -> int:
+        wanted = max(0, min(len(buffer), self._size - self._at))
+        if wanted:
+            found = self._patience.read(lambda: _attempt(self._path, lambda: self._range(wanted)))
+            buffer[:wanted] = found
+            self._at += wanted
+        return wanted
+
+    def _range(self, wanted: int) -> bytes:
+        self._file.seek(self._at)
+        found = self._file.read(wanted)
+        if len(found) != wanted:
+            raise OSError(f"{len(found)} of {wanted} bytes at {self._at}")
+        return found
+
+    def close(self) -> None:
+        if not self.closed and hasattr(self, "_file"):
+            self._file.close()
+        super().close()
+
+
+# --- listing --------------------------------------------------------------------------------------
+
+
+def matches(pattern: str) -> list[str]:
+    """Returns the files and folders that a pattern such as `s3://data/train-*.parquet` matches.
+
+    They are sorted. What is hidden is matched only by a pattern that says so. `**` matches files
+    only, else a folder would be read as well as the files in it.
+    """
+    if not is_remote(pattern):
+        found = sorted(glob.glob(pattern, recursive=True))
+        return [n for n in found if not os.path.isdir(n)] if "**" in pattern else found
+    root = location(pattern)
+    with readable(root):
+        fs = cast(Any, root).fs
+        listed = fs.glob(pattern, detail=True)
+        names = [
+            fs.unstrip_protocol(name.rstrip("/"))
+            for name, info in listed.items()
+            if not ("**" in pattern and info["type"] == "directory")
+        ]
+    if "/." not in pattern:
+        fixed = len(fixed_part(pattern))
+        names = [name for name in names if "/." not in name[fixed:]]
+    return sorted(set(names))
+
+
+def fixed_part(pattern: str) -> str:
+    """Returns the folder in front of the first wildcard of a URL."""
+    return re.split(r"[*?[]", pattern, maxsplit=1)[0].rpartition("/")[0]
+
+
+def list_folder(folder: Path) -> tuple[list[str], list[str]]:
+    """Returns the names of the folders and the files in a folder of a store, both sorted."""
+    remote = cast(Any, folder)
+    found = _patience().read(lambda: _attempt(folder, lambda: remote.fs.ls(remote.path, True)))
+    here = remote.path.rstrip("/")
+    folders, files = set[str](), set[str]()
+    for entry in found:
+        path = entry["name"].rstrip("/")
+        if path != here:  # an empty object that stands for the folder
+            (folders if entry["type"] == "directory" else files).add(path.rpartition("/")[2])
+    return sorted(folders), sorted(files)

@@ -1,0 +1,234 @@
+"""Documents in object stores: a real S3 server behind a proxy that fails, and fsspec's memory."""
+
+import gzip
+import json
+import pickle
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import fsspec
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import zstandard
+from s3_proxy import Plan
+
+from emo_jax.documents import locations
+from emo_jax.documents.document_filter import DocumentFilter
+from emo_jax.documents.parquet import Columns
+from emo_jax.documents.read import ReadReport, find_inputs, read_documents, read_file
+from emo_jax.documents.records import Documents, Fields
+from emo_jax.errors import DataError, UsageError
+from emo_jax.preparation.prepare import prepare
+from emo_jax.tokenizer.load import byte_tokenizer
+
+ROOT = Path(__file__).parents[2]
+
+
+def lines(*texts: str) -> bytes:
+    return "".join(json.dumps({"text": t}) + "\n" for t in texts).encode()
+
+
+def make_corpus(folder: Path) -> Path:
+    """Every kind of file, in folders."""
+    rows = pa.table(
+        {"text": [f"row {i}" for i in range(2000)], "id": [f"r{i}" for i in range(2000)]}
+    )
+    for name, content in {
+        "law/a.jsonl": lines("a", "b"),
+        "law/deep/c.jsonl.gz": gzip.compress(lines("c") * 999),
+        "cooking/d.jsonl.zst": zstandard.compress(lines("d") * 999),
+        "notes.md": b"read me",
+        ".hidden.jsonl": lines("hidden"),
+        "README.md": b"about",
+    }.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(content)
+    pq.write_table(rows, folder / "law/rows.parquet", row_group_size=300)
+    return folder
+
+
+def read(*inputs, **settings):
+    return list(read_documents(list(inputs), **settings))
+
+
+@pytest.fixture
+def memory(tmp_path):
+    """A folder and the same in fsspec's memory."""
+    folder = make_corpus(tmp_path / "corpus")
+    fs = fsspec.filesystem("memory")
+    for file in folder.rglob("*"):
+        if file.is_file():
+            fs.pipe(f"/b/corpus/{file.relative_to(folder).as_posix()}", file.read_bytes())
+    yield folder, "memory://b/corpus"
+    fs.rm("/b", recursive=True)
+
+
+def test_a_folder_of_a_store_is_read_as_one_on_a_disk(memory):
+    folder, url = memory
+    there, here = ReadReport(), ReadReport()
+    assert read(url, report=there) == read(folder, report=here)
+    assert there.documents == 4001 and there.summary().replace(url, str(folder)) == here.summary()
+    assert read(f"{url}/law/a.jsonl") == read(folder / "law/a.jsonl")
+    assert read(f"file://{folder}") == read(folder)
+
+
+def test_patterns(memory):
+    folder, url = memory
+    for pattern in ("law/*", "*/*.jsonl*", "**/*.jsonl*", "l?w/[a-b].jsonl"):
+        assert read(f"{url}/{pattern}") == read(f"{folder}/{pattern}"), pattern
+    with pytest.raises(UsageError, match=r"memory://b/corpus/no-\*: no file fits this pattern"):
+        read(f"{url}/no-*")
+    fs = fsspec.filesystem("memory")
+    for name in ("train-0.jsonl", "test-0.jsonl"):
+        fs.pipe(f"/b/splits/{name}", lines(name))
+    for given in ("memory://b/splits", "memory://b/splits/*"):
+        with pytest.raises(UsageError, match=r"memory://b/splits: holds the splits train .1 file."):
+            read(given)
+    assert [d.text for d in read("memory://b/splits/train*")] == ["train-0.jsonl"]
+
+
+def test_files_go_to_other_processes(memory):
+    _, url = memory
+    columns = Columns(text="text", names={"--id-field": "id"})
+    (found,) = find_inputs([url], ReadReport(), columns)
+    files = pickle.loads(pickle.dumps(list(found.files())))
+    made = Documents(Fields(), DocumentFilter(), ids=False, report=ReadReport())
+    assert [d for f in files for d in read_file(f, made, columns, 10**6)] == read(url)
+
+
+def test_addresses_that_cannot_be():
+    with pytest.raises(
+        UsageError, match=r"zork://a/b.jsonl: zork:// is no store that is known; give s3"
+    ):
+        read("zork://a/b.jsonl")
+    with pytest.raises(UsageError, match=r"memory://none/a\.jsonl: no such file or folder"):
+        read("memory://none/a.jsonl")
+
+
+def test_a_store_without_the_extra(monkeypatch):
+    monkeypatch.setitem(sys.modules, "upath", None)
+    with pytest.raises(UsageError, match=r"pip install 'emo-jax\[remote\]'"):
+        read("s3://a/b.jsonl")
+
+
+# --- a real server --------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def in_s3(bucket, tmp_path):
+    folder = make_corpus(tmp_path / "corpus")
+    return folder, bucket.upload(folder, "data/corpus"), bucket
+
+
+@pytest.mark.system
+def test_folders_and_patterns_of_s3(in_s3):
+    folder, url, bucket = in_s3
+    bucket.put("data/corpus/law/", b"")  # as consoles make folders
+    assert read(url) == read(folder) == read(url + "/")
+    for pattern in ("*", "law/*", "*/*.jsonl*", "**/*.jsonl*", "law/[ab].jsonl"):
+        if pattern == "*":  # notes.md too
+            continue
+        assert read(f"{url}/{pattern}") == read(f"{folder}/{pattern}"), pattern
+    assert read(f"s3://{bucket.name}") != []
+
+
+@pytest.mark.system
+def test_prepare_makes_the_same_store_of_s3(in_s3, tmp_path):
+    folder, url, bucket = in_s3
+    tokenizer = byte_tokenizer()
+    prepare([folder], tmp_path / "here", tokenizer)
+    bucket.proxy.plan = Plan(seed=3, share=0.3, most=3)
+    prepare([url], tmp_path / "there", tokenizer)
+    assert bucket.proxy.met.keys() >= {"cut", "reset", "busy"}
+    content = [
+        {p.relative_to(f): p.read_bytes() for p in sorted(f.rglob("*")) if p.is_file()}
+        for f in (tmp_path / "here", tmp_path / "there")
+    ]
+    assert content[0] == content[1]
+
+
+@pytest.mark.system
+@pytest.mark.parametrize("seed", range(3))
+def test_a_body_that_is_cut_gives_no_document_twice(bucket, monkeypatch, seed):
+    """Cut in the middle of lines; every range more often than the libraries try."""
+    texts = [f"{i} " + "word " * (i % 300) for i in range(3000)]
+    bucket.put("a.jsonl", lines(*texts))
+    monkeypatch.setattr(locations, "BLOCK", 1 << 18)
+    url = f"s3://{bucket.name}/a.jsonl"
+    documents = read_documents([url])
+    bucket.proxy.plan = Plan(seed=seed, share=0.8, faults=("cut", "reset", "busy"), most=9)
+    assert [d.text for d in documents] == texts
+    assert bucket.proxy.met.total() > 1
+
+
+@pytest.mark.system
+def test_an_outage_is_waited_for_and_said(bucket, monkeypatch, caplog):
+    bucket.put("a.jsonl", lines("a" * 300_000, "b"))
+    url = f"s3://{bucket.name}/a.jsonl"
+    monkeypatch.setenv("EMO_READ_WAIT", "8")
+    documents = read_documents([url])
+    bucket.proxy.plan = Plan(share=1, faults=("busy",))
+    begin = time.monotonic()
+    with pytest.raises(DataError, match=r"a\.jsonl: cannot be read \(.*\) .waited .* s.; check"):
+        list(documents)
+    assert time.monotonic() - begin < 60
+    assert "waiting up to 8 s for it" in caplog.text
+
+
+@pytest.mark.system
+def test_what_is_not_there_is_said_in_a_line(bucket, tmp_path):
+    bucket.put("a.jsonl", lines("a"))
+    for url in ("s3://no-such-bucket-here/a.jsonl", f"s3://{bucket.name}/no.jsonl"):
+        with pytest.raises((UsageError, DataError), match=f"{url}: no such file or folder"):
+            read(url)
+    with pytest.raises(UsageError, match="no file fits this pattern"):
+        read(f"s3://{bucket.name}/no-*.jsonl")
+    # A process of its own: clients are kept.
+    env = {k: v for k, v in bucket.env.items() if "KEY" not in k}
+    for extra, message in (
+        (env, "credentials"),
+        ({**bucket.env, "AWS_ENDPOINT_URL": "http://127.0.0.1:1"}, "127.0.0.1:1"),
+    ):
+        done = subprocess.run(
+            [
+                *(sys.executable, "-m", "emo_jax.cli", "prepare", f"s3://{bucket.name}/a.jsonl"),
+                *("--output", str(tmp_path / "store"), "--tokenizer", "bytes"),
+            ],
+            env={"PATH": "/usr/bin:/bin", "PYTHONPATH": str(ROOT), **extra},
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode in (1, 2) and message in done.stderr.lower()
+        assert len(done.stderr.strip().splitlines()) == 1, done.stderr
+
+
+@pytest.mark.system
+def test_an_object_that_changes_is_not_read_on(bucket, monkeypatch):
+    monkeypatch.setattr(locations, "BLOCK", 1 << 16)
+    bucket.put("a.jsonl", lines(*["old text"] * 200_000))
+    documents = read_documents([f"s3://{bucket.name}/a.jsonl"])
+    assert next(documents).text == "old text"
+    bucket.put("a.jsonl", lines(*["new text"] * 200_000))
+    with pytest.raises(DataError, match=r"a\.jsonl: cannot be read .*read it again"):
+        list(documents)
+
+
+@pytest.mark.system
+def test_only_what_is_needed_is_asked_for(bucket, tmp_path):
+    """A column of ten megabytes beside the text stays where it is; a check reads beginnings."""
+    rows = 100
+    table = pa.table({"text": ["t"] * rows, "image": [bytes(100_000)] * rows})
+    pq.write_table(table, tmp_path / "a.parquet", compression="none", use_dictionary=False)
+    bucket.put("rows/a.parquet", (tmp_path / "a.parquet").read_bytes())
+    bucket.put("lines/a.jsonl", lines("x" * 1000) * 10_000)
+    assert len(read(f"s3://{bucket.name}/rows")) == rows
+    ranges = [part for _, path, part in bucket.proxy.requests if "a.parquet" in path and part]
+    sizes = [int(r.split("-")[1]) - int(r.split("=")[1].split("-")[0]) + 1 for r in ranges]
+    assert sum(sizes) < 1_000_000
+    bucket.proxy.forget()
+    read_documents([f"s3://{bucket.name}/lines"])
+    ranges = [part for _, path, part in bucket.proxy.requests if "a.jsonl" in path and part]
+    assert ranges == ["bytes=0-65535"]
