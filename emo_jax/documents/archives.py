@@ -24,8 +24,8 @@ GROWTH, ALWAYS = 1000, 1 << 26  # gzip's maximum expansion; the size that any fi
 
 
 def packing(path: Path) -> str:
-    """Returns `.gz` or `.zst` if a file's name ends in it, in any case, else an empty string."""
-    suffix = path.suffix.lower()
+    """Returns `.gz` or `.zst` if a file's name ends so, in any case, else an empty string."""
+    suffix = path.suffix.lower().replace(".tgz", ".gz")
     return suffix if suffix in PACKED else ""
 
 

@@ -37,15 +37,13 @@ _LINES = "write its texts as lines of JSON or Parquet"
 _UNPACK = "unpack it"
 _REPACK = "unpack it, or pack it as .gz or .zst"
 _PANDAS = "make Parquet of it, with pandas: read_csv(FILE).to_parquet(FILE)"
-_DATASETS = "make Parquet of it, with datasets: {}.to_parquet(FILE)"
 _IN_PLACE = "tokens are not prepared again; train on them in place: data.store=FILES, docs/data.md"
 _NO_TEXT = "no text is in it"
 
-TAR = Foreign("a tar archive", "unpack it into a folder of its own")
+TAR = Foreign("a tar archive", "name it .tar, or .tar.gz or .tar.zst if it is packed")
 TABLE = Foreign("a table of text (CSV)", _PANDAS)
 SHEET = Foreign("a spreadsheet", _LINES)
-ARROW = Foreign("an Arrow file", _DATASETS.format("Dataset.from_file(FILE)"))
-SAVED = Foreign("a folder of datasets' save_to_disk", _DATASETS.format("load_from_disk(FOLDER)"))
+ARROW = Foreign("an Arrow file", "name it .arrow")
 TFRECORD = Foreign("a TFRecord file", "name a seqio task that reads it: seqio:MODULE:TASK")
 ARRAY_RECORD = Foreign("an ArrayRecord file", _LINES)
 BAGZ = Foreign("a Bagz file", _LINES)
@@ -77,10 +75,10 @@ PRETTY = Foreign("JSON over several lines", "make a line of each document: jq -c
 RECORDS = Foreign("lines of JSON, no text", "name it .jsonl")
 
 _BY_SUFFIX: dict[Foreign, str] = {
-    TAR: "tar tgz tbz txz",
+    TAR: "tar tgz",  # what reads only lines does not read them
     TABLE: "csv tsv psv tab",
     SHEET: "xls xlsx xlsm ods",
-    ARROW: "arrow feather arrows",
+    ARROW: "arrow feather arrows ipc",
     TFRECORD: "tfrecord tfrecords tfr",
     ARRAY_RECORD: "array_record arrayrecord riegeli",
     BAGZ: "bagz",
@@ -90,7 +88,7 @@ _BY_SUFFIX: dict[Foreign, str] = {
     ORC: "orc avro",
     LANCE: "lance",
     ZIP: "zip 7z rar",
-    PACKED: "bz2 xz lz4 lzma br snappy sz",
+    PACKED: "tbz tbz2 txz bz2 xz lz4 lzma br snappy sz",
     WARC: "warc wet wat",
     DATABASE: "sqlite sqlite3 db mdb duckdb",
     WEIGHTS: "safetensors gguf pt pth ckpt h5 hdf5 onnx pkl pickle joblib msgpack model bin idx",
@@ -142,7 +140,7 @@ _BZIP = re.compile(rb"BZh[1-9]1AY&SY")
 _LOOK_AT = 8192  # bytes searched for NULs, as git does
 
 
-_OF_FORM = (ARRAY, PRETTY, GZIP, ZSTD, PACKED, ZIP, TAR, POINTER)
+_OF_FORM = (ARRAY, PRETTY, GZIP, ZSTD, PACKED, ZIP, POINTER)
 
 
 def as_lines(other: Foreign) -> Foreign:
@@ -224,9 +222,6 @@ def of_folder(path: Path) -> Foreign | None:
             return MDS
         if next(path.glob("chunk-*.bin*"), None) is not None:
             return LITDATA
-    saved = (path / "state.json").is_file() or (path / "dataset_dict.json").is_file()
-    if saved and next(path.glob("**/*.arrow"), None) is not None:
-        return SAVED
     if (path / "_delta_log").is_dir() or (path / "metadata" / "version-hint.text").is_file():
         return LANCE
     if path.suffix == ".lance" or (path / "_versions").is_dir():

@@ -4,7 +4,6 @@ An input is checked before anything is read, so that an unusable file is found i
 after the hours that the files before it take.
 """
 
-import functools
 import glob
 import itertools
 import os
@@ -15,9 +14,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
-from emo_jax.documents import foreign, locations
+from emo_jax.documents import arrow_files, foreign, locations, tars
 from emo_jax.documents.archives import READ_ERRORS, unreadable
-from emo_jax.documents.file_kinds import LINES, ROWS, TEXT, is_plain, kind_of
+from emo_jax.documents.file_kinds import ARROW, LINES, ROWS, TAR, TEXT, is_plain, kind_of
 from emo_jax.documents.folders import check_there, walk
 from emo_jax.documents.foreign import Foreign
 from emo_jax.documents.records import UNKNOWN_DOMAIN, ReadReport
@@ -25,6 +24,7 @@ from emo_jax.documents.splits import mixed, split_of
 from emo_jax.documents.text_files import read_start
 from emo_jax.errors import DataError, UsageError
 
+_CHECKED = (ROWS, ARROW, TAR)  # kinds that are checked by their own readers
 _POINTER_BYTES = 1024  # maximum size of a Git LFS pointer
 
 # Files that describe a data set and are not documents of it.
@@ -43,7 +43,7 @@ class File(NamedTuple):
       name: used in ids: the path in the input, so that moving the input does not move documents
         between splits.
       domain: used for documents that name none: the first sub-folder.
-      kind: LINES, ROWS or TEXT.
+      kind: LINES, ROWS, ARROW, TAR or TEXT.
     """
 
     path: Path
@@ -58,7 +58,7 @@ class Input:
 
     Attributes:
       is_file: it is no folder.
-      has_records: it has JSON lines or Parquet rows.
+      has_records: it has JSON lines, rows of Parquet or Arrow, or tar archives.
       has_data: it has those or a data set in another format.
       left_out: files whose content is not what their names say.
     """
@@ -79,7 +79,7 @@ class Input:
             read = not (self.has_records and kind is None) and not (
                 self.has_data and _is_about(path)
             )
-            if read and path not in self.left_out and foreign.of_name(path) is None:
+            if read and path not in self.left_out and (kind or foreign.of_name(path) is None):
                 yield File(path, name, domain, kind or TEXT)
 
 
@@ -111,7 +111,7 @@ def look_at(
     """Checks all files of an input, and adds to the report what is skipped.
 
     Args:
-      check_rows: called with the path of each Parquet file.
+      check_rows: called with the path of each Parquet and Arrow file.
 
     Raises:
       UsageError: no such file or folder, an unsupported file, or splits that would be mixed.
@@ -131,8 +131,8 @@ def _look_at(
     if found.is_file:
         kind = _explicit(path).kind
         found.has_records = found.has_data = kind != TEXT
-        if kind == ROWS:
-            _check_rows(path, check_rows)
+        if kind in _CHECKED:
+            _check(path, kind, check_rows)
         elif kind == TEXT:
             _refuse(path, foreign.of_text(_start(path), text_field))
         else:
@@ -146,14 +146,16 @@ def _look_at(
     beside: Counter[str] = Counter()
     first: dict[str, str] = {}
     about: list[Path] = []
-    for file, relative, _ in walk(path, functools.partial(leave_out, report)):
+    checked: list[tuple[Path, str]] = []
+
+    def left(file: Path, what: str) -> None:
+        report.leave_out(str(file), what, text=True)
+
+    for file, relative, _ in walk(path, left):
         kind_here = kind_of(file)
-        if (other := foreign.of_name(file)) is not None:
+        if kind_here is None and (other := foreign.of_name(file)) is not None:
             found.has_data |= other.is_data
-            if other.may_hold_text:
-                leave_out(report, file, str(other))
-            else:
-                report.leave_out(str(file), str(other))
+            report.leave_out(str(file), str(other), text=other.may_hold_text)
             continue
         if _is_about(file):
             about.append(file)
@@ -162,15 +164,19 @@ def _look_at(
             suffix = file.suffix.lower() or "a file without an ending"
             beside[suffix] += 1
             first.setdefault(suffix, str(file))
-        elif kind_here == ROWS:
-            _check_rows(file, check_rows)
+        elif kind_here in _CHECKED:
+            checked.append((file, kind_here))
         elif kind_here == LINES and not _is_of_lines(file, found, report):
             continue
-        records = kind_here == ROWS or (kind_here == LINES and _has_records(file, text_field))
+        records = kind_here in _CHECKED or (kind_here == LINES and _has_records(file, text_field))
         found.has_records |= records
         found.has_data |= records
         if (split := split_of(relative, named=records or is_plain(file))) is not None:
             splits.setdefault(split, []).append(relative)
+    _leave_out_caches(about, checked, found, report)
+    for file, kind in checked:
+        if file not in found.left_out:
+            _check(file, kind, check_rows)
     for file in about:
         if found.has_data:
             report.leave_out(str(file), "what describes the data")
@@ -223,8 +229,8 @@ def _explicit(path: Path) -> File:
         raise UsageError(
             f"{path}: {other.what}; {other.advice}"
             if other
-            else f"{path}: unknown kind of file; give .jsonl, .parquet, .txt or .md (.jsonl and"
-            " texts also .gz, .zst) or a folder"
+            else f"{path}: unknown kind of file; give .jsonl, .parquet, .arrow, .tar, .txt or .md"
+            " (.jsonl, .tar and texts also .gz, .zst) or a folder"
         )
     return File(path, path.name, UNKNOWN_DOMAIN, kind)
 
@@ -247,16 +253,36 @@ def _is_of_lines(file: Path, found: Input, report: ReadReport) -> bool:
     if other is foreign.POINTER:
         raise DataError(f"{file}: {other.what}; {other.advice}")
     if other is not None:
-        leave_out(report, file, str(other))
+        report.leave_out(str(file), str(other), text=True)
         found.left_out.add(file)
         found.has_data |= other.is_data
     return other is None
 
 
-def _check_rows(path: Path, check: Callable[[Path], None]) -> None:
+def _leave_out_caches(
+    about: list[Path], checked: list[tuple[Path, str]], found: Input, report: ReadReport
+) -> None:
+    """Leaves out the Arrow files beside those that a folder of `save_to_disk` consists of."""
+    for state in about:
+        if state.name != arrow_files.STATE:
+            continue
+        beside = [f for f, kind in checked if kind == ARROW and f.parent == state.parent]
+        is_saved = beside or state.with_name("dataset_info.json") in about
+        saved = set(arrow_files.saved_files(state)) if is_saved else set()
+        for file in beside:
+            if file not in saved:
+                report.leave_out(str(file), "what datasets has cached")
+                found.left_out.add(file)
+
+
+def _check(path: Path, kind: str, check_rows: Callable[[Path], None]) -> None:
+    """Checks the beginning or the footer of a file of rows or an archive."""
     if locations.size_of(path) < _POINTER_BYTES and _other(path, None) is foreign.POINTER:
         _refuse(path, foreign.POINTER)
-    check(path)
+    if kind == TAR:
+        tars.check(path)
+    else:
+        check_rows(path)
 
 
 def _has_records(path: Path, text_field: str) -> bool:
@@ -272,17 +298,6 @@ def _is_about(path: Path) -> bool:
     if path.name.lower() in _ABOUT:
         return True
     return kind_of(path) in (TEXT, None) and bool(_PAPERS.fullmatch(path.name))
-
-
-def leave_out(report: ReadReport, file: Path, what: str) -> None:
-    """Counts a file of another kind as skipped.
-
-    Raises:
-      DataError: immediately, if strict.
-    """
-    if report.strict:
-        raise DataError(f"{file}: {what} (leave out --strict to leave such files out)")
-    report.leave_out(str(file), what)
 
 
 def _say_nothing(file: Path, what: str) -> None:
@@ -303,7 +318,7 @@ def _refuse_mixed_pattern(pattern: str, found: list[str]) -> None:
     for name in found:
         path = locations.location(name)
         relative = path.relative_to(fixed)
-        named = kind_of(path) in (LINES, ROWS) or is_plain(path) or path.is_dir()
+        named = kind_of(path) in (LINES, *_CHECKED) or is_plain(path) or path.is_dir()
         if (split := split_of(relative.as_posix(), named=named)) is not None:
             splits.setdefault(split, []).append(relative.as_posix())
     if len(splits) > 1:

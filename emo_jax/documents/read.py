@@ -7,7 +7,15 @@ named, so a broken line is neither fatal nor silent.
 import os
 from collections.abc import Iterator, Sequence
 
-from emo_jax.documents import foreign, input_files, parquet, seqio_tasks, text_files
+from emo_jax.documents import (
+    file_kinds,
+    foreign,
+    input_files,
+    parquet,
+    seqio_tasks,
+    tars,
+    text_files,
+)
 from emo_jax.documents.archives import READ_ERRORS, unreadable
 from emo_jax.documents.document_filter import DocumentFilter
 from emo_jax.documents.input_files import File, Input
@@ -137,10 +145,12 @@ def read_file(
       DataError: the file is damaged.
     """
     try:
-        if file.kind == input_files.LINES:
+        if file.kind == file_kinds.LINES:
             yield from _read_jsonl(file, made, max_bytes)
-        elif file.kind == input_files.ROWS:
-            yield from _read_parquet(file, made, columns)
+        elif file.kind in (file_kinds.ROWS, file_kinds.ARROW):
+            yield from _read_rows(file, made, columns)
+        elif file.kind == file_kinds.TAR:
+            yield from tars.read(file.path, file.name, file.domain, made, max_bytes)
         else:
             yield from _read_text(file, made, max_bytes)
     except READ_ERRORS as error:
@@ -179,7 +189,7 @@ def _read_jsonl(file: File, made: Documents, max_bytes: int) -> Iterator[Documen
             )
 
 
-def _read_parquet(file: File, made: Documents, columns: parquet.Columns) -> Iterator[Document]:
+def _read_rows(file: File, made: Documents, columns: parquet.Columns) -> Iterator[Document]:
     for number, (record, why) in enumerate(columns.rows(file.path), 1):
         source = Source(f"{file.path}:{number}", f"{file.name}:{number}", file.domain)
         if why:
@@ -204,7 +214,7 @@ def _read_text(file: File, made: Documents, max_bytes: int) -> Iterator[Document
     if other is foreign.POINTER:  # the file it stands for would be missing
         raise DataError(f"{where}: {other.what}; {other.advice}")
     if other is not None:
-        input_files.leave_out(made.report, file.path, str(other))
+        made.report.leave_out(where, str(other), text=True)
         return
     try:
         text = content.decode("utf-8")

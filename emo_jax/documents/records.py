@@ -45,8 +45,17 @@ class ReadReport:
     unnamed: Counter[str] = field(default_factory=Counter)
     left_out: dict[str, tuple[int, str]] = field(default_factory=dict)
 
-    def leave_out(self, file: str, what: str, count: int = 1) -> None:
-        """Counts files or folders of an input that are not read; `file` is one of them."""
+    def leave_out(self, file: str, what: str, count: int = 1, *, text: bool = False) -> None:
+        """Counts files or folders of an input that are not read; `file` is one of them.
+
+        Args:
+          text: they may hold text.
+
+        Raises:
+          DataError: immediately, if strict and they may hold text.
+        """
+        if text and self.strict:
+            raise DataError(f"{file}: {what} (leave out --strict to leave such files out)")
         before, first = self.left_out.get(what, (0, _printable(file)))
         self.left_out[what] = (before + count, first)
 
@@ -86,7 +95,7 @@ class ReadReport:
 
 @dataclass(frozen=True)
 class Fields:
-    """Where a record has the parts of a document; `metadata.lang` looks inside `metadata`."""
+    """Where a record has the parts of a document; `metadata.lang` looks inside, see `lookup`."""
 
     text: str = "text"
     id: str = "id"
@@ -104,13 +113,55 @@ class Source(NamedTuple):
 _MISSING = object()
 
 
-def lookup(record: Mapping[str, Any], name: str) -> Any:
-    """Returns the field with exactly this name, else the inner one that its dots lead to."""
+def lookup(record: Any, name: str) -> Any:
+    """Returns the field with exactly this name, else the inner one that its dots lead to.
+
+    In a list, a number is a place, counted from 0: `choices.0.text`. Any other name is looked up in
+    each entry: `paragraphs.text` is the list of what the paragraphs have as `text`.
+    """
+    if isinstance(record, list):
+        head, dot, rest = name.partition(".")
+        place = at_index(head)
+        if place is not None:
+            value = record[place] if place < len(record) else _MISSING
+            return lookup(value, rest) if dot else value
+        found = [value for value in (lookup(v, name) for v in record) if value is not _MISSING]
+        return _MISSING if record and not found else found
+    if not isinstance(record, Mapping):
+        return _MISSING
     if name in record:
         return record[name]
     head, dot, rest = name.partition(".")
-    inner = record.get(head) if dot else None
-    return lookup(inner, rest) if isinstance(inner, Mapping) else _MISSING
+    return lookup(record[head], rest) if dot and head in record else _MISSING
+
+
+def at_index(part: str) -> int | None:
+    """Returns the place in a list that a part of a name stands for; None if it is another name."""
+    return int(part) if part.isascii() and part.isdecimal() and len(part) < 10 else None
+
+
+def found_in(value: Any, name: str) -> Any:
+    """Returns what `lookup` does, but None for a field that is missing."""
+    found = lookup(value, name)
+    return None if found is _MISSING else found
+
+
+def joined(value: Any) -> Any:
+    """Returns the strings in a list as one, a line each; anything else as it is.
+
+    Lists in it are parts of it, and nulls are left out. A list that holds anything else, such as
+    the messages of a chat, is returned as it is: name the field in them, `messages.content`.
+    """
+    if not isinstance(value, list):
+        return value
+    parts = value
+    while any(isinstance(part, list) for part in parts):
+        parts = [p for part in parts for p in (part if isinstance(part, list) else [part])]
+    parts = [part for part in parts if part is not None]
+    for kind, newline in ((str, "\n"), (bytes, b"\n")):
+        if all(isinstance(part, kind) for part in parts):
+            return newline.join(parts)
+    return value
 
 
 class Documents:
@@ -142,7 +193,7 @@ class Documents:
             self.report.skip(source.where, "not a JSON object")
             return
         names = self.fields
-        text = lookup(record, names.text)
+        text = joined(lookup(record, names.text))
         if text is _MISSING:
             self.report.skip(source.where, f"no field {names.text!r}")
             return

@@ -4,6 +4,7 @@ The only reader of JSON lines: documents, pairs and prompts all use `json_lines`
 """
 
 import codecs
+import io
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
@@ -77,6 +78,15 @@ def decoded_chunks(stream: IO[bytes], size: int = _CHUNK) -> Iterator[bytes]:
         decoder.decode(b"", final=True)
     except UnicodeDecodeError as error:
         raise EncodingError(f"invalid {codec[:6].upper()}") from error
+
+
+def decoded_text(content: bytes) -> bytes:
+    """Returns a text in UTF-8, whatever its encoding was, see `read_chunks`.
+
+    Raises:
+      EncodingError: it does not go on as it begins.
+    """
+    return b"".join(decoded_chunks(io.BytesIO(content)))
 
 
 def read_start(path: Path) -> bytes:

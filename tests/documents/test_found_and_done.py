@@ -1,19 +1,23 @@
 """The tables of docs/data.md, row by row: what is found, and what is done."""
 
 import gzip
+import io
 import json
 import os
 import re
 import socket
+import tarfile
 from collections.abc import Callable
 from pathlib import Path
 
+import datasets
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import zstandard
 
+from emo_jax.documents.document_filter import DocumentFilter
 from emo_jax.documents.read import ReadReport, read_documents
 from emo_jax.errors import DataError, EmoError, UsageError
 from emo_jax.preparation.prepare import prepare
@@ -316,9 +320,54 @@ def _(path):
     assert [(d.text, d.domain) for d in found] == [("good", "good"), ("ü", "ü")]
 
 
-@row("a text column of anything else; an id or domain column of lists, structs, maps or durations")
+@row("a text column of lists of texts, or of structs with a text that is named: `paragraphs.text`")
 def _(path):
-    for values in ([1], [1.5], [["a"]], [{"a": "b"}], [True], [None]):
+    values = [["a", "b"], ["c", None], [], None]
+    rows = [{"text": v, "p": v and [{"text": t, "n": 1} for t in v]} for v in values]
+    file = write(path / "a.jsonl", "".join(json.dumps(r) + "\n" for r in rows))
+    for kind in (pa.list_(pa.string()), pa.large_list(pa.binary()), pa.list_(pa.large_string())):
+        column = pa.array([r["p"] for r in rows])
+        lists = table(path / "a.parquet", text=pa.array(values).cast(kind), p=column)
+        for field in ("text", "p.text"):
+            for given in (file, lists):
+                texts, report = read(given, text_field=field)
+                assert texts == ["a\nb", "c"], (given, field)
+                assert report.skipped == {
+                    "empty document": 1,
+                    f"field {field!r} is not a string"
+                    if field == "text" or given == lists
+                    else "no field 'p.text'": 1,
+                }
+    deep = [{"a": [{"b": [{"c": "x"}, {"c": "y"}]}, {"b": [{"c": "z"}]}]}]
+    for given in (
+        write(path / "a.jsonl", json.dumps(deep[0])),
+        table(path / "a.parquet", a=[r["a"] for r in deep]),
+    ):
+        assert read(given, text_field="a.b.c")[0] == ["x\ny\nz"]
+        assert read(given, text_field="a.0.b.c")[0] == ["x\ny"]
+
+
+@row("a place in a list, counted from 0: `choices.0.text`")
+def _(path):
+    rows = [{"c": [{"text": "a"}, {"text": "b"}]}, {"c": [{"text": "c"}]}, {"c": []}]
+    for given in (
+        write(path / "a.jsonl", "".join(json.dumps(r) + "\n" for r in rows)),
+        table(path / "a.parquet", c=[r["c"] for r in rows]),
+    ):
+        assert read(given, text_field="c.0.text")[0] == ["a", "c"]
+        texts, report = read(given, text_field="c.1.text", domain_field="c.0.text")
+        assert texts == ["b"] and report.skipped.total() == 2
+        (found,) = documents(given, text_field="c.1.text", domain_field="c.0.text")
+        assert found.domain == "a"
+
+
+@row(
+    "a text column of anything else, such as the messages of a chat; an id or domain column of"
+    " lists, structs, maps or durations"
+)
+def _(path):
+    chat = [[{"role": "user", "content": "a"}]]
+    for values in ([1], [1.5], [[1]], chat, [{"a": "b"}], [True], [None]):
         refused(
             table(path / "a.parquet", text=values), "column 'text' holds .*, no text; .*--text-f"
         )
@@ -377,6 +426,230 @@ def _(path):
     refused(table(path / "a.parquet", body=["t"]), "no column 'text'; it has body", DataError)
 
 
+# --- Arrow ---------
+
+
+def saved(folder: Path, number: int = 6, **columns) -> Path:
+    columns = {"text": [f"row {i}" for i in range(number)], **columns}
+    datasets.Dataset.from_dict(columns).save_to_disk(folder, num_shards=2)
+    return folder
+
+
+@row("Arrow files and streams (`.arrow`, `.feather`), also compressed")
+def _(path):
+    found = pa.table({"text": ["a", None, "b"], "id": ["1", "2", "3"], "domain": ["x", "y", "z"]})
+    for name, opened in (("a.arrow", pa.ipc.new_stream), ("a.feather", pa.ipc.new_file)):
+        for packing in (None, "lz4", "zstd"):
+            options = pa.ipc.IpcWriteOptions(compression=packing)
+            with opened(path / name, found.schema, options=options) as writer:
+                for _ in range(3):
+                    writer.write_table(found)
+            expected = [("a", "1", "x"), ("b", "3", "z")] * 3
+            assert [tuple(d) for d in documents(path / name)] == expected
+    bare = found.select(["text"])
+    (path / "law").mkdir()
+    with pa.ipc.new_stream(path / "law/b.arrow", bare.schema) as writer:
+        writer.write_table(bare)
+    assert [(d.id, d.domain) for d in documents(path)][-2:] == [
+        ("law/b.arrow:1", "law"),
+        ("law/b.arrow:3", "law"),
+    ]
+
+
+@row("one that is damaged, cut short, or without the text column")
+def _(path):
+    found = pa.table({"text": ["word " * 99] * 999})
+    for opened in (pa.ipc.new_stream, pa.ipc.new_file):
+        with opened(path / "a.arrow", found.schema) as writer:
+            writer.write_table(found, 100)
+        whole = (path / "a.arrow").read_bytes()
+        for content in (b"", whole[:3], whole[:-8], whole[: len(whole) // 2], whole + whole):
+            file = write(path / "b.arrow", content)
+            if content == whole + whole and opened is pa.ipc.new_file:
+                continue  # its end says what is in it
+            with pytest.raises(
+                DataError, match=r"b\.arrow: cannot be read as Arrow .*copy it again"
+            ):
+                read(file)
+        file = write(path / "b.arrow", whole)
+        refused(file, "no column 'body'; it has text", DataError, text_field="body")
+    bad = pa.Array.from_buffers(
+        pa.string(), 2, [None, pa.py_buffer(np.array([0, 99999, 2], "<i4")), pa.py_buffer(b"ab")]
+    )
+    with pa.ipc.new_stream(path / "b.arrow", pa.schema([("text", pa.string())])) as writer:
+        writer.write_batch(pa.RecordBatch.from_arrays([bad], ["text"]))
+    with pytest.raises(DataError, match=r"b\.arrow: cannot be read as Arrow .*[Oo]ffset"):
+        read(path / "b.arrow")
+
+
+@row("a folder of `save_to_disk`; what `datasets` has cached in it")
+def _(path):
+    folder = saved(path / "saved", id=list(range(6)))
+    texts, report = read(folder, strict=True)
+    assert texts == [f"row {i}" for i in range(6)] and report.documents == 6
+    assert report.left_out["what describes the data"][0] == 2
+    loaded = datasets.load_from_disk(folder)
+    loaded.map(lambda r: {"text": r["text"] * 2})
+    assert list(folder.glob("cache-*.arrow"))
+    texts, report = read(folder)
+    assert len(texts) == 6 and report.left_out["what datasets has cached"][0] == 1
+    assert [d.id for d in documents(folder)] == list("012345")
+
+
+@row("a file that `state.json` names and that is not there")
+def _(path):
+    folder = saved(path / "saved")
+    (folder / "data-00001-of-00002.arrow").unlink()
+    with pytest.raises(DataError, match=r"data-00001-of-00002.arrow: missing, state.json names it"):
+        read(folder)
+    state = json.loads((folder / "state.json").read_text())
+    state["_data_files"][0]["filename"] = "../a.arrow"
+    write(folder / "state.json", json.dumps(state))
+    with pytest.raises(DataError, match=r"state.json: names a file outside of its folder"):
+        read(folder)
+
+
+@row("a `DatasetDict` of several splits")
+def _(path):
+    splits = {s: datasets.Dataset.from_dict({"text": [s]}) for s in ("train", "test")}
+    datasets.DatasetDict(splits).save_to_disk(path / "all")
+    refused(path / "all", r"holds the splits train .1 file., test", UsageError)
+    assert read(path / "all/train")[0] == ["train"]
+    datasets.DatasetDict(train=splits["train"]).save_to_disk(path / "one")
+    assert read(path / "one")[0] == ["train"]
+
+
+# --- tar ----------
+
+
+def tar(path: Path, members: dict[str, str | bytes | None], mode: str = "w") -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, mode) as file:
+        for name, content in members.items():
+            made = tarfile.TarInfo(name)
+            if content is None:
+                made.type, made.linkname = tarfile.SYMTYPE, "/etc/passwd"
+                file.addfile(made)
+                continue
+            content = content.encode() if isinstance(content, str) else content
+            made.size = len(content)
+            file.addfile(made, io.BytesIO(content))
+    return path
+
+
+@row("a WebDataset: `7.txt`, `7.json`, `7.jpg`, … in a row")
+def _(path):
+    members = {
+        "0000.jpg": b"\xff\xd8\xff",
+        "0000.txt": "first",
+        "sub/0001.cls": "3",
+        "sub/0001.text": "second",
+        "0002.json": '{"text": "third", "id": "own", "domain": "law"}',
+        "0003.jpg": b"x",
+    }
+    expected = [
+        ("first", "a.tar:0000", "unknown"),
+        ("second", "a.tar:sub/0001", "unknown"),
+        ("third", "own", "law"),
+    ]
+    for name in ("a.tar", "a.tar.gz", "a.TGZ", "a.tar.zst"):
+        file = tar(path / "a.tar", members)
+        if name != "a.tar":
+            pack = zstandard.compress if name.endswith("zst") else gzip.compress
+            file = write(path / name, pack(file.read_bytes()))
+        ids = [(t, i.replace("a.tar", name) if ":" in i else i, d) for t, i, d in expected]
+        report = ReadReport()
+        assert [tuple(d) for d in documents(file, report=report)] == ids
+        assert report.left_out == {
+            "an image in an archive": (2, f"{file}:0000.jpg"),
+            ".cls in an archive": (1, f"{file}:sub/0001.cls"),
+        }
+        file.unlink()
+    tar(path / "shards/law/train-0.tar", members)
+    tar(path / "shards/law/train-1.tar", members)
+    write(path / "shards/sizes.json", '{"train-0.tar": 4}')
+    found = documents(path / "shards")
+    assert len(found) == 6 and found[0].id == "law/train-0.tar:0000" and found[0].domain == "law"
+    tar(path / "shards/law/test-0.tar", members)
+    refused(path / "shards", "holds the splits train .2 files., test", UsageError)
+
+
+@row("`.json` beside `.txt`")
+def _(path):
+    about = {"id": "7", "domain": "law", "language": "de", "text": "caption of another"}
+    file = tar(path / "a.tar", {"a.json": json.dumps(about), "a.txt": "x", "b.txt": "y"})
+    assert [tuple(d) for d in documents(file)] == [("x", "7", "law"), ("y", "a.tar:b", "unknown")]
+    wanted = DocumentFilter(languages=("de",))
+    assert [d.text for d in documents(file, wanted=wanted)] == ["x"]
+    bad = {"a.json": "{", "a.txt": "x", "b.json": "[1]", "b.txt": "y", "c.txt": "1", "c.text": "2"}
+    texts, report = read(tar(path / "a.tar", {**bad, "d.json": b'"\xff"', "e.txt": "z"}))
+    assert texts == ["z"] and report.skipped == {
+        "broken JSON": 1,
+        "not a JSON object": 1,
+        "a second .txt in a sample of an archive": 1,
+        "invalid UTF-8": 1,
+    }
+
+
+@row("other `.txt` and `.md`")
+def _(path):
+    members = {"./a/readme.v1.md": "one", "a/readme.v2.md": "two", "b.md": "three", "c.1.TXT": "4"}
+    found = documents(tar(path / "a.tar", members))
+    names = ["a/readme.v1.md", "a/readme.v2.md", "b.md", "c.1.TXT"]
+    assert [d.id for d in found] == [f"a.tar:{n}" for n in names]
+    assert [d.text for d in found] == ["one", "two", "three", "4"]
+    big = tar(
+        path / "a.tar", {"a.txt": "x" * 99, "b.md": "x" * 99, "c.txt": "für".encode("utf-16")}
+    )
+    texts, report = read(big, max_document_bytes=50)
+    assert texts == ["für"] and report.skipped.total() == 2
+
+
+@row("images and other members; links, devices and sparse files")
+def _(path):
+    members = {"a.txt": "x", "b.png": b"x", "c": "no ending", "d.txt": None, ".hidden.txt": "h"}
+    texts, report = read(tar(path / "a.tar", members), strict=True)
+    assert texts == ["x"]
+    assert {what: count for what, (count, _) in report.left_out.items()} == {
+        "an image in an archive": 1,
+        "a file without an ending in an archive": 1,
+        "a link, device or sparse file in an archive": 1,
+    }
+
+
+@row("lines, rows and packed texts in an archive")
+def _(path):
+    for name in ("a.jsonl", "a.parquet", "b.c.txt.gz", "data.csv", "x.pdf"):
+        file = tar(path / "a.tar", {"a.txt": "x", name: "y"})
+        texts, report = read(file)
+        assert texts == ["x"] and len(report.left_out) == 1
+        with pytest.raises(DataError, match="--strict"):
+            read(file, strict=True)
+
+
+@row("an archive that is damaged, cut short, has no end, or has more behind its end")
+def _(path):
+    members = {f"{i}.txt": f"{i} " * 400 for i in range(40)}
+    whole = tar(path / "a.tar", members).read_bytes()
+    assert len(read(path / "a.tar")[0]) == 40
+    end = len(whole.rstrip(b"\0")) // 512 * 512 + 512
+    for cut in (end, end - 512, end - 1536, end - 1537, 512, 513, 1024, 5000):
+        with pytest.raises(DataError, match=r"b\.tar: (cannot be read|not a tar archive)"):
+            read(write(path / "b.tar", whole[:cut]))
+    header = whole.index(b"7.txt")
+    damaged = whole[:header] + b"\xff" * 100 + whole[header + 100 :]
+    for content in (damaged, whole + whole, b"text" * 999, b""):
+        with pytest.raises(DataError, match=r"b\.tar: (cannot be read|not a tar archive)"):
+            read(write(path / "b.tar", content))
+    for name, packed in (
+        ("b.tar.gz", gzip.compress(whole)),
+        ("b.tar.zst", zstandard.compress(whole)),
+    ):
+        assert len(read(write(path / name, packed))[0]) == 40
+        with pytest.raises(DataError, match=rf"{name}: cannot be read"):
+            read(write(path / name, packed[:-9]))
+
+
 # --- folders --------------------------------------------------------------------------------------
 
 
@@ -394,7 +667,7 @@ def _(path):
     (said,) = report.files_left_out()
     assert said.startswith("4 x what describes the data left out, the first: ")
     assert read(path / "hub", strict=True)[0] == texts
-    for name in ("a.csv", "0.tar", "train.tfrecord", "a.arrow", "a.json"):
+    for name in ("a.csv", "0.zip", "train.tfrecord", "a.orc", "a.json"):
         write(path / name / name, '[{"text": "a"}]')
         write(path / name / "README.md", "about")
         with pytest.raises(DataError, match=r"no usable document .*1 x what describes the data"):
@@ -542,14 +815,12 @@ def _(path):
 
 
 FOREIGN = {
-    "tables and data sets: CSV, spreadsheets, Arrow, ORC, Avro, TFRecord, ArrayRecord, Bagz, Lance,"
+    "tables and data sets: CSV, spreadsheets, ORC, Avro, TFRecord, ArrayRecord, Bagz, Lance,"
     " Delta, WARC, databases, `.npz`": [
         ("a.csv", "text,id\nx,1\n", "a table of text .CSV.*pandas"),
         ("a.TSV.gz", gzip.compress(b"a\tb\n"), "a table of text .CSV.*pandas"),
         ("a.xlsx", b"PK\x03\x04", "a spreadsheet"),
-        ("a.arrow", b"ARROW1\0\0", "an Arrow file.*datasets"),
-        ("a.feather", b"x", "an Arrow file"),
-        ("a.txt", b"ARROW1\0\0", "an Arrow file"),
+        ("a.txt", b"ARROW1\0\0", "an Arrow file.*name it .arrow"),
         ("a.orc", b"ORC\0", "an ORC or Avro file"),
         ("a.txt", b"Obj\x01\x04", "an ORC or Avro file"),
         ("a.tfrecord", b"x", "a TFRecord file.*seqio"),
@@ -567,10 +838,10 @@ FOREIGN = {
         ("a.ds.metadata", "gpt2|2\n12\n", "tokens of datatrove .*data.store"),
         ("a.npy", b"\x93NUMPY", "NumPy arrays or token ids .*data.store"),
     ],
-    "archives: tar (WebDataset), zip, 7z, rar, bzip2, xz, lz4": [
-        ("a.tar", b"x", "a tar archive.*unpack"),
-        ("a.tar.gz", gzip.compress(b"x"), "a tar archive.*unpack"),
-        ("a.txt", b"0" * 257 + b"ustar\0" + bytes(99), "a tar archive.*unpack"),
+    "archives: zip, 7z, rar, bzip2, xz, lz4": [
+        ("a.tar.bz2", b"x", "packed with bzip2"),
+        ("a.txz", b"x", "packed with bzip2"),
+        ("a.txt", b"0" * 257 + b"ustar\0" + bytes(99), "a tar archive.*name it .tar"),
         ("a.zip", b"PK\x03\x04", "an archive .zip"),
         ("a.md", b"7z\xbc\xaf\x27\x1c", "an archive .zip"),
         ("a.jsonl.bz2", b"x", "packed with bzip2"),
@@ -613,11 +884,9 @@ def _foreign(files):
 ROWS |= {found: _foreign(files) for found, files in FOREIGN.items()}
 
 
-@row("a folder of `save_to_disk`, MDS, litdata, `.ds` or Delta, a token store")
+@row("a folder of MDS, litdata, `.ds` or Delta, a token store")
 def _(path):
     layouts = {
-        "save_to_disk.*load_from_disk": ["state.json", "dataset_info.json", "data-00000.arrow"],
-        "save_to_disk.*load_from_disk.*": ["dataset_dict.json", "train/data-00000.arrow"],
         "MosaicML dataset": ["index.json", "shard.00000.mds.zstd"],
         "tokens of datatrove": ["0.ds", "0.ds.index", "0.ds.metadata"],
         "litdata dataset": ["index.json", "chunk-0-0.bin"],
