@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
-from emo_jax.documents import arrow_files, foreign, locations, tars
+from emo_jax.documents import arrow_files, foreign, hub, locations, tars
 from emo_jax.documents.archives import READ_ERRORS, unreadable
 from emo_jax.documents.file_kinds import ARROW, LINES, ROWS, TAR, TEXT, is_plain, kind_of
 from emo_jax.documents.folders import check_there, walk
@@ -23,6 +23,7 @@ from emo_jax.documents.records import UNKNOWN_DOMAIN, ReadReport
 from emo_jax.documents.splits import mixed, split_of
 from emo_jax.documents.text_files import read_start
 from emo_jax.errors import DataError, UsageError
+from emo_jax.files import named_code
 
 _CHECKED = (ROWS, ARROW, TAR)  # kinds that are checked by their own readers
 _POINTER_BYTES = 1024  # maximum size of a Git LFS pointer
@@ -91,6 +92,9 @@ def expand(inputs: Sequence[str | os.PathLike[str]]) -> Iterator[str]:
     """
     for path in inputs:
         given = os.fspath(path) if isinstance(path, os.PathLike) else str(path)
+        if given.startswith((named_code.PREFIX, hub.PREFIX)):
+            yield given
+            continue
         if not glob.has_magic(given) or locations.exists(locations.location(given)):
             yield given
             continue

@@ -77,6 +77,10 @@ class Columns:
                     f"{file}: column {self._text!r} has {mean / 1e6:,.0f} MB a row; cut its texts"
                 )
 
+    def names(self) -> list[str]:
+        """Returns the names of all fields that are wanted, sorted."""
+        return sorted({self._text, *self._names.values(), *filter(None, [self._language])})
+
     def _check_schema(self, file: Path, schema: Any) -> None:
         needed = {"--text-field": self._text}
         if self._language is not None:
@@ -131,8 +135,7 @@ class Columns:
 
     def _there(self, schema: Any) -> list[str]:
         """Returns the names of the wanted fields that exist, sorted."""
-        wanted = {self._text, *self._names.values(), *filter(None, [self._language])}
-        return sorted(name for name in wanted if type_of(schema, name) is not None)
+        return sorted(name for name in self.names() if type_of(schema, name) is not None)
 
     def _record(self, record: dict[str, Any]) -> tuple[dict[str, Any], str]:
         if any(value is INVALID for value in record.values()):

@@ -1,4 +1,4 @@
-"""Reads JSONL, Parquet and text files, folders of them and seqio tasks as one stream.
+"""Reads files, folders and archives of documents, seqio tasks and data sets as one stream.
 
 Only a few documents are held in memory. Unusable input is counted and its first few cases are
 named, so a broken line is neither fatal nor silent.
@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from emo_jax.documents import (
     file_kinds,
     foreign,
+    hub,
     input_files,
     parquet,
     seqio_tasks,
@@ -20,12 +21,22 @@ from emo_jax.documents.archives import READ_ERRORS, unreadable
 from emo_jax.documents.document_filter import DocumentFilter
 from emo_jax.documents.input_files import File, Input
 from emo_jax.documents.locations import location
-from emo_jax.documents.records import Document, Documents, Fields, ReadReport, Source
+from emo_jax.documents.records import (
+    Document,
+    Documents,
+    Fields,
+    ReadReport,
+    Source,
+    joined,
+    lookup,
+)
 from emo_jax.errors import DataError, UsageError
 
 __all__ = ["Document", "ReadReport", "find_inputs", "read_documents", "read_file", "read_found"]
 
-Found = Input | seqio_tasks.Tasks  # a unit of an input: files, or a source that is not of files
+Found = (
+    Input | seqio_tasks.Tasks | hub.HubDataset
+)  # a unit of an input: files, or a source that is not of files
 
 
 def read_documents(
@@ -43,18 +54,22 @@ def read_documents(
     """Streams the documents of files and folders, in the order given and sorted within a folder.
 
     An input `seqio:MODULE:TASK` (or `…:SPLIT`) is a seqio task or mixture that importing MODULE
-    registers, see `seqio_tasks`.
+    registers, see `seqio_tasks`; `hf://ORG/DATASET` (or `…/CONFIG`, `…:SPLIT`) is a data set of the
+    Hugging Face hub, see `hub`. Any other URL, such as `s3://` or `gs://`, is a file, a folder or a
+    pattern in an object store, see `locations`.
 
-    A JSONL line (`.jsonl`, `.ndjson`, `.json`, each also `.gz` or `.zst`) or a row of a Parquet
-    file (`.parquet`) is one document; without a domain it is "unknown", without an id its id is
-    `file:number`. A text file is one document: its id is the relative path, its domain the first
-    sub-folder. In a folder that has lines or rows, only these and `.txt` and `.md` files are read;
-    in any other folder, every file that is text. See `input_files` and `foreign`.
+    A JSONL line (`.jsonl`, `.ndjson`, `.json`, each also `.gz` or `.zst`) or a row of a Parquet or
+    Arrow file (`.parquet`, `.arrow`) is one document; without a domain it is "unknown", without an
+    id its id is `file:number`. A text file is one document: its id is the relative path, its domain
+    the first sub-folder. A tar archive (`.tar`, also `.gz` or `.zst`) is a WebDataset or holds
+    texts, see `tars`. In a folder that has lines, rows or archives, only these and `.txt` and `.md`
+    files are read; in any other folder, every file that is text. See `input_files` and `foreign`.
 
     Args:
-      inputs: files, folders, patterns of them, or seqio tasks.
+      inputs: files, folders, patterns of them, seqio tasks or data sets.
       text_field: key or column of the text; likewise `id_field` and `domain_field`. A dot reaches
-        into an object: `metadata.source`.
+        into an object or a list: `metadata.source`, see `records.lookup`. A list of strings is one
+        text, see `records.joined`.
       wanted: the documents to keep; the others are counted in `report.dropped`.
       ids: the texts are token ids, see `Documents`.
       strict: stop at the first unusable document.
@@ -111,6 +126,8 @@ def find_inputs(
             for what, count in tasks.unread().items():
                 report.leave_out(given, what, count)
             found.append(tasks)
+        elif given.startswith(hub.PREFIX):
+            found.append(hub.find(given, columns.names(), text_field))
         else:
             looked = input_files.look_at(
                 location(given), report, text_field=text_field, check_rows=columns.check
@@ -131,6 +148,14 @@ def read_found(
                 made.report.skip(name, text_files.too_long(max_bytes))
             else:
                 yield from made.of_text(text, Source(name, name, domain))
+        return
+    if isinstance(source, hub.HubDataset):
+        for record, name, domain in hub.read(source):
+            text = joined(lookup(record, made.fields.text))
+            if text_files.size_of(text, max_bytes) > max_bytes:
+                made.report.skip(name, text_files.too_long(max_bytes))
+            else:
+                yield from made.of_record(record, Source(name, name, domain))
         return
     for file in source.files():
         yield from read_file(file, made, columns, max_bytes)
@@ -159,7 +184,7 @@ def read_file(
 
 def no_document(found: Sequence[Found], report: ReadReport) -> DataError:
     """Returns the error for inputs without a usable document."""
-    where = ", ".join(s.spec if isinstance(s, seqio_tasks.Tasks) else str(s.path) for s in found)
+    where = ", ".join(str(s.path) if isinstance(s, Input) else s.spec for s in found)
     first = f"; the first: {report.examples[0]}" if report.examples else ""
     dropped = "".join(f", {n} dropped by {why}" for why, n in sorted(report.dropped.items()))
     left = "".join(f", {line}" for line in report.files_left_out())
