@@ -150,7 +150,7 @@ def _look_at(
     beside: Counter[str] = Counter()
     first: dict[str, str] = {}
     about: list[Path] = []
-    checked: list[tuple[Path, str]] = []
+    there: list[tuple[Path, str, str | None]] = []
 
     def left(file: Path, what: str) -> None:
         report.leave_out(str(file), what, text=True)
@@ -168,24 +168,32 @@ def _look_at(
             suffix = file.suffix.lower() or "a file without an ending"
             beside[suffix] += 1
             first.setdefault(suffix, str(file))
-        elif kind_here in _CHECKED:
-            checked.append((file, kind_here))
-        elif kind_here == LINES and not _is_of_lines(file, found, report):
+        there.append((file, relative, kind_here))
+    _leave_out_caches(about, [f for f, _, kind in there if kind == ARROW], found, report)
+    there = [item for item in there if item[0] not in found.left_out]
+
+    def look(item: tuple[Path, str, str | None]) -> tuple[Foreign | None, bool]:
+        file, _, kind = item
+        if kind in _CHECKED:
+            _check(file, kind, check_rows)
+        other = _other(file, LINES) if kind == LINES else None
+        lines = kind == LINES and other is None and _has_records(file, text_field)
+        return other, lines or kind in _CHECKED
+
+    looks = locations.concurrently(look, there, locations.is_remote(path))
+    for (file, relative, _), (other, records) in zip(there, looks, strict=True):
+        if other is not None:
+            _leave_out_lines(file, other, found, report)
             continue
-        records = kind_here in _CHECKED or (kind_here == LINES and _has_records(file, text_field))
         found.has_records |= records
         found.has_data |= records
         if (split := split_of(relative, named=records or is_plain(file))) is not None:
             splits.setdefault(split, []).append(relative)
-    _leave_out_caches(about, checked, found, report)
-    for file, kind in checked:
-        if file not in found.left_out:
-            _check(file, kind, check_rows)
     for file in about:
         if found.has_data:
             report.leave_out(str(file), "what describes the data")
-        elif kind_of(file) == LINES:
-            _is_of_lines(file, found, report)
+        elif kind_of(file) == LINES and (other := _other(file, LINES)) is not None:
+            _leave_out_lines(file, other, found, report)
     if found.has_records:
         for suffix, count in beside.items():
             report.leave_out(first[suffix], f"{suffix} beside lines of JSON or rows", count)
@@ -251,29 +259,30 @@ def _start(path: Path) -> bytes:
         raise unreadable(path, error) from error
 
 
-def _is_of_lines(file: Path, found: Input, report: ReadReport) -> bool:
-    """Returns whether a file in a folder holds JSON lines; if not, it is skipped."""
-    other = _other(file, LINES)
+def _leave_out_lines(file: Path, other: Foreign, found: Input, report: ReadReport) -> None:
+    """Leaves out a file in a folder that should hold JSON lines and is something else."""
     if other is foreign.POINTER:
-        raise DataError(f"{file}: {other.what}; {other.advice}")
-    if other is not None:
-        report.leave_out(str(file), str(other), text=True)
-        found.left_out.add(file)
-        found.has_data |= other.is_data
-    return other is None
+        _refuse(file, other)
+    report.leave_out(str(file), str(other), text=True)
+    found.left_out.add(file)
+    found.has_data |= other.is_data
 
 
 def _leave_out_caches(
-    about: list[Path], checked: list[tuple[Path, str]], found: Input, report: ReadReport
+    about: list[Path], arrows: list[Path], found: Input, report: ReadReport
 ) -> None:
     """Leaves out the Arrow files beside those that a folder of `save_to_disk` consists of."""
+    beside: dict[Path, list[Path]] = {}
+    for file in arrows:
+        beside.setdefault(file.parent, []).append(file)
+    described = set(about)
     for state in about:
-        if state.name != arrow_files.STATE:
+        here = beside.get(state.parent, [])
+        is_saved = here or state.with_name("dataset_info.json") in described
+        if state.name != arrow_files.STATE or not is_saved:
             continue
-        beside = [f for f, kind in checked if kind == ARROW and f.parent == state.parent]
-        is_saved = beside or state.with_name("dataset_info.json") in about
-        saved = set(arrow_files.saved_files(state)) if is_saved else set()
-        for file in beside:
+        saved = set(arrow_files.saved_files(state))
+        for file in here:
             if file not in saved:
                 report.leave_out(str(file), "what datasets has cached")
                 found.left_out.add(file)

@@ -11,7 +11,8 @@ import glob
 import io
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import IO, Any, TypeVar, cast
 
@@ -20,6 +21,7 @@ from emo_jax.files.json_files import open_regular
 from emo_jax.files.waiting import AwayError, Patience, SpoiltError
 
 BLOCK = 1 << 23  # bytes that are asked of a store at once
+_AT_ONCE = 32  # objects that are looked at
 _EXTRA = "pip install 'emo-jax[remote]'"
 # What waiting does not help.
 _FINAL = (
@@ -28,6 +30,7 @@ _FINAL = (
 )
 _BUGS = (TypeError, AttributeError, NameError, AssertionError)
 
+A = TypeVar("A")
 T = TypeVar("T")
 
 
@@ -216,6 +219,15 @@ class _Remote(io.RawIOBase):
         if not self.closed and hasattr(self, "_file"):
             self._file.close()
         super().close()
+
+
+def concurrently(do: Callable[[A], T], items: Iterable[A], remote: bool) -> Iterator[T]:
+    """Yields `do(item)` in the order of the items; in a store, many are asked for at once."""
+    if not remote:
+        yield from map(do, items)
+        return
+    with ThreadPoolExecutor(_AT_ONCE) as pool:
+        yield from pool.map(do, items)
 
 
 # --- listing --------------------------------------------------------------------------------------

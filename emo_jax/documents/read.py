@@ -6,6 +6,7 @@ named, so a broken line is neither fatal nor silent.
 
 import os
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 from emo_jax.documents import (
     file_kinds,
@@ -20,7 +21,7 @@ from emo_jax.documents import (
 from emo_jax.documents.archives import READ_ERRORS, unreadable
 from emo_jax.documents.document_filter import DocumentFilter
 from emo_jax.documents.input_files import File, Input
-from emo_jax.documents.locations import location
+from emo_jax.documents.locations import concurrently, is_remote, location
 from emo_jax.documents.records import (
     Document,
     Documents,
@@ -118,9 +119,18 @@ def find_inputs(
     Raises:
       UsageError, DataError: as `read_documents` does immediately.
     """
+    names = list(input_files.expand(inputs))
+    places = [location(n) for n in names if not n.startswith((seqio_tasks.PREFIX, hub.PREFIX))]
+
+    def look(path: Path) -> tuple[Input, ReadReport]:
+        own = ReadReport(strict=report.strict)
+        check = columns.check
+        return input_files.look_at(path, own, text_field=text_field, check_rows=check), own
+
+    looks = concurrently(look, places, any(map(is_remote, places)))
     found: list[Found] = []
     files: list[Input] = []
-    for given in input_files.expand(inputs):
+    for given in names:
         if given.startswith(seqio_tasks.PREFIX):
             tasks = seqio_tasks.find(given, text_field)
             for what, count in tasks.unread().items():
@@ -129,9 +139,8 @@ def find_inputs(
         elif given.startswith(hub.PREFIX):
             found.append(hub.find(given, columns.names(), text_field))
         else:
-            looked = input_files.look_at(
-                location(given), report, text_field=text_field, check_rows=columns.check
-            )
+            looked, own = next(looks)
+            report.add_left_out(own)
             found.append(looked)
             files.append(looked)
     papers = input_files.leave_out_papers(files, report)

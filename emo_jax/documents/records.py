@@ -59,6 +59,11 @@ class ReadReport:
         before, first = self.left_out.get(what, (0, _printable(file)))
         self.left_out[what] = (before + count, first)
 
+    def add_left_out(self, other: "ReadReport") -> None:
+        """Adds what another report has left out."""
+        for what, (count, first) in other.left_out.items():
+            self.leave_out(first, what, count)
+
     def files_left_out(self) -> list[str]:
         """Returns a line for each kind of skipped file."""
         return [

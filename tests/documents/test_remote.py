@@ -1,13 +1,16 @@
 """Documents in object stores: a real S3 server behind a proxy that fails, and fsspec's memory."""
 
 import gzip
+import io
 import json
 import pickle
 import subprocess
 import sys
+import tarfile
 import time
 from pathlib import Path
 
+import datasets
 import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -232,3 +235,32 @@ def test_only_what_is_needed_is_asked_for(bucket, tmp_path):
     read_documents([f"s3://{bucket.name}/lines"])
     ranges = [part for _, path, part in bucket.proxy.requests if "a.jsonl" in path and part]
     assert ranges == ["bytes=0-65535"]
+
+
+@pytest.mark.system
+@pytest.mark.parametrize("given", ["", "/*"])
+def test_many_files_are_looked_at_at_once(bucket, given):
+    """One after the other, with two answers or more each, they would take 32 seconds."""
+    for i in range(80):
+        bucket.put(f"many/{i:03}.jsonl", lines(f"{i}"))
+    bucket.proxy.plan, bucket.proxy.delay_seconds = Plan(share=1, faults=("delay",)), 0.2
+    begin = time.monotonic()
+    documents = read_documents([f"s3://{bucket.name}/many{given}"])
+    assert time.monotonic() - begin < 10
+    bucket.proxy.plan = Plan()
+    assert [d.text for d in documents] == [str(i) for i in range(80)]
+
+
+@pytest.mark.system
+def test_tar_and_arrow_in_s3(bucket, tmp_path):
+    datasets.Dataset.from_dict({"text": ["x " * 1000] * 2000}).save_to_disk(tmp_path / "in/saved")
+    with tarfile.open(tmp_path / "in/a.tar", "w") as tar:
+        for i in range(300):
+            made, content = tarfile.TarInfo(f"{i}.txt"), f"{i} ".encode() * 4000
+            made.size = len(content)
+            tar.addfile(made, io.BytesIO(content))
+    url = bucket.upload(tmp_path / "in", "in")
+    documents = read_documents([url])
+    bucket.proxy.plan = Plan(seed=1, share=0.3, faults=("cut", "reset"), most=2)
+    assert list(documents) == read(tmp_path / "in")
+    assert bucket.proxy.met.total() > 0
