@@ -74,8 +74,10 @@ def prepare(
 ) -> None:
     """Tokenise documents into a store with the splits train, select and test.
 
-    INPUTS are files (.jsonl, .parquet, .txt, .md; texts also .gz, .zst), patterns and folders of
-    them, and seqio tasks: seqio:MODULE:TASK or seqio:MODULE:TASK:SPLIT.
+    INPUTS are files (.jsonl, .parquet, .arrow, .tar, .txt, .md; lines, texts and .tar also .gz,
+    .zst), patterns and folders of them, local or in s3:// and gs://; data sets of the hub:
+    hf://ORG/NAME, also with /CONFIG and :SPLIT; and seqio tasks: seqio:MODULE:TASK or
+    seqio:MODULE:TASK:SPLIT.
     """
     from emo_jax.documents.document_filter import DocumentFilter
 

@@ -202,6 +202,16 @@ def _look_at(
     return found
 
 
+def is_of_documents(place: str) -> bool:
+    """Returns whether an input that may also be a token store is a file of documents.
+
+    In an object store, where a store is a folder, its name says so.
+    """
+    if locations.is_remote(place):
+        return kind_of(Path(place)) is not None
+    return Path(place).is_file()
+
+
 def leave_out_papers(found: Sequence[Input], report: ReadReport) -> list[Input]:
     """Returns the inputs that describe the data next to them, which `FOLDER/*` matches too."""
     data = {i.path.resolve().parent for i in found if i.has_data}

@@ -9,6 +9,7 @@ another server that speaks S3.
 import contextlib
 import glob
 import io
+import logging
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator
@@ -54,6 +55,8 @@ def location(text: str) -> Path:
     except ImportError:
         raise UsageError(f"{text}: needs the extra remote; {_EXTRA}") from None
     protocol = text.partition("://")[0]
+    # What the library logs as an error is said once, in ours.
+    logging.getLogger("gcsfs").addHandler(logging.NullHandler())
     try:
         found = UPath(text, **_settings(protocol))
         found.fs  # noqa: B018 - connects, in some stores

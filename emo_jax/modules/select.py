@@ -16,6 +16,7 @@ import numpy as np
 from emo_jax.checkpoint.manifest import versions
 from emo_jax.config import Config, moe_of
 from emo_jax.data.store import TokenStore
+from emo_jax.documents.input_files import is_of_documents
 from emo_jax.documents.read import ReadReport, read_documents
 from emo_jax.errors import DataError, UsageError
 from emo_jax.evals.by_domain import SELECT, check_source, eval_mesh
@@ -266,7 +267,7 @@ def _read_examples(
     numbers = [n for n in settings.examples if n is not None]
     number = None if None in settings.examples else max(numbers)
     location, domain = split_location(data, lambda text: Path(text).exists())
-    if Path(location).is_file():
+    if is_of_documents(location):
         if domain is not None:
             raise UsageError(
                 f"{data}: a file of documents has no domains to choose from; give a token store, or"

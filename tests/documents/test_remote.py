@@ -20,6 +20,7 @@ from s3_proxy import Plan
 
 from emo_jax.documents import locations
 from emo_jax.documents.document_filter import DocumentFilter
+from emo_jax.documents.input_files import is_of_documents
 from emo_jax.documents.parquet import Columns
 from emo_jax.documents.read import ReadReport, find_inputs, read_documents, read_file
 from emo_jax.documents.records import Documents, Fields
@@ -264,3 +265,9 @@ def test_tar_and_arrow_in_s3(bucket, tmp_path):
     bucket.proxy.plan = Plan(seed=1, share=0.3, faults=("cut", "reset"), most=2)
     assert list(documents) == read(tmp_path / "in")
     assert bucket.proxy.met.total() > 0
+
+
+def test_files_of_documents_and_stores_by_their_names():
+    """`emo select --data` takes both."""
+    assert is_of_documents("s3://bucket/a.jsonl.zst") and is_of_documents("gs://bucket/a.parquet")
+    assert not is_of_documents("s3://bucket/store") and not is_of_documents("/none/a.jsonl")

@@ -340,3 +340,29 @@ def npy_of(rng: random.Random, content: bytes) -> bytes:
     )
     header = header.replace(old, new, 1)
     return content[:8] + (len(header) % 2**16).to_bytes(2, "little") + header.encode() + data
+
+
+def tar_of(rng: random.Random, content: bytes) -> bytes:
+    """A tar archive: its bytes, or a field of a header, whose checksum is made anew."""
+    if rng.random() < 0.3:
+        return bytes_of(rng, content)
+    out = bytearray(content)
+    headers = [i for i in range(0, len(out), 512) if out[i + 257 : i + 262] == b"ustar"]
+    for _ in range(rng.choice((1, 1, 3))):
+        at = rng.choice(headers)
+        start, size = rng.choice(((0, 100), (124, 12), (124, 12), (136, 12), (156, 1), (345, 155)))
+        value = rng.choice(
+            (
+                rng.randbytes(size),
+                b"%0*o\0" % (size - 1, rng.choice(_INTEGERS)),
+                b"\x80" + rng.choice(_INTEGERS).to_bytes(size - 1, "big")[-size:]
+                if size == 12
+                else b"xgLKSD12"[(kind := rng.randrange(8)) : kind + 1],
+                b"\xff" * size,
+                b"a.txt",
+            )
+        )[:size]
+        out[at + start : at + start + len(value)] = value
+        out[at + 148 : at + 156] = b" " * 8
+        out[at + 148 : at + 156] = b"%06o\0 " % sum(out[at : at + 512])
+    return bytes(out)

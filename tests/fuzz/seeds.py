@@ -2,10 +2,13 @@
 
 import dataclasses
 import gzip
+import io
 import json
 import socket
+import tarfile
 from pathlib import Path
 
+import datasets
 import jax
 import numpy as np
 import pyarrow as pa
@@ -61,12 +64,48 @@ def make_documents(folder: Path) -> None:
         (folder / name).write_bytes(content)
     (folder / "parquet").mkdir()
     pq.write_table(pa.Table.from_pylist(records()), folder / "parquet/a.parquet")
+    make_tables(folder)
+    make_archives(folder)
     (folder / "raw").mkdir()
     np.arange(300, dtype="<u2").tofile(folder / "raw/a.npy")
     (folder / "npz").mkdir()
     tokenizer = byte_tokenizer()
     packed = pack_pairs(list(read_pairs(folder / "pairs/pairs.jsonl")), tokenizer, 16)
     write_pairs(folder / "npz/data.pairs.npz", packed, tokenizer)
+
+
+def make_tables(folder: Path) -> None:
+    """An Arrow stream, an Arrow file with lists, a folder of save_to_disk."""
+    (folder / "arrow").mkdir()
+    made = pa.Table.from_pylist(records())
+    lists = made.set_column(0, "text", pa.array([[t, None] for t in made["text"].to_pylist()]))
+    packed = pa.ipc.IpcWriteOptions(compression="zstd")
+    with pa.ipc.new_stream(folder / "arrow/a.arrow", made.schema) as writer:
+        writer.write_table(made, 10)
+    for name, options in (("b", None), ("c", packed)):
+        with pa.ipc.new_file(folder / f"arrow/{name}.arrow", lists.schema, options=options) as file:
+            file.write_table(lists, 10)
+    datasets.Dataset.from_list(records()).save_to_disk(folder / "saved", num_shards=2)
+
+
+def make_archives(folder: Path) -> None:
+    """A tar archive with samples, long names and texts; the same packed."""
+    content = io.BytesIO()
+    with tarfile.open(fileobj=content, mode="w", format=tarfile.GNU_FORMAT) as tar:
+        for n, record in enumerate(records(12)):
+            about = json.dumps({k: v for k, v in record.items() if k != "text"})
+            name = f"{'long/' * 30 * (n == 5)}{n:04}"
+            for suffix, held in ((".txt", record["text"]), (".json", about), (".jpg", "")):
+                header = tarfile.TarInfo(name + suffix)
+                header.size = len(held)
+                tar.addfile(header, io.BytesIO(held.encode()))
+    for name, packed in {
+        "tar/a.tar": content.getvalue(),
+        "packed_tar/a.tar.gz": gzip.compress(content.getvalue()),
+        "packed_tar/b.tar.zst": zstandard.compress(content.getvalue()),
+    }.items():
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_bytes(packed)
 
 
 def make_tokenizers(folder: Path) -> None:
