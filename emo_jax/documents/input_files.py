@@ -95,7 +95,7 @@ def expand(inputs: Sequence[str | os.PathLike[str]]) -> Iterator[str]:
         if given.startswith((named_code.PREFIX, hub.PREFIX)):
             yield given
             continue
-        if not glob.has_magic(given) or locations.exists(locations.location(given)):
+        if not glob.has_magic(given) or locations.what_is(locations.location(given)):
             yield given
             continue
         found = locations.matches(given)
@@ -121,17 +121,20 @@ def look_at(
       UsageError: no such file or folder, an unsupported file, or splits that would be mixed.
       DataError: a file that cannot be read.
     """
-    if not locations.exists(path):
+    there = locations.what_is(path)
+    if not there:
         raise UsageError(f"{path}: no such file or folder")
     check_there(path)
+    if there == locations.OTHER:
+        raise UsageError(f"{path}: not a regular file; save what it gives in one")
     with locations.readable(path):
-        return _look_at(path, report, text_field, check_rows)
+        return _look_at(Input(path, there == locations.FILE), report, text_field, check_rows)
 
 
 def _look_at(
-    path: Path, report: ReadReport, text_field: str, check_rows: Callable[[Path], None]
+    found: Input, report: ReadReport, text_field: str, check_rows: Callable[[Path], None]
 ) -> Input:
-    found = Input(path, is_file=path.is_file())
+    path = found.path
     if found.is_file:
         kind = _explicit(path).kind
         found.has_records = found.has_data = kind != TEXT
@@ -142,8 +145,6 @@ def _look_at(
         else:
             _refuse(path, _other(path, kind))
         return found
-    if not path.is_dir():
-        raise UsageError(f"{path}: not a regular file; save what it gives in one")
     if (other := foreign.of_folder(path)) is not None:
         raise UsageError(f"{path}: {other.what}; {other.advice}")
     splits: dict[str, list[str]] = {}

@@ -21,6 +21,7 @@ from emo_jax.errors import DataError, EmoError, UsageError, one_line
 from emo_jax.files.json_files import open_regular
 from emo_jax.files.waiting import AwayError, Patience, SpoiltError
 
+FILE, FOLDER, OTHER = "file", "folder", "other"
 BLOCK = 1 << 23  # bytes that are asked of a store at once
 _AT_ONCE = 32  # objects that are looked at
 _EXTRA = "pip install 'emo-jax[remote]'"
@@ -56,7 +57,8 @@ def location(text: str) -> Path:
         raise UsageError(f"{text}: needs the extra remote; {_EXTRA}") from None
     protocol = text.partition("://")[0]
     # What the library logs as an error is said once, in ours.
-    logging.getLogger("gcsfs").addHandler(logging.NullHandler())
+    if protocol in ("gs", "gcs"):
+        logging.getLogger("gcsfs").setLevel(logging.CRITICAL)
     try:
         found = UPath(text, **_settings(protocol))
         found.fs  # noqa: B018 - connects, in some stores
@@ -90,12 +92,23 @@ def _settings(protocol: str) -> dict[str, Any]:
     return settings
 
 
-def exists(path: Path) -> bool:
-    """Returns whether there is something at a path; a dangling link is something."""
+def what_is(path: Path) -> str:
+    """Returns `FILE`, `FOLDER` or `OTHER` (such as a pipe, or a dangling link); "" for nothing.
+
+    Raises:
+      DataError: the store does not say.
+    """
     if not is_remote(path):
-        return os.path.lexists(path)
+        if path.is_file() or path.is_dir():
+            return FILE if path.is_file() else FOLDER
+        return OTHER if os.path.lexists(path) else ""
+    remote = cast(Any, path)
     with readable(path):
-        return path.exists()
+        try:
+            found = remote.fs.info(remote.path)
+        except FileNotFoundError:
+            return ""
+        return FOLDER if found["type"] == "directory" else FILE
 
 
 @contextlib.contextmanager

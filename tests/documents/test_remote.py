@@ -44,6 +44,7 @@ def make_corpus(folder: Path) -> Path:
         "law/a.jsonl": lines("a", "b"),
         "law/deep/c.jsonl.gz": gzip.compress(lines("c") * 999),
         "cooking/d.jsonl.zst": zstandard.compress(lines("d") * 999),
+        "lang=de #1/a+b%20é: 'x'?.jsonl": lines("names"),
         "notes.md": b"read me",
         ".hidden.jsonl": lines("hidden"),
         "README.md": b"about",
@@ -74,7 +75,7 @@ def test_a_folder_of_a_store_is_read_as_one_on_a_disk(memory):
     folder, url = memory
     there, here = ReadReport(), ReadReport()
     assert read(url, report=there) == read(folder, report=here)
-    assert there.documents == 4001 and there.summary().replace(url, str(folder)) == here.summary()
+    assert there.documents == 4002 and there.summary().replace(url, str(folder)) == here.summary()
     assert read(f"{url}/law/a.jsonl") == read(folder / "law/a.jsonl")
     assert read(f"file://{folder}") == read(folder)
 
