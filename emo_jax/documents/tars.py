@@ -24,6 +24,7 @@ from emo_jax.files.json_files import NotReadableError, loads
 _TEXT, _OBJECT = ("txt", "text"), "json"
 _LOOSE = (".txt", ".text", ".md")
 _MAX_HEADER = 1 << 20  # bytes of a name or of other facts of a member
+_EMPTY_READS = 100  # more than a whole archive has
 _HEADERS = {
     *(tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE),
     *(tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK),
@@ -86,6 +87,20 @@ def read(file: Path, name: str, domain: str, made: Documents, max_bytes: int) ->
             raise NotReadableError(f"a damaged archive: {error}") from error
 
 
+class _Ended:
+    """A file for tarfile, which reads on behind its end for as many blocks as a header says."""
+
+    def __init__(self, stream: IO[bytes]):
+        self._stream, self._empty = stream, 0
+
+    def read(self, size: int) -> bytes:
+        found = self._stream.read(size)
+        self._empty += not found
+        if self._empty > _EMPTY_READS:
+            raise NotReadableError("cut short")
+        return found
+
+
 class _Samples:
     def __init__(self, file: Path, name: str, domain: str, made: Documents, max_bytes: int):
         self._file, self._name, self._domain = file, name, domain
@@ -95,7 +110,7 @@ class _Samples:
         self._bad = ""  # why the sample cannot be used
 
     def read(self, stream: IO[bytes]) -> Iterator[Document]:
-        with tarfile.open(fileobj=stream, mode="r|", tarinfo=_Member) as tar:
+        with tarfile.open(fileobj=_Ended(stream), mode="r|", tarinfo=_Member) as tar:
             while (member := tar.next()) is not None:
                 tar.members = []  # type: ignore[attr-defined] # else all headers are kept
                 yield from self._member(tar, member)

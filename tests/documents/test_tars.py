@@ -85,3 +85,15 @@ def test_a_sparse_member_has_no_text(tmp_path):
     (found,) = read_documents([tmp_path / "a.tar"], report=report)
     assert found.id == "a.tar:b"
     assert "a link, device or sparse file in an archive" in report.left_out
+
+
+@pytest.mark.parametrize("size", [1 << 40, (1 << 63) - 1])
+def test_a_member_that_is_said_to_go_on(tmp_path, size):
+    """tarfile would read on behind the end, block by block."""
+    block = bytearray(header("a.jpg", 1))
+    block[124:136] = b"\x80" + size.to_bytes(11, "big")
+    block[148:156] = b" " * 8
+    block[148:156] = b"%06o\0 " % sum(block)
+    (tmp_path / "a.tar").write_bytes(bytes(block) + bytes(2048))
+    with pytest.raises(DataError, match=r"a\.tar: cannot be read .*cut short"):
+        list(read_documents([tmp_path / "a.tar"]))
