@@ -33,6 +33,10 @@ class SpoiltError(Exception):
     """`PATH: why` for what existed and will never read correctly: damaged, or replaced."""
 
 
+class RefusedError(Exception):
+    """`PATH: why; WHAT TO DO` for what may not be read; neither waiting nor another copy helps."""
+
+
 def wait_seconds() -> float:
     """Returns how long to wait for an unavailable file.
 
@@ -83,7 +87,7 @@ class Patience:
         """Returns what `attempt` returns, as soon as it does not raise `AwayError`.
 
         Raises:
-          error: unavailable for too long, or spoilt (`SpoiltError`, which waiting does not help).
+          error: unavailable for too long, spoilt or refused (which waiting does not help).
         """
         begin, pause = time.monotonic(), _FIRST_PAUSE
         while True:
@@ -91,9 +95,11 @@ class Patience:
                 found = attempt()
             except SpoiltError as error:
                 raise self._error(f"{error}{self._spoilt}") from error
+            except RefusedError as error:
+                raise self._error(str(error)) from error
             except AwayError as error:
                 waited = time.monotonic() - begin
-                if waited >= self._seconds or _is_stopped():
+                if waited >= self._seconds or is_stopped():
                     how_long = f" (waited {waited:.0f} s)" if waited >= 1 else ""
                     raise self._error(f"{error}{how_long}{self._away}") from error
                 self._miss(str(error))
@@ -118,12 +124,13 @@ class Patience:
             self._since = None
 
 
-def _is_stopped() -> bool:
+def is_stopped() -> bool:
+    """Whether waiting in this thread is over, see `wait_unless`."""
     stopped = getattr(_here, "stopped", None)
     return stopped is not None and stopped()
 
 
 def _sleep(seconds: float) -> None:
     end = time.monotonic() + seconds
-    while (left := end - time.monotonic()) > 0 and not _is_stopped():
+    while (left := end - time.monotonic()) > 0 and not is_stopped():
         time.sleep(min(left, 0.1))
