@@ -26,7 +26,7 @@ class Plan:
 
     Args:
       share: of the requests that meet a fault.
-      faults: some of `FAULTS`: late; half of the answer, then the end of the connection, or a reset;
+      faults: some of `FAULTS`: late; half of the answer and the end of the connection, or a reset;
         a reset instead of an answer; 503. And "hang": no answer while this plan holds.
       where: text in the path of the requests that it is about.
       most: faults that one request (path and range) meets, at most.

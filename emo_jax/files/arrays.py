@@ -6,6 +6,7 @@ detected too.
 """
 
 import itertools
+import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
@@ -88,7 +89,7 @@ class StoredArray:
     def _start(
         self, view: Callable[[ts.TensorStore], ts.TensorStore], files: Callable[[], list[str]]
     ) -> Callable[[], np.ndarray]:
-        array = self._array
+        array, begun = self._array, time.monotonic()
         reading = None if array is None else view(array).read()
 
         def finish() -> np.ndarray:
@@ -107,7 +108,7 @@ class StoredArray:
                 self._check(files)  # an error that names the file is better
                 raise
 
-        return lambda: self._patience.read(finish)
+        return lambda: self._patience.read(finish, begun=begun)
 
     def read(self, where: Where) -> np.ndarray:
         """Returns `array[where]`.

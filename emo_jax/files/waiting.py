@@ -82,14 +82,20 @@ class Patience:
         self._seconds = wait_seconds() if seconds is None else seconds
         self._lock = threading.Lock()
         self._since: float | None = None  # when the file waited for was first missed
+        self._back = -math.inf  # when one was last read again
 
-    def read(self, attempt: Callable[[], T]) -> T:
+    def read(self, attempt: Callable[[], T], *, begun: float | None = None) -> T:
         """Returns what `attempt` returns, as soon as it does not raise `AwayError`.
+
+        Args:
+          attempt: reads, or waits for what was requested.
+          begun: when that was, as `time.monotonic` says; None: now.
 
         Raises:
           error: unavailable for too long, spoilt or refused (which waiting does not help).
         """
-        begin, pause = time.monotonic(), _FIRST_PAUSE
+        begin, pause, missed = time.monotonic(), _FIRST_PAUSE, False
+        started = begin if begun is None else begun
         while True:
             try:
                 found = attempt()
@@ -102,25 +108,26 @@ class Patience:
                 if waited >= self._seconds or is_stopped():
                     how_long = f" (waited {waited:.0f} s)" if waited >= 1 else ""
                     raise self._error(f"{error}{how_long}{self._away}") from error
-                self._miss(str(error))
+                self._miss(str(error), started)
+                missed = True
                 _sleep(min(pause, self._seconds - waited))
-                pause = min(2 * pause, _LAST_PAUSE)
+                pause, started = min(2 * pause, _LAST_PAUSE), time.monotonic()
                 continue
-            self._found()
+            if missed:  # another read that succeeds, from a cache, says nothing
+                self._found()
             return found
 
-    def _miss(self, what: str) -> None:
+    def _miss(self, what: str, started: float) -> None:
         with self._lock:  # many threads miss the same file; log it once
-            if self._since is None:
+            if self._since is None and started > self._back:
                 self._since = time.monotonic()
                 _LOG.warning("%s; waiting up to %.0f s for it", what, self._seconds)
 
     def _found(self) -> None:
-        if self._since is None:
-            return
         with self._lock:
             if self._since is not None:
                 _LOG.warning("can be read again, after %.1f s", time.monotonic() - self._since)
+                self._back = time.monotonic()
             self._since = None
 
 
