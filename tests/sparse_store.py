@@ -7,6 +7,7 @@ hard links of one, whose index sends every chunk to the same bytes, with their t
 of documents are there only near the windows asked for; every other chunk of them is missing.
 """
 
+import hashlib
 import json
 import os
 import sys
@@ -113,19 +114,24 @@ def make(
             "train": {
                 "tokens": tokens,
                 "documents": documents,
-                "domains": {
-                    n: {"documents": c, "tokens": c * DOCUMENT} for n, c in each.items()
-                },
+                "domains": {n: {"documents": c, "tokens": c * DOCUMENT} for n, c in each.items()},
             }
         },
         "files": {
-            file.relative_to(path).as_posix(): {"bytes": file.stat().st_size, "sha256": "0" * 64}
+            file.relative_to(path).as_posix(): _described(file)
             for file in sorted(p for p in path.rglob("*") if p.is_file())
         },
     }
     manifest["checksum"] = store_manifest.checksum(manifest)
     (path / store_manifest.MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
     return path
+
+
+def _described(file: Path) -> dict[str, int | str]:
+    """Size and digest; that of a chunk, which would be read in full, is wrong."""
+    chunk = file.parent.name == "c"
+    digest = "0" * 64 if chunk else hashlib.sha256(file.read_bytes()).hexdigest()
+    return {"bytes": file.stat().st_size, "sha256": digest}
 
 
 def _count(domain: int, documents: int, domains: int) -> int:
@@ -136,5 +142,6 @@ def _count(domain: int, documents: int, domains: int) -> int:
 
 
 if __name__ == "__main__":
-    size, several = (*map(lambda a: int(float(a)), sys.argv[2:]), *(10**12, 3)[len(sys.argv) - 2 :])
-    make(Path(sys.argv[1]), size, starts=(0, 2 * 10**8 * 4096), domains=several)
+    _, folder, *numbers = sys.argv
+    given = dict(zip(("tokens", "domains"), (int(float(n)) for n in numbers), strict=False))
+    make(Path(folder), starts=(0, 2 * 10**8 * 4096), **given)

@@ -87,10 +87,11 @@ class StoreFiles:
                 if sizes[name] not in (None, expected["bytes"]):
                     raise self._wrong_size(name, sizes[name], expected["bytes"])
             return
+        base = os.fspath(self.folder or "")
         for name, expected in files.items():
             try:
-                status = Path(self.folder or "", name).stat()
-            except OSError:
+                status = os.stat(f"{base}/{name}")
+            except (OSError, ValueError):  # a name that no file can have
                 raise self._damaged(name, "missing") from None
             if not stat.S_ISREG(status.st_mode):  # a pipe would block, a device never ends
                 raise self._damaged(name, "not a regular file")
