@@ -83,7 +83,7 @@ class TokenStore:
 
         Args:
           path: local folder or URL.
-          verify: compare every file with its SHA-256; None: from 1 GB on, all but the arrays' chunks.
+          verify: compare every file with its SHA-256; None: from 1 GB on, all but chunks of arrays.
             Missing or truncated files are detected either way.
           trust: allow its tokenizer to be code that a file names, see `vocabularies`.
 

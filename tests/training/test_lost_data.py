@@ -33,7 +33,7 @@ def test_changed_since_it_was_prepared_is_named_before_step_1(
     large = name.startswith("tokenizer") or how != "changed"  # found without reading the chunks
     if large:
         monkeypatch.setattr("emo_jax.data.store.VERIFY_BELOW_BYTES", 1)
-    assert runs.emo_here(*runs.train_argv(own_store, tmp_path / "run")) == 1
+    assert runs.emo_here(*runs.train_argv(own_store, tmp_path / "run", train__batch_size=8)) == 1
     line = capsys.readouterr().err
     assert re.fullmatch(rf"emo: {own_store}/{name}: {why}.*; copy the store again.*\n", line), line
     assert runs.steps_logged(tmp_path / "run") == 0
