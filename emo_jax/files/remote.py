@@ -36,10 +36,13 @@ def is_remote(location: str) -> bool:
 def kvstore(url: str) -> Any:
     """Returns what tensorstore needs to open the folder `url`."""
     url = url.rstrip("/") + "/"
-    if not url.startswith("s3://"):
+    scheme, _, rest = url.partition("://")
+    if scheme not in ("gs", "s3"):
         return url
-    bucket, _, path = url.removeprefix("s3://").partition("/")
-    spec = {"driver": "s3", "bucket": bucket, "path": path}
+    bucket, _, path = rest.partition("/")
+    spec = {"driver": "s3" if scheme == "s3" else "gcs", "bucket": bucket, "path": path}
+    if scheme == "gs":
+        return spec
     endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
     region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
     if endpoint:

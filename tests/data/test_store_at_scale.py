@@ -19,7 +19,7 @@ FAR = 2 * 10**8  # a window of 4096 tokens
 
 
 def _seconds(work):
-    """The least of three, as others use the machine too."""
+    """The least of three: others use the machine too."""
     taken = []
     for _ in range(3):
         begin = time.perf_counter()
@@ -43,12 +43,15 @@ def huge(tmp_path_factory):
 def test_a_trillion_tokens(huge):
     seconds, source = _seconds(lambda: TokenStore.open(huge))
     assert seconds < 2 and source.count("train") == 10**12
-    windows = Windows(source, 4096)
-    before, begin = _file_reads(), time.perf_counter()
-    window = windows[FAR]
-    assert time.perf_counter() - begin < 0.05
-    # An index of a shard and a chunk, for each of tokens, doc_ends and doc_domains.
-    assert _file_reads() - before == 6
+    taken = []
+    for _ in range(3):  # each with caches of its own
+        windows = Windows(TokenStore.open(huge), 4096)
+        before, begin = _file_reads(), time.perf_counter()
+        window = windows[FAR]
+        taken.append(time.perf_counter() - begin)
+        # An index of a shard and a chunk, for each of tokens, doc_ends and doc_domains.
+        assert _file_reads() - before == 6
+    assert min(taken) < 0.05
     first = FAR * 4096 // sparse_store.DOCUMENT
     starts = np.arange(FAR * 4096, (FAR + 1) * 4096) // sparse_store.DOCUMENT - first
     np.testing.assert_array_equal(window.segment_ids, starts)

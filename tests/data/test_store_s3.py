@@ -7,12 +7,13 @@ import time
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from s3_proxy import FAULTS, Plan
 
 from emo_jax.data import store_writer
 from emo_jax.data.loader import Loader
+from emo_jax.data.run_windows import in_order
 from emo_jax.data.store import TokenStore
 from emo_jax.data.store_files import StoreFiles
 from emo_jax.data.store_writer import SplitContent, write_store
@@ -71,7 +72,7 @@ def quick(monkeypatch):
 
 def batches(path, steps, verify=False):
     source = TokenStore.open(path, verify=verify)
-    with Loader(Windows(source, 64), batch_size=8, seed=3) as loader:
+    with Loader(in_order(Windows(source, 64), 3), batch_size=8) as loader:
         return [loader.batch(8 * k) for k in range(steps)]
 
 
@@ -112,6 +113,7 @@ def test_one_setting_reaches_both_clients(bucket, url, monkeypatch):
     max_examples=8,
     deadline=None,
     derandomize=True,
+    phases=[Phase.explicit, Phase.generate],  # a failure takes too long to be made smaller
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 def test_whatever_fails_the_batches_are_the_same(bucket, sharded, quick, seed, share):
@@ -143,7 +145,7 @@ def test_an_outage_is_waited_for(bucket, sharded, url, quick, caplog):
         back.start()
         source = TokenStore.open(url, verify=False)
         _one_wait(caplog, url)
-        with Loader(Windows(source, 64), batch_size=8, seed=3) as loader:
+        with Loader(in_order(Windows(source, 64), 3), batch_size=8) as loader:
             found = [loader.batch(0)]
             caplog.clear()
             bucket.proxy.plan = Plan(share=1, faults=(fault,))

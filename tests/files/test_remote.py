@@ -60,7 +60,7 @@ def test_the_environment_says_where_s3_is(monkeypatch):
         monkeypatch.delenv(name, raising=False)
     plain = {"driver": "s3", "bucket": "bucket", "path": "a/b/"}
     assert kvstore("s3://bucket/a/b") == kvstore("s3://bucket/a/b/") == plain
-    assert kvstore("gs://bucket/a") == "gs://bucket/a/"
+    assert kvstore("gs://bucket/a%b") == {"driver": "gcs", "bucket": "bucket", "path": "a%b/"}
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9000/")
     monkeypatch.setenv("AWS_DEFAULT_REGION", "eu-west-1")
     here = {"endpoint": "http://127.0.0.1:9000", "aws_region": "eu-west-1"}
