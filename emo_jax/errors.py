@@ -87,6 +87,6 @@ def one_line(error: BaseException, limit: int = 300) -> str:
 
     What tensorstore appends to the cause (`[tensorstore_spec='…']`) is removed.
     """
-    text = " ".join(re.sub(r"\s*\[[\w ]+='.*?'\]", "", str(error), flags=re.DOTALL).split())
+    text = " ".join(re.sub(r"\s*\[[\w -]+='.*?'\]", "", str(error), flags=re.DOTALL).split())
     text = text or type(error).__name__
     return text if len(text) <= limit else "…" + text[-limit:]

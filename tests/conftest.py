@@ -22,6 +22,7 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 import jax
 import pytest
 import runs
+from s3_server import bucket, s3_port  # noqa: F401
 
 
 @pytest.fixture(scope="session", autouse=True)

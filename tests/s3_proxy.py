@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from urllib.parse import unquote
 
-FAULTS = ("delay", "cut", "reset", "busy")
+FAULTS = ("delay", "cut", "torn", "reset", "busy")
 _BUSY = (
     b"<?xml version='1.0' encoding='UTF-8'?>\n"
     b"<Error><Code>SlowDown</Code><Message>Please reduce your request rate.</Message></Error>"
@@ -26,7 +26,8 @@ class Plan:
 
     Args:
       share: of the requests that meet a fault.
-      faults: some of `FAULTS`; and "hang": no answer until the connection or the proxy is closed.
+      faults: some of `FAULTS`: late; half of the answer and the end of the connection, or a reset;
+        a reset instead of an answer; 503. And "hang": no answer while this plan holds.
       where: text in the path of the requests that it is about.
       most: faults that one request (path and range) meets, at most.
     """
@@ -126,9 +127,9 @@ class Proxy:
             self._send(connection, method, 503, [("Content-Type", "application/xml")], _BUSY)
             return True
         status, fields, content = self._ask(method, target, headers, body)
-        cut = len(content) // 2 if fault == "cut" else None
+        cut = len(content) // 2 if fault in ("cut", "torn") else None
         self._send(connection, method, status, fields, content, cut)
-        if cut is not None:
+        if fault == "torn":
             _reset(connection)
         return cut is None
 

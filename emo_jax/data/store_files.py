@@ -3,89 +3,176 @@
 import hashlib
 import os
 import stat
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import tensorstore as ts
-
 from emo_jax.data.store_manifest import MANIFEST
 from emo_jax.errors import DataError
+from emo_jax.files.arrays import Files
+from emo_jax.files.remote import (
+    BLOCK_BYTES,
+    Content,
+    RemoteFiles,
+    RemoteFolder,
+    is_remote,
+    kvstore,
+)
 from emo_jax.files.steady import SteadyFiles
+from emo_jax.files.waiting import Patience, SpoiltError
+
+_AT_ONCE = 8  # files compared at the same time
 
 
 def store_url(path: str, name: str) -> Any:
     """Returns the name that tensorstore uses for the folder `name` of a store."""
+    if is_remote(path):
+        return kvstore(f"{path.rstrip('/')}/{name}")
     if "://" in path:
         return f"{path.rstrip('/')}/{name}/"
     return {"driver": "file", "path": f"{os.path.abspath(path)}/{name}/"}
 
 
-def _result(future: Any, where: str) -> Any:
-    """Waits for a result; a tensorstore error, which names the file, becomes a DataError."""
-    try:
-        return future.result()
-    except (ValueError, OSError) as error:
-        raise DataError(
-            f"{where}: cannot be read ({str(error).splitlines()[0]}); copy the store again or"
-            " prepare it again"
-        ) from error
+def store_patience() -> Patience:
+    """Returns how the files of a store are waited for."""
+    return Patience(
+        DataError,
+        away="bring the store back and run the same command again",
+        spoilt="copy the store again or prepare it again",
+    )
 
 
 class StoreFiles:
-    """The files of a store, local or remote."""
+    """The files of a store, local or remote.
+
+    Args:
+      location: a folder or a URL.
+
+    Attributes:
+      folder: the local folder; None if it is remote.
+    """
 
     def __init__(self, location: str):
         self.location = location
-        remote = "://" in location and not location.startswith("file://")
-        self.folder = None if remote else Path(location.removeprefix("file://"))
+        self._remote = RemoteFolder(location) if is_remote(location) else None
+        self.folder = None if self._remote else Path(location.removeprefix("file://"))
+        self._patience = store_patience()
+        self._manifest: Content | None = None
 
     def read(self, name: str) -> bytes | None:
         """Returns the content of a file; None if it does not exist."""
-        if self.folder is not None:
-            file = self.folder / name
+        if self._remote is None:
+            file = Path(self.folder or "", name)
             return file.read_bytes() if file.is_file() else None
-        got = _result(self._kvstore().read(name), self.location)
-        return got.value if got.state == "value" else None
-
-    def _kvstore(self) -> Any:
-        return _result(ts.KvStore.open(self.location.rstrip("/") + "/"), self.location)
+        folder = self._remote
+        found = self._patience.read(lambda: folder.read(name))
+        if name == MANIFEST:
+            self._manifest = found
+        return None if found is None else found.value
 
     def check_sizes(self, files: dict[str, Any]) -> None:
-        """Checks that every file exists and, on a local disk where this is cheap, its size."""
-        if self.folder is None:
-            found = {key.decode() for key in _result(self._kvstore().list(), self.location)}
-            for name in files:
-                if name not in found:
+        """Checks that every file exists, and its size.
+
+        A remote store is listed once. Without fsspec and its library for this kind of URL, the
+        listing has no sizes.
+        """
+        if self._remote is not None:
+            sizes = self._patience.read(self._remote.sizes)
+            for name, expected in files.items():
+                if name not in sizes:
                     raise self._damaged(name, "missing")
+                if sizes[name] not in (None, expected["bytes"]):
+                    raise self._wrong_size(name, sizes[name], expected["bytes"])
             return
+        base = os.fspath(self.folder or "")
         for name, expected in files.items():
             try:
-                status = (self.folder / name).stat()
-            except OSError:
+                status = os.stat(f"{base}/{name}")
+            except (OSError, ValueError):  # a name that no file can have
                 raise self._damaged(name, "missing") from None
             if not stat.S_ISREG(status.st_mode):  # a pipe would block, a device never ends
                 raise self._damaged(name, "not a regular file")
-            size = status.st_size
-            if size != expected["bytes"]:
-                raise self._damaged(name, f"{size} bytes, should be {expected['bytes']}")
+            if status.st_size != expected["bytes"]:
+                raise self._wrong_size(name, status.st_size, expected["bytes"])
 
-    def steady(self, files: dict[str, Any], manifest: bytes) -> SteadyFiles | None:
-        """Returns the local files in their present state; None for a remote store."""
-        if self.folder is None:
-            return None
+    def steady(self, files: dict[str, Any], manifest: bytes) -> Files:
+        """Returns the files in their present state, to be checked while they are in use."""
+        if self._remote is not None:
+            if self._manifest is None:
+                raise ValueError("read the manifest first")
+            return RemoteFiles(self._remote, MANIFEST, self._manifest)
         known = {name: expected["sha256"] for name, expected in files.items()}
-        return SteadyFiles(self.folder, {**known, MANIFEST: hashlib.sha256(manifest).hexdigest()})
+        known[MANIFEST] = hashlib.sha256(manifest).hexdigest()
+        return SteadyFiles(Path(self.folder or ""), known)
 
     def check_digests(self, files: dict[str, Any]) -> None:
         """Raises DataError if a file's content does not match its SHA-256."""
-        for name, expected in files.items():
-            if self.folder is not None:
-                with (self.folder / name).open("rb") as stream:
-                    digest = hashlib.file_digest(stream, "sha256").hexdigest()
-            else:
-                digest = hashlib.sha256(self.read(name) or b"").hexdigest()
-            if digest != expected["sha256"]:
-                raise self._damaged(name, "content differs from its checksum")
+        for name, why in self.compare(files):
+            if why:
+                raise self._damaged(name, why)
+
+    def compare(self, files: dict[str, Any]) -> Iterator[tuple[str, str]]:
+        """Reads every file, several at once, and compares its SHA-256 with the manifest's.
+
+        Yields:
+          In the order of `files`, the name, and what is wrong with it ("": nothing).
+
+        Raises:
+          DataError: one cannot be read at all.
+        """
+        with ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="digests") as pool:
+            ahead: deque[tuple[str, Future[str]]] = deque()
+            try:
+                for name, expected in files.items():
+                    ahead.append((name, pool.submit(self._compare, name, expected)))
+                    if len(ahead) > 2 * _AT_ONCE:  # no more: there may be 100 000
+                        first, found = ahead.popleft()
+                        yield first, found.result()
+                for first, found in ahead:
+                    yield first, found.result()
+            finally:
+                pool.shutdown(cancel_futures=True)
+
+    def _compare(self, name: str, expected: dict[str, Any]) -> str:
+        read = self._digest if self._remote is None else self._remote_digest
+        try:
+            same = read(name, expected["bytes"]) == expected["sha256"]
+        except FileNotFoundError:
+            return "missing"
+        except SpoiltError:
+            same = False
+        return "" if same else "content differs from its checksum"
+
+    def _digest(self, name: str, size: int) -> str:
+        with Path(self.folder or "", name).open("rb") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
+
+    def _remote_digest(self, name: str, size: int) -> str:
+        """Raises SpoiltError if the file is shorter."""
+        digest, folder = hashlib.sha256(), self._remote
+        assert folder is not None
+
+        def block(start: int, stop: int) -> bytes | SpoiltError | None:
+            try:
+                return folder.read_range(name, start, stop)
+            except SpoiltError as error:
+                return error
+
+        for start in range(0, size, BLOCK_BYTES):
+            stop = min(start + BLOCK_BYTES, size)
+            found = self._patience.read(partial(block, start, stop))
+            if found is None:
+                raise FileNotFoundError(name)
+            if isinstance(found, SpoiltError):
+                raise found
+            digest.update(found)
+        return digest.hexdigest()
+
+    def _wrong_size(self, name: str, size: Any, expected: int) -> DataError:
+        return self._damaged(name, f"{size} bytes, should be {expected}")
 
     def _damaged(self, name: str, why: str) -> DataError:
         return DataError(

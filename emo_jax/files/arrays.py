@@ -1,11 +1,12 @@
 """The only way in which arrays on disk are opened for reading, through tensorstore.
 
 By itself, tensorstore reads a missing chunk as zeros, and remembers that it was missing. Here it is
-an error, and on a local disk it is looked for again first (see `waiting`). Files that change under
-an open array are detected too.
+an error, and is looked for again first (see `waiting`). Files that change under an open array are
+detected too.
 """
 
 import itertools
+import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
@@ -13,16 +14,14 @@ import numpy as np
 import tensorstore as ts
 
 from emo_jax.errors import one_line
+from emo_jax.files import remote
 from emo_jax.files.waiting import AwayError, Patience, SpoiltError
-
-# tensorstore's status codes for bytes that exist and are wrong.
-_DAMAGE = ("DATA_LOSS", "FAILED_PRECONDITION", "INVALID_ARGUMENT", "OUT_OF_RANGE")
 
 Where = slice | tuple[slice, ...]
 
 
 class Files(Protocol):
-    """Local files, such as `steady.SteadyFiles`."""
+    """Files in use, such as `steady.SteadyFiles` and `remote.RemoteFiles`."""
 
     def check(self, *names: str) -> None:
         """Raises AwayError or SpoiltError if they are not what they were."""
@@ -38,8 +37,7 @@ class StoredArray:
       patience: how long to wait for unavailable files, and what to raise afterwards.
       context: makes a new tensorstore context each time the array is opened.
       files: files that must not change; after every read, those with its chunks and those in
-        `watched` are checked. None if they are not on a local disk, which leaves only tensorstore's
-        own retries.
+        `watched` are checked. None: nothing is waited for or checked.
       folder: folder of the array in `files`.
 
     Raises:
@@ -91,7 +89,7 @@ class StoredArray:
     def _start(
         self, view: Callable[[ts.TensorStore], ts.TensorStore], files: Callable[[], list[str]]
     ) -> Callable[[], np.ndarray]:
-        array = self._array
+        array, begun = self._array, time.monotonic()
         reading = None if array is None else view(array).read()
 
         def finish() -> np.ndarray:
@@ -110,7 +108,7 @@ class StoredArray:
                 self._check(files)  # an error that names the file is better
                 raise
 
-        return lambda: self._patience.read(finish)
+        return lambda: self._patience.read(finish, begun=begun)
 
     def read(self, where: Where) -> np.ndarray:
         """Returns `array[where]`.
@@ -139,11 +137,13 @@ class StoredArray:
         return array
 
     def _result(self, future: Any) -> Any:
+        if isinstance(self._files, remote.RemoteFiles):
+            return remote.answer(future, self._name)
         try:
             return future.result()
         except (ValueError, OSError) as error:
             text = f"{self._name}: cannot be read ({one_line(error)})"
-            if self._files is None or str(error).startswith(_DAMAGE):
+            if self._files is None or str(error).startswith(remote.DAMAGE):
                 raise SpoiltError(text) from error
             raise AwayError(text) from error
 

@@ -34,8 +34,8 @@ class SteadyFiles:
     """
 
     def __init__(self, folder: Path, sha256: Mapping[str, str | None]):
-        self._folder, self._sha256 = folder, sha256
-        self._marks = {name: _mark((folder / name).stat()) for name in sha256}
+        self._folder, self._sha256 = os.fspath(folder), sha256
+        self._marks = {name: _mark(os.stat(f"{self._folder}/{name}")) for name in sha256}
 
     def check(self, *names: str) -> None:
         """Returns if these files are still the same.
@@ -48,9 +48,9 @@ class SteadyFiles:
             known = self._marks.get(name)
             if known is None:
                 continue
-            path = self._folder / name
+            path = f"{self._folder}/{name}"
             try:
-                found = _mark(path.stat())
+                found = _mark(os.stat(path))
                 if found == known:
                     continue
                 if found.size != known.size:
@@ -65,8 +65,8 @@ class SteadyFiles:
             self._marks[name] = found  # copied back
 
 
-def _digest(path: Path) -> str:
-    with path.open("rb") as stream:
+def _digest(path: str) -> str:
+    with open(path, "rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 

@@ -33,6 +33,10 @@ class SpoiltError(Exception):
     """`PATH: why` for what existed and will never read correctly: damaged, or replaced."""
 
 
+class RefusedError(Exception):
+    """`PATH: why; WHAT TO DO` for what may not be read; neither waiting nor another copy helps."""
+
+
 def wait_seconds() -> float:
     """Returns how long to wait for an unavailable file.
 
@@ -78,52 +82,62 @@ class Patience:
         self._seconds = wait_seconds() if seconds is None else seconds
         self._lock = threading.Lock()
         self._since: float | None = None  # when the file waited for was first missed
+        self._back = -math.inf  # when one was last read again
 
-    def read(self, attempt: Callable[[], T]) -> T:
+    def read(self, attempt: Callable[[], T], *, begun: float | None = None) -> T:
         """Returns what `attempt` returns, as soon as it does not raise `AwayError`.
 
+        Args:
+          attempt: reads, or waits for what was requested.
+          begun: when that was, as `time.monotonic` says; None: now.
+
         Raises:
-          error: unavailable for too long, or spoilt (`SpoiltError`, which waiting does not help).
+          error: unavailable for too long, spoilt or refused (which waiting does not help).
         """
-        begin, pause = time.monotonic(), _FIRST_PAUSE
+        begin, pause, missed = time.monotonic(), _FIRST_PAUSE, False
+        started = begin if begun is None else begun
         while True:
             try:
                 found = attempt()
             except SpoiltError as error:
                 raise self._error(f"{error}{self._spoilt}") from error
+            except RefusedError as error:
+                raise self._error(str(error)) from error
             except AwayError as error:
                 waited = time.monotonic() - begin
-                if waited >= self._seconds or _is_stopped():
+                if waited >= self._seconds or is_stopped():
                     how_long = f" (waited {waited:.0f} s)" if waited >= 1 else ""
                     raise self._error(f"{error}{how_long}{self._away}") from error
-                self._miss(str(error))
+                self._miss(str(error), started)
+                missed = True
                 _sleep(min(pause, self._seconds - waited))
-                pause = min(2 * pause, _LAST_PAUSE)
+                pause, started = min(2 * pause, _LAST_PAUSE), time.monotonic()
                 continue
-            self._found()
+            if missed:  # another read that succeeds, from a cache, says nothing
+                self._found()
             return found
 
-    def _miss(self, what: str) -> None:
+    def _miss(self, what: str, started: float) -> None:
         with self._lock:  # many threads miss the same file; log it once
-            if self._since is None:
+            if self._since is None and started > self._back:
                 self._since = time.monotonic()
                 _LOG.warning("%s; waiting up to %.0f s for it", what, self._seconds)
 
     def _found(self) -> None:
-        if self._since is None:
-            return
         with self._lock:
             if self._since is not None:
                 _LOG.warning("can be read again, after %.1f s", time.monotonic() - self._since)
+                self._back = time.monotonic()
             self._since = None
 
 
-def _is_stopped() -> bool:
+def is_stopped() -> bool:
+    """Whether waiting in this thread is over, see `wait_unless`."""
     stopped = getattr(_here, "stopped", None)
     return stopped is not None and stopped()
 
 
 def _sleep(seconds: float) -> None:
     end = time.monotonic() + seconds
-    while (left := end - time.monotonic()) > 0 and not _is_stopped():
+    while (left := end - time.monotonic()) > 0 and not is_stopped():
         time.sleep(min(left, 0.1))

@@ -10,7 +10,6 @@ import pytest
 from emo_jax.data import store as store_lib
 from emo_jax.data import store_stream, store_writer
 from emo_jax.data.store import TokenStore
-from emo_jax.data.store_files import StoreFiles
 from emo_jax.data.store_writer import SplitContent, write_store
 from emo_jax.errors import DataError, UsageError
 from emo_jax.preparation.prepare import prepare
@@ -218,21 +217,6 @@ def test_url(store_path, store):
         store.streams("train")[0].read(10, 500).tokens,
     )
     assert remote.tokenizer().fingerprint == store.tokenizer_fingerprint
-
-
-def test_remote_files(store_path):
-    """What a bucket goes through: no folder, only keys."""
-    remote = StoreFiles(f"file://{store_path}")
-    remote.folder = None
-    manifest = json.loads(remote.read("store.json"))
-    remote.check_sizes(manifest["files"])
-    remote.check_digests(manifest["files"])
-    assert remote.read("no such file") is None
-    with pytest.raises(DataError, match=r"gone: damaged \(missing\)"):
-        remote.check_sizes({"gone": {}})
-    name = "train/tokens/c/0"
-    with pytest.raises(DataError, match=f"{name}: damaged"):
-        remote.check_digests({name: {"sha256": "0"}})
 
 
 def test_tokenizer_of_another_store(store):

@@ -12,7 +12,14 @@ from emo_jax.errors import DataError, UsageError
 from emo_jax.files import waiting
 from emo_jax.files.arrays import StoredArray
 from emo_jax.files.steady import SteadyFile, SteadyFiles
-from emo_jax.files.waiting import AwayError, Patience, SpoiltError, wait_seconds, wait_unless
+from emo_jax.files.waiting import (
+    AwayError,
+    Patience,
+    RefusedError,
+    SpoiltError,
+    wait_seconds,
+    wait_unless,
+)
 
 
 @pytest.fixture
@@ -68,6 +75,36 @@ def test_threads_that_miss_the_same_say_one_line(waits, caplog):
     for thread in threads:
         thread.join()
     assert len(caplog.messages) == 2
+
+
+def test_a_read_that_is_late_or_needs_no_file_adds_no_line(waits, caplog):
+    waits(10)
+    one, left = patience(), [AwayError("a: away")]
+
+    def attempt():
+        if left:
+            assert one.read(lambda: 3) == 3  # from a cache, in the meantime
+            raise left.pop()
+        return 5
+
+    begun = time.monotonic()
+    assert one.read(attempt) == 5 and len(caplog.messages) == 2
+    left.append(AwayError("a: away"))
+    assert one.read(attempt, begun=begun) == 5  # it had failed before the other came back
+    assert len(caplog.messages) == 2
+    left.append(AwayError("a: away"))
+    assert one.read(attempt) == 5 and len(caplog.messages) == 4
+
+
+def test_what_may_not_be_read_is_an_error_at_once(waits):
+    def refused():
+        raise RefusedError("a: not allowed; ask for it")
+
+    waits(60)
+    begin = time.monotonic()
+    with pytest.raises(DataError, match=r"^a: not allowed; ask for it$"):
+        patience().read(refused)
+    assert time.monotonic() - begin < 3
 
 
 def test_what_stays_away_is_an_error_and_what_is_spoilt_is_one_at_once(waits):

@@ -1,5 +1,6 @@
 """A store that goes away while a run trains on it."""
 
+import re
 import shutil
 import signal
 import threading
@@ -13,6 +14,29 @@ from emo_jax.checkpoint.reading import restore_params
 @pytest.fixture
 def own_store(store, tmp_path):
     return shutil.copytree(store, tmp_path / "store")
+
+
+CHANGES = {
+    "deleted": (lambda file: file.unlink(), r"damaged \(missing\)"),
+    "cut": (lambda file: file.write_bytes(file.read_bytes()[:-9]), r"damaged \(\d+ bytes, should"),
+    "changed": (runs.flip_byte, r"damaged \(content differs from its checksum\)"),
+}
+
+
+@pytest.mark.parametrize("name", ["train/tokens/c/0", "tokenizer/tokenizer.json"])
+@pytest.mark.parametrize("how", CHANGES)
+def test_changed_since_it_was_prepared_is_named_before_step_1(
+    own_store, tmp_path, how, name, capsys, monkeypatch
+):
+    change, why = CHANGES[how]
+    change(own_store / name)
+    large = name.startswith("tokenizer") or how != "changed"  # found without reading the chunks
+    if large:
+        monkeypatch.setattr("emo_jax.data.store.VERIFY_BELOW_BYTES", 1)
+    assert runs.emo_here(*runs.train_argv(own_store, tmp_path / "run", train__batch_size=8)) == 1
+    line = capsys.readouterr().err
+    assert re.fullmatch(rf"emo: {own_store}/{name}: {why}.*; copy the store again.*\n", line), line
+    assert runs.steps_logged(tmp_path / "run") == 0
 
 
 @pytest.fixture
