@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from emo_jax.config import DataConfig
-from emo_jax.data import raw, token_mix
+from emo_jax.data import megatron, raw, token_mix
 from emo_jax.data.stream import TokenSource
 from emo_jax.data.token_files import Vocabulary
 
@@ -32,6 +32,10 @@ def _raw(asked: Asked) -> TokenSource:
     )
 
 
+def _megatron(asked: Asked) -> TokenSource:
+    return megatron.open_megatron(asked.names, asked.vocabulary)
+
+
 def _mix(asked: Asked) -> TokenSource:
     config = asked.config
     return token_mix.open_mix(
@@ -51,6 +55,7 @@ class _Format(NamedTuple):
 FORMATS: tuple[_Format, ...] = (
     _Format(lambda name: name.lower().endswith(raw.SUFFIXES), _raw),
     _Format(lambda name: name.lower().endswith(token_mix.SUFFIX), _mix),
+    _Format(megatron.is_megatron, _megatron),
 )
 
 

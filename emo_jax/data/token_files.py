@@ -24,6 +24,7 @@ from emo_jax.errors import DataError, UsageError
 from emo_jax.files.waiting import Patience
 
 DOLMA2_VOCAB_SIZE = 100_278
+_LOOK_AT = 1 << 16  # tokens checked when a file is opened
 _SCAN = 1 << 20  # tokens read at a time to find documents
 
 
@@ -199,6 +200,17 @@ class FileStream(ABC):
                 yield ends
         if last < self.num_tokens:
             yield np.array([self.num_tokens], np.int64)
+
+
+def check_first(stream: FileStream, vocabulary: Vocabulary) -> None:
+    """Raises DataError if one of the first tokens is outside the vocabulary."""
+    tokens = as_ids(stream.tokens(0, min(stream.num_tokens, _LOOK_AT)))
+    beyond = np.flatnonzero((tokens >= vocabulary.size) | (tokens < 0))
+    if beyond.size:
+        raise DataError(
+            f"{stream.name}: token {beyond[0]} has the id {tokens[beyond[0]]}, outside the"
+            f" vocabulary of {vocabulary.size}; set data.raw_vocab_size"
+        )
 
 
 def as_ids(tokens: np.ndarray) -> np.ndarray:
