@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from emo_jax.config import DataConfig
-from emo_jax.data import megatron, raw, token_mix
+from emo_jax.data import mds, megatron, raw, token_mix
 from emo_jax.data.stream import TokenSource
 from emo_jax.data.token_files import Vocabulary
 
@@ -36,6 +36,11 @@ def _megatron(asked: Asked) -> TokenSource:
     return megatron.open_megatron(asked.names, asked.vocabulary)
 
 
+def _mds(asked: Asked) -> TokenSource:
+    column = asked.config.raw_column
+    return mds.open_mds(asked.names, column, asked.vocabulary, cache=asked.cache)
+
+
 def _mix(asked: Asked) -> TokenSource:
     config = asked.config
     return token_mix.open_mix(
@@ -56,6 +61,7 @@ FORMATS: tuple[_Format, ...] = (
     _Format(lambda name: name.lower().endswith(raw.SUFFIXES), _raw),
     _Format(lambda name: name.lower().endswith(token_mix.SUFFIX), _mix),
     _Format(megatron.is_megatron, _megatron),
+    _Format(mds.is_mds, _mds),
 )
 
 
