@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from emo_jax.config import DataConfig
-from emo_jax.data import mds, megatron, raw, token_mix
+from emo_jax.data import array_records, mds, megatron, raw, token_mix
 from emo_jax.data.stream import TokenSource
 from emo_jax.data.token_files import Vocabulary
 
@@ -41,6 +41,13 @@ def _mds(asked: Asked) -> TokenSource:
     return mds.open_mds(asked.names, column, asked.vocabulary, cache=asked.cache)
 
 
+def _array_records(asked: Asked) -> TokenSource:
+    column = asked.config.raw_column
+    return array_records.open_array_records(
+        asked.names, column, asked.vocabulary, cache=asked.cache
+    )
+
+
 def _mix(asked: Asked) -> TokenSource:
     config = asked.config
     return token_mix.open_mix(
@@ -61,6 +68,7 @@ FORMATS: tuple[_Format, ...] = (
     _Format(lambda name: name.lower().endswith(raw.SUFFIXES), _raw),
     _Format(lambda name: name.lower().endswith(token_mix.SUFFIX), _mix),
     _Format(megatron.is_megatron, _megatron),
+    _Format(array_records.is_array_record, _array_records),
     _Format(mds.is_mds, _mds),
 )
 

@@ -163,7 +163,7 @@ def _read_index(index: Fields, where: str, column: str) -> tuple[list[_Shard], _
     for n, value in enumerate(index.items("shards")):
         fields = Fields(value, f"shards[{n}].")
         fields.choice("format", ["mds"])
-        columns = tuple(fields.items(f"column_{what}") for what in ("names", "encodings", "sizes"))
+        columns = [fields.items(f"column_{what}") for what in ("names", "encodings", "sizes")]
         if first is None:
             first = columns
         if columns != first:
@@ -178,7 +178,8 @@ def _read_index(index: Fields, where: str, column: str) -> tuple[list[_Shard], _
             shards.append(_Shard(name, size, samples))
     if not shards or first is None:
         raise DataError(f"{where}: has no samples; leave it out")
-    return shards, _layout(*first, where, column)
+    names, encodings, sizes = first
+    return shards, _layout(names, encodings, sizes, where, column)
 
 
 def _layout(

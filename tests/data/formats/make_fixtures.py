@@ -1,8 +1,9 @@
 """Writes the small files of other tools beside this file, with the tools themselves.
 
-By hand, where they are installed (megatron-core 0.16, mosaicml-streaming 0.13, datatrove 0.10):
+By hand, where they are installed (megatron-core 0.16, mosaicml-streaming 0.13, datatrove 0.10,
+TensorFlow 2.21):
 
-    python tests/data/formats/make_fixtures.py
+    python tests/data/formats/make_fixtures.py [megatron datatrove mds examples]
 
 `documents.json` holds what was written: lists of token ids.
 """
@@ -94,8 +95,23 @@ def make_mds() -> None:
                 out.write(sample)
 
 
+def make_examples() -> None:
+    """Examples of TensorFlow in hexadecimal, with features besides the tokens."""
+    import tensorflow as tf
+
+    lines = []
+    for n, document in enumerate(documents()):
+        example = tf.train.Example()
+        example.features.feature["input_ids"].int64_list.value.extend(document)
+        example.features.feature["number"].int64_list.value.extend([n, -n, 1 << 40])
+        example.features.feature["id"].bytes_list.value.append(b"a")
+        example.features.feature["weight"].float_list.value.append(0.5)
+        lines.append(example.SerializeToString().hex() + "\n")
+    (HERE / "examples.hex").write_text("".join(lines))
+
+
 if __name__ == "__main__":
     (HERE / "documents.json").write_text(json.dumps(documents()) + "\n")
-    for make in (make_megatron, make_datatrove, make_mds):
+    for make in (make_megatron, make_datatrove, make_mds, make_examples):
         if not sys.argv[1:] or make.__name__.removeprefix("make_") in sys.argv[1:]:
             make()
