@@ -38,6 +38,10 @@ _REPACK = "unpack it, or pack it as .gz or .zst"
 _PANDAS = "make Parquet of it, with pandas: read_csv(FILE).to_parquet(FILE)"
 _DATASETS = "make Parquet of it, with datasets: {}.to_parquet(FILE)"
 _IN_PLACE = "tokens are not prepared again; train on them in place: data.store=FILES, docs/data.md"
+_RECORDS = (
+    "token ids in it are trained on in place: data.store={}, docs/data.md; texts in it write as"
+    " lines of JSON or Parquet"
+)
 _NO_TEXT = "no text is in it"
 
 TAR = Foreign("a tar archive", "unpack it into a folder of its own")
@@ -46,11 +50,11 @@ SHEET = Foreign("a spreadsheet", _LINES)
 ARROW = Foreign("an Arrow file", _DATASETS.format("Dataset.from_file(FILE)"))
 SAVED = Foreign("a folder of datasets' save_to_disk", _DATASETS.format("load_from_disk(FOLDER)"))
 TFRECORD = Foreign("a TFRecord file", "name a seqio task that reads it: seqio:MODULE:TASK")
-ARRAY_RECORD = Foreign("an ArrayRecord file", _LINES)
+ARRAY_RECORD = Foreign("an ArrayRecord file", _RECORDS.format("FILES"))
 BAGZ = Foreign("a Bagz file", _LINES)
-MDS = Foreign("a MosaicML dataset (MDS)", _LINES)
+MDS = Foreign("a MosaicML dataset (MDS)", _RECORDS.format("FOLDER"))
 LITDATA = Foreign("a litdata dataset", _LINES)
-MEGATRON = Foreign("a Megatron dataset (.bin and .idx)", _LINES)
+MEGATRON = Foreign("a Megatron dataset (.bin and .idx)", _IN_PLACE)
 DATATROVE = Foreign("tokens of datatrove (.ds)", _IN_PLACE)
 NUMPY = Foreign("NumPy arrays or token ids (.npy)", _IN_PLACE)
 NUMPY_ZIP = Foreign("NumPy arrays (.npz)", _LINES)
