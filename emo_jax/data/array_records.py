@@ -6,6 +6,7 @@ scanned once for them.
 """
 
 import functools
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -55,7 +56,7 @@ def open_array_records(
             raise UsageError(f"{name}: ArrayRecord files must be on a local disk; copy them there")
         for found in expand(name, patience):
             path = local_path(found)
-            if not path.is_file():
+            if not os.path.isfile(path):
                 raise UsageError(f"{path}: no such file")
             file = SteadyFile(path, patience)
             streams.append(ArrayRecordStream(file, column, vocabulary, cache))

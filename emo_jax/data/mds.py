@@ -10,6 +10,7 @@ have a fixed size; otherwise the shards are scanned once.
 """
 
 import hashlib
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -51,7 +52,8 @@ def is_mds(name: str) -> bool:
     """Tells whether a name is that of an MDS folder or its index.json; a folder if it is local."""
     if name.rstrip("/").endswith(f"/{INDEX}") or name == INDEX:
         return True
-    return not is_remote(name) and foreign.of_folder(local_path(name)) is foreign.MDS
+    local = not is_remote(name) and os.path.isdir(local_path(name))
+    return local and foreign.of_folder(local_path(name)) is foreign.MDS
 
 
 def open_mds(

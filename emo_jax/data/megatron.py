@@ -12,6 +12,7 @@ The index is read by pages, never whole. Documents are those of the index, wheth
 in an end-of-document token.
 """
 
+import os
 from collections.abc import Sequence
 
 import numpy as np
@@ -40,7 +41,7 @@ def is_megatron(name: str) -> bool:
     """Tells whether a name is that of Megatron's files; a bare prefix only if they are local."""
     if name.lower().endswith(SUFFIXES):
         return True
-    return not is_remote(name) and local_path(f"{name}.idx").is_file()
+    return not is_remote(name) and os.path.isfile(local_path(f"{name}.idx"))
 
 
 def open_megatron(names: Sequence[str], vocabulary: Vocabulary) -> TokenSource:

@@ -16,7 +16,7 @@ from typing import Any, Protocol, TypeVar
 
 import tensorstore as ts
 
-from emo_jax.errors import DataError, UsageError, one_line
+from emo_jax.errors import DataError, UsageError, clipped, one_line
 from emo_jax.files.steady import SteadyFile
 from emo_jax.files.waiting import AwayError, Patience, SpoiltError
 
@@ -75,8 +75,8 @@ def open_ranges(location: str | os.PathLike[str], patience: Patience) -> Ranges:
     if is_remote(text):
         return _RemoteFile(text, patience)
     path = local_path(text)
-    if not path.is_file():
-        raise UsageError(f"{path}: no such file")
+    if not os.path.isfile(path):  # nor is a name that is too long
+        raise UsageError(f"{clipped(str(path), 300)}: no such file")
     return SteadyFile(path, patience)
 
 
@@ -99,14 +99,14 @@ def expand(pattern: str, patience: Patience) -> list[str]:
     else:
         names = sorted(glob.glob(str(local_path(pattern)), recursive=True))
     if not names:
-        raise UsageError(f"{pattern}: no file fits this pattern")
+        raise UsageError(f"{clipped(pattern, 300)}: no file fits this pattern")
     return names
 
 
 def exists(location: str, patience: Patience) -> bool:
     """Tells whether there is such a file; a folder is none."""
     if not is_remote(location):
-        return local_path(location).is_file()
+        return os.path.isfile(local_path(location))
     return _info(location, patience) is not None
 
 
@@ -172,7 +172,7 @@ class _RemoteFile:
         self._spec = kvstore_spec(url)
         info = _info(url, patience)
         if info is None:
-            raise UsageError(f"{url}: no such file")
+            raise UsageError(f"{clipped(url, 300)}: no such file")
         self.size = int(info["size"])
         known = (info.get(key) for key in ("ETag", "etag", "generation", "mtime", "LastModified"))
         self.stamp = str(next((value for value in known if value), ""))
