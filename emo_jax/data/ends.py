@@ -175,7 +175,7 @@ def segments(ends: Ends, start: int, stop: int) -> np.ndarray:
     """
     begins = np.zeros(stop - start, np.int32)
     for some in pieces(ends, ends.at(start)):
-        inside = some[(some > start) & (some < stop)] - start
+        inside = some[some < stop] - start
         begins[inside] = 1
         if some[-1] >= stop:
             break

@@ -152,9 +152,8 @@ class _Documents:
         pointers = self._read(_HEAD + 4 * self._sequences, "<i8", first, more)
         lengths = self._read(_HEAD, "<i4", first, stop)
         after = pointers[1:] if more > stop else np.append(pointers[1:], self._tokens.size)
-        wrong = np.flatnonzero(
-            (lengths < 0) | (after - pointers[: stop - first] != lengths * self._dtype.itemsize)
-        )
+        sizes = lengths * self._dtype.itemsize
+        wrong = np.flatnonzero(after - pointers[: stop - first] != sizes)
         if not first and pointers[0]:
             wrong = np.zeros(1, np.int64)
         if wrong.size:

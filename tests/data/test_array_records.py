@@ -83,6 +83,9 @@ def test_values_of_examples():
     assert int64_features(example)["a"].tolist() == [5, 300]
     for content in (b"", b"\x0a\x00", b"\x07", b"\x0a\xff\xff\xff\x0f", example[:-1]):
         assert int64_features(content) is None
+    longest = b"\x0a\x0d" + b"\x80" * 10 + b"\x01"  # packed, of 11 bytes: beyond int64
+    entry = b"\x0a\x01a" + b"\x12\x0f" + b"\x1a\x0d" + longest[:1] + b"\x0b" + longest[2:]
+    assert int64_features(b"\x0a\x16" + b"\x0a\x14" + entry) is None
     for seed in range(300):
         rng = random.Random(seed)
         forged = bytearray(record)

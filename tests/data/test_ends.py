@@ -27,9 +27,14 @@ def test_a_search_finds_what_numpy_finds(steps, seed):
         patch.setattr(ends, "PAGE", 4)
         patch.setattr(ends, "_KEPT", 2)
         last = int(values[-1])
-        found = RisingList(len(values), last, lambda a, b: values[a:b], "a list")
-        for value in np.random.default_rng(seed).integers(0, last + 2, 50).tolist():
-            assert found.at(value) == np.searchsorted(values, value, side="right")
+
+        def opened():
+            return RisingList(len(values), last, lambda a, b: values[a:b], "a list")
+
+        found, some = opened(), np.random.default_rng(seed).integers(0, last + 2, 50)
+        for value in [*values.tolist(), *some.tolist()]:
+            expected = np.searchsorted(values, value, side="right")
+            assert found.at(value) == opened().at(value) == expected
         for first in range(0, len(values), 7):
             assert found.read(first, len(values)).tolist() == values[first:].tolist()
         start = int(seed * last / 10)
@@ -114,6 +119,19 @@ def test_damaged_ends_are_never_used(tmp_path):
         else:
             assert found.tolist() == expected.tolist()
     assert [f.name for f in cache.iterdir()] == [kept.name]
+
+
+def test_ends_under_the_name_of_others_are_not_used(tmp_path):
+    def found(key):
+        ends = FoundEnds("a", key, lambda: iter([np.array([key])]), tmp_path)
+        return ends.read(0, 1).tolist()
+
+    assert found(1) == [1]
+    (first,) = tmp_path.iterdir()
+    assert found(2) == [2]
+    (second,) = set(tmp_path.iterdir()) - {first}
+    second.write_bytes(first.read_bytes())
+    assert found(2) == [2]
 
 
 def test_two_scans_at_once(tmp_path):
