@@ -61,7 +61,7 @@ class FoundEnds(RisingList):
             _LOG.info("%s: looking for its documents, once", name)
             try:
                 folder.mkdir(parents=True, exist_ok=True)
-                _write(path, digest, find())
+                _write(path, digest, find(), lasting=cache is not None)
             except OSError as error:
                 raise UsageError(
                     f"{folder}: cannot keep where documents of {name} end ({one_line(error)});"
@@ -108,7 +108,7 @@ def _read_head(path: Path, digest: bytes) -> tuple[int, int] | None:
     return (num, last) if known and whole and zlib.crc32(head[:-8]) == crc else None
 
 
-def _write(path: Path, digest: bytes, ends: Iterator[np.ndarray]) -> None:
+def _write(path: Path, digest: bytes, ends: Iterator[np.ndarray], *, lasting: bool) -> None:
     fd, temporary = tempfile.mkstemp(prefix=".ends.", dir=path.parent)
     try:
         with open(fd, "wb") as file:
@@ -128,9 +128,11 @@ def _write(path: Path, digest: bytes, ends: Iterator[np.ndarray]) -> None:
             file.seek(0)
             file.write(numbers + zlib.crc32(numbers).to_bytes(8, "little"))
             file.flush()
-            os.fsync(file.fileno())
+            if lasting:
+                os.fsync(file.fileno())
         os.replace(temporary, path)
-        sync_folder(path.parent)
+        if lasting:
+            sync_folder(path.parent)
     except BaseException:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(temporary)
