@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from emo_jax.config import DataConfig
 from emo_jax.data import array_records, mds, megatron, raw, token_mix
+from emo_jax.data.order import OLMO_UNIT_TOKENS
 from emo_jax.data.stream import TokenSource
 from emo_jax.data.token_files import Vocabulary
 
@@ -19,6 +20,11 @@ class Asked(NamedTuple):
     vocabulary: Vocabulary
     cache: Path | None
 
+    @property
+    def floor_to(self) -> int:
+        """What the length of a headerless file is cut to a multiple of."""
+        return OLMO_UNIT_TOKENS if self.config.order == "olmo" else 1
+
 
 def _raw(asked: Asked) -> TokenSource:
     vocabulary = asked.vocabulary
@@ -28,6 +34,7 @@ def _raw(asked: Asked) -> TokenSource:
         eos_id=vocabulary.eos_id,
         pad_id=vocabulary.pad_id,
         dtype=vocabulary.dtype,
+        floor_to=asked.floor_to,
         cache=asked.cache,
     )
 
@@ -55,6 +62,7 @@ def _mix(asked: Asked) -> TokenSource:
         asked.vocabulary,
         base=config.raw_base,
         tokenizer=config.raw_tokenizer,
+        floor_to=asked.floor_to,
         cache=asked.cache,
     )
 

@@ -80,9 +80,10 @@ def open_mix(
     *,
     base: str = "",
     tokenizer: str = "",
+    floor_to: int = 1,
     cache: Path | None = None,
 ) -> TokenSource:
-    """Opens the files of a mix file; arguments as of `read_mix`.
+    """Opens the files of a mix file; arguments as of `read_mix` and `RawTokens`.
 
     Raises:
       UsageError: a file is not there.
@@ -97,6 +98,7 @@ def open_mix(
             pad_id=vocabulary.pad_id,
             dtype=vocabulary.dtype,
             labels=[part.label for part in parts],
+            floor_to=floor_to,
             patterns=False,
             cache=cache,
         )

@@ -48,6 +48,12 @@ def test_files_keep_the_order_of_the_lines(mix, tmp_path):
     assert open_source(other, config()).fingerprint != source.fingerprint
 
 
+def test_files_are_cut_for_the_order_of_the_reference(mix):
+    np.full(20_000, 9, "<u2").tofile(mix.parent / "pre/some/tokenizer/b.npy")
+    source = open_source(mix, config(order="olmo"))
+    assert [s.num_tokens for s in source.streams("train")] == [16_384, 0, 0]
+
+
 def test_paths_are_below_a_base(mix, tmp_path, monkeypatch):
     moved = tmp_path / "mix.txt"
     mix.rename(moved)
