@@ -100,13 +100,14 @@ class RisingList:
           DataError: it is damaged.
         """
         pages = -(-self.num // PAGE)
-        some = range(pages) if pages <= _KEPT else (0, pages - 1)
-        before = 0
-        for n in some:
-            page = self._page(n)
-            if page[0] < before:
-                raise self._wrong(n * PAGE)
-            before = int(page[-1])
+        if pages <= _KEPT:  # in one read
+            whole = self._checked(self._read(0, self.num), 0) if self.num else np.zeros(1, int)
+            for n in range(pages):
+                self._keep(n, whole[n * PAGE : (n + 1) * PAGE])
+            before = int(whole[-1])
+        else:
+            self._page(0)
+            before = int(self._page(pages - 1)[-1])
         if ends and before != self.last:
             raise DataError(f"{self.name}: ends with {before}, not {self.last}; copy it again")
 
@@ -130,6 +131,10 @@ class RisingList:
                 return self._pages[number]
         first = number * PAGE
         page = self._checked(self._read(first, min(first + PAGE, self.num)), first)
+        self._keep(number, page)
+        return page
+
+    def _keep(self, number: int, page: np.ndarray) -> None:
         with self._lock:
             self._pages[number] = page
             while len(self._pages) > _KEPT:
@@ -139,11 +144,10 @@ class RisingList:
             if new and len(self._known) < _MOST_KNOWN:
                 rises = not where or self._lasts[where - 1] <= page[0]
                 if not rises or (where < len(self._known) and page[-1] > self._firsts[where]):
-                    raise self._wrong(first)
+                    raise self._wrong(number * PAGE)
                 self._known.insert(where, number)
                 self._firsts.insert(where, int(page[0]))
                 self._lasts.insert(where, int(page[-1]))
-        return page
 
     def _checked(self, values: np.ndarray, first: int) -> np.ndarray:
         falls = np.flatnonzero(values[1:] < values[:-1])

@@ -23,8 +23,7 @@ import numpy as np
 from emo_jax.data.ends import PAGE, RisingList
 from emo_jax.errors import DataError, UsageError, one_line
 from emo_jax.files.atomic import sync_folder
-from emo_jax.files.steady import SteadyFile
-from emo_jax.files.waiting import Patience
+from emo_jax.files.waiting import AwayError, Patience
 
 _MAGIC, _VERSION = 0x53444E45204F4D45, 1  # "EMO ENDS"
 _HEAD = 64  # bytes
@@ -71,23 +70,33 @@ class FoundEnds(RisingList):
         if head is None:
             raise DataError(f"{path}: was changed while it was written; run the same command again")
         num, last = head
-        patience = Patience(
-            DataError, away="run the same command again", spoilt="delete it and run it again"
-        )
-        self._file = SteadyFile(path, patience)
+        self._path, self._size = path, path.stat().st_size
+        self._patience = Patience(DataError, away="run the same command again", spoilt="")
         super().__init__(num, last, self._read_some, f"{path} (documents of {name})")
 
     def _read_some(self, first: int, stop: int) -> np.ndarray:
         low, high = first // PAGE, -(-stop // PAGE)
-        end = min(_HEAD + high * _PAGE_BYTES, self._file.size)
-        content = self._file.read(_HEAD + low * _PAGE_BYTES, end)
+        end = min(_HEAD + high * _PAGE_BYTES, self._size)
+        content = self._patience.read(lambda: self._bytes(_HEAD + low * _PAGE_BYTES, end))
         parts = []
         for at in range(0, len(content), _PAGE_BYTES):
             page = content[at : at + _PAGE_BYTES]
             if zlib.crc32(page[:-8]) != int.from_bytes(page[-8:], "little"):
-                raise DataError(f"{self._file.name}: damaged; delete it and run it again")
+                raise DataError(f"{self._path}: damaged; delete it and run it again")
             parts.append(np.frombuffer(page[:-8], "<i8"))
         return np.concatenate(parts)[first - low * PAGE : stop - low * PAGE].astype(np.int64)
+
+    def _bytes(self, start: int, stop: int) -> bytes:
+        # Another process that looked too may have put the same content in its place.
+        try:
+            with self._path.open("rb") as file:
+                file.seek(start)
+                content = file.read(stop - start)
+        except OSError as error:
+            raise AwayError(f"{self._path}: cannot be read ({one_line(error)})") from error
+        if len(content) != stop - start:
+            raise AwayError(f"{self._path}: was cut short while it was in use")
+        return content
 
 
 def _read_head(path: Path, digest: bytes) -> tuple[int, int] | None:

@@ -9,6 +9,7 @@ the shape that its name leaves open. The lengths of samples follow from index.js
 have a fixed size; otherwise the shards are scanned once.
 """
 
+import glob
 import hashlib
 import os
 from collections.abc import Iterator, Sequence
@@ -150,9 +151,11 @@ def _open(
                 f"{folder}: its shards are compressed; unpack each FILE.mds.zstd (or the like) to"
                 " FILE.mds beside it"
             )
-    files = map_files(
-        [f"{folder}/{shard.name}" for shard in shards], lambda name: open_ranges(name, patience)
-    )
+    names = [f"{folder}/{shard.name}" for shard in shards]
+    if is_remote(folder):  # one listing instead of a request for each
+        listed_ones = {str(name): name for name in expand(f"{glob.escape(folder)}/*", patience)}
+        names = [listed_ones.get(name, name) for name in names]
+    files = map_files(names, lambda name: open_ranges(name, patience))
     for file, shard in zip(files, shards, strict=True):
         if file.size != shard.size:
             raise DataError(f"{file.name}: {file.size} bytes, {INDEX} says {shard.size}; {_AGAIN}")

@@ -135,9 +135,9 @@ class _Documents:
             return self._read(after, "<i8", first, stop)
 
         self._boundaries = RisingList(boundaries, num, read, f"{index.name} (documents)")
+        self._boundaries.check()
         if self._boundaries.read(0, 1)[0] != 0:
             raise DataError(f"{index.name}: its first document is not at the start; {_AGAIN}")
-        self._boundaries.check()
         self._pointers.check(ends=False)
 
     def _read(self, at: int, dtype: str, first: int, stop: int) -> np.ndarray:

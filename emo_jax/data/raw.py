@@ -27,7 +27,7 @@ from emo_jax.errors import DataError, UsageError
 from emo_jax.files.ranges import Ranges, expand, map_files, open_ranges
 
 SUFFIXES = (".npy", ".ds")  # Dolma and OLMo; datatrove
-_START = 1 << 18  # bytes of each file checked when it is opened
+_START = 1 << 16  # bytes of each file checked when it is opened
 _FEWEST_WORDS = 16
 _LOOK_AT = 1 << 20  # tokens; no corpus starts with a document that long
 

@@ -92,10 +92,11 @@ def expand(pattern: str, patience: Patience) -> list[str]:
         return [pattern]
     if is_remote(pattern):
         scheme = pattern.partition("://")[0]
+        path = pattern.partition("://")[2]
         found = patience.read(
-            lambda: _asked(pattern, lambda: _filesystem(scheme).glob(pattern.partition("://")[2]))
+            lambda: _asked(pattern, lambda: _filesystem(scheme).glob(path, detail=True))
         )
-        names = sorted(f"{scheme}://{name}" for name in found)
+        names: list[str] = [_Listed(f"{scheme}://{name}", found[name]) for name in sorted(found)]
     else:
         names = sorted(glob.glob(str(local_path(pattern)), recursive=True))
     if not names:
@@ -148,10 +149,10 @@ def kvstore_spec(url: str) -> dict[str, Any]:
     if parts.scheme == "gs":
         return {"driver": "gcs", "bucket": parts.netloc, "path": path}
     spec: dict[str, Any] = {"driver": "s3", "bucket": parts.netloc, "path": path}
-    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+    endpoint = _endpoint()
     region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
     if endpoint:
-        spec |= {"endpoint": endpoint.rstrip("/"), "aws_region": region or "us-east-1"}
+        spec |= {"endpoint": endpoint, "aws_region": region or "us-east-1"}
     elif region:
         spec |= {"aws_region": region}
     if os.environ.get("AWS_ACCESS_KEY_ID"):  # or it logs that there are no files of credentials
@@ -159,18 +160,35 @@ def kvstore_spec(url: str) -> dict[str, Any]:
     return spec
 
 
+def _endpoint() -> str:
+    """Returns the address of another server than AWS's; "" if none is set."""
+    found = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or ""
+    return found.rstrip("/")
+
+
 @functools.cache
 def _context() -> ts.Context:
     return ts.Context({"s3_request_retries": _RETRIES, "gcs_request_retries": _RETRIES})
+
+
+class _Listed(str):
+    """A URL with what a listing said about it, so that it is not asked for again."""
+
+    def __new__(cls, url: str, info: dict[str, Any]) -> "_Listed":
+        made = super().__new__(cls, url)
+        made.info = info
+        return made
+
+    info: dict[str, Any]
 
 
 class _RemoteFile:
     """An object that must not be replaced between being opened and the last read."""
 
     def __init__(self, url: str, patience: Patience):
-        self.name, self._patience = url, patience
+        self.name, self._patience = str(url), patience
         self._spec = kvstore_spec(url)
-        info = _info(url, patience)
+        info = url.info if isinstance(url, _Listed) else _info(url, patience)
         if info is None:
             raise UsageError(f"{clipped(url, 300)}: no such file")
         self.size = int(info["size"])
@@ -241,7 +259,10 @@ def _filesystem(scheme: str) -> Any:
         import fsspec
 
         # Kept listings would hide what was replaced or added since.
-        return fsspec.filesystem(scheme, use_listings_cache=False)
+        options: dict[str, Any] = {"use_listings_cache": False}
+        if scheme == "s3" and (endpoint := _endpoint()):
+            options["endpoint_url"] = endpoint
+        return fsspec.filesystem(scheme, **options)
     except ImportError as error:
         raise UsageError(
             f"{scheme}://: needs a library that is not installed ({one_line(error)});"

@@ -150,6 +150,23 @@ def test_two_scans_at_once(tmp_path):
     assert found == [expected] * 6 and len(list(cache.iterdir())) == 1
 
 
+def test_the_same_ends_written_again_do_not_disturb(tmp_path, monkeypatch):
+    monkeypatch.setenv("EMO_READ_WAIT", "0")
+
+    def opened():
+        return FoundEnds("a", 1, lambda: iter([np.arange(1, 20_001)]), tmp_path)
+
+    ends = opened()
+    assert ends.read(0, 3).tolist() == [1, 2, 3]
+    (kept,) = tmp_path.iterdir()
+    kept.unlink()
+    opened()  # by another process, at the same time
+    assert ends.read(9000, 9003).tolist() == [9001, 9002, 9003]
+    kept.write_bytes(kept.read_bytes()[:9000])
+    with pytest.raises(DataError, match=r"\.ends: was cut short .*; run the same command again"):
+        ends.read(15_000, 15_003)
+
+
 def test_a_scan_that_fails_leaves_nothing(tmp_path):
     def find():
         yield np.arange(10_000)

@@ -37,6 +37,9 @@ def test_formats_in_a_bucket(bucket, tmp_path):  # noqa: F811
     for name in ("b.npy", "b.bin", "b/index.json"):
         with pytest.raises(UsageError, match=r"no such file"):
             open_source(f"{url}/{name}", CONFIG)
+    bucket.proxy.forget()
+    open_source(f"{url}/mds_fixed/index.json", CONFIG)
+    assert not bucket.proxy.counted("shard.00001", "HEAD")  # listed with the others
     bucket.delete("tokens/mds_any/shard.00002.mds")
     with pytest.raises(UsageError, match=r"mds_any/shard\.00002\.mds: no such file"):
         open_source(f"{url}/mds_any/index.json", CONFIG)

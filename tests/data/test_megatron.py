@@ -136,6 +136,26 @@ def test_forged_indexes_end_in_one_line(pair):
     assert refused > 300
 
 
+def test_documents_without_tokens(tmp_path):
+    """Windows leave them out; no other document gets another number."""
+    sizes, boundaries = np.array([5, 3, 9, 2, 16, 1]), np.array([0, 0, 1, 3, 3, 5, 6, 6])
+    ends = np.cumsum(sizes)
+    with open(tmp_path / "a.idx", "wb") as file:
+        file.write(b"MMIDIDX\0\0" + struct.pack("<QBQQ", 1, 8, len(sizes), len(boundaries)))
+        for values, dtype in ((sizes, "<i4"), ((ends - sizes) * 2, "<i8"), (boundaries, "<i8")):
+            values.astype(dtype).tofile(file)
+    np.arange(10, 46).astype("<u2").tofile(tmp_path / "a.bin")
+    source = open_source(tmp_path / "a", CONFIG)
+    (stream,) = source.streams("train")
+    assert stream.document_ends(0, 7).tolist() == [0, 5, 17, 17, 35, 36, 36]
+    documents = [1] * 5 + [2] * 12 + [4] * 18 + [5]
+    assert [stream.document_at(n) for n in range(36)] == documents
+    assert stream.read(0, 36).segment_ids.tolist() == [0] * 5 + [1] * 12 + [2] * 18 + [3]
+    windows = Windows(source, 20, packing="document")
+    assert [w.tokens[0] for w in windows] == [10, 15, 27, 45]
+    assert [int((w.segment_ids == 0).sum()) for w in windows] == [5, 12, 18, 1]
+
+
 class Counted:
     """A file of ranges that counts its reads."""
 
