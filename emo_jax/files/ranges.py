@@ -23,6 +23,7 @@ from emo_jax.files.waiting import AwayError, Patience, SpoiltError
 _TIMEOUT = 60.0  # seconds for one answer, tensorstore's own retries included
 _AT_ONCE = 32  # requests, when many objects are opened
 _RETRIES = {"max_retries": 3, "initial_delay": "100ms", "max_delay": "1s"}  # then `Patience` does
+_LISTING = {"connect_timeout": 10, "read_timeout": 30, "retries": {"max_attempts": 1}}
 
 T = TypeVar("T")
 
@@ -260,8 +261,10 @@ def _filesystem(scheme: str) -> Any:
 
         # Kept listings would hide what was replaced or added since.
         options: dict[str, Any] = {"use_listings_cache": False}
-        if scheme == "s3" and (endpoint := _endpoint()):
-            options["endpoint_url"] = endpoint
+        if scheme == "s3":
+            options["config_kwargs"] = _LISTING
+            if endpoint := _endpoint():
+                options["endpoint_url"] = endpoint
         return fsspec.filesystem(scheme, **options)
     except ImportError as error:
         raise UsageError(
