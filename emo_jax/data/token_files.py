@@ -102,7 +102,9 @@ class TokenFiles:
         self._streams = list(streams)
         # Hashes names and lengths, not tokens: the files are large, and may be moved.
         named = [(Path(s.name).name, s.num_tokens) for s in self._streams]
-        facts = (vocabulary.size, vocabulary.eos_id, named)
+        facts: tuple[object, ...] = (vocabulary.size, vocabulary.eos_id, named)
+        if domains:
+            facts += (self.domains, [s.domain_id for s in self._streams])
         whole = (kind, *facts) if kind else facts
         self.fingerprint = hashlib.sha256(repr(whole).encode()).hexdigest()
 
@@ -137,7 +139,7 @@ class FileStream(ABC):
         cache: Path | None = None,
     ):
         self.name, self.num_tokens = name, num_tokens
-        self._eos_id, self._domain_id = vocabulary.eos_id, domain_id
+        self._eos_id, self.domain_id = vocabulary.eos_id, domain_id
         self._index, self._key, self._cache = ends, key, cache
         self._found: Ends | None = None
         self._lock = threading.Lock()
@@ -157,7 +159,7 @@ class FileStream(ABC):
             segment_ids = np.concatenate([np.zeros(1, np.int32), ended[:-1]])
         else:
             segment_ids = segments(self._index, start, stop)
-        return Span(as_ids(tokens), segment_ids, np.full(tokens.shape, self._domain_id, np.int32))
+        return Span(as_ids(tokens), segment_ids, np.full(tokens.shape, self.domain_id, np.int32))
 
     @property
     def num_documents(self) -> int:

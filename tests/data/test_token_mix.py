@@ -46,6 +46,10 @@ def test_files_keep_the_order_of_the_lines(mix, tmp_path):
     lines = MIX.splitlines()
     other.write_text("\n".join([*lines[:2], lines[3], lines[2], lines[4]]))
     assert open_source(other, config()).fingerprint != source.fingerprint
+    other.write_text(MIX.replace("code", "web"))
+    assert open_source(other, config()).fingerprint != source.fingerprint
+    other.write_text(MIX)
+    assert open_source(other, config()).fingerprint == source.fingerprint
 
 
 def test_files_are_cut_for_the_order_of_the_reference(mix):
