@@ -58,10 +58,14 @@ class DataConfig:
     eos_starts_next_pool: bool = False  # the reference's off-by-one (SPEC 2.1)
     repetition_filter: bool = True  # mask windows that repeat a short pattern (SPEC 5.5)
     prefetch: int = field(default=2, metadata=RESUME)  # batches prepared ahead
-    raw_vocab_size: int = 100_278  # for .npy files, which do not record it; Dolma 2's (SPEC 5.1)
+    raw_vocab_size: int = 100_278  # of token files, which do not record it; Dolma 2's (SPEC 5.1)
     raw_eos_id: int = DOLMA2_EOS_ID  # likewise: ends a document
     raw_pad_id: int = DOLMA2_PAD_ID  # likewise: fills a window; raw_eos_id if only that is set
     raw_dtype: RawDtype = "auto"  # of a token; auto: uint16 if the vocabulary fits, else uint32
+    # Folder or URL of the paths in a mix file; "": the folder of the mix file.
+    raw_base: str = field(default="", metadata=RESUME)
+    raw_tokenizer: str = field(default="", metadata=RESUME)  # stands for {TOKENIZER} in a mix file
+    raw_column: str = "auto"  # of an MDS or tf.train.Example; auto: tokens, input_ids or the like
 
     def __post_init__(self) -> None:
         self._check_sources()

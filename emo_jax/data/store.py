@@ -256,7 +256,7 @@ class TokenStore:
 def _instead(folder: Path | None) -> str:
     """Says what a folder or file without a manifest is, and what to do."""
     if folder is not None and folder.is_dir():
-        for suffix in raw.SUFFIXES:
+        for suffix in (*raw.SUFFIXES, ".idx", ".array_record"):
             if next(folder.glob(f"*{suffix}"), None) is not None:
                 return (
                     f"a folder of {suffix} files, not a token store; name them as"

@@ -11,11 +11,9 @@ import numpy as np
 from emo_jax.batch import PADDING_ID, Batch
 from emo_jax.config import DataConfig
 from emo_jax.config.names import Packing
-from emo_jax.data import pack_index, pairs, raw, repetition
-from emo_jax.data.order import OLMO_UNIT_TOKENS
+from emo_jax.data import formats, pack_index, pairs, repetition
 from emo_jax.data.packing import DocumentWindows, Packed, Pieces
 from emo_jax.data.pairs import PairStore
-from emo_jax.data.raw import RawTokens
 from emo_jax.data.store import TokenStore
 from emo_jax.data.stream import TRAIN, Stream, TokenSource, check_ids, read_ranges
 from emo_jax.errors import DataError
@@ -175,29 +173,22 @@ def open_source(
     *,
     trust: bool = False,
     verify: bool | None = None,
-) -> TokenStore | RawTokens | PairStore:
-    """Opens a token store, headerless token files, or the pairs of `emo finetune`.
+    cache: Path | None = None,
+) -> TokenSource:
+    """Opens a token store, token files of another tool, or the pairs of `emo finetune`.
 
     Args:
-      location: a store, a pattern of headerless files such as `dclm/*.npy` (several, separated by
-        commas), or a file of pairs.
-      config: its `raw_…` fields describe headerless files; a store describes itself.
+      location: a store, what `formats.open_tokens` opens, or a file of pairs.
+      config: its `raw_…` fields describe token files; a store describes itself.
       trust: see `TokenStore.open`.
       verify: see `TokenStore.open`.
+      cache: see `formats.open_tokens`.
     """
     text = os.fspath(location)
     if text.endswith(pairs.SUFFIX):
         return PairStore.open(text)
-    if not text.lower().endswith(raw.SUFFIXES):
-        return TokenStore.open(text, trust=trust, verify=verify)
-    return RawTokens(
-        text.split(","),
-        vocab_size=config.raw_vocab_size,
-        eos_id=config.raw_eos_id,
-        pad_id=config.raw_padding_id,
-        dtype=config.raw_dtype,
-        floor_to=OLMO_UNIT_TOKENS if config.order == "olmo" else 1,
-    )
+    found = formats.open_tokens(text, config, cache=cache)
+    return TokenStore.open(text, trust=trust, verify=verify) if found is None else found
 
 
 def open_windows(

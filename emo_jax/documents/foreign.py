@@ -38,6 +38,10 @@ _UNPACK = "unpack it"
 _REPACK = "unpack it, or pack it as .gz or .zst"
 _PANDAS = "make Parquet of it, with pandas: read_csv(FILE).to_parquet(FILE)"
 _IN_PLACE = "tokens are not prepared again; train on them in place: data.store=FILES, docs/data.md"
+_RECORDS = (
+    "token ids in it are trained on in place: data.store={}, docs/data.md; texts in it write as"
+    " lines of JSON or Parquet"
+)
 _NO_TEXT = "no text is in it"
 
 TAR = Foreign("a tar archive", "name it .tar, or .tar.gz or .tar.zst if it is packed")
@@ -45,11 +49,11 @@ TABLE = Foreign("a table of text (CSV)", _PANDAS)
 SHEET = Foreign("a spreadsheet", _LINES)
 ARROW = Foreign("an Arrow file", "name it .arrow")
 TFRECORD = Foreign("a TFRecord file", "name a seqio task that reads it: seqio:MODULE:TASK")
-ARRAY_RECORD = Foreign("an ArrayRecord file", _LINES)
+ARRAY_RECORD = Foreign("an ArrayRecord file", _RECORDS.format("FILES"))
 BAGZ = Foreign("a Bagz file", _LINES)
-MDS = Foreign("a MosaicML dataset (MDS)", _LINES)
+MDS = Foreign("a MosaicML dataset (MDS)", _RECORDS.format("FOLDER"))
 LITDATA = Foreign("a litdata dataset", _LINES)
-MEGATRON = Foreign("a Megatron dataset (.bin and .idx)", _LINES)
+MEGATRON = Foreign("a Megatron dataset (.bin and .idx)", _IN_PLACE)
 DATATROVE = Foreign("tokens of datatrove (.ds)", _IN_PLACE)
 NUMPY = Foreign("NumPy arrays or token ids (.npy)", _IN_PLACE)
 NUMPY_ZIP = Foreign("NumPy arrays (.npz)", _LINES)

@@ -112,7 +112,7 @@ class _Samples:
     def read(self, stream: IO[bytes]) -> Iterator[Document]:
         with tarfile.open(fileobj=_Ended(stream), mode="r|", tarinfo=_Member) as tar:
             while (member := tar.next()) is not None:
-                tar.members = []  # type: ignore[attr-defined] # else all headers are kept
+                tar.members = []  # else all headers are kept
                 yield from self._member(tar, member)
             rest = tar.fileobj
             assert rest is not None

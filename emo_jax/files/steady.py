@@ -87,9 +87,19 @@ class SteadyFile:
         self._mark = _mark(path.stat())
 
     @property
+    def name(self) -> str:
+        """The path."""
+        return str(self.path)
+
+    @property
     def size(self) -> int:
         """Size in bytes."""
         return self._mark.size
+
+    @property
+    def stamp(self) -> str:
+        """Differs once the file was written again."""
+        return str(self._mark.changed_ns)
 
     def read(self, start: int, stop: int) -> bytearray:
         """Returns bytes [start, stop), which must be inside the file.

@@ -825,7 +825,7 @@ FOREIGN = {
         ("a.txt", b"Obj\x01\x04", "an ORC or Avro file"),
         ("a.tfrecord", b"x", "a TFRecord file.*seqio"),
         ("a.tfrecord-00000-of-00010", b"x", "a TFRecord file"),
-        ("a.array_record-00000-of-00010", b"x", "an ArrayRecord file"),
+        ("a.array_record-00000-of-00010", b"x", "an ArrayRecord file.*data.store=FILES"),
         ("a.bagz", b"x", "a Bagz file"),
         ("a.warc.gz", gzip.compress(b"WARC/1.0\r\n"), "a web archive .WARC.*"),
         ("a.sqlite", b"SQLite format 3\0", "a database"),
@@ -834,7 +834,7 @@ FOREIGN = {
     ],
     "token files: Megatron, datatrove's `.ds` and what is beside it, `.npy`": [
         ("a.idx", b"MMIDIDX\0\0", "weights or objects"),
-        ("a.txt", b"MMIDIDX\0\0", "a Megatron dataset"),
+        ("a.txt", b"MMIDIDX\0\0", "a Megatron dataset.*data.store"),
         ("a.ds.metadata", "gpt2|2\n12\n", "tokens of datatrove .*data.store"),
         ("a.npy", b"\x93NUMPY", "NumPy arrays or token ids .*data.store"),
     ],
@@ -887,7 +887,7 @@ ROWS |= {found: _foreign(files) for found, files in FOREIGN.items()}
 @row("a folder of MDS, litdata, `.ds` or Delta, a token store")
 def _(path):
     layouts = {
-        "MosaicML dataset": ["index.json", "shard.00000.mds.zstd"],
+        "MosaicML dataset.*data.store=FOLDER": ["index.json", "shard.00000.mds.zstd"],
         "tokens of datatrove": ["0.ds", "0.ds.index", "0.ds.metadata"],
         "litdata dataset": ["index.json", "chunk-0-0.bin"],
         "Lance, Delta or Iceberg": ["_delta_log/0.json", "part-0.parquet"],
@@ -901,7 +901,7 @@ def _(path):
     refused(path / "store", "a token store of emo prepare; train on it", UsageError)
     np.arange(9, dtype=np.uint16).tofile(write(path / "bin/a.bin", b""))
     write(path / "bin/a.idx", b"MMIDIDX\0\0")
-    with pytest.raises(DataError, match=r"2 x a Megatron dataset .\.bin and \.idx. .write"):
+    with pytest.raises(DataError, match=r"2 x a Megatron dataset .\.bin and \.idx. .*in place"):
         read(path / "bin")
 
 

@@ -114,6 +114,24 @@ def _open_source(folder: Path, out: Path) -> None:
         _windows(source)
 
 
+def _token_files(name: str) -> Callable[[Path, Path], None]:
+    """Opens the token files that `name` stands for in a folder, and asks for their documents."""
+
+    def use(folder: Path, out: Path) -> None:
+        from emo_jax.config import DataConfig
+        from emo_jax.data.windows import open_source
+
+        config = DataConfig(raw_vocab_size=300, raw_eos_id=7, raw_tokenizer="t")
+        source = open_source(f"{folder}{name}", config, cache=out / "index")
+        _windows(source)
+        for stream in source.streams("train"):
+            ends = stream.document_ends(0, stream.num_documents)
+            assert (np.diff(ends) >= 0).all() and ends[-1] == stream.num_tokens
+            assert 0 <= stream.document_at(stream.num_tokens - 1) < stream.num_documents
+
+    return use
+
+
 # --- models and runs ------------------------------------------------------------------------------
 
 
@@ -291,6 +309,11 @@ READERS = {
         "store", {"*/*/zarr.json": JSON, "*/*/c/*": BYTES, "tokenizer/*": JSON}, _store, _seal_store
     ),
     "raw tokens": Reader("raw", {"*": mutate.npy_of}, _open_source),
+    "mix": Reader("mix", {"mix.txt": mutate.text_of}, _token_files("/mix.txt")),
+    "megatron": Reader("megatron", {"*": BYTES}, _token_files("/megatron_several.bin")),
+    "datatrove": Reader("datatrove", {"*": BYTES}, _token_files("/datatrove.ds")),
+    "mds": Reader("mds", {"index.json": JSON, "*.mds": BYTES}, _token_files("/index.json")),
+    "array_record": Reader("array_record", {"*": BYTES}, _token_files("/a.array_record")),
     "pair windows": Reader("npz", {"*": mutate.zip_of}, _open_source),
     "run config": Reader("run", {"config.json": JSON}, _run),
     "checkpoint manifest": Reader(

@@ -4,6 +4,7 @@ import dataclasses
 import gzip
 import io
 import json
+import shutil
 import socket
 import tarfile
 from pathlib import Path
@@ -14,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import zstandard
+from array_record.python.array_record_module import ArrayRecordWriter
 
 from emo_jax.analysis.activations import model_facts, record
 from emo_jax.analysis.sample import sample_documents
@@ -68,6 +70,7 @@ def make_documents(folder: Path) -> None:
     make_archives(folder)
     (folder / "raw").mkdir()
     np.arange(300, dtype="<u2").tofile(folder / "raw/a.npy")
+    make_token_files(folder)
     (folder / "npz").mkdir()
     tokenizer = byte_tokenizer()
     packed = pack_pairs(list(read_pairs(folder / "pairs/pairs.jsonl")), tokenizer, 16)
@@ -106,6 +109,26 @@ def make_archives(folder: Path) -> None:
     }.items():
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_bytes(packed)
+
+
+def make_token_files(folder: Path) -> None:
+    """Token files of other tools: theirs, but for a mix file and ArrayRecord."""
+    formats = Path(__file__).parents[1] / "data/formats"
+    for name in ("megatron_several", "datatrove"):
+        to = folder / name.partition("_")[0]
+        to.mkdir()
+        for file in formats.glob(f"{name}.*"):
+            shutil.copy(file, to)
+    shutil.copytree(formats / "mds_dynamic", folder / "mds")
+    (folder / "mix/t").mkdir(parents=True)
+    for name in ("a", "b"):
+        np.arange(200, dtype="<u2").tofile(folder / f"mix/t/{name}.npy")
+    (folder / "mix/mix.txt").write_text("# a mix\nweb,{TOKENIZER}/a.npy\n\ncode,t/b.npy\n")
+    (folder / "array_record").mkdir()
+    writer = ArrayRecordWriter(str(folder / "array_record/a.array_record"), "group_size:1")
+    for line in (formats / "examples.hex").read_text().split():
+        writer.write(bytes.fromhex(line))
+    writer.close()
 
 
 def make_tokenizers(folder: Path) -> None:
