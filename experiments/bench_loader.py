@@ -1,7 +1,7 @@
 """Tokens a second of the data loader, beside others' on the same tokens.
 
-python experiments/bench_loader.py corpus FOLDER [--tokens N]   # makes the corpus, seeded
-python experiments/bench_loader.py ours FOLDER …                # our loader; see loader_peers/measure.py
+python experiments/bench_loader.py corpus FOLDER [--tokens N]  # makes the corpus
+python experiments/bench_loader.py ours FOLDER …  # our loader: see loader_peers/measure.py
 python experiments/bench_loader.py run FOLDER OUTPUT NAME=PYTHON … [--rounds N] [--seq-len S …]
 python experiments/bench_loader.py table OUTPUT …
 
@@ -26,6 +26,8 @@ PEERS = Path(__file__).parent / "loader_peers"
 sys.path.insert(0, str(PEERS))
 
 CORES = "0,1"
+OURS = "emo_jax"
+WAY = "store, filter"  # of ours, what the others are compared with: all fields, checked, filtered
 TOKENS = 1 << 28
 LENGTHS = (4096, 256)
 
@@ -88,14 +90,13 @@ def ours(arguments: list[str]) -> None:
     import measure
 
     sys.argv[1:] = arguments
-    everything = "tokens, labels, mask, positions, documents, domains"
     measure.main(
-        "emo_jax",
+        OURS,
         ("numpy", "tensorstore", "grain"),
         {
             f"{kind}, {'filter' if filtered else 'plain'}": measure.Way(
                 partial(our_batches, raw=kind == "raw", filtered=filtered),
-                everything + (", filter" if filtered else ""),
+                measure.EVERYTHING if filtered else measure.EVERYTHING.removesuffix(measure.FILTER),
                 lambda job, kind=kind: [job.tokens if kind == "raw" else job.made("store")],
             )
             for kind in ("store", "raw")
@@ -121,7 +122,7 @@ def run(arguments: list[str]) -> None:
         commands[name] = [python, *script, str(given.folder)]
     for S in given.seq_len:
         for command in commands.values():
-            subprocess.run([*command, "--prepare", "--seq-len", str(S)], check=True, env=_env())
+            _output([*command, "--prepare", "--seq-len", str(S)])
     ways = [
         (name, way)
         for name, command in commands.items()
@@ -144,57 +145,38 @@ def run(arguments: list[str]) -> None:
 
 
 def _output(command: list[str]) -> str:
-    done = subprocess.run(command, check=True, capture_output=True, text=True, env=_env())
-    return done.stdout
-
-
-def _env() -> dict[str, str]:
-    return {**os.environ, "JAX_PLATFORMS": "cpu", "TOKENIZERS_PARALLELISM": "false"}
+    env = {**os.environ, "JAX_PLATFORMS": "cpu"}
+    return subprocess.run(command, check=True, capture_output=True, text=True, env=env).stdout
 
 
 def table(arguments: list[str]) -> None:
-    """Prints medians, and how many times as fast ours is."""
+    """Prints, for each loader and what its batches hold, the fastest of its ways."""
     lines = [json.loads(line) for file in arguments for line in Path(file).read_text().splitlines()]
     for S in sorted({line["seq_len"] for line in lines}, reverse=True):
-        speeds, one = defaultdict(list), {}
+        groups = defaultdict(lambda: defaultdict(list))
         for line in lines:
             if line["seq_len"] == S:
-                key = line["loader"], line["does"], line["way"]
-                speeds[key].append(line["tokens_per_second"] / 1e6)
-                one[key] = line
-        best: dict[tuple[str, str], tuple[float, str]] = {}
-        for (loader, does, way), found in speeds.items():
-            if loader == "emo_jax":
-                does = f"{does}; {way.split(',')[0]}"
-            here = statistics.median(found), way
-            best[loader, does] = max(best.get((loader, does), here), here)
-        with_filter = max(
-            (
-                m
-                for (loader, does), (m, _) in best.items()
-                if loader == "emo_jax" and "filter" in does
-            ),
-            default=0.0,
-        )
-        own = {  # the store's, which has everything
-            "filter" in does: median
-            for (loader, does), (median, _) in best.items()
-            if loader == "emo_jax" and does.endswith("store")
-        }
-        print(f"\nS = {S}, M tokens/s: median of {max(map(len, speeds.values()))} rounds")
+                what = line["loader"], line["does"], line["way"] if line["loader"] == OURS else ""
+                groups[what][line["way"]].append(line)
+        best = [max(ways.values(), key=_median) for ways in groups.values()]
+        ours = max((_median(b) for b in best if b[0]["way"] == WAY), default=float("nan"))
+        print(f"\nS = {S}, batches of {lines[0]['batch']} windows, M tokens/s; ours is {WAY}\n")
         print(
-            "| loader | a batch holds | best of its ways | median | lowest, highest | ours / it |"
-            " peak RSS, without files (MB) |\n|---|---|---|---|---|---|---|"
+            "| loader | a batch holds | its fastest way | median | lowest to highest |"
+            " ours / this | peak RSS, without files, MB |\n|---|---|---|---|---|---|---|"
         )
-        for (loader, does), (median, way) in sorted(best.items(), key=lambda item: -item[1][0]):
-            key = next(k for k in speeds if k[0] == loader and k[2] == way)
-            low, high, line = min(speeds[key]), max(speeds[key]), one[key]
-            # A store with the filter against whatever they do: the harder comparison.
-            ratio = own.get(True, with_filter) / median
+        for found in sorted(best, key=_median, reverse=True):
+            first, speeds = found[0], [f["tokens_per_second"] / 1e6 for f in found]
+            memory = [max(f[name] for f in found) for name in ("peak_rss_MB", "without_files_MB")]
             print(
-                f"| {loader} | {does} | {way} | {median:.2f} | {low:.2f}, {high:.2f} | {ratio:.2f} |"
-                f" {line['peak_rss_MB']}, {line['without_files_MB']} |"
+                f"| {first['loader']} | {first['does']} | {first['way']} | {_median(found):.2f} |"
+                f" {min(speeds):.2f} to {max(speeds):.2f} ({len(found)}) |"
+                f" {ours / _median(found):.2f} | {memory[0]}, {memory[1]} |"
             )
+
+
+def _median(lines: list[dict]) -> float:
+    return statistics.median(line["tokens_per_second"] for line in lines) / 1e6
 
 
 if __name__ == "__main__":

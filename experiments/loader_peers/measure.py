@@ -21,9 +21,15 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import corpus
 import numpy as np
 
-import corpus
+# What the ways have in a batch; of the same, the fastest is compared.
+TOKENS = "tokens"
+WITH_LABELS = "tokens, labels, mask, positions"
+WITH_DOCUMENTS = f"{WITH_LABELS}, documents"
+FILTER = ", filter"
+EVERYTHING = f"{WITH_DOCUMENTS}, domains{FILTER}"
 
 WARM_UP = 0.5  # seconds
 SEED = 16
@@ -52,7 +58,7 @@ class Way(NamedTuple):
     Args:
       batches: opens it, and returns an endless iterator of batches: dicts of arrays (B,S), or
         whatever the loader yields.
-      does: what of the work it does: "tokens" or "tokens, filter", …; compared within a kind.
+      does: what a batch holds, one of the constants above.
       reads: the files that must be in the page cache.
     """
 

@@ -8,14 +8,13 @@ domains, no filter. The dataset shuffles, so the sampler counts.
 from functools import partial
 from types import SimpleNamespace
 
+import corpus
+import measure
 import numpy as np
 import torch
 from megatron.core.datasets.blended_megatron_dataset_builder import BlendedMegatronDatasetBuilder
 from megatron.core.datasets.gpt_dataset import GPTDataset, GPTDatasetConfig
 from megatron.core.datasets.indexed_dataset import DType, IndexedDatasetBuilder
-
-import corpus
-import measure
 
 
 def prefix(job: measure.Job) -> str:
@@ -70,7 +69,7 @@ if __name__ == "__main__":
         {
             f"workers {n}": measure.Way(
                 partial(batches, workers=n),
-                "tokens, labels, mask, positions",
+                measure.WITH_LABELS,
                 lambda job: [job.made("megatron")],
             )
             for n in (0, 1, 2)

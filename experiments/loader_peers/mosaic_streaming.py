@@ -5,13 +5,12 @@ A sample is one window, stored as such (another S is another data set), as int32
 
 from functools import partial
 
+import corpus
+import measure
 import numpy as np
 import streaming
 import torch
 from streaming.base.util import clean_stale_shared_memory
-
-import corpus
-import measure
 
 
 def folder(job: measure.Job):
@@ -45,7 +44,7 @@ if __name__ == "__main__":
         ("mosaicml-streaming", "torch"),
         {
             f"workers {n}": measure.Way(
-                partial(batches, workers=n), "tokens", lambda job: [folder(job)]
+                partial(batches, workers=n), measure.TOKENS, lambda job: [folder(job)]
             )
             for n in (0, 1, 2)
         },

@@ -8,6 +8,8 @@ import logging
 import shutil
 from functools import partial
 
+import corpus
+import measure
 from olmo_core.data import (
     NumpyDataLoaderConfig,
     NumpyDatasetDType,
@@ -16,8 +18,7 @@ from olmo_core.data import (
 )
 from olmo_core.data.numpy_dataset import InstanceFilterConfig
 
-import corpus
-import measure
+LENGTHS = f"{measure.TOKENS}, document lengths{measure.FILTER}"
 
 
 def batches(job: measure.Job, *, workers: int, threads: int | None, filtered: bool):
@@ -60,7 +61,8 @@ if __name__ == "__main__":
         {
             f"{kind}, {how}": measure.Way(
                 partial(batches, workers=workers, threads=threads, filtered=kind == "filter"),
-                "tokens, filter, document lengths" if kind == "filter" else "tokens",
+                measure.TOKENS
+                + (", document lengths" + measure.FILTER if kind == "filter" else ""),
                 lambda job: [job.tokens],
             )
             for kind in ("plain", "filter")
