@@ -37,3 +37,36 @@ def is_repetitive(
         if longest >= period and (longest + period) // period >= max(max_count, 3):
             return True
     return False
+
+
+def repetitive_rows(
+    tokens_BS: np.ndarray,
+    *,
+    min_period: int = MIN_PERIOD,
+    max_period: int = MAX_PERIOD,
+    max_count: int = MAX_COUNT,
+) -> np.ndarray:
+    """`is_repetitive` of each row of (B,S) int ids: (B,) bool, from a tenth of the comparisons.
+
+    A repetition has `need` tokens in a row that equal the one a period before. Wherever it starts,
+    it covers two neighbours of a grid of half that width, and all that lies between them. Rows
+    without such neighbours are not looked at again.
+    """
+    B, S = tokens_BS.shape
+    found = np.zeros(B, bool)
+    for period in range(min_period, min(max_period, S // 3) + 1):
+        need = (max(max_count, 3) - 1) * period
+        if need > S - period:
+            break
+        half = need // 2
+        first = half - 1  # the grid; one of its points is in the first `half` tokens
+        equal = tokens_BS[:, first : S - period : half] == tokens_BS[:, first + period :: half]
+        rows, points = np.nonzero(equal[:, :-1] & equal[:, 1:] & ~found[:, None])
+        if rows.size:
+            between = points[:, None] * half + first + np.arange(half)
+            run = tokens_BS[rows[:, None], between] == tokens_BS[rows[:, None], between + period]
+            for row in np.unique(rows[run.all(axis=1)]):
+                found[row] = is_repetitive(
+                    tokens_BS[row], min_period=period, max_period=period, max_count=max_count
+                )
+    return found
