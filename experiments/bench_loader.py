@@ -21,6 +21,7 @@ import sys
 from collections import defaultdict
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 PEERS = Path(__file__).parent / "loader_peers"
 sys.path.insert(0, str(PEERS))
@@ -122,31 +123,37 @@ def run(arguments: list[str]) -> None:
         commands[name] = [python, *script, str(given.folder)]
     for S in given.seq_len:
         for command in commands.values():
-            _output([*command, "--prepare", "--seq-len", str(S)])
+            subprocess.run([*command, "--prepare", "--seq-len", str(S)], check=True, env=_env())
     ways = [
         (name, way)
         for name, command in commands.items()
-        for way in _output([*command, "--list"]).splitlines()
+        for way in _last_line([*command, "--list"])
     ]
     for number in range(given.rounds):
         for S in given.seq_len:
             for name, way in ways:
                 how = ["--way", way, "--seq-len", str(S), "--passes", str(given.passes)]
-                try:
-                    line = _output(["taskset", "-c", CORES, *commands[name], *how])
-                except subprocess.CalledProcessError as error:
-                    print(f"{name}, {way}, S = {S}: {error.stderr[-1500:]}", file=sys.stderr)
+                found = _last_line(["taskset", "-c", CORES, *commands[name], *how])
+                if found is None:
                     continue
-                found = json.loads(line.splitlines()[-1])
                 with given.output.open("a") as file:
                     file.write(json.dumps({"round": number, **found}) + "\n")
                 speed = found["tokens_per_second"] / 1e6
                 print(f"{number} {name}, {way}, S = {S}: {speed:.2f} M tokens/s", flush=True)
 
 
-def _output(command: list[str]) -> str:
-    env = {**os.environ, "JAX_PLATFORMS": "cpu"}
-    return subprocess.run(command, check=True, capture_output=True, text=True, env=env).stdout
+def _last_line(command: list[str]) -> Any:
+    """Returns the JSON in the last line that a command prints; None, and why, if there is none."""
+    done = subprocess.run(command, capture_output=True, text=True, env=_env())
+    try:  # not its exit code: OLMo-core's threads may abort a process that is done
+        return json.loads(done.stdout.splitlines()[-1])
+    except (IndexError, ValueError):
+        print(f"{' '.join(command)}: {done.stderr[-1500:]}", file=sys.stderr, flush=True)
+        return None
+
+
+def _env() -> dict[str, str]:
+    return {**os.environ, "JAX_PLATFORMS": "cpu"}
 
 
 def table(arguments: list[str]) -> None:
@@ -163,7 +170,8 @@ def table(arguments: list[str]) -> None:
         print(f"\nS = {S}, batches of {lines[0]['batch']} windows, M tokens/s; ours is {WAY}\n")
         print(
             "| loader | a batch holds | its fastest way | median | lowest to highest |"
-            " ours / this | peak RSS, without files, MB |\n|---|---|---|---|---|---|---|"
+            " ours / this | by second of CPU time | peak RSS, without files, MB |\n"
+            "|---|---|---|---|---|---|---|---|"
         )
         for found in sorted(best, key=_median, reverse=True):
             first, speeds = found[0], [f["tokens_per_second"] / 1e6 for f in found]
@@ -171,12 +179,13 @@ def table(arguments: list[str]) -> None:
             print(
                 f"| {first['loader']} | {first['does']} | {first['way']} | {_median(found):.2f} |"
                 f" {min(speeds):.2f} to {max(speeds):.2f} ({len(found)}) |"
-                f" {ours / _median(found):.2f} | {memory[0]}, {memory[1]} |"
+                f" {ours / _median(found):.2f} | {_median(found, 'tokens_per_core_second'):.2f} |"
+                f" {memory[0]}, {memory[1]} |"
             )
 
 
-def _median(lines: list[dict]) -> float:
-    return statistics.median(line["tokens_per_second"] for line in lines) / 1e6
+def _median(lines: list[dict], what: str = "tokens_per_second") -> float:
+    return statistics.median(line[what] for line in lines) / 1e6
 
 
 if __name__ == "__main__":

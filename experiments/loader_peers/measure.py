@@ -5,8 +5,8 @@ python SCRIPT FOLDER --prepare [--seq-len S …]
 python SCRIPT FOLDER --way WAY [--seq-len S] [--batch B]
 
 FOLDER holds `corpus` (see `corpus.py`) and what the scripts make of it. The last form prints one
-line of JSON: tokens a second (the median of some passes over consecutive batches), what a batch
-holds, and memory.
+line of JSON: tokens a second (the median of some passes over consecutive batches), tokens by second
+of CPU time, what a batch holds, and memory.
 """
 
 import argparse
@@ -98,7 +98,7 @@ def main(
     given = options.parse_args()
     job = Job(given.folder.absolute(), given.seq_len, given.batch)
     if given.list:
-        print("\n".join(ways))
+        print(json.dumps(list(ways)))
     elif given.prepare:
         if prepare is not None:
             prepare(job)
@@ -110,7 +110,7 @@ def main(
         first = next(batches)
         opened = time.perf_counter() - start
         _check(first[field], job, whole_windows)
-        speeds = _passes(batches, field, given.passes, given.seconds)
+        speeds, speed_of_a_core = _passes(batches, field, given.passes, given.seconds)
         peak, own = _memory()
         found = {
             "loader": name,
@@ -120,6 +120,7 @@ def main(
             "seq_len": job.seq_len,
             "batch": job.batch,
             "tokens_per_second": round(statistics.median(speeds)),
+            "tokens_per_core_second": round(speed_of_a_core),
             "passes": [round(speed) for speed in speeds],
             "seconds_to_first_batch": round(opened, 3),
             "fields": dict(_fields(first)),
@@ -129,18 +130,22 @@ def main(
         print(json.dumps(found), flush=True)
 
 
-def _passes(batches: Iterator[Any], field: str, passes: int, seconds: float) -> list[float]:
+def _passes(
+    batches: Iterator[Any], field: str, passes: int, seconds: float
+) -> tuple[list[float], float]:
+    """Returns tokens a second of each pass, and tokens by second of CPU time of all of them."""
     end = time.perf_counter() + WARM_UP
     while time.perf_counter() < end:
         next(batches)
-    speeds = []
+    speeds, tokens, cpu = [], 0, _cpu_seconds()
     for _ in range(passes):
         start, count, took = time.perf_counter(), 0, 0.0
         while took < seconds:
             count += int(np.prod(tuple(next(batches)[field].shape)))
             took = time.perf_counter() - start
         speeds.append(count / took)
-    return speeds
+        tokens += count
+    return speeds, tokens / (_cpu_seconds() - cpu)
 
 
 def _warm(paths: list[Path]) -> None:
@@ -194,6 +199,18 @@ def _memory() -> tuple[int, int]:
         peak += kB["VmHWM"]
         own += kB["RssAnon"] + kB["RssShmem"]
     return round(peak / 1000), round(own / 1000)
+
+
+def _cpu_seconds() -> float:
+    """CPU time of this process and its children, which is not longer where others share cores."""
+    ticks = 0
+    for number in _processes("self"):
+        try:
+            fields = Path(f"/proc/{number}/stat").read_text().rpartition(")")[2].split()
+        except FileNotFoundError:
+            continue
+        ticks += int(fields[11]) + int(fields[12])
+    return ticks / os.sysconf("SC_CLK_TCK")
 
 
 def _processes(number: str) -> Iterator[str]:
