@@ -127,7 +127,7 @@ def run(arguments: list[str]) -> None:
     ways = [
         (name, way)
         for name, command in commands.items()
-        for way in _last_line([*command, "--list"])
+        for way in _last_line([*command, "--list"]) or sys.exit(f"{name} does not start")
     ]
     for number in range(given.rounds):
         for S in given.seq_len:
