@@ -39,35 +39,38 @@ def is_repetitive(
     return False
 
 
-def repetitive_rows(tokens_NS: np.ndarray, sizes_N: np.ndarray) -> np.ndarray:
-    """Returns which rows `is_repetitive` with the usual bounds, without looking at every token.
+def repetitive_rows(
+    tokens_BS: np.ndarray,
+    sizes_B: np.ndarray | None = None,
+    *,
+    min_period: int = MIN_PERIOD,
+    max_period: int = MAX_PERIOD,
+    max_count: int = MAX_COUNT,
+) -> np.ndarray:
+    """`is_repetitive` of each row of (B,S) int ids: (B,) bool, from a tenth of the comparisons.
 
-    A repetition is a run of tokens that equal the one a period before. Wherever a run begins, it
-    covers two neighbours of a grid of half its least length; few rows have equal tokens at two such
-    neighbours, and only these are looked at in full.
+    What follows the first `sizes_B` tokens of a row is padding, and not looked at.
 
-    Args:
-      tokens_NS: (N,S) int ids.
-      sizes_N: tokens of each row; what follows is padding.
-
-    Returns:
-      (N,) bool.
+    A repetition has `need` tokens in a row that equal the one a period before. Wherever it starts,
+    it covers two neighbours of a grid of half that width, and all that lies between them. Rows
+    without such neighbours are not looked at again.
     """
-    size = tokens_NS.shape[1]
-    found = np.zeros(len(tokens_NS), bool)
-    for period in range(MIN_PERIOD, min(MAX_PERIOD, size // 3) + 1):
-        least = (MAX_COUNT - 1) * period
-        if least > size - period:
+    B, S = tokens_BS.shape
+    found = np.zeros(B, bool)
+    for period in range(min_period, min(max_period, S // 3) + 1):
+        need = (max(max_count, 3) - 1) * period
+        if need > S - period:
             break
-        half = least // 2
-        equal = (
-            tokens_NS[:, half - 1 : size - period : half] == tokens_NS[:, half - 1 + period :: half]
-        )
-        rows, at = np.nonzero(equal[:, :-1] & equal[:, 1:])
-        between = (at + 1)[:, None] * half - 1 + np.arange(half)
-        same = tokens_NS[rows[:, None], between] == tokens_NS[rows[:, None], between + period]
-        for row in np.unique(rows[same.all(axis=1)]):
-            found[row] = found[row] or is_repetitive(
-                tokens_NS[row, : sizes_N[row]], min_period=period, max_period=period
-            )
+        half = need // 2
+        first = half - 1  # the grid; one of its points is in the first `half` tokens
+        equal = tokens_BS[:, first : S - period : half] == tokens_BS[:, first + period :: half]
+        rows, points = np.nonzero(equal[:, :-1] & equal[:, 1:] & ~found[:, None])
+        if rows.size:
+            between = points[:, None] * half + first + np.arange(half)
+            run = tokens_BS[rows[:, None], between] == tokens_BS[rows[:, None], between + period]
+            for row in np.unique(rows[run.all(axis=1)]):
+                tokens = tokens_BS[row] if sizes_B is None else tokens_BS[row, : sizes_B[row]]
+                found[row] = is_repetitive(
+                    tokens, min_period=period, max_period=period, max_count=max_count
+                )
     return found

@@ -110,7 +110,9 @@ class _Samples:
         self._bad = ""  # why the sample cannot be used
 
     def read(self, stream: IO[bytes]) -> Iterator[Document]:
-        with tarfile.open(fileobj=_Ended(stream), mode="r|", tarinfo=_Member) as tar:
+        ended: Any = _Ended(stream)  # all that tarfile asks of a file in this mode
+        tar: Any
+        with tarfile.open(fileobj=ended, mode="r|", tarinfo=_Member) as tar:
             while (member := tar.next()) is not None:
                 tar.members = []  # else all headers are kept
                 yield from self._member(tar, member)

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from emo_jax.data.repetition import is_repetitive
+from emo_jax.data.repetition import is_repetitive, repetitive_rows
 
 
 def leading(row):
@@ -79,3 +79,52 @@ def test_short_windows():
     for size in range(40):
         tokens = np.zeros(size, int)
         assert is_repetitive(tokens) == (size >= 32) == slow_is_repetitive(tokens.tolist())
+
+
+def planted(draw):
+    """A batch (B,S), each row with runs of about the needed length, most of them near it."""
+    B, S = int(draw.integers(1, 9)), int(draw.integers(1, 700))
+    tokens = draw.integers(0, draw.choice([1, 2, 3, 50]), (B, S)).astype(np.int32)
+    for row in tokens:
+        for _ in range(draw.integers(0, 3)):
+            period = int(draw.integers(1, 15))
+            length = int(draw.integers(28, 35)) * period + int(draw.integers(-period, period + 1))
+            start = int(draw.integers(-length, S))
+            run = np.resize(draw.integers(0, 4, period), length)
+            begin, end = max(start, 0), min(start + length, S)
+            row[begin:end] = run[begin - start : end - start]
+    return tokens
+
+
+@pytest.mark.parametrize("max_count", [1, 3, 4, 5, 31, 32])
+@pytest.mark.parametrize("periods", [(1, 13), (2, 5), (3, 20), (1, 1)])
+def test_rows_at_once_are_decided_as_one_by_one(max_count, periods):
+    limits = {"min_period": periods[0], "max_period": periods[1], "max_count": max_count}
+    draw = np.random.default_rng([max_count, *periods])
+    decisions = []
+    for _ in range(80):
+        tokens = planted(draw)
+        expected = [is_repetitive(row, **limits) for row in tokens]
+        assert repetitive_rows(tokens, **limits).tolist() == expected, tokens.tolist()
+        decisions += expected
+    assert 0.02 < np.mean(decisions) < 0.98
+
+
+@pytest.mark.parametrize("period", range(1, 14))
+@pytest.mark.parametrize("missing", [0, 1])
+def test_a_run_is_found_wherever_it_starts_and_one_token_less_is_not(period, missing):
+    size = 3 * 32 * period
+    length = 32 * period - missing
+    rows = np.tile(np.arange(size, dtype=np.int32) + period, (size - length + 1, 1))
+    for start, row in enumerate(rows):
+        row[start : start + length] = np.resize(np.arange(period), length)
+    assert (repetitive_rows(rows) == (missing == 0)).all()
+
+
+def test_padding_is_no_repetition():
+    rows = np.zeros((3, 200), np.int32)
+    rows[0] = np.arange(200)
+    rows[1, :100] = np.arange(100)
+    rows[2, :40] = 7
+    assert repetitive_rows(rows, np.array([200, 100, 40])).tolist() == [False, False, True]
+    assert repetitive_rows(rows).tolist() == [False, True, True]
