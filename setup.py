@@ -48,6 +48,7 @@ setup(
         "etils[epath]>=1.12",
         "filelock>=3.15",  # the size limit of JAX's compile cache wants it
         "flax>=0.12.8",
+        "google-crc32c>=1.5",
         "grain>=0.2.18",
         "jax>=0.10.2",
         "matplotlib>=3.10",  # charts of reports and figures

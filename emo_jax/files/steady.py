@@ -34,8 +34,8 @@ class SteadyFiles:
     """
 
     def __init__(self, folder: Path, sha256: Mapping[str, str | None]):
-        self._folder, self._sha256 = os.fspath(folder), sha256
-        self._marks = {name: _mark(os.stat(f"{self._folder}/{name}")) for name in sha256}
+        self.folder, self._sha256 = os.fspath(folder), sha256
+        self._marks = {name: _mark(os.stat(f"{self.folder}/{name}")) for name in sha256}
 
     def check(self, *names: str) -> None:
         """Returns if these files are still the same.
@@ -48,7 +48,7 @@ class SteadyFiles:
             known = self._marks.get(name)
             if known is None:
                 continue
-            path = f"{self._folder}/{name}"
+            path = f"{self.folder}/{name}"
             try:
                 found = _mark(os.stat(path))
                 if found == known:
