@@ -19,7 +19,8 @@ from emo_jax.data.record_files import RecordStream, dtype_of
 from emo_jax.data.stream import TokenSource
 from emo_jax.data.token_files import TokenFiles, Vocabulary, file_patience
 from emo_jax.errors import DataError, UsageError, clipped, listed, one_line
-from emo_jax.files.ranges import expand, is_remote, local_path
+from emo_jax.files.ranges import expand, local_path
+from emo_jax.files.remote import is_remote
 from emo_jax.files.steady import SteadyFile
 
 NAME = ".array_record"

@@ -31,12 +31,12 @@ from emo_jax.files.ranges import (
     Ranges,
     exists,
     expand,
-    is_remote,
     local_path,
     map_files,
     open_ranges,
     read_all,
 )
+from emo_jax.files.remote import is_remote
 from emo_jax.files.waiting import Patience
 
 INDEX = "index.json"

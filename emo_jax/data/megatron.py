@@ -27,7 +27,8 @@ from emo_jax.data.token_files import (
     file_patience,
 )
 from emo_jax.errors import DataError, UsageError
-from emo_jax.files.ranges import Ranges, expand, is_remote, local_path, map_files, open_ranges
+from emo_jax.files.ranges import Ranges, expand, local_path, map_files, open_ranges
+from emo_jax.files.remote import is_remote
 from emo_jax.files.waiting import Patience
 
 SUFFIXES = (".bin", ".idx")

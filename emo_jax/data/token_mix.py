@@ -16,7 +16,8 @@ from emo_jax.data.raw import RawTokens
 from emo_jax.data.stream import TokenSource
 from emo_jax.data.token_files import Vocabulary, file_patience
 from emo_jax.errors import DataError, UsageError, clipped
-from emo_jax.files.ranges import is_remote, read_all
+from emo_jax.files.ranges import read_all
+from emo_jax.files.remote import is_remote
 
 SUFFIX = ".txt"
 PLACEHOLDER = "{TOKENIZER}"

@@ -8,7 +8,7 @@ tools do.
 import functools
 import glob
 import os
-import urllib.parse
+import re
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -17,12 +17,13 @@ from typing import Any, Protocol, TypeVar
 import tensorstore as ts
 
 from emo_jax.errors import DataError, UsageError, clipped, one_line
+from emo_jax.files import remote
+from emo_jax.files.remote import is_remote
 from emo_jax.files.steady import SteadyFile
-from emo_jax.files.waiting import AwayError, Patience, SpoiltError
+from emo_jax.files.waiting import AwayError, Patience, RefusedError, SpoiltError
 
-_TIMEOUT = 60.0  # seconds for one answer, tensorstore's own retries included
+_KINDS = "not a local path, gs://BUCKET/NAME or s3://BUCKET/NAME"
 _AT_ONCE = 32  # requests, when many objects are opened
-_RETRIES = {"max_retries": 3, "initial_delay": "100ms", "max_delay": "1s"}  # then `Patience` does
 _LISTING = {"connect_timeout": 10, "read_timeout": 30, "retries": {"max_attempts": 1}}
 
 T = TypeVar("T")
@@ -49,11 +50,6 @@ class Ranges(Protocol):
     def read(self, start: int, stop: int) -> bytes | bytearray:
         """Returns bytes [start, stop), which must be inside the file."""
         ...
-
-
-def is_remote(location: str) -> bool:
-    """Tells a URL of an object store from a local path."""
-    return "://" in location and not location.startswith("file://")
 
 
 def local_path(location: str) -> Path:
@@ -135,41 +131,9 @@ def map_files(names: list[str], use: Callable[[str], T]) -> list[T]:
         return list(pool.map(use, names))
 
 
-def kvstore_spec(url: str) -> dict[str, Any]:
-    """Returns tensorstore's specification of a gs:// or s3:// URL.
-
-    `AWS_ENDPOINT_URL` is passed on, since tensorstore does not read it.
-
-    Raises:
-      UsageError: another kind of URL.
-    """
-    parts = urllib.parse.urlsplit(url.replace("%", "%25").replace("#", "%23").replace("?", "%3F"))
-    path = urllib.parse.unquote(parts.path).removeprefix("/")
-    if parts.scheme not in ("gs", "s3") or not parts.netloc:
-        raise UsageError(f"{url}: not a local path, gs://BUCKET/NAME or s3://BUCKET/NAME")
-    if parts.scheme == "gs":
-        return {"driver": "gcs", "bucket": parts.netloc, "path": path}
-    spec: dict[str, Any] = {"driver": "s3", "bucket": parts.netloc, "path": path}
-    endpoint = _endpoint()
-    region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
-    if endpoint:
-        spec |= {"endpoint": endpoint, "aws_region": region or "us-east-1"}
-    elif region:
-        spec |= {"aws_region": region}
-    if os.environ.get("AWS_ACCESS_KEY_ID"):  # or it logs that there are no files of credentials
-        spec |= {"aws_credentials": {"type": "environment"}}
-    return spec
-
-
-def _endpoint() -> str:
-    """Returns the address of another server than AWS's; "" if none is set."""
-    found = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or ""
-    return found.rstrip("/")
-
-
 @functools.cache
 def _context() -> ts.Context:
-    return ts.Context({"s3_request_retries": _RETRIES, "gcs_request_retries": _RETRIES})
+    return remote.context()
 
 
 class _Listed(str):
@@ -188,7 +152,9 @@ class _RemoteFile:
 
     def __init__(self, url: str, patience: Patience):
         self.name, self._patience = str(url), patience
-        self._spec = kvstore_spec(url)
+        if not re.match("(gs|s3)://[^/]", url):
+            raise UsageError(f"{clipped(url, 300)}: {_KINDS}")
+        self._spec = remote.kvstore_of_file(url)
         info = url.info if isinstance(url, _Listed) else _info(url, patience)
         if info is None:
             raise UsageError(f"{clipped(url, 300)}: no such file")
@@ -207,14 +173,10 @@ class _RemoteFile:
         return self._patience.read(lambda: self._read(start, stop)) if stop > start else b""
 
     def _read(self, start: int, stop: int) -> bytes:
-        try:
-            if self._kvstore is None:
-                opening = ts.KvStore.open(self._spec, context=_context())
-                self._kvstore = opening.result(timeout=_TIMEOUT)
-            reading = self._kvstore.read("", byte_range=slice(start, stop))
-            found = reading.result(timeout=_TIMEOUT)
-        except (ValueError, OSError) as error:  # TimeoutError is an OSError
-            raise AwayError(f"{self.name}: cannot be read ({one_line(error)})") from error
+        if self._kvstore is None:
+            opening = ts.KvStore.open(self._spec, context=_context())
+            self._kvstore = remote.answer(opening, self.name)
+        found = remote.answer(self._kvstore.read("", byte_range=slice(start, stop)), self.name)
         if found.state != "value":
             raise AwayError(f"{self.name}: is not there any more")
         generation = found.stamp.generation
@@ -248,6 +210,11 @@ def _asked(location: str, ask: Callable[[], T]) -> T:
         return ask()
     except UsageError:
         raise
+    except PermissionError as error:
+        raise RefusedError(
+            f"{location}: cannot be listed ({one_line(error)}); give this process keys that may"
+            " read and list it"
+        ) from error
     except Exception as error:  # each library behind fsspec has errors of its own
         raise AwayError(f"{location}: cannot be listed ({one_line(error)})") from error
 
@@ -255,7 +222,7 @@ def _asked(location: str, ask: Callable[[], T]) -> T:
 def _filesystem(scheme: str) -> Any:
     """Returns fsspec's file system, one for all threads."""
     if scheme not in ("gs", "s3"):
-        raise UsageError(f"{scheme}://: not a local path, gs://BUCKET/NAME or s3://BUCKET/NAME")
+        raise UsageError(f"{scheme}://: {_KINDS}")
     try:
         import fsspec
 
@@ -263,7 +230,7 @@ def _filesystem(scheme: str) -> Any:
         options: dict[str, Any] = {"use_listings_cache": False}
         if scheme == "s3":
             options["config_kwargs"] = _LISTING
-            if endpoint := _endpoint():
+            if endpoint := remote.endpoint():
                 options["endpoint_url"] = endpoint
         return fsspec.filesystem(scheme, **options)
     except ImportError as error:

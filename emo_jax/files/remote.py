@@ -33,9 +33,19 @@ def is_remote(location: str) -> bool:
     return "://" in location and not location.startswith("file://")
 
 
+def endpoint() -> str:
+    """Returns the address of another S3 server than AWS's; "" if none is set."""
+    found = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or ""
+    return found.rstrip("/")
+
+
 def kvstore(url: str) -> Any:
     """Returns what tensorstore needs to open the folder `url`."""
-    url = url.rstrip("/") + "/"
+    return kvstore_of_file(url.rstrip("/") + "/")
+
+
+def kvstore_of_file(url: str) -> Any:
+    """Returns what tensorstore needs to open the one file `url`."""
     scheme, _, rest = url.partition("://")
     if scheme not in ("gs", "s3"):
         return url
@@ -43,10 +53,9 @@ def kvstore(url: str) -> Any:
     spec = {"driver": "s3" if scheme == "s3" else "gcs", "bucket": bucket, "path": path}
     if scheme == "gs":
         return spec
-    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
     region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
-    if endpoint:
-        spec["endpoint"] = endpoint.rstrip("/")
+    if endpoint():
+        spec["endpoint"] = endpoint()
     if region:
         spec["aws_region"] = region
     return spec

@@ -82,7 +82,7 @@ def test_objects_that_change(bucket):  # noqa: F811
         file.read(0, 4)
     file = opened()
     bucket.put("a.npy", BYTES[:100])
-    with pytest.raises(DataError, match=r"a\.npy: cannot be read \(OUT_OF_RANGE: .*; bring it"):
+    with pytest.raises(DataError, match=r"a\.npy: cannot be read \(OUT_OF_RANGE: .*; run it"):
         file.read(90, 110)
     file = opened()
     bucket.delete("a.npy")
