@@ -19,16 +19,19 @@ from emo_jax.errors import DataError, UsageError
 _OPENERS = 16  # stores opened at once
 
 
-def open_data(config: DataConfig) -> TokenSource:
+def open_data(config: DataConfig, *, cache: Path | None = None) -> TokenSource:
     """Opens what a `data` section reads: its store, or all stores of its mixture.
+
+    Args:
+      cache: see `formats.open_tokens`.
 
     Raises:
       UsageError: no such store, or one without training tokens.
       DataError: a store is damaged, or the stores do not have the same tokenizer.
     """
     if not config.sources:
-        return open_source(config.store, config)
-    return MixedSource.open(config)
+        return open_source(config.store, config, cache=cache)
+    return MixedSource.open(config, cache=cache)
 
 
 class _Mapped:
@@ -94,12 +97,14 @@ class MixedSource:
         self._map_domains()
 
     @classmethod
-    def open(cls, config: DataConfig) -> "MixedSource":
+    def open(cls, config: DataConfig, *, cache: Path | None = None) -> "MixedSource":
         """Opens the stores of `config.sources`."""
         labels = {one.store: one.domain for one in config.sources if one.domain}
         names = config.stores
         with ThreadPoolExecutor(_OPENERS) as openers:
-            sources = list(openers.map(lambda n: open_source(n, config, verify=False), names))
+            sources = list(
+                openers.map(lambda n: open_source(n, config, verify=False, cache=cache), names)
+            )
         stores = [source for source in sources if isinstance(source, TokenStore)]
         if sum(store.num_bytes for store in stores) < VERIFY_BELOW_BYTES:
             for store in stores:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from emo_jax.data.stream import Span, check_ids
+from emo_jax.data.stream import Span, as_ids, check_ids
 from emo_jax.files.arrays import StoredArray
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ class StoreStream:
         tokens = _start_ranges(self._tokens, starts_N, stops_N)
         ends = _start_ranges(self._ends, *self._documents_of(blocks))
         domains = _start_ranges(self._domains, *self._documents_of(blocks))
-        tokens_T = tokens().astype(np.int32)
+        tokens_T = as_ids(tokens())
         ends_D = self._checked_ends(ends(), blocks)
         domains_D = self._checked_domains(domains())
         first_D = np.searchsorted(ends_D, starts_N, side="right")

@@ -101,9 +101,21 @@ def token_dtype(vocab_size: int) -> type[np.unsignedinteger]:
 
 def check_ids(tokens: np.ndarray, vocab_size: int, where: str) -> None:
     """Raises DataError if an id is outside the vocabulary: the model's table has no such row."""
-    if tokens.size and (int(tokens.max()) >= vocab_size or int(tokens.min()) < 0):
+    # As unsigned numbers, negative ones are the largest.
+    unsigned = tokens.view(tokens.dtype.str.replace("i", "u"))
+    if tokens.size and int(unsigned.max()) >= vocab_size:
         bad = tokens[(tokens >= vocab_size) | (tokens < 0)][0]
         raise DataError(
             f"{where}: token id {bad} is outside the vocabulary of {vocab_size}; prepare the data"
             " with the tokenizer of the model"
         )
+
+
+def as_ids(tokens: np.ndarray) -> np.ndarray:
+    """Returns ids as int32; those that do not fit stay outside of any vocabulary."""
+    if tokens.dtype.itemsize > 4:
+        most = np.iinfo(np.int32).max
+        tokens = np.minimum(tokens, most) if tokens.dtype.kind == "u" else tokens.clip(-1, most)
+    # A uint32 beyond int32 becomes negative.
+    same = tokens.dtype.itemsize == 4 and tokens.dtype.isnative
+    return tokens.view(np.int32) if same else tokens.astype(np.int32)

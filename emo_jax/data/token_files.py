@@ -19,7 +19,7 @@ from emo_jax.config.names import RawDtype
 from emo_jax.config.sections import DOLMA2_EOS_ID, DOLMA2_PAD_ID
 from emo_jax.data.ends import Ends, segments
 from emo_jax.data.found_ends import FoundEnds
-from emo_jax.data.stream import TRAIN, Span, token_dtype
+from emo_jax.data.stream import TRAIN, Span, as_ids, token_dtype
 from emo_jax.errors import DataError, UsageError
 from emo_jax.files.waiting import Patience
 
@@ -161,6 +161,23 @@ class FileStream(ABC):
             segment_ids = segments(self._index, start, stop)
         return Span(as_ids(tokens), segment_ids, np.full(tokens.shape, self.domain_id, np.int32))
 
+    def read_ranges(self, starts_N: np.ndarray, stops_N: np.ndarray) -> Span:
+        """Returns the tokens of several ranges end to end, each with documents from 0."""
+        ranges = list(zip(starts_N.tolist(), stops_N.tolist(), strict=True))
+        tokens = np.concatenate([self.tokens(start, stop) for start, stop in ranges])
+        if self._index is None:
+            lengths = stops_N - starts_N
+            ended = np.empty(tokens.size + 1, np.int32)
+            ended[0] = 0
+            np.cumsum(tokens == self._eos_id, dtype=np.int32, out=ended[1:])
+            segment_ids = ended[:-1]
+            first = np.cumsum(lengths) - lengths
+            segment_ids -= np.repeat(segment_ids[first], lengths)
+        else:
+            index = self._index
+            segment_ids = np.concatenate([segments(index, start, stop) for start, stop in ranges])
+        return Span(as_ids(tokens), segment_ids, np.full(tokens.shape, self.domain_id, np.int32))
+
     @property
     def num_documents(self) -> int:
         """Documents in the stream."""
@@ -213,11 +230,3 @@ def check_first(stream: FileStream, vocabulary: Vocabulary) -> None:
             f"{stream.name}: token {beyond[0]} has the id {tokens[beyond[0]]}, outside the"
             f" vocabulary of {vocabulary.size}; set data.raw_vocab_size"
         )
-
-
-def as_ids(tokens: np.ndarray) -> np.ndarray:
-    """Returns ids as int32; those that do not fit stay outside of any vocabulary."""
-    if tokens.dtype.itemsize > 4:
-        most = np.iinfo(np.int32).max
-        tokens = np.minimum(tokens, most) if tokens.dtype.kind == "u" else tokens.clip(-1, most)
-    return tokens.astype(np.int32)  # a uint32 beyond int32 becomes negative

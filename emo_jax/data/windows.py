@@ -84,10 +84,18 @@ class Windows(Sequence[Batch]):
 
     def read(self, windows_N: np.ndarray) -> Batch:
         """Returns windows by their numbers, which must exist: a Batch of (N,S) arrays."""
+        parts = self._by_stream(np.asarray(windows_N, np.int64))
+        if len(parts) == 1 and self._are_whole(parts[0][1], parts[0][2]):
+            return self._read_whole(self._streams[parts[0][0]], parts[0][2])
         batch = self.padding(len(windows_N))
-        for stream, rows, pieces in self._by_stream(np.asarray(windows_N, np.int64)):
+        for stream, rows, pieces in parts:
             self._fill(batch, self._streams[stream], rows, pieces)
         return batch
+
+    def _are_whole(self, rows: np.ndarray, pieces: Pieces) -> bool:
+        """Whether each window is one piece without padding."""
+        lengths = pieces.stops - pieces.starts
+        return len(pieces.rows) == len(rows) and bool((lengths == self.seq_len).all())
 
     def pieces(self, windows_N: np.ndarray) -> list[tuple[int, np.ndarray, Pieces]]:
         """Returns what windows consist of: (stream, rows of its windows, their pieces)."""
@@ -102,14 +110,43 @@ class Windows(Sequence[Batch]):
             found.append((stream, rows, self._packed[stream].pieces(local)))
         return found
 
+    def _read_whole(self, stream: Stream, pieces: Pieces) -> Batch:
+        """Returns windows that are one piece of a stream each, without padding."""
+        fields = self._fields(stream, pieces)
+        shape = (len(pieces.rows), self.seq_len)
+        positions = np.empty(shape, np.int32)
+        positions[:] = np.arange(self.seq_len, dtype=np.int32)
+        batch = Batch(
+            **{name: values.reshape(shape) for name, values in fields.items()}, positions=positions
+        )
+        if self._eos_starts_next_pool:
+            batch = batch._replace(pool_ids=self._reference_pools(batch.tokens))
+        if self._repetition_filter:
+            batch.loss_mask[repetition.repetitive_rows(batch.tokens)] = 0.0
+        return batch
+
     def _fill(self, batch: Batch, stream: Stream, rows: np.ndarray, pieces: Pieces) -> None:
         """Reads pieces of a stream into rows of a batch that is padding so far."""
+        lengths = pieces.stops - pieces.starts
+        at = np.repeat(rows[pieces.rows] * self.seq_len + pieces.columns, lengths)
+        at += np.arange(at.size) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+        for name, values in self._fields(stream, pieces).items():
+            getattr(batch, name).reshape(-1)[at] = values
+        if self._eos_starts_next_pool:
+            pools = self._reference_pools(batch.tokens[rows])
+            batch.pool_ids[rows] = np.where(batch.segment_ids[rows] >= 0, pools, PADDING_ID)
+        if self._repetition_filter:
+            sizes = np.bincount(pieces.rows, lengths, len(rows)).astype(np.int64)
+            batch.loss_mask[rows[repetition.repetitive_rows(batch.tokens[rows], sizes)]] = 0.0
+
+    def _fields(self, stream: Stream, pieces: Pieces) -> dict[str, np.ndarray]:
+        """Reads pieces; returns the fields of a batch, piece after piece, but for positions."""
         span = read_ranges(stream, pieces.starts, pieces.stops)
         check_ids(span.tokens, self.source.vocab_size, stream.name)
         lengths = pieces.stops - pieces.starts
         ends = np.cumsum(lengths)
         # Labels cross document boundaries (SPEC 5.4); the last token of a piece has none.
-        labels = np.zeros_like(span.tokens)
+        labels = np.empty_like(span.tokens)
         labels[:-1] = span.tokens[1:]
         labels[ends - 1] = 0
         mask = np.ones(span.tokens.size, np.float32)
@@ -117,10 +154,10 @@ class Windows(Sequence[Batch]):
             mask *= span.loss_mask
         mask[ends - 1] = 0.0
         segments = span.segment_ids
-        if len(pieces.rows) > len(rows):  # a piece is a document
+        if self.packing != "cut":  # a piece is a document
             first = np.searchsorted(pieces.rows, pieces.rows)
             segments = segments + np.repeat(np.arange(len(first)) - first, lengths).astype(np.int32)
-        fields = {
+        return {
             "tokens": span.tokens,
             "labels": labels,
             "loss_mask": mask,
@@ -128,21 +165,10 @@ class Windows(Sequence[Batch]):
             "pool_ids": segments,
             "domain_ids": span.domain_ids,
         }
-        if len(pieces.rows) == len(rows) and (lengths == self.seq_len).all():
-            for name, values in fields.items():
-                getattr(batch, name)[rows] = values.reshape(len(rows), self.seq_len)
-        else:
-            at = np.repeat(rows[pieces.rows] * self.seq_len + pieces.columns, lengths)
-            at += np.arange(at.size) - np.repeat(ends - lengths, lengths)
-            for name, values in fields.items():
-                getattr(batch, name).reshape(-1)[at] = values
-        if self._eos_starts_next_pool:
-            is_eos = batch.tokens[rows] == self.source.eos_id
-            pools = np.cumsum(is_eos, axis=1, dtype=np.int32) - is_eos[:, :1]  # SPEC 2.1
-            batch.pool_ids[rows] = np.where(batch.segment_ids[rows] >= 0, pools, PADDING_ID)
-        if self._repetition_filter:
-            sizes = np.bincount(pieces.rows, lengths, len(rows)).astype(np.int64)
-            batch.loss_mask[rows[repetition.repetitive_rows(batch.tokens[rows], sizes)]] = 0.0
+
+    def _reference_pools(self, tokens_NS: np.ndarray) -> np.ndarray:
+        is_eos = tokens_NS == self.source.eos_id
+        return np.cumsum(is_eos, axis=1, dtype=np.int32) - is_eos[:, :1]  # SPEC 2.1
 
     def packing_note(self) -> str:
         """Returns what the packing makes of the documents; empty where they are cut."""
@@ -162,7 +188,7 @@ class Windows(Sequence[Batch]):
             loss_mask=np.zeros(shape, np.float32),
             segment_ids=np.full(shape, PADDING_ID, np.int32),
             pool_ids=np.full(shape, PADDING_ID, np.int32),
-            positions=np.tile(positions, (count, 1)),
+            positions=np.broadcast_to(positions, shape).copy(),
             domain_ids=np.full(shape, -1, np.int32),
         )
 

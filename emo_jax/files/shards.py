@@ -87,7 +87,7 @@ class LocalShards:
           SpoiltError: a chunk or an index is damaged.
         """
         found = np.empty((len(starts_N), length), self._dtype)
-        whole = memoryview(found).cast("B") if found.size else memoryview(b"")
+        whole = found.data.cast("B") if found.size else memoryview(b"")
         width, size, chunk = self._width, length * self._width, self._chunk
         at = 0
         for start in starts_N:

@@ -107,8 +107,8 @@ class Trainer:
         mesh_lib.check_batch(
             self.mesh, config.train.batch_size // config.train.micro_batches, config.data.seq_len
         )
-        self.source = source = open_data(config.data)
         cache = self.workdir / INDEX_FOLDER
+        self.source = source = open_data(config.data, cache=cache)
         self.windows = open_run_windows(config, source, cache=cache)
         check_vocab(config, source)
         planned = self.windows.fingerprint_at(config.train.steps * config.train.batch_size)
