@@ -11,7 +11,7 @@ An archive is read once, from its beginning to its end, holding one sample.
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, cast
 
 from emo_jax.documents import foreign
 from emo_jax.documents.archives import READ_ERRORS, open_packed, unreadable
@@ -110,7 +110,9 @@ class _Samples:
         self._bad = ""  # why the sample cannot be used
 
     def read(self, stream: IO[bytes]) -> Iterator[Document]:
-        with tarfile.open(fileobj=_Ended(stream), mode="r|", tarinfo=_Member) as tar:
+        with tarfile.open(
+            fileobj=cast(IO[bytes], _Ended(stream)), mode="r|", tarinfo=_Member
+        ) as tar:
             while (member := tar.next()) is not None:
                 tar.members = []  # else all headers are kept
                 yield from self._member(tar, member)

@@ -184,6 +184,25 @@ def test_an_outage_is_waited_for_and_said(bucket, monkeypatch, caplog):
 
 
 @pytest.mark.system
+@pytest.mark.parametrize("name", ["a.parquet", "a.arrow", "a.tar.gz", "a.txt"])
+def test_an_outage_in_any_kind_of_file(bucket, tmp_path, monkeypatch, name):
+    table = pa.table({"text": [f"{i} " * 5000 for i in range(1000)]})
+    pq.write_table(table, tmp_path / "a.parquet", row_group_size=50)
+    with pa.ipc.new_stream(tmp_path / "a.arrow", table.schema) as writer:
+        writer.write_table(table, 50)
+    with tarfile.open(tmp_path / "a.tar.gz", "w:gz") as tar:
+        tar.add(tmp_path / "a.arrow", "a.jpg")
+        tar.add(__file__, "a.txt")
+    (tmp_path / "a.txt").write_text("a text " * 99)
+    bucket.put(name, (tmp_path / name).read_bytes())
+    monkeypatch.setenv("EMO_READ_WAIT", "0")
+    documents = read_documents([f"s3://{bucket.name}/{name}"])
+    bucket.proxy.plan = Plan(share=1, faults=("busy",))
+    with pytest.raises(DataError, match=rf"s3://.*{name}: cannot be read .Service Unavailable.*check"):
+        list(documents)
+
+
+@pytest.mark.system
 def test_what_is_not_there_is_said_in_a_line(bucket, tmp_path):
     bucket.put("a.jsonl", lines("a"))
     for url in ("s3://no-such-bucket-here/a.jsonl", f"s3://{bucket.name}/no.jsonl"):
