@@ -110,11 +110,11 @@ class _Samples:
         self._bad = ""  # why the sample cannot be used
 
     def read(self, stream: IO[bytes]) -> Iterator[Document]:
-        with tarfile.open(
-            fileobj=cast(IO[bytes], _Ended(stream)), mode="r|", tarinfo=_Member
-        ) as tar:
+        whole = cast(IO[bytes], _Ended(stream))
+        with tarfile.open(fileobj=whole, mode="r|", tarinfo=_Member) as tar:
             while (member := tar.next()) is not None:
-                tar.members = []  # else all headers are kept
+                # Else all headers are kept.
+                tar.members = []  # type: ignore[attr-defined]
                 yield from self._member(tar, member)
             rest = tar.fileobj
             assert rest is not None

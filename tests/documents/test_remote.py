@@ -4,6 +4,7 @@ import gzip
 import io
 import json
 import pickle
+import random
 import subprocess
 import sys
 import tarfile
@@ -93,6 +94,21 @@ def test_patterns(memory):
         with pytest.raises(UsageError, match=r"memory://b/splits: holds the splits train .1 file."):
             read(given)
     assert [d.text for d in read("memory://b/splits/train*")] == ["train-0.jsonl"]
+
+
+def test_ranges_in_any_order():
+    """In order, the next range is on its way while another one may be asked for."""
+    rng, content = random.Random(0), random.Random(1).randbytes(300_000)
+    fsspec.filesystem("memory").pipe("/ranges/a", content)
+    for _ in range(20):
+        with locations.open_binary(locations.location("memory://ranges/a"), 1 << 12) as file:
+            at = 0
+            for _ in range(100):
+                if rng.random() < 0.2:
+                    at = file.seek(rng.randrange(len(content) + 10))
+                size = rng.choice((1, 100, 4096, 5000, 20_000))
+                assert file.read(size) == content[at : at + size]
+                at = min(at + size, max(at, len(content)))
 
 
 def test_files_go_to_other_processes(memory):
@@ -198,7 +214,9 @@ def test_an_outage_in_any_kind_of_file(bucket, tmp_path, monkeypatch, name):
     monkeypatch.setenv("EMO_READ_WAIT", "0")
     documents = read_documents([f"s3://{bucket.name}/{name}"])
     bucket.proxy.plan = Plan(share=1, faults=("busy",))
-    with pytest.raises(DataError, match=rf"s3://.*{name}: cannot be read .Service Unavailable.*check"):
+    with pytest.raises(
+        DataError, match=rf"s3://.*{name}: cannot be read .Service Unavailable.*check"
+    ):
         list(documents)
 
 
