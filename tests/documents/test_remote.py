@@ -111,6 +111,18 @@ def test_ranges_in_any_order():
                 at = min(at + size, max(at, len(content)))
 
 
+def test_an_answer_that_is_too_short_is_no_end(monkeypatch):
+    monkeypatch.setenv("EMO_READ_WAIT", "0")
+    fs = fsspec.filesystem("memory")
+    fs.pipe("/short/a.txt", b"a text " * 10_000)
+    documents = read_documents(["memory://short/a.txt"])
+    found = locations.open_binary(locations.location("memory://short/a.txt"))
+    fs.store["/short/a.txt"].truncate(100)
+    with pytest.raises(DataError, match=r"short/a\.txt: cannot be read .100 of 8192 bytes at 0"):
+        found.read()
+    assert [len(d.text) for d in documents] == [100]  # opened as it is now
+
+
 def test_files_go_to_other_processes(memory):
     _, url = memory
     columns = Columns(text="text", names={"--id-field": "id"})
