@@ -13,7 +13,7 @@ import logging
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import IO, Any, TypeVar, cast
 
@@ -185,11 +185,14 @@ class _Remote(io.RawIOBase):
     """An object of a store, read by ranges. A range that fails is asked for again.
 
     fsspec and the libraries below it try again a few times; after that, `Patience` waits. A range
-    is used only if it is complete, and of the object that was opened.
+    is used only if it is complete, and of the object that was opened. While what is read in order
+    is used, the range behind it is on its way.
     """
 
     def __init__(self, path: Path):
-        self._path, self._at = path, 0
+        self._path, self._at, self._expected = path, 0, -1
+        self._ahead: tuple[int, int, Future[bytes]] | None = None
+        self._thread: ThreadPoolExecutor | None = None
         self._patience = _patience()
         self._file, self._size = self._patience.read(lambda: _attempt(path, self._open))
 
@@ -217,22 +220,43 @@ class _Remote(io.RawIOBase):
         return self._at
 
     def readinto(self, buffer: Any) -> int:
-        wanted = max(0, min(len(buffer), self._size - self._at))
+        wanted = self._left(self._at, len(buffer))
         if wanted:
-            found = self._patience.read(lambda: _attempt(self._path, lambda: self._range(wanted)))
-            buffer[:wanted] = found
-            self._at += wanted
+            buffer[:wanted] = self._take(self._at, wanted)
+            in_order = self._at == self._expected
+            self._at = self._expected = self._at + wanted
+            after = self._left(self._at, len(buffer))
+            if in_order and after:
+                self._thread = self._thread or ThreadPoolExecutor(1)
+                future = self._thread.submit(self._fetch, self._at, after)
+                self._ahead = self._at, after, future
         return wanted
 
-    def _range(self, wanted: int) -> bytes:
-        self._file.seek(self._at)
-        found = self._file.read(wanted)
-        if len(found) != wanted:
-            raise OSError(f"{len(found)} of {wanted} bytes at {self._at}")
+    def _left(self, start: int, size: int) -> int:
+        return max(0, min(size, self._size - start))
+
+    def _take(self, start: int, size: int) -> bytes:
+        ahead, self._ahead = self._ahead, None
+        if ahead is not None:
+            if ahead[:2] == (start, size):
+                return ahead[2].result()
+            wait([ahead[2]])  # the file has one position
+        return self._fetch(start, size)
+
+    def _fetch(self, start: int, size: int) -> bytes:
+        return self._patience.read(lambda: _attempt(self._path, lambda: self._range(start, size)))
+
+    def _range(self, start: int, size: int) -> bytes:
+        self._file.seek(start)
+        found = self._file.read(size)
+        if len(found) != size:
+            raise OSError(f"{len(found)} of {size} bytes at {start}")
         return found
 
     def close(self) -> None:
         if not self.closed and hasattr(self, "_file"):
+            if self._thread is not None:
+                self._thread.shutdown()
             self._file.close()
         super().close()
 

@@ -11,7 +11,7 @@ An archive is read once, from its beginning to its end, holding one sample.
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, cast
 
 from emo_jax.documents import foreign
 from emo_jax.documents.archives import READ_ERRORS, open_packed, unreadable
@@ -110,11 +110,11 @@ class _Samples:
         self._bad = ""  # why the sample cannot be used
 
     def read(self, stream: IO[bytes]) -> Iterator[Document]:
-        ended: Any = _Ended(stream)  # all that tarfile asks of a file in this mode
-        tar: Any
-        with tarfile.open(fileobj=ended, mode="r|", tarinfo=_Member) as tar:
+        whole = cast(IO[bytes], _Ended(stream))
+        with tarfile.open(fileobj=whole, mode="r|", tarinfo=_Member) as tar:
             while (member := tar.next()) is not None:
-                tar.members = []  # else all headers are kept
+                # Else all headers are kept.
+                tar.members = []  # type: ignore[attr-defined]
                 yield from self._member(tar, member)
             rest = tar.fileobj
             assert rest is not None

@@ -4,6 +4,7 @@ import gzip
 import io
 import json
 import pickle
+import random
 import subprocess
 import sys
 import tarfile
@@ -95,6 +96,33 @@ def test_patterns(memory):
     assert [d.text for d in read("memory://b/splits/train*")] == ["train-0.jsonl"]
 
 
+def test_ranges_in_any_order():
+    """In order, the next range is on its way while another one may be asked for."""
+    rng, content = random.Random(0), random.Random(1).randbytes(300_000)
+    fsspec.filesystem("memory").pipe("/ranges/a", content)
+    for _ in range(20):
+        with locations.open_binary(locations.location("memory://ranges/a"), 1 << 12) as file:
+            at = 0
+            for _ in range(100):
+                if rng.random() < 0.2:
+                    at = file.seek(rng.randrange(len(content) + 10))
+                size = rng.choice((1, 100, 4096, 5000, 20_000))
+                assert file.read(size) == content[at : at + size]
+                at = min(at + size, max(at, len(content)))
+
+
+def test_an_answer_that_is_too_short_is_no_end(monkeypatch):
+    monkeypatch.setenv("EMO_READ_WAIT", "0")
+    fs = fsspec.filesystem("memory")
+    fs.pipe("/short/a.txt", b"a text " * 10_000)
+    documents = read_documents(["memory://short/a.txt"])
+    found = locations.open_binary(locations.location("memory://short/a.txt"))
+    fs.store["/short/a.txt"].truncate(100)
+    with pytest.raises(DataError, match=r"short/a\.txt: cannot be read .100 of 8192 bytes at 0"):
+        found.read()
+    assert [len(d.text) for d in documents] == [100]  # opened as it is now
+
+
 def test_files_go_to_other_processes(memory):
     _, url = memory
     columns = Columns(text="text", names={"--id-field": "id"})
@@ -181,6 +209,27 @@ def test_an_outage_is_waited_for_and_said(bucket, monkeypatch, caplog):
         list(documents)
     assert time.monotonic() - begin < 60
     assert "waiting up to 8 s for it" in caplog.text
+
+
+@pytest.mark.system
+@pytest.mark.parametrize("name", ["a.parquet", "a.arrow", "a.tar.gz", "a.txt"])
+def test_an_outage_in_any_kind_of_file(bucket, tmp_path, monkeypatch, name):
+    table = pa.table({"text": [f"{i} " * 5000 for i in range(1000)]})
+    pq.write_table(table, tmp_path / "a.parquet", row_group_size=50)
+    with pa.ipc.new_stream(tmp_path / "a.arrow", table.schema) as writer:
+        writer.write_table(table, 50)
+    with tarfile.open(tmp_path / "a.tar.gz", "w:gz") as tar:
+        tar.add(tmp_path / "a.arrow", "a.jpg")
+        tar.add(__file__, "a.txt")
+    (tmp_path / "a.txt").write_text("a text " * 99)
+    bucket.put(name, (tmp_path / name).read_bytes())
+    monkeypatch.setenv("EMO_READ_WAIT", "0")
+    documents = read_documents([f"s3://{bucket.name}/{name}"])
+    bucket.proxy.plan = Plan(share=1, faults=("busy",))
+    with pytest.raises(
+        DataError, match=rf"s3://.*{name}: cannot be read .Service Unavailable.*check"
+    ):
+        list(documents)
 
 
 @pytest.mark.system

@@ -127,7 +127,7 @@ def test_files_that_go_or_change_while_in_use(folder):
     array = opened(folder)
     array.start_rows([0], 8)()
     shutil.move(folder / "a", folder / "away")
-    with pytest.raises(DataError, match="a/c/0: is not there any more.*bring it back"):
+    with pytest.raises(DataError, match=r"a/c/0: is not there any more.*bring it back"):
         array.start_rows([0], 8)()
     shutil.move(folder / "away", folder / "a")
     np.testing.assert_array_equal(array.start_rows([40], 8)()[0], values[40:48])
