@@ -243,6 +243,15 @@ def _listed(path):
     return json.loads((path / "store.json").read_text())["files"]
 
 
+def test_comparing_ends_when_it_is_given_up(bucket, url, sharded):
+    bucket.proxy.plan = Plan(share=1, faults=("hang",), where="train/")
+    comparing = StoreFiles(url).compare(_listed(sharded))
+    assert next(comparing) == ("tokenizer/special_tokens_map.json", "")
+    begin = time.monotonic()
+    comparing.close()  # as an interrupt does
+    assert time.monotonic() - begin < 3
+
+
 def test_changed_and_not_verified_is_found_when_read(bucket, url, sharded):
     name = "train/tokens/c/3"
     bucket.put(f"corpora/one/{name}", CHANGES["changed"][0]((sharded / name).read_bytes()))
