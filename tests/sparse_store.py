@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import tensorstore as ts
 
-from emo_jax.data import store, store_manifest, store_writer
+from emo_jax.data import store_manifest, store_stream, store_writer
 from emo_jax.tokenizer.load import byte_tokenizer
 
 DOCUMENT = 500  # tokens of every document
@@ -88,7 +88,7 @@ def make(
     path: Path, tokens: int = 10**12, *, starts: Sequence[int] = (0,), domains: int = 3
 ) -> Path:
     """Makes a store of documents of `DOCUMENT` tokens; may be read near token `starts`."""
-    documents, stride = tokens // DOCUMENT, store.INDEX_STRIDE
+    documents, stride = tokens // DOCUMENT, store_stream.INDEX_STRIDE
     tokens = documents * DOCUMENT
     split = path / "train"
     tokenizer = byte_tokenizer()

@@ -3,6 +3,7 @@
 import hashlib
 import os
 import stat
+import threading
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -11,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from emo_jax.data.store_manifest import MANIFEST
-from emo_jax.errors import DataError
+from emo_jax.errors import DataError, one_line
 from emo_jax.files.arrays import Files
 from emo_jax.files.remote import (
     BLOCK_BYTES,
@@ -22,7 +23,7 @@ from emo_jax.files.remote import (
     kvstore,
 )
 from emo_jax.files.steady import SteadyFiles
-from emo_jax.files.waiting import Patience, SpoiltError
+from emo_jax.files.waiting import Patience, SpoiltError, wait_unless
 
 _AT_ONCE = 8  # files compared at the same time
 
@@ -121,19 +122,26 @@ class StoreFiles:
           In the order of `files`, the name, and what is wrong with it ("": nothing).
 
         Raises:
-          DataError: one cannot be read at all.
+          DataError: a remote one stays unavailable.
         """
+        closed = threading.Event()
+
+        def compare(name: str, expected: dict[str, Any]) -> str:
+            with wait_unless(closed.is_set):
+                return self._compare(name, expected)
+
         with ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="digests") as pool:
             ahead: deque[tuple[str, Future[str]]] = deque()
             try:
                 for name, expected in files.items():
-                    ahead.append((name, pool.submit(self._compare, name, expected)))
+                    ahead.append((name, pool.submit(compare, name, expected)))
                     if len(ahead) > 2 * _AT_ONCE:  # no more: there may be 100 000
                         first, found = ahead.popleft()
                         yield first, found.result()
                 for first, found in ahead:
                     yield first, found.result()
             finally:
+                closed.set()
                 pool.shutdown(cancel_futures=True)
 
     def _compare(self, name: str, expected: dict[str, Any]) -> str:
@@ -142,6 +150,8 @@ class StoreFiles:
             same = read(name, expected["bytes"]) == expected["sha256"]
         except FileNotFoundError:
             return "missing"
+        except OSError as error:
+            return f"cannot be read: {one_line(error)}"
         except SpoiltError:
             same = False
         return "" if same else "content differs from its checksum"

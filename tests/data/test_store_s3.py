@@ -243,6 +243,15 @@ def _listed(path):
     return json.loads((path / "store.json").read_text())["files"]
 
 
+def test_comparing_ends_when_it_is_given_up(bucket, url, sharded):
+    bucket.proxy.plan = Plan(share=1, faults=("hang",), where="train/")
+    comparing = StoreFiles(url).compare(_listed(sharded))
+    assert next(comparing) == ("tokenizer/special_tokens_map.json", "")
+    begin = time.monotonic()
+    comparing.close()  # as an interrupt does
+    assert time.monotonic() - begin < 3
+
+
 def test_changed_and_not_verified_is_found_when_read(bucket, url, sharded):
     name = "train/tokens/c/3"
     bucket.put(f"corpora/one/{name}", CHANGES["changed"][0]((sharded / name).read_bytes()))
@@ -273,15 +282,20 @@ def test_replaced_by_another_store_while_it_is_read(bucket, url, sharded, store_
         stream.read(0, 64)
 
 
-def test_requests_do_not_grow_with_the_shards(bucket, url, store_path):
-    """One listing page for each 1000 files."""
-    counts = []
+def test_requests_do_not_grow_with_the_shards(bucket, url, store_path, monkeypatch):
+    """One listing page for each 1000 files; of a large store, only what is small is compared."""
     few = bucket.upload(store_path, "few")
-    for where in (few, url):
-        bucket.proxy.forget()
-        TokenStore.open(where, verify=False).streams("train")
-        counts.append(len(bucket.proxy.requests))
-    assert counts[0] == counts[1] == 7, bucket.proxy.requests  # manifest, listing, 4 arrays, index
+    monkeypatch.setattr("emo_jax.data.store.VERIFY_BELOW_BYTES", 1)
+    for verify in (False, None):
+        counts = []
+        for where in (few, url):
+            bucket.proxy.forget()
+            TokenStore.open(where, verify=verify).streams("train")
+            counts.append(len(bucket.proxy.requests))
+            assert bucket.proxy.counted("/tokens/c/") == 0
+        # Manifest, listing, 4 arrays, index of documents; and what is compared: the tokenizer's 3
+        # files, and the descriptions of 4 arrays (the first store has 3 splits, the other one).
+        assert counts == ([7, 7] if verify is False else [7 + 3 + 12, 7 + 3 + 4])
 
 
 def test_a_tokenizer_of_another_store(bucket, url, sharded):

@@ -79,7 +79,7 @@ def test_threads_that_miss_the_same_say_one_line(waits, caplog):
 
 def test_a_read_that_is_late_or_needs_no_file_adds_no_line(waits, caplog):
     waits(10)
-    one, left = patience(), [AwayError("a: away")]
+    one, left = patience(), [AwayError("a: away"), AwayError("a: away")]
 
     def attempt():
         if left:
