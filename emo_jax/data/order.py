@@ -108,8 +108,8 @@ def _keys(seed: int, name: str, epoch: int) -> np.ndarray:
 class GrainOrder:
     """The order of runs before `data.order` existed: grain's `shuffle`, with a hashed seed.
 
-    grain takes a seed of 32 bits and adds the epoch to it; it takes milliseconds per window where
-    there are few windows, and repeats windows where there are more than 2**32.
+    grain takes a seed of 32 bits and adds the epoch to it, and milliseconds per window where there
+    are few windows. It was made for indices of 32 bits: of 2**32 + 1 windows, it repeats one.
     """
 
     def __init__(self, count: int, seed: int):
