@@ -15,7 +15,7 @@ from emo_jax.documents.columns import INVALID, is_ids, is_name, is_text, path_of
 from emo_jax.documents.file_kinds import ARROW, kind_of
 from emo_jax.documents.locations import is_remote, open_binary
 from emo_jax.documents.records import joined
-from emo_jax.documents.text_files import MAX_DOCUMENT_BYTES, size_of, too_long
+from emo_jax.documents.text_files import MAX_DOCUMENT_BYTES, Part, size_of, too_long
 from emo_jax.errors import DataError, EmoError, UsageError
 
 _BATCH_BYTES = 1 << 22
@@ -28,6 +28,17 @@ def check_installed(file: Path) -> None:
     """Raises UsageError if pyarrow is not installed."""
     if importlib.util.find_spec("pyarrow") is None:
         raise UsageError(f"{file}: pyarrow is not installed; pip install 'emo-jax[prepare]'")
+
+
+def row_groups(file: Path) -> list[tuple[int, int]]:
+    """Returns (rows, bytes uncompressed) of each row group.
+
+    Raises:
+      DataError: the file is damaged.
+    """
+    with _open(file) as parquet:
+        groups = [parquet.metadata.row_group(i) for i in range(parquet.metadata.num_row_groups)]
+        return [(group.num_rows, group.total_byte_size) for group in groups]
 
 
 class Columns:
@@ -105,8 +116,11 @@ class Columns:
                     f" {option}"
                 )
 
-    def rows(self, file: Path) -> Iterator[tuple[dict[str, Any], str]]:
+    def rows(self, file: Path, part: Part | None = None) -> Iterator[tuple[dict[str, Any], str]]:
         """Yields (record, "") for each row, with the fields that exist, or ({}, why) if unusable.
+
+        Args:
+          part: read only these row groups.
 
         Raises:
           DataError: the file is damaged.
@@ -120,7 +134,9 @@ class Columns:
                 parquet = stack.enter_context(_open(file))
                 there = self._there(parquet.schema_arrow)
                 paths = sorted({path_of(parquet.schema_arrow, name) for name in there})
-                settings = {"columns": paths, "use_threads": False}
+                settings: dict[str, Any] = {"columns": paths, "use_threads": False}
+                if part is not None:
+                    settings["row_groups"] = list(range(part.start, part.stop))
                 batches = parquet.iter_batches(batch_size=_rows_at_once(parquet), **settings)
             while True:
                 try:

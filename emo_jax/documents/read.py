@@ -31,6 +31,7 @@ from emo_jax.documents.records import (
     joined,
     lookup,
 )
+from emo_jax.documents.text_files import Part
 from emo_jax.errors import DataError, UsageError
 
 __all__ = ["Document", "ReadReport", "find_inputs", "read_documents", "read_file", "read_found"]
@@ -171,18 +172,25 @@ def read_found(
 
 
 def read_file(
-    file: File, made: Documents, columns: parquet.Columns, max_bytes: int
+    file: File,
+    made: Documents,
+    columns: parquet.Columns,
+    max_bytes: int,
+    part: Part | None = None,
 ) -> Iterator[Document]:
     """Streams the documents of one file; it needs nothing of the files beside it.
+
+    Args:
+      part: read only these bytes of a file of lines, or row groups of a Parquet file.
 
     Raises:
       DataError: the file is damaged.
     """
     try:
         if file.kind == file_kinds.LINES:
-            yield from _read_jsonl(file, made, max_bytes)
+            yield from _read_jsonl(file, made, max_bytes, part)
         elif file.kind in (file_kinds.ROWS, file_kinds.ARROW):
-            yield from _read_rows(file, made, columns)
+            yield from _read_rows(file, made, columns, part)
         elif file.kind == file_kinds.TAR:
             yield from tars.read(file.path, file.name, file.domain, made, max_bytes)
         else:
@@ -212,9 +220,11 @@ def _read_all(
         raise no_document(found, made.report)
 
 
-def _read_jsonl(file: File, made: Documents, max_bytes: int) -> Iterator[Document]:
+def _read_jsonl(
+    file: File, made: Documents, max_bytes: int, part: Part | None
+) -> Iterator[Document]:
     path, name, domain = file.path, file.name, file.domain
-    for number, record, why in text_files.json_lines(path, max_bytes):
+    for number, record, why in text_files.json_lines(path, max_bytes, part):
         if why:
             made.report.skip(f"{path}:{number}", why)
         else:
@@ -223,8 +233,11 @@ def _read_jsonl(file: File, made: Documents, max_bytes: int) -> Iterator[Documen
             )
 
 
-def _read_rows(file: File, made: Documents, columns: parquet.Columns) -> Iterator[Document]:
-    for number, (record, why) in enumerate(columns.rows(file.path), 1):
+def _read_rows(
+    file: File, made: Documents, columns: parquet.Columns, part: Part | None
+) -> Iterator[Document]:
+    first = 1 if part is None else part.first
+    for number, (record, why) in enumerate(columns.rows(file.path, part), first):
         source = Source(f"{file.path}:{number}", f"{file.name}:{number}", file.domain)
         if why:
             made.report.skip(source.where, why)

@@ -7,9 +7,9 @@ import codecs
 import io
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
-from emo_jax.documents.archives import open_packed
+from emo_jax.documents.archives import open_packed, packing
 from emo_jax.files import json_files
 from emo_jax.files.json_files import UTF8_MARK, NotReadableError
 
@@ -19,6 +19,19 @@ _ENDLESS = 1 << 30  # bytes; a file with a line this long is not made of lines
 _CHUNK = 1 << 20
 _START = 1 << 16
 _MARK = UTF8_MARK.decode()
+
+
+class Part(NamedTuple):
+    """A part of a file: lines that begin in bytes [start, stop), or row groups [start, stop).
+
+    Attributes:
+      first: number, from 1, of its first line or row. For lines and `start` > 0 it is 2 + the line
+        feeds in bytes [0, start - 1), since the first line begins after one that is not among them.
+    """
+
+    start: int
+    stop: int
+    first: int
 
 
 class EncodingError(NotReadableError):
@@ -89,6 +102,49 @@ def decoded_text(content: bytes) -> bytes:
     return b"".join(decoded_chunks(io.BytesIO(content)))
 
 
+def has_parts(path: Path) -> bool:
+    """Returns whether a file can be read in parts: UTF-8, not compressed, lines that end in LF."""
+    if packing(path):
+        return False
+    with open_packed(path) as stream:
+        chunk = stream.read(_CHUNK)
+    return json_files.codec_of(chunk) is None and b"\n" in chunk
+
+
+def count_lines(path: Path, start: int, stop: int) -> int:
+    """Returns the number of line feeds in bytes [start, stop) of a file."""
+    count = 0
+    with open_packed(path) as stream:
+        stream.seek(start)
+        while start < stop and (chunk := stream.read(min(_CHUNK, stop - start))):
+            count += chunk.count(b"\n")
+            start += len(chunk)
+    return count
+
+
+def _part_chunks(path: Path, start: int, stop: int, size: int = _CHUNK) -> Iterator[bytes]:
+    """Yields the lines that begin in bytes [start, stop), as `read_chunks` yields a whole file."""
+    with open_packed(path) as stream:
+        at = max(start - 1, 0)
+        stream.seek(at)
+        inside = start > 0  # of a line that begins earlier
+        ended = True
+        while at < stop and (chunk := stream.read(min(size, stop - at))):
+            at += len(chunk)
+            if inside:
+                _, found, chunk = chunk.partition(b"\n")
+                inside = not found
+            elif not start and at == len(chunk):
+                chunk = chunk.removeprefix(UTF8_MARK)
+            if chunk:
+                ended = chunk.endswith(b"\n")
+                yield chunk
+        while not ended and (chunk := stream.read(size)):
+            line, found, _ = chunk.partition(b"\n")
+            ended = bool(found)
+            yield line + found
+
+
 def read_start(path: Path) -> bytes:
     """Returns the beginning of a text file, as `read_chunks` yields it."""
     return next(read_chunks(path, _START, _START), b"")
@@ -110,7 +166,7 @@ def read_text(path: Path, max_bytes: int = MAX_DOCUMENT_BYTES) -> bytes:
 
 
 def read_lines(
-    path: Path, max_bytes: int = MAX_DOCUMENT_BYTES
+    path: Path, max_bytes: int = MAX_DOCUMENT_BYTES, part: Part | None = None
 ) -> Iterator[tuple[int, bytes | None]]:
     """Yields the lines of a text file, numbered from 1; None for one longer than the limit.
 
@@ -119,12 +175,18 @@ def read_lines(
     Lines end in LF or CR LF, or in CR in a file without any LF. Nothing else ends a line, so it may
     contain U+2028.
 
+    Args:
+      part: read only this part of a file that `has_parts`.
+
     Raises:
       READ_ERRORS of `archives`: including NotReadableError for a line that does not end.
     """
     number, held, size = 1, list[bytes](), 0
     end = b""  # not known yet
-    for chunk in read_chunks(path):
+    chunks = read_chunks(path)
+    if part is not None:
+        number, end, chunks = part.first, b"\n", _part_chunks(path, part.start, part.stop)
+    for chunk in chunks:
         if not end:
             end = b"\n" if b"\n" in chunk else b"\r" if b"\r" in chunk[:-1] else b""
         if end and not size and not chunk.strip(end):  # nothing but empty lines
@@ -155,7 +217,9 @@ def read_lines(
         yield number, b"".join(held) if size <= max_bytes else None
 
 
-def json_lines(path: Path, max_bytes: int = MAX_DOCUMENT_BYTES) -> Iterator[tuple[int, Any, str]]:
+def json_lines(
+    path: Path, max_bytes: int = MAX_DOCUMENT_BYTES, part: Part | None = None
+) -> Iterator[tuple[int, Any, str]]:
     """Yields (number, value, "") for every line of JSON, and (number, None, why) for any other.
 
     Blank lines are skipped. If a key occurs twice in an object, the last one counts. NaN, Infinity
@@ -164,7 +228,7 @@ def json_lines(path: Path, max_bytes: int = MAX_DOCUMENT_BYTES) -> Iterator[tupl
     Raises:
       READ_ERRORS of `archives`.
     """
-    for number, line in read_lines(path, max_bytes):
+    for number, line in read_lines(path, max_bytes, part):
         if line is None:
             yield number, None, too_long(max_bytes)
             continue
