@@ -7,6 +7,10 @@
       doc_ends     (D,) int64: where each document ends, that token included
       doc_domains  (D,) int32: index into the list of domains
       doc_index    (D/1024,) int64: every 1024th of `doc_ends`, the only part held in memory
+      doc_ids      (B,) uint8: ids of the documents end to end, UTF-8, compressed (optional)
+      doc_id_ends  (D,) int64: where each id ends, compressed
+    STORE/sources.json        documents and tokens of each input (optional, not checked: where the
+                              documents came from is no part of what the store is)
 
 A path may be local or a URL that tensorstore supports (gs://, s3://). Damage is detected in two
 ways: opening compares the files with the manifest, and every chunk read is checked against its
@@ -37,6 +41,7 @@ from emo_jax.tokenizer.base import Tokenizer
 from emo_jax.tokenizer.json_tokenizer import JsonTokenizer
 from emo_jax.tokenizer.load import has_tokenizer, load_tokenizer
 
+SOURCES = "sources.json"
 VERIFY_BELOW_BYTES = 10**9  # smaller stores are read once in full when opened
 _CACHE_BYTES = 1 << 26
 _MAX_CHUNK_BYTES = 1 << 26  # ours have 128 KB; a whole chunk is held in memory
@@ -153,6 +158,20 @@ class TokenStore:
             named = sum(self.count(split, what, name) for name in self.groups.names[:-1])
             return counts.get(what, 0) - named
         return of_domain.get(domain, {}).get(what, 0)
+
+    def sources(self) -> dict[str, dict[str, int]]:
+        """Returns "documents" and "tokens" of each input that `emo prepare` read; {} if unknown."""
+        content = StoreFiles(self.path).read(SOURCES)
+        if content is None:
+            return {}
+        try:
+            fields = Fields(json_files.parse(content))
+            return {
+                name: {what: fields.inner(name).integer(what) for what in ("documents", "tokens")}
+                for name in fields
+            }
+        except NotReadableError as error:
+            raise self.damaged(f"{SOURCES} cannot be read ({error})") from error
 
     def streams(self, split: str) -> list[StoreStream]:
         """Returns the one stream of a split; an empty list if the split is empty."""

@@ -26,6 +26,8 @@ from emo_jax.tokenizer.base import Tokenizer
 # carries its own CRC-32C.
 _SHARD_ITEMS = 1 << 25
 _CHUNK_ITEMS = 1 << 14
+_TEXT_CHUNK_ITEMS = 1 << 17  # of bytes, which compress better in larger chunks
+_ZSTD_LEVEL = 3
 
 PARTIAL = "tmp"
 # Top-level entries of a store, complete or half written.
@@ -40,11 +42,47 @@ class SplitContent:
       lengths: (D,) int64 tokens of each document, including the end-of-document token.
       domain_ids: (D,) index into the store's domains.
       blocks: the tokens, document after document, split anywhere.
+      ids: (D,) ids of the documents; None: the store keeps none.
     """
 
     lengths: np.ndarray
     domain_ids: np.ndarray
     blocks: Iterable[np.ndarray]
+    ids: Sequence[str] | None = None
+
+
+@dataclass(frozen=True)
+class ArrayPlan:
+    """One zarr array of a store.
+
+    Args:
+      name: in the store: `train/tokens`.
+      size: number of items.
+      dtype: name of the type of an item.
+      shard: items of a file.
+      chunk: items that are read at once.
+      compressed: chunks are compressed with zstd.
+    """
+
+    name: str
+    size: int
+    dtype: str
+    shard: int
+    chunk: int
+    compressed: bool = False
+
+    @classmethod
+    def of(cls, name: str, size: int, dtype: Any) -> "ArrayPlan":
+        """Returns the plan of an array as stores have it."""
+        what = name.rpartition("/")[2]
+        chunk = _TEXT_CHUNK_ITEMS if what == "doc_ids" else _CHUNK_ITEMS
+        shard = min(_SHARD_ITEMS, -(-size // chunk) * chunk)
+        compressed = what in ("doc_ids", "doc_id_ends")
+        return cls(name, size, np.dtype(dtype).name, shard, chunk, compressed)
+
+    def shards(self) -> list[tuple[int, int]]:
+        """Returns the items [start, stop) of each file."""
+        return [(a, min(a + self.shard, self.size)) for a in range(0, self.size, self.shard)]
 
 
 def check_target(path: str | os.PathLike[str]) -> Path:
@@ -86,23 +124,45 @@ def write_store(
             name: _write_split(folder / name, content, domains, tokenizer)
             for name, content in splits.items()
         }
-        manifest: dict[str, Any] = {
-            "format": store_manifest.FORMAT,
-            "version": store_manifest.VERSION,
-            "tokenizer": tokenizer.fingerprint,
-            "vocab_size": tokenizer.vocab_size,
-            "eos_id": tokenizer.eos_id,
-            "pad_id": tokenizer.pad_id,
-            "seed": seed,
-            "domains": list(domains),
-            "splits": described,
-            "files": dict(_describe_files(folder)),
-            **(facts or {}),
-        }
-        manifest["checksum"] = store_manifest.checksum(manifest)
-        (folder / store_manifest.MANIFEST).write_text(
-            json.dumps(manifest, indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
+        write_manifest(
+            folder,
+            tokenizer=tokenizer,
+            domains=domains,
+            splits=described,
+            files=dict(describe_files(folder)),
+            seed=seed,
+            facts=facts,
         )
+
+
+def write_manifest(
+    folder: Path,
+    *,
+    tokenizer: Tokenizer,
+    domains: Sequence[str],
+    splits: Mapping[str, Any],
+    files: Mapping[str, Any],
+    seed: int,
+    facts: Mapping[str, Any] | None = None,
+) -> None:
+    """Writes the manifest of a store whose other files are complete."""
+    manifest: dict[str, Any] = {
+        "format": store_manifest.FORMAT,
+        "version": store_manifest.VERSION,
+        "tokenizer": tokenizer.fingerprint,
+        "vocab_size": tokenizer.vocab_size,
+        "eos_id": tokenizer.eos_id,
+        "pad_id": tokenizer.pad_id,
+        "seed": seed,
+        "domains": list(domains),
+        "splits": splits,
+        "files": files,
+        **(facts or {}),
+    }
+    manifest["checksum"] = store_manifest.checksum(manifest)
+    (folder / store_manifest.MANIFEST).write_text(
+        json.dumps(manifest, indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
+    )
 
 
 @contextlib.contextmanager
@@ -120,7 +180,8 @@ def _write_split(
     lengths = np.asarray(content.lengths, np.int64)
     domain_ids = np.asarray(content.domain_ids, np.int64)
     documents = np.bincount(domain_ids, minlength=len(domains))
-    tokens = np.bincount(domain_ids, weights=lengths, minlength=len(domains))
+    tokens = np.zeros(len(domains), np.int64)
+    np.add.at(tokens, domain_ids, lengths)
     if lengths.size:
         ends = np.cumsum(lengths)
         stride = store_stream.INDEX_STRIDE
@@ -131,11 +192,24 @@ def _write_split(
             np.minimum(np.arange(stride - 1, ends.size + stride - 1, stride), ends.size - 1)
         ]
         _write_array(folder / "doc_index", [index], index.size)
+        if content.ids is not None:
+            encoded = [name.encode("utf-8") for name in content.ids]
+            id_ends = np.cumsum([len(name) for name in encoded])
+            text = np.frombuffer(b"".join(encoded), np.uint8)
+            _write_array(folder / "doc_ids", [text], text.size)
+            _write_array(folder / "doc_id_ends", [id_ends], id_ends.size)
+    return describe_split(documents, tokens, domains)
+
+
+def describe_split(
+    documents_M: np.ndarray, tokens_M: np.ndarray, domains: Sequence[str]
+) -> dict[str, Any]:
+    """Returns what the manifest says of a split, given the counts of each domain."""
     return {
-        "tokens": int(lengths.sum()),
-        "documents": int(lengths.size),
+        "tokens": int(tokens_M.sum()),
+        "documents": int(documents_M.sum()),
         "domains": {
-            name: {"documents": int(documents[i]), "tokens": int(tokens[i])}
+            name: {"documents": int(documents_M[i]), "tokens": int(tokens_M[i])}
             for i, name in enumerate(domains)
         },
     }
@@ -151,9 +225,9 @@ def _write_array(
             check_ids(block, tokenizer.vocab_size, str(folder))
             block = block.astype(token_dtype(tokenizer.vocab_size), copy=False)
         if array is None:
-            shard = min(_SHARD_ITEMS, -(-size // _CHUNK_ITEMS) * _CHUNK_ITEMS)
-            array = _create(folder, size, block.dtype, shard)
-            buffer = np.empty(shard, block.dtype)
+            plan = ArrayPlan.of(folder.name, size, block.dtype)
+            array = create_array(folder, plan)
+            buffer = np.empty(plan.shard, block.dtype)
         while block.size:
             part = block[: buffer.size - filled]
             buffer[filled : filled + part.size] = part
@@ -168,22 +242,38 @@ def _write_array(
         raise DataError(f"{folder}: {written} items written, {size} expected; prepare it again")
 
 
-def _create(folder: Path, size: int, dtype: np.dtype, shard: int) -> ts.TensorStore:
-    codecs = [{"name": "bytes", "configuration": {"endian": "little"}}, {"name": "crc32c"}]
-    sharding = {"chunk_shape": [_CHUNK_ITEMS], "codecs": codecs, "index_codecs": codecs}
+def create_array(folder: Path, plan: ArrayPlan) -> ts.TensorStore:
+    """Creates an array without items, or opens the same one again."""
+    packed = [{"name": "zstd", "configuration": {"level": _ZSTD_LEVEL}}] if plan.compressed else []
+    plain = [{"name": "bytes", "configuration": {"endian": "little"}}]
+    crc = [{"name": "crc32c"}]
+    sharding = {
+        "chunk_shape": [plan.chunk],
+        "codecs": plain + packed + crc,
+        "index_codecs": plain + crc,
+    }
     spec = {
         "driver": "zarr3",
         "kvstore": {"driver": "file", "path": f"{folder}/"},
         "metadata": {
-            "shape": [size],
-            "data_type": np.dtype(dtype).name,
-            "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": [shard]}},
+            "shape": [plan.size],
+            "data_type": plan.dtype,
+            "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": [plan.shard]}},
             "codecs": [{"name": "sharding_indexed", "configuration": sharding}],
         },
         # Zeros are written too: a missing chunk always means damage.
         "store_data_equal_to_fill_value": True,
     }
-    return ts.open(spec, create=True).result()
+    try:
+        return ts.open(spec, create=True, open=True).result()
+    except (ValueError, OSError) as error:
+        raise OSError(str(error).splitlines()[0]) from error
+
+
+def write_shard(folder: Path, plan: ArrayPlan, start: int, items: np.ndarray) -> Path:
+    """Writes one file of an array, all its items from `start`; returns its path."""
+    _write(create_array(folder, plan), start, items)
+    return folder / "c" / str(start // plan.shard)
 
 
 def _write(array: ts.TensorStore, start: int, items: np.ndarray) -> None:
@@ -193,11 +283,14 @@ def _write(array: ts.TensorStore, start: int, items: np.ndarray) -> None:
         raise OSError(str(error).splitlines()[0]) from error
 
 
-def _describe_files(folder: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+def describe_files(folder: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yields the name of each file below a folder, and its size and SHA-256."""
     for file in sorted(p for p in folder.rglob("*") if p.is_file()):
-        with file.open("rb") as stream:
-            digest = hashlib.file_digest(stream, "sha256").hexdigest()
-        yield (
-            file.relative_to(folder).as_posix(),
-            {"bytes": file.stat().st_size, "sha256": digest},
-        )
+        yield file.relative_to(folder).as_posix(), describe_file(file)
+
+
+def describe_file(file: Path) -> dict[str, Any]:
+    """Returns what the manifest says of a file."""
+    with file.open("rb") as stream:
+        digest = hashlib.file_digest(stream, "sha256").hexdigest()
+    return {"bytes": file.stat().st_size, "sha256": digest}

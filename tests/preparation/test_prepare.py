@@ -5,6 +5,7 @@ import pytest
 
 from emo_jax.data import store_writer
 from emo_jax.errors import DataError, UsageError
+from emo_jax.preparation import buckets, pieces
 from emo_jax.preparation import prepare as prepare_lib
 from emo_jax.preparation.prepare import assign_splits, prepare
 from emo_jax.tokenizer.load import byte_tokenizer
@@ -23,8 +24,9 @@ def test_same_input_same_store(corpus, store, tmp_path, monkeypatch):
     """Neither the size of a batch nor the order of the lines matters; the seed does."""
     shuffled = tmp_path / "shuffled.jsonl"
     shuffled.write_text("".join(reversed(corpus.read_text().splitlines(keepends=True))))
-    monkeypatch.setattr(prepare_lib, "_BATCH_CHARS", 1000)
-    monkeypatch.setattr(prepare_lib, "_BLOCK_TOKENS", 100)
+    monkeypatch.setattr(pieces, "_BATCH_CHARS", 1000)
+    monkeypatch.setattr(prepare_lib, "_RUN_BYTES", 10_000)
+    monkeypatch.setattr(buckets, "BUCKET_BYTES", 10_000)
     again = prepare([shuffled], tmp_path / "a", byte_tokenizer()).store
     assert again.fingerprint == store.fingerprint
     other = prepare([corpus], tmp_path / "b", byte_tokenizer(), seed=1).store
@@ -119,11 +121,15 @@ def test_a_failure_leaves_nothing_behind(tmp_path, content):
     assert list((tmp_path / "out").iterdir()) == []
 
 
-def test_full_disk(corpus, tmp_path, monkeypatch):
+def test_full_disk(corpus, store, tmp_path, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(store_writer, "_write", full)
     with pytest.raises(DataError, match=r"cannot be written .*No space left.*free or choose"):
         prepare([corpus], tmp_path / "out" / "s", byte_tokenizer())
-    assert list((tmp_path / "out").iterdir()) == []
+    assert [p.suffix for p in (tmp_path / "out").iterdir()] == [".prepare"]  # to go on from
+    monkeypatch.undo()
+    again = prepare([corpus], tmp_path / "out" / "s", byte_tokenizer())
+    assert again.store.fingerprint == store.fingerprint and not again.documents_read
+    assert [p.name for p in (tmp_path / "out").iterdir()] == ["s"]

@@ -1,0 +1,182 @@
+"""The last step: the files of the store's arrays, each of a range of the sorted documents."""
+
+import functools
+import json
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from emo_jax.data import store_stream, store_writer
+from emo_jax.data.store_writer import ArrayPlan
+from emo_jax.data.stream import SPLITS, token_dtype
+from emo_jax.errors import DataError
+from emo_jax.preparation.runs import read_exactly
+from emo_jax.preparation.tasks import Job, Outcome, Task, name_of, whole_file
+
+
+class Piece(NamedTuple):
+    """The documents of a split in a bucket: the file, and how many there are of each thing."""
+
+    file: str
+    documents: int
+    tokens: int
+    id_bytes: int
+
+
+Layout = list[list[Piece]]  # of each split: its pieces, in order
+
+
+class _Section(NamedTuple):
+    """Where the items of an array are in a piece: `at` bytes from the start, as `dtype`."""
+
+    at: int
+    size: int
+    dtype: np.dtype
+
+
+def _section(piece: Piece, what: str, token: np.dtype) -> _Section:
+    D = piece.documents
+    ids = piece.tokens * token.itemsize
+    lengths = ids + piece.id_bytes
+    long, short = np.dtype(np.int64), np.dtype(np.int32)
+    return {
+        "tokens": _Section(0, piece.tokens, token),
+        "doc_ids": _Section(ids, piece.id_bytes, np.dtype(np.uint8)),
+        "doc_ends": _Section(lengths, D, long),
+        "doc_id_ends": _Section(lengths + 8 * D, D, long),
+        "doc_domains": _Section(lengths + 16 * D, D, short),
+    }[what]
+
+
+_SUMMED = ("doc_ends", "doc_id_ends")  # kept as lengths
+
+
+def layout_of(buckets: Sequence[Outcome]) -> Layout:
+    """Returns where the documents of each split are."""
+    names = ("file", "documents", "tokens", "id_bytes")
+    return [
+        [
+            Piece(*(outcome["splits"][i][name] for name in names))
+            for outcome in buckets
+            if outcome["splits"][i]["documents"]
+        ]
+        for i in range(len(SPLITS))
+    ]
+
+
+def array_plans(job: Job, layout: Layout) -> list[ArrayPlan]:
+    """Returns the arrays of all splits, except the short index of documents."""
+    token = np.dtype(token_dtype(job.tokenizer.vocab_size))
+    plans = []
+    for split, pieces in zip(SPLITS, layout, strict=True):
+        for what in ("tokens", "doc_ends", "doc_domains", "doc_ids", "doc_id_ends"):
+            sections = [_section(piece, what, token) for piece in pieces]
+            if size := sum(section.size for section in sections):
+                plans.append(ArrayPlan.of(f"{split}/{what}", size, sections[0].dtype))
+    return plans
+
+
+def shard_tasks(job: Job, layout: Layout, plans: Sequence[ArrayPlan], key: str) -> list[Task]:
+    """Returns the tasks that write a file each; `key` stands for the buckets."""
+    name = f"layout-{key}.json"
+    with whole_file(job.path(name)) as temporary:
+        temporary.write_text(json.dumps(layout))
+    return [
+        {
+            "kind": "shard",
+            "name": name_of(
+                "shard", key, list(vars(plan).values()), start, store_stream.INDEX_STRIDE
+            ),
+            "layout": name,
+            "plan": vars(plan),
+            "items": [start, stop],
+            "stride": store_stream.INDEX_STRIDE,
+        }
+        for plan in plans
+        for start, stop in plan.shards()
+    ]
+
+
+@functools.lru_cache(maxsize=1)
+def _load_layout(path: Path) -> Layout:
+    return [[Piece(*piece) for piece in pieces] for pieces in json.loads(path.read_text())]
+
+
+def write_shard(task: Task, job: Job) -> Outcome:
+    """Writes one file of an array of the store."""
+    plan = ArrayPlan(**task["plan"])
+    start, stop = task["items"]
+    split, what = plan.name.split("/")
+    pieces = _load_layout(job.path(task["layout"]))[SPLITS.index(split)]
+    token = np.dtype(token_dtype(job.tokenizer.vocab_size))
+    items = np.empty(stop - start, plan.dtype)
+    filled = 0
+    for part in _items(job, pieces, what, token, start, stop):
+        items[filled : filled + part.size] = part
+        filled += part.size
+    if filled != items.size:
+        raise DataError(f"{job.work}: {plan.name} has {filled} items; run the same command again")
+    file = store_writer.write_shard(job.store / plan.name, plan, start, items)
+    described = store_writer.describe_file(file)
+    name = file.relative_to(job.store).as_posix()
+    outcome: dict[str, Any] = {
+        "files": {f"store/{name}": described["bytes"]},
+        "described": {name: described},
+    }
+    if what == "doc_ends":
+        outcome["index"] = _index(items, start, plan.size, task["stride"])
+    return outcome
+
+
+def _index(ends: np.ndarray, start: int, size: int, stride: int) -> list[int]:
+    """Returns the entries of `doc_index` among documents [start, start + len(ends))."""
+    found = ends[(-start - 1) % stride :: stride].tolist()
+    last = start + ends.size == size and size % stride
+    return [*found, int(ends[-1])] if last else found
+
+
+def _items(
+    job: Job, pieces: Sequence[Piece], what: str, token: np.dtype, start: int, stop: int
+) -> Iterator[np.ndarray]:
+    """Yields items [start, stop) of an array."""
+    at = total = 0
+    for piece in pieces:
+        section = _section(piece, what, token)
+        first, last = max(start - at, 0), min(stop - at, section.size)
+        if first < last:
+            if what in _SUMMED:
+                lengths = _read(job.path(piece.file), section, 0, last)
+                yield (total + np.cumsum(lengths))[first:]
+            else:
+                yield _read(job.path(piece.file), section, first, last)
+        at += section.size
+        total += piece.tokens if what == "doc_ends" else piece.id_bytes
+
+
+def _read(path: Path, section: _Section, first: int, last: int) -> np.ndarray:
+    width = section.dtype.itemsize
+    with path.open("rb") as file:
+        size = (last - first) * width
+        content = read_exactly(file.fileno(), section.at + first * width, size)
+    if len(content) != size:
+        raise DataError(f"{path}: was cut short; run the same command again")
+    return np.frombuffer(content, section.dtype)
+
+
+def write_index(job: Job, split: str, entries: Sequence[int]) -> None:
+    """Writes `doc_index` of a split."""
+    items = np.array(entries, np.int64)
+    plan = ArrayPlan.of(f"{split}/doc_index", items.size, items.dtype)
+    for start, stop in plan.shards():
+        store_writer.write_shard(job.store / plan.name, plan, start, items[start:stop])
+
+
+def remove_others(folder: Path, wanted: set[str]) -> None:
+    """Removes the files of a folder that are not wanted any more."""
+    if folder.is_dir():
+        for entry in os.scandir(folder):
+            if entry.name not in wanted and entry.is_file(follow_symlinks=False):
+                os.unlink(entry.path)
