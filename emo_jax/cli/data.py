@@ -53,9 +53,34 @@ _MAX_DOCUMENT = click.option(
     show_default=True,
     help="Where it is: a name, a list (its first), or {name: score} (the best).",
 )
+@click.option(
+    "--drop-ids",
+    default=None,
+    metavar="FILE",
+    help="Leave out the documents with these ids, one a line.",
+)
 @_MAX_DOCUMENT
 @click.option("--seed", default=0, show_default=True, help="Of the order of documents.")
 @click.option("--strict", is_flag=True, help="Fail at the first unusable document.")
+@click.option(
+    "--workers",
+    type=int,
+    default=1,
+    show_default=True,
+    help="Processes on this machine; more than 1 needs the extra beam.",
+)
+@click.option(
+    "--beam",
+    default=None,
+    metavar="OPTIONS",
+    help='Run on workers of Apache Beam instead: "--runner=FlinkRunner --flink_master=HOST:PORT".',
+)
+@click.option(
+    "--scratch",
+    default=None,
+    metavar="DIR",
+    help="Where unfinished work is kept; next to the output if unset.",
+)
 @TRUST
 def prepare(
     inputs: tuple[str, ...],
@@ -66,9 +91,13 @@ def prepare(
     text_field: str,
     id_field: str,
     domain_field: str,
+    drop_ids: str | None,
     max_document_mb: float,
     seed: int,
     strict: bool,
+    workers: int,
+    beam: str | None,
+    scratch: str | None,
     trust: bool,
     **bounds: Any,
 ) -> None:
@@ -77,7 +106,8 @@ def prepare(
     INPUTS are files (.jsonl, .parquet, .arrow, .tar, .txt, .md; lines, texts and .tar also .gz,
     .zst), patterns and folders of them, local or in s3:// and gs://; data sets of the hub:
     hf://ORG/NAME, also with /CONFIG and :SPLIT; and seqio tasks: seqio:MODULE:TASK or
-    seqio:MODULE:TASK:SPLIT.
+    seqio:MODULE:TASK:SPLIT. If it is stopped, the
+    same command goes on from what is finished.
     """
     from emo_jax.documents.document_filter import DocumentFilter
 
@@ -89,11 +119,15 @@ def prepare(
         id_field=id_field,
         domain_field=domain_field,
         wanted=DocumentFilter(**bounds),
+        drop_ids=drop_ids,
         max_document_bytes=round(max_document_mb * 1e6),
         seed=seed,
         strict=strict,
         add_bos=add_bos,
         eos_id=eos_id,
+        workers=workers,
+        beam=beam,
+        scratch=scratch,
         trust=trust,
         quiet=False,
     )

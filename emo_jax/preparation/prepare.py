@@ -185,7 +185,7 @@ def prepare(
         counts.by_source(),
         counts.text_bytes,
         counts.documents_read,
-        len(counts.pids),
+        counts.processes,
     )
     if not quiet:
         print(f"{made.table()}\n{made.lengths()}", flush=True)

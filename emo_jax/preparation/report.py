@@ -25,7 +25,7 @@ class PrepareReport:
       text_bytes: size of the texts that this command read; what an interrupted one had read is not
         read again.
       documents_read: how many there are among these.
-      processes: the number of processes that ran tasks of this command.
+      processes: the largest number of processes that ran tasks of a step.
     """
 
     store: TokenStore

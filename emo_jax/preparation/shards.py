@@ -2,7 +2,6 @@
 
 import functools
 import json
-import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -51,6 +50,7 @@ def _section(piece: Piece, what: str, token: np.dtype) -> _Section:
     }[what]
 
 
+_GROUP_BYTES = 1 << 26  # that a task writes
 _SUMMED = ("doc_ends", "doc_id_ends")  # kept as lengths
 
 
@@ -84,19 +84,26 @@ def shard_tasks(job: Job, layout: Layout, plans: Sequence[ArrayPlan], key: str) 
     name = f"layout-{key}.json"
     with whole_file(job.path(name)) as temporary:
         temporary.write_text(json.dumps(layout))
+    groups: list[list[Any]] = []
+    size = 0
+    for plan in plans:
+        for start, stop in plan.shards():
+            bytes_ = (stop - start) * np.dtype(plan.dtype).itemsize
+            if not groups or size + bytes_ > _GROUP_BYTES:
+                groups.append([])
+                size = 0
+            groups[-1].append([vars(plan), start, stop])
+            size += bytes_
+    stride = store_stream.INDEX_STRIDE
     return [
         {
             "kind": "shard",
-            "name": name_of(
-                "shard", key, list(vars(plan).values()), start, store_stream.INDEX_STRIDE
-            ),
+            "name": name_of("shard", key, group, stride),
             "layout": name,
-            "plan": vars(plan),
-            "items": [start, stop],
-            "stride": store_stream.INDEX_STRIDE,
+            "shards": group,
+            "stride": stride,
         }
-        for plan in plans
-        for start, stop in plan.shards()
+        for group in groups
     ]
 
 
@@ -105,30 +112,35 @@ def _load_layout(path: Path) -> Layout:
     return [[Piece(*piece) for piece in pieces] for pieces in json.loads(path.read_text())]
 
 
-def write_shard(task: Task, job: Job) -> Outcome:
-    """Writes one file of an array of the store."""
-    plan = ArrayPlan(**task["plan"])
-    start, stop = task["items"]
-    split, what = plan.name.split("/")
-    pieces = _load_layout(job.path(task["layout"]))[SPLITS.index(split)]
+def write_shards(task: Task, job: Job) -> Outcome:
+    """Writes some files of arrays of the store."""
+    layout = _load_layout(job.path(task["layout"]))
+    outcome: dict[str, Any] = {"files": {}, "described": {}, "index": []}
+    for described, start, stop in task["shards"]:
+        plan = ArrayPlan(**described)
+        items = _gather(job, layout, plan, start, stop)
+        file = store_writer.write_shard(job.store / plan.name, plan, start, items)
+        name = file.relative_to(job.store).as_posix()
+        outcome["described"][name] = store_writer.describe_file(file)
+        outcome["files"][f"store/{name}"] = outcome["described"][name]["bytes"]
+        split, _, what = plan.name.partition("/")
+        if what == "doc_ends":
+            outcome["index"].append([split, _index(items, start, plan.size, task["stride"])])
+    return outcome
+
+
+def _gather(job: Job, layout: Layout, plan: ArrayPlan, start: int, stop: int) -> np.ndarray:
+    """Returns items [start, stop) of an array."""
+    split, _, what = plan.name.partition("/")
     token = np.dtype(token_dtype(job.tokenizer.vocab_size))
     items = np.empty(stop - start, plan.dtype)
     filled = 0
-    for part in _items(job, pieces, what, token, start, stop):
+    for part in _items(job, layout[SPLITS.index(split)], what, token, start, stop):
         items[filled : filled + part.size] = part
         filled += part.size
     if filled != items.size:
         raise DataError(f"{job.work}: {plan.name} has {filled} items; run the same command again")
-    file = store_writer.write_shard(job.store / plan.name, plan, start, items)
-    described = store_writer.describe_file(file)
-    name = file.relative_to(job.store).as_posix()
-    outcome: dict[str, Any] = {
-        "files": {f"store/{name}": described["bytes"]},
-        "described": {name: described},
-    }
-    if what == "doc_ends":
-        outcome["index"] = _index(items, start, plan.size, task["stride"])
-    return outcome
+    return items
 
 
 def _index(ends: np.ndarray, start: int, size: int, stride: int) -> list[int]:
@@ -172,11 +184,3 @@ def write_index(job: Job, split: str, entries: Sequence[int]) -> None:
     plan = ArrayPlan.of(f"{split}/doc_index", items.size, items.dtype)
     for start, stop in plan.shards():
         store_writer.write_shard(job.store / plan.name, plan, start, items[start:stop])
-
-
-def remove_others(folder: Path, wanted: set[str]) -> None:
-    """Removes the files of a folder that are not wanted any more."""
-    if folder.is_dir():
-        for entry in os.scandir(folder):
-            if entry.name not in wanted and entry.is_file(follow_symlinks=False):
-                os.unlink(entry.path)

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import shutil
+import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -23,6 +24,7 @@ from emo_jax.preparation.tasks import Job, Outcome, Task, hash_of, whole_file
 from emo_jax.preparation.workers import Beam, Here
 
 _PLAN = "plan.json"
+_BYTES_A_SECOND = {"counting lines": 1e9, "reading": 2e6, "sorting": 1e8, "writing": 1e8}
 _FEW = 1 << 23  # documents whose keys are held in memory, to shift the edges of splits
 
 
@@ -34,7 +36,7 @@ class Counts:
     sources: Counter[tuple[str, int]] = field(default_factory=Counter)
     text_bytes: int = 0  # read by this command
     documents_read: int = 0
-    pids: set[int] = field(default_factory=set)
+    processes: int = 1
     notes: list[str] = field(default_factory=list)
 
     def by_source(self) -> dict[str, tuple[int, int]]:
@@ -59,36 +61,39 @@ class Steps:
     shown: Progress
     counts: Counts
 
-    def run(self, tasks: list[Task], what: str) -> Iterator[Outcome]:
-        """Runs the tasks of a step; yields their outcomes in order."""
-        done = 0
+    def run(self, tasks: list[Task], what: str, size: int) -> Iterator[Outcome]:
+        """Runs the tasks of a step over `size` bytes; yields their outcomes in order."""
+        done, pids, started = 0, set[int](), time.monotonic()
 
         def tell(outcome: Outcome) -> None:
             nonlocal done
             done += 1
-            self.counts.pids.add(outcome["pid"])
+            pids.add(outcome["pid"])
+            self.counts.processes = max(self.counts.processes, len(pids))
             text = f"{what}: {done:,} of {len(tasks):,} tasks"
             if "report" in outcome:
                 self.counts.text_bytes += outcome["text_bytes"]
                 self.counts.documents_read += outcome["report"]["documents"]
                 text += f", {self.counts.documents_read:,} documents"
+                seconds = max(time.monotonic() - started, 1e-3)
                 text += f", {self.counts.text_bytes / 1e6:,.0f} MB of text"
+                text += f" ({self.counts.text_bytes / 1e6 / seconds:,.1f} MB/s)"
             self.shown.show(text)
 
-        yield from self.runner.run(tasks, self.job, tell)
+        yield from self.runner.run(tasks, self.job, tell, size / _BYTES_A_SECOND[what])
 
     def read(self, spans: Sequence[Span], settings: list[Any]) -> tuple[list[Task], list[Outcome]]:
         """Tokenises all spans; returns the tasks and their outcomes."""
         bins = self._bins(spans)
         self.job = job = dataclasses.replace(self.job, bins=bins)
         job.save()
-        counting = plan.line_tasks(spans)
-        numbers = [outcome["count"] for outcome in self.run(counting, "counting lines")]
+        counting, size = plan.line_tasks(spans), sum(span.size for span in spans)
+        numbers = [outcome["count"] for outcome in self.run(counting, "counting lines", size)]
         numbered = plan.number_lines(spans, numbers)
         tasks = plan.piece_tasks(numbered, [*settings, bins, job.run_bytes])
         self._forget_others({task["name"] for task in (*counting, *tasks)})
         outcomes = []
-        for outcome in self.run(tasks, "reading"):
+        for outcome in self.run(tasks, "reading", size):
             pieces.add_report(self.counts.read, outcome["report"])
             for source, (documents, tokens) in outcome["sources"].items():
                 self.counts.sources[source, 0] += documents
@@ -150,7 +155,9 @@ class Steps:
         wanted = buckets.bucket_tasks(job, Merged(runs, ranks, edges), key)
         keep = {task["name"] for task in wanted}
         self._forget(keep, "bucket", "buckets")
-        found = list(self.run(wanted, "sorting"))
+        width = np.dtype(token_dtype(job.tokenizer.vocab_size)).itemsize
+        size = width * sum(run.tokens for run, _ in runs)
+        found = list(self.run(wanted, "sorting", size))
         twice = sum(outcome["twice"] for outcome in found)
         if twice:
             first = next(outcome["first_twice"] for outcome in found if outcome["twice"])
@@ -197,6 +204,7 @@ class Steps:
         plans = shards.array_plans(job, layout)
         tokens = sum(piece.tokens for split in layout for piece in split)
         self._begin_store(key)
+        size = tokens * np.dtype(token_dtype(job.tokenizer.vocab_size)).itemsize
         self.shown.show(f"writing {tokens:,} tokens", always=True)
         job.tokenizer.save(job.store / "tokenizer")
         for array in plans:
@@ -204,10 +212,10 @@ class Steps:
         files: dict[str, Any] = {}
         index: dict[str, list[int]] = {}
         tasks = shards.shard_tasks(job, layout, plans, key)
-        for task, outcome in zip(tasks, self.run(tasks, "writing"), strict=True):
+        for outcome in self.run(tasks, "writing", size):
             files |= outcome["described"]
-            split = task["plan"]["name"].partition("/")[0]
-            index.setdefault(split, []).extend(outcome.get("index", ()))
+            for split, entries in outcome["index"]:
+                index.setdefault(split, []).extend(entries)
         for split, entries in index.items():
             shards.write_index(job, split, entries)
         for path in job.store.rglob("*"):

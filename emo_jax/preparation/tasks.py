@@ -122,7 +122,7 @@ def kinds() -> dict[str, Callable[[Task, Job], Outcome]]:
         "lines": pieces.count_lines,
         "piece": pieces.read_piece,
         "bucket": buckets.sort_bucket,
-        "shard": shards.write_shard,
+        "shard": shards.write_shards,
     }
 
 

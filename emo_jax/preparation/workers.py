@@ -30,6 +30,7 @@ from emo_jax.preparation.tasks import (
 Tell = Callable[[Outcome], None]
 _LOG = "beam.log"
 _POLL_SECONDS = 0.25
+WORTH_SECONDS = 10.0  # starting a pipeline and its workers takes some
 # The plain DirectRunner would fetch a binary of another runner.
 _LOCAL = ("--runner=FnApiRunner", "--direct_running_mode=multi_processing")
 
@@ -37,8 +38,12 @@ _LOCAL = ("--runner=FnApiRunner", "--direct_running_mode=multi_processing")
 class Here:
     """Runs tasks in this process."""
 
-    def run(self, tasks: list[Task], job: Job, tell: Tell) -> Iterator[Outcome]:
-        """Runs those tasks that are not finished, telling of each; yields all outcomes in order."""
+    def run(self, tasks: list[Task], job: Job, tell: Tell, seconds: float = 0) -> Iterator[Outcome]:
+        """Runs those tasks that are not finished, telling of each; yields all outcomes in order.
+
+        Args:
+          seconds: that they may take a core, to choose where they run.
+        """
         for task in tasks:
             found = outcome_of(task, job)
             if found is None:
@@ -59,9 +64,13 @@ class Beam:
     def __init__(self, options: tuple[str, ...], workers: int | None):
         self._options, self._workers = options, workers
 
-    def run(self, tasks: list[Task], job: Job, tell: Tell) -> Iterator[Outcome]:
-        """Runs those tasks that are not finished, telling of each; yields all outcomes in order."""
+    def run(self, tasks: list[Task], job: Job, tell: Tell, seconds: float = 0) -> Iterator[Outcome]:
+        """Runs those tasks that are not finished, as `Here.run` does."""
         left = [task for task in tasks if outcome_of(task, job) is None]
+        few = len(left) == 1 or seconds < WORTH_SECONDS
+        if few and self._workers is not None:
+            yield from Here().run(tasks, job, tell)
+            return
         if left:
             for path in (job.work / "failed").iterdir():
                 path.unlink()
