@@ -6,6 +6,7 @@ shuffle or pickle documents.
 
 import json
 import os
+import signal
 import sys
 import threading
 import time
@@ -19,36 +20,31 @@ def run(line: str) -> None:
     """Runs a task in a worker; `line` is a JSON list of it and the folder of the work."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     task, work = json.loads(line)
-    job = load_job(work)
-    _end_with(job.store.parent)
-    try_task(task, job)
-
-
-_watched: set[Path] = set()
+    try_task(task, load_job(work))
 
 
 def _end_with(home: Path) -> None:
-    """Ends this process soon after the command that waits for it, if that is on this machine."""
-    if home in _watched or not is_used(home):
-        return
-    _watched.add(home)
+    """Ends this process and its workers soon after the command that waits for it."""
 
     def watch() -> None:
         while is_used(home):
             time.sleep(1)
-        os._exit(1)
+        os.killpg(os.getpid(), signal.SIGKILL)
 
-    threading.Thread(target=watch, daemon=True).start()
+    if is_used(home) and os.getpgrp() == os.getpid():
+        threading.Thread(target=watch, daemon=True).start()
 
 
 def main() -> None:
     """Runs the tasks of a file."""
+    file, *options = sys.argv[1:]
+    work = Path(file).parent
+    _end_with(load_job(str(work)).store.parent)
     import apache_beam
     from apache_beam.options.pipeline_options import PipelineOptions
 
-    file, *options = sys.argv[1:]
     tasks = json.loads(Path(file).read_text())
-    lines = [json.dumps([task, str(Path(file).parent)]) for task in tasks]
+    lines = [json.dumps([task, str(work)]) for task in tasks]
     with apache_beam.Pipeline(options=PipelineOptions(options)) as pipeline:
         _ = pipeline | apache_beam.Create(lines) | apache_beam.Reshuffle() | apache_beam.Map(run)
 

@@ -94,7 +94,7 @@ def test_numbers_of_lines_in_parts(tmp_path, monkeypatch):
         parts = prepare([tmp_path / "a.jsonl"], tmp_path / f"s{size}", byte_tokenizer())
         assert contents(tmp_path / f"s{size}") == contents(tmp_path / "whole")
         assert parts.read.summary() == whole.read.summary()
-    assert f"{tmp_path}/a.jsonl:101: not JSON" in "".join(whole.read.examples)
+    assert f"{tmp_path}/a.jsonl:101: broken JSON" in "".join(whole.read.examples)
 
 
 def test_row_groups_in_parts(tmp_path, monkeypatch):
