@@ -4,6 +4,7 @@ Only descriptions of tasks go through Beam, and nothing comes back, so that no r
 shuffle or pickle documents.
 """
 
+import functools
 import json
 import os
 import signal
@@ -12,7 +13,7 @@ import threading
 import time
 from pathlib import Path
 
-from emo_jax.preparation.scratch import is_used
+from emo_jax.preparation.scratch import WORKERS, is_used, lock_until_exit
 from emo_jax.preparation.tasks import load_job, try_task
 
 
@@ -20,7 +21,14 @@ def run(line: str) -> None:
     """Runs a task in a worker; `line` is a JSON list of it and the folder of the work."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     task, work = json.loads(line)
+    _mark(work)
     try_task(task, load_job(work))
+
+
+@functools.lru_cache(maxsize=1)
+def _mark(work: str) -> None:
+    """Tells the command which processes are at work, so that it sees one die."""
+    lock_until_exit(Path(work) / WORKERS / str(os.getpid()))
 
 
 def _end_with(home: Path) -> None:

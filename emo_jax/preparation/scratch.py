@@ -21,7 +21,7 @@ from emo_jax.errors import UsageError
 
 KIND = "prepare"
 LOCK = "lock"
-_SECONDS = 10.0  # that the processes of a killed command have to notice it
+WORKERS = "workers"
 
 
 class Scratch(NamedTuple):
@@ -96,8 +96,21 @@ def in_use(target: Path) -> UsageError:
 
 def is_used(home: Path) -> bool:
     """Returns whether the process that works in a folder is still running, if that can be told."""
+    return is_locked(home / LOCK)
+
+
+def lock_until_exit(path: Path) -> None:
+    """Locks a new file as long as this process runs."""
+    path.parent.mkdir(exist_ok=True)
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC)
+    with contextlib.suppress(OSError):  # a file system without locks
+        fcntl.flock(fd, fcntl.LOCK_EX)  # waits for one who only asks whether it is locked
+
+
+def is_locked(path: Path) -> bool:
+    """Returns whether a process has locked a file, if that can be told."""
     try:
-        fd = os.open(home / LOCK, os.O_RDWR)
+        fd = os.open(path, os.O_RDWR)
     except OSError:
         return False
     try:

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from emo_jax.errors import DataError, UsageError, one_line
+from emo_jax.preparation.scratch import WORKERS, is_locked
 from emo_jax.preparation.tasks import (
     Job,
     Outcome,
@@ -30,6 +31,7 @@ from emo_jax.preparation.tasks import (
 Tell = Callable[[Outcome], None]
 _LOG = "beam.log"
 _POLL_SECONDS = 0.25
+_DEAD_SECONDS = 5.0
 WORTH_SECONDS = 10.0  # starting a pipeline and its workers takes some
 # The plain DirectRunner would fetch a binary of another runner.
 _LOCAL = ("--runner=FnApiRunner", "--direct_running_mode=multi_processing")
@@ -72,8 +74,9 @@ class Beam:
             yield from Here().run(tasks, job, tell)
             return
         if left:
-            for path in (job.work / "failed").iterdir():
-                path.unlink()
+            for folder in ("failed", WORKERS):
+                for path in (job.work / folder).glob("*"):
+                    path.unlink()
             self._run(left, job, tell)
         for task in tasks:
             yield _finished(task, job)
@@ -98,9 +101,17 @@ class Beam:
             )
             try:
                 waiting = {task["name"]: task for task in tasks}
+                dead_since = None
                 while process.poll() is None:
                     time.sleep(_POLL_SECONDS)
                     _tell_of_finished(waiting, job, tell)
+                    # The runner itself may wait for a worker that was killed for ever.
+                    if not (self._workers and waiting and _one_died(job)):
+                        dead_since = None
+                    elif dead_since is None:
+                        dead_since = time.monotonic()
+                    elif time.monotonic() - dead_since > _DEAD_SECONDS:
+                        break
                 _tell_of_finished(waiting, job, tell)
             finally:
                 _stop(process)
@@ -114,6 +125,11 @@ class Beam:
             f" ({_last_line(job.work / _LOG)}): a worker was killed, or out of memory? Run the same"
             f" command again to go on; its log is {job.work / _LOG}"
         )
+
+
+def _one_died(job: Job) -> bool:
+    """Returns whether a process that has run tasks of the pipeline does not run any more."""
+    return any(not is_locked(path) for path in (job.work / WORKERS).glob("*"))
 
 
 def _tell_of_finished(waiting: dict[str, Task], job: Job, tell: Tell) -> None:

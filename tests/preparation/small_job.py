@@ -21,10 +21,10 @@ _UP = 1
 
 def make_small(run_bytes: int = 100_000) -> None:
     """Makes the tasks small, and runs each with Beam where there are several workers."""
-    plan.PIECE_BYTES = 50_000
-    plan._BIN_BYTES = 100_000
+    plan.PIECE_BYTES = 100_000
+    plan._BIN_BYTES = 200_000
     prepare_lib._RUN_BYTES = run_bytes
-    buckets.BUCKET_BYTES = 100_000
+    buckets.BUCKET_BYTES = 200_000
     shards._GROUP_BYTES = 0
     workers.WORTH_SECONDS = 0
 
