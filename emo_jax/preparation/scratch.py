@@ -63,12 +63,15 @@ def open_scratch(
     target.parent.mkdir(parents=True, exist_ok=True)
     name = f".{target.name}.{command}.{KIND}"
     home = target.parent / name
+    is_new = not home.exists()
     home.mkdir(exist_ok=True)
     work = home if elsewhere is None else Path(elsewhere).absolute() / name
     with contextlib.ExitStack() as stack:
         _lock(stack, home, target)
         for other in others(target):
             if other != home and is_used(other):
+                if is_new:
+                    shutil.rmtree(home)
                 raise in_use(target)
         for folder in ("done", "failed"):
             (work / folder).mkdir(parents=True, exist_ok=True)
