@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from emo_jax.data.stream import SPLITS, token_dtype
+from emo_jax.data.stream import SPLITS
 from emo_jax.preparation.runs import INDEX, SORT_BYTES, OpenRun, RunFile, RunPart
 from emo_jax.preparation.splits import split_of
 from emo_jax.preparation.tasks import Job, Outcome, Task, name_of, whole_file
@@ -52,7 +52,7 @@ def bucket_tasks(job: Job, merged: Merged, key: str) -> list[Task]:
     name = f"merged-{key}.json"
     merged.save(job.path(name))
     sizes = np.zeros((job.bins, 3), np.int64)
-    dtype = np.dtype(token_dtype(job.tokenizer.vocab_size))
+    dtype = job.token
     for run, _ in merged.runs:
         with OpenRun(job.path(run.name), run, dtype, job.bins) as opened:
             sizes += np.diff(opened.bin_starts(), axis=0)
@@ -89,7 +89,7 @@ def sort_bucket(task: Task, job: Job) -> Outcome:
     tokens (int64), the number of bytes of its id (int64) and its domain (int32).
     """
     merged = _load_merged(job.path(task["merged"]))
-    dtype = np.dtype(token_dtype(job.tokenizer.vocab_size))
+    dtype = job.token
     low, high = task["keys"]
     parts = []
     for run, piece in merged.runs:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from emo_jax.data.stream import check_ids, token_dtype
+from emo_jax.data.stream import check_ids
 from emo_jax.documents import text_files
 from emo_jax.documents.records import NUM_EXAMPLES, Document, ReadReport
 from emo_jax.errors import DataError
@@ -98,7 +98,7 @@ class _Piece:
     def __init__(self, job: Job, name: str, report: ReadReport):
         self._job, self._name, self._report = job, name, report
         tokenizer = job.tokenizer
-        self._dtype = np.dtype(token_dtype(tokenizer.vocab_size))
+        self._dtype = job.token
         self._around = [[tokenizer.bos_id] if job.add_bos else [], [tokenizer.eos_id]]
         self.runs: list[RunFile] = []
         self.files: dict[str, int] = {}

@@ -73,7 +73,7 @@ def _spans(source: str, found: Found) -> Iterator[Span]:
         return
     for file in found.files():
         status = file.path.stat()
-        state = (status.st_size, int(status.st_mtime * 1e6))
+        state = (status.st_size, int(1e6 * (getattr(status, "st_mtime", None) or 0)))
         whole = Span(source, file, status.st_size, state=state)
         if file.kind == ROWS:
             yield from _row_groups(whole, file)

@@ -31,7 +31,7 @@ from emo_jax.preparation.reading import Reading, name_of
 from emo_jax.preparation.report import PrepareReport
 from emo_jax.preparation.scratch import Scratch, open_scratch, others
 from emo_jax.preparation.splits import DEFAULT_FRACTIONS, assign_splits, check_fractions
-from emo_jax.preparation.steps import Counts, Steps
+from emo_jax.preparation.steps import Counts, Sorted, Steps
 from emo_jax.preparation.tasks import Job, hash_of
 from emo_jax.tokenizer.base import Tokenizer
 from emo_jax.tokenizer.load import load_tokenizer
@@ -205,12 +205,13 @@ def _run(
     try:
         if folders.has_work():
             shown.show(f"going on from what is finished in {folders.work}", always=True)
-        tasks, outcomes = steps.read(plan.find_spans(found), settings)
-        if not any(outcome["runs"] for outcome in outcomes):
+        read = steps.read(plan.find_spans(found), settings)
+        if not counts.by_source():
             folders.remove()
             raise _nothing_left([one for _, one in found], counts.read)
-        domains, buckets, key = steps.sort(tasks, outcomes, fractions)
-        steps.write(domains, buckets, key, _facts(steps.job, counts))
+        made = read if isinstance(read, Sorted) else steps.sort(read, fractions)
+        counts.notes += made.notes
+        steps.write(made, _facts(steps.job, counts))
         sources = {
             name: {"documents": documents, "tokens": tokens}
             for name, (documents, tokens) in counts.by_source().items()

@@ -10,13 +10,13 @@ import numpy as np
 
 from emo_jax.data import store_stream, store_writer
 from emo_jax.data.store_writer import ArrayPlan
-from emo_jax.data.stream import SPLITS, token_dtype
+from emo_jax.data.stream import SPLITS
 from emo_jax.errors import DataError
 from emo_jax.preparation.runs import read_exactly
 from emo_jax.preparation.tasks import Job, Outcome, Task, name_of, whole_file
 
 
-class Piece(NamedTuple):
+class Bucket(NamedTuple):
     """The documents of a split in a bucket: the file, and how many there are of each thing."""
 
     file: str
@@ -24,26 +24,30 @@ class Piece(NamedTuple):
     tokens: int
     id_bytes: int
 
+    def size(self, token: np.dtype) -> int:
+        """Returns the bytes of the file."""
+        return self.tokens * token.itemsize + self.id_bytes + 20 * self.documents
 
-Layout = list[list[Piece]]  # of each split: its pieces, in order
+
+Layout = list[list[Bucket]]  # of each split: its buckets, in order
 
 
 class _Section(NamedTuple):
-    """Where the items of an array are in a piece: `at` bytes from the start, as `dtype`."""
+    """Where the items of an array are in a bucket: `at` bytes from the start, as `dtype`."""
 
     at: int
     size: int
     dtype: np.dtype
 
 
-def _section(piece: Piece, what: str, token: np.dtype) -> _Section:
-    D = piece.documents
-    ids = piece.tokens * token.itemsize
-    lengths = ids + piece.id_bytes
+def _section(bucket: Bucket, what: str, token: np.dtype) -> _Section:
+    D = bucket.documents
+    ids = bucket.tokens * token.itemsize
+    lengths = ids + bucket.id_bytes
     long, short = np.dtype(np.int64), np.dtype(np.int32)
     return {
-        "tokens": _Section(0, piece.tokens, token),
-        "doc_ids": _Section(ids, piece.id_bytes, np.dtype(np.uint8)),
+        "tokens": _Section(0, bucket.tokens, token),
+        "doc_ids": _Section(ids, bucket.id_bytes, np.dtype(np.uint8)),
         "doc_ends": _Section(lengths, D, long),
         "doc_id_ends": _Section(lengths + 8 * D, D, long),
         "doc_domains": _Section(lengths + 16 * D, D, short),
@@ -54,26 +58,12 @@ _GROUP_BYTES = 1 << 26  # that a task writes
 _SUMMED = ("doc_ends", "doc_id_ends")  # kept as lengths
 
 
-def layout_of(buckets: Sequence[Outcome]) -> Layout:
-    """Returns where the documents of each split are."""
-    names = ("file", "documents", "tokens", "id_bytes")
-    return [
-        [
-            Piece(*(outcome["splits"][i][name] for name in names))
-            for outcome in buckets
-            if outcome["splits"][i]["documents"]
-        ]
-        for i in range(len(SPLITS))
-    ]
-
-
 def array_plans(job: Job, layout: Layout) -> list[ArrayPlan]:
     """Returns the arrays of all splits, except the short index of documents."""
-    token = np.dtype(token_dtype(job.tokenizer.vocab_size))
     plans = []
-    for split, pieces in zip(SPLITS, layout, strict=True):
+    for split, buckets in zip(SPLITS, layout, strict=True):
         for what in ("tokens", "doc_ends", "doc_domains", "doc_ids", "doc_id_ends"):
-            sections = [_section(piece, what, token) for piece in pieces]
+            sections = [_section(bucket, what, job.token) for bucket in buckets]
             if size := sum(section.size for section in sections):
                 plans.append(ArrayPlan.of(f"{split}/{what}", size, sections[0].dtype))
     return plans
@@ -109,7 +99,7 @@ def shard_tasks(job: Job, layout: Layout, plans: Sequence[ArrayPlan], key: str) 
 
 @functools.lru_cache(maxsize=1)
 def _load_layout(path: Path) -> Layout:
-    return [[Piece(*piece) for piece in pieces] for pieces in json.loads(path.read_text())]
+    return [[Bucket(*bucket) for bucket in split] for split in json.loads(path.read_text())]
 
 
 def write_shards(task: Task, job: Job) -> Outcome:
@@ -132,10 +122,9 @@ def write_shards(task: Task, job: Job) -> Outcome:
 def _gather(job: Job, layout: Layout, plan: ArrayPlan, start: int, stop: int) -> np.ndarray:
     """Returns items [start, stop) of an array."""
     split, _, what = plan.name.partition("/")
-    token = np.dtype(token_dtype(job.tokenizer.vocab_size))
     items = np.empty(stop - start, plan.dtype)
     filled = 0
-    for part in _items(job, layout[SPLITS.index(split)], what, token, start, stop):
+    for part in _items(job, layout[SPLITS.index(split)], what, start, stop):
         items[filled : filled + part.size] = part
         filled += part.size
     if filled != items.size:
@@ -151,21 +140,21 @@ def _index(ends: np.ndarray, start: int, size: int, stride: int) -> list[int]:
 
 
 def _items(
-    job: Job, pieces: Sequence[Piece], what: str, token: np.dtype, start: int, stop: int
+    job: Job, buckets: Sequence[Bucket], what: str, start: int, stop: int
 ) -> Iterator[np.ndarray]:
     """Yields items [start, stop) of an array."""
     at = total = 0
-    for piece in pieces:
-        section = _section(piece, what, token)
+    for bucket in buckets:
+        section = _section(bucket, what, job.token)
         first, last = max(start - at, 0), min(stop - at, section.size)
         if first < last:
             if what in _SUMMED:
-                lengths = _read(job.path(piece.file), section, 0, last)
+                lengths = _read(job.path(bucket.file), section, 0, last)
                 yield (total + np.cumsum(lengths))[first:]
             else:
-                yield _read(job.path(piece.file), section, first, last)
+                yield _read(job.path(bucket.file), section, first, last)
         at += section.size
-        total += piece.tokens if what == "doc_ends" else piece.id_bytes
+        total += bucket.tokens if what == "doc_ends" else bucket.id_bytes
 
 
 def _read(path: Path, section: _Section, first: int, last: int) -> np.ndarray:

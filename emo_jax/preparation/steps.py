@@ -5,25 +5,26 @@ import json
 import shutil
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from emo_jax.data import store_writer
-from emo_jax.data.stream import SPLITS, token_dtype
+from emo_jax.data.stream import SPLITS
 from emo_jax.documents.read import ReadReport
 from emo_jax.files.progress import Progress
 from emo_jax.preparation import buckets, pieces, plan, shards
 from emo_jax.preparation.buckets import Merged
 from emo_jax.preparation.plan import Span
 from emo_jax.preparation.runs import OpenRun, RunFile
+from emo_jax.preparation.shards import Bucket, Layout
 from emo_jax.preparation.splits import Edges, shifted_edges, split_of, usual_edges
-from emo_jax.preparation.tasks import Job, Outcome, Task, hash_of, whole_file
+from emo_jax.preparation.tasks import Job, Outcome, Task, hash_of, outcome_of, whole_file
 from emo_jax.preparation.workers import Beam, Here
 
-_PLAN = "plan.json"
+_PLAN, _SORTED = "plan.json", "sorted.json"
 _BYTES_A_SECOND = {"counting lines": 1e9, "reading": 2e6, "sorting": 1e8, "writing": 1e8}
 _FEW = 1 << 23  # documents whose keys are held in memory, to shift the edges of splits
 
@@ -43,6 +44,48 @@ class Counts:
         """Returns (documents, tokens) of each input, sorted by name."""
         names = sorted({name for name, _ in self.sources})
         return {name: (self.sources[name, 0], self.sources[name, 1]) for name in names}
+
+
+@dataclass
+class Sorted:
+    """The sorted documents.
+
+    Args:
+      domains: M names, sorted.
+      layout: where the documents of each split are.
+      documents: (splits, M) numbers of documents.
+      tokens: likewise, of tokens.
+      lengths: for each domain, documents of length 1, of 2 and 3, of 4 to 7, …
+      notes: for the user.
+      key: stands for all of them.
+    """
+
+    domains: list[str]
+    layout: Layout
+    documents: list[list[int]]
+    tokens: list[list[int]]
+    lengths: list[list[int]]
+    notes: list[str]
+    key: str = ""
+
+    @classmethod
+    def empty(cls, domains: list[str]) -> "Sorted":
+        """Returns one without documents."""
+        documents, tokens = ([[0] * len(domains) for _ in SPLITS] for _ in range(2))
+        return cls(domains, [[] for _ in SPLITS], documents, tokens, [[] for _ in domains], [])
+
+    def add(self, outcome: Outcome) -> None:
+        """Adds the documents of the next bucket."""
+        for i, split in enumerate(outcome["splits"]):
+            if split["documents"]:
+                self.layout[i].append(Bucket(*(split[name] for name in Bucket._fields)))
+            for domain, count, size, *lengths in split["domains"]:
+                self.documents[i][domain] += count
+                self.tokens[i][domain] += size
+                mine = self.lengths[domain]
+                mine += [0] * (len(lengths) - len(mine))
+                for power, n in enumerate(lengths):
+                    mine[power] += n
 
 
 @dataclass
@@ -82,8 +125,12 @@ class Steps:
 
         yield from self.runner.run(tasks, self.job, tell, size / _BYTES_A_SECOND[what])
 
-    def read(self, spans: Sequence[Span], settings: list[Any]) -> tuple[list[Task], list[Outcome]]:
-        """Tokenises all spans; returns the tasks and their outcomes."""
+    def read(self, spans: Sequence[Span], settings: list[Any]) -> Sorted | list[Task]:
+        """Tokenises all spans.
+
+        Returns:
+          the tasks that did; or, if they were sorted already, what `sort` returned then.
+        """
         bins = self._bins(spans)
         self.job = job = dataclasses.replace(self.job, bins=bins)
         job.save()
@@ -91,15 +138,18 @@ class Steps:
         numbers = [outcome["count"] for outcome in self.run(counting, "counting lines", size)]
         numbered = plan.number_lines(spans, numbers)
         tasks = plan.piece_tasks(numbered, [*settings, bins, job.run_bytes])
-        self._forget_others({task["name"] for task in (*counting, *tasks)})
-        outcomes = []
-        for outcome in self.run(tasks, "reading", size):
+        before = self._load_sorted(hash_of([task["name"] for task in tasks]))
+        if before is None:
+            self._forget_others({task["name"] for task in (*counting, *tasks)})
+            found = self.run(tasks, "reading", size)
+        else:  # the runs are gone
+            found = (outcome_of(task, job, files=False) or {} for task in tasks)
+        for outcome in found:
             pieces.add_report(self.counts.read, outcome["report"])
             for source, (documents, tokens) in outcome["sources"].items():
                 self.counts.sources[source, 0] += documents
                 self.counts.sources[source, 1] += tokens
-            outcomes.append(outcome)
-        return tasks, outcomes
+        return tasks if before is None else before
 
     def _bins(self, spans: Sequence[Span]) -> int:
         """Returns the number of bins, the same as before for a command that goes on."""
@@ -135,36 +185,71 @@ class Steps:
                     path.unlink()
         return len(others)
 
-    def sort(
-        self, tasks: Sequence[Task], outcomes: Sequence[Outcome], fractions: Sequence[float]
-    ) -> tuple[list[str], list[Outcome], str]:
-        """Sorts all documents; returns the domains, the outcomes and what stands for them."""
-        job = self.job
-        domains = sorted(set().union(*(outcome["domains"] for outcome in outcomes)))
-        rank = {name: i for i, name in enumerate(domains)}
-        names = [task["name"] for task in tasks]
+    def sort(self, tasks: Sequence[Task], fractions: Sequence[float]) -> Sorted:
+        """Sorts all documents; what was read is removed."""
+        job, names = self.job, [task["name"] for task in tasks]
+        domains = set[str]()
+        for outcome in self._read(tasks):
+            domains.update(outcome["domains"])
+        made = Sorted.empty(sorted(domains))
+        rank = {name: i for i, name in enumerate(made.domains)}
         runs, ranks = [], []
-        for number, (name, outcome) in enumerate(zip(names, outcomes, strict=True)):
+        for number, (name, outcome) in enumerate(zip(names, self._read(tasks), strict=True)):
             runs += [(RunFile(*run), number) for run in outcome["runs"]]
             ranks.append(f"ranks/{name}.npy")
             with whole_file(job.path(ranks[-1])) as temporary, temporary.open("wb") as file:
                 np.save(file, np.array([rank[name] for name in outcome["domains"]], np.int32))
         edges, notes = self._edges([run for run, _ in runs], fractions)
-        self.counts.notes += notes
+        made.notes += notes
         key = hash_of(names, edges)
         wanted = buckets.bucket_tasks(job, Merged(runs, ranks, edges), key)
-        keep = {task["name"] for task in wanted}
-        self._forget(keep, "bucket", "buckets")
-        width = np.dtype(token_dtype(job.tokenizer.vocab_size)).itemsize
-        size = width * sum(run.tokens for run, _ in runs)
-        found = list(self.run(wanted, "sorting", size))
-        twice = sum(outcome["twice"] for outcome in found)
+        self._forget({task["name"] for task in wanted}, "bucket", "buckets")
+        size = job.token.itemsize * sum(run.tokens for run, _ in runs)
+        twice, first = 0, ""
+        for outcome in self.run(wanted, "sorting", size):
+            made.add(outcome)
+            twice, first = twice + outcome["twice"], first or outcome["first_twice"]
         if twice:
-            first = next(outcome["first_twice"] for outcome in found if outcome["twice"])
-            self.counts.notes.append(
+            made.notes.append(
                 f"note: {twice:,} documents have the id of an earlier one, the first: {first}"
             )
-        return domains, found, hash_of(key, sorted(keep))
+        made.key = hash_of(key, [task["name"] for task in wanted])
+        with whole_file(job.work / _SORTED) as temporary:
+            temporary.write_text(json.dumps([hash_of(names), vars(made)]))
+        shutil.rmtree(job.work / "runs")
+        return made
+
+    def _read(self, tasks: Sequence[Task]) -> Iterator[Outcome]:
+        """Yields the outcomes of pieces, one at a time: each lists its domains."""
+        for task in tasks:
+            yield outcome_of(task, self.job, files=False) or {}
+
+    def _load_sorted(self, names: str) -> Sorted | None:
+        """Returns what `sort` returned for the same pieces, if its files are there."""
+        try:
+            of, content = json.loads((self.job.work / _SORTED).read_text())
+            made = Sorted(**content)
+            made.layout = [[Bucket(*bucket) for bucket in split] for split in made.layout]
+            sizes = [
+                self.job.path(bucket.file).stat().st_size == bucket.size(self.job.token)
+                for split in made.layout
+                for bucket in split
+            ]
+        except (OSError, ValueError, TypeError):
+            return None
+        return made if of == names and all(sizes) else None
+
+    def _describe_others(self, files: Mapping[str, Any]) -> dict[str, Any]:
+        """Describes the small files of the store; removes what a killed process left of others."""
+        found, store = {}, self.job.store
+        for path in [path for path in store.rglob("*") if path.is_file()]:
+            name = path.relative_to(store).as_posix()
+            kind, last = name.split("/")[-3:-1], path.name
+            if name.startswith("tokenizer/") or last == "zarr.json" or kind == ["doc_index", "c"]:
+                found[name] = store_writer.describe_file(path)
+            elif name not in files:
+                path.unlink()
+        return found
 
     def _begin_store(self, key: str) -> None:
         """Removes what is there of a store from other documents."""
@@ -182,9 +267,8 @@ class Steps:
         counts = np.zeros(len(SPLITS), np.int64)
         keys = []
         few = sum(run.documents for run in runs) <= _FEW
-        dtype = np.dtype(token_dtype(self.job.tokenizer.vocab_size))
         for run in runs:
-            with OpenRun(self.job.path(run.name), run, dtype, self.job.bins) as opened:
+            with OpenRun(self.job.path(run.name), run, self.job.token, self.job.bins) as opened:
                 keys_D = opened.part(0, 1 << 64).rows["split"].copy()
             counts += np.bincount(split_of(keys_D, edges), minlength=len(SPLITS))
             if few:
@@ -195,59 +279,37 @@ class Steps:
             return shifted_edges(np.concatenate(keys), fractions)
         return edges, ()
 
-    def write(
-        self, domains: Sequence[str], sorted_: Sequence[Outcome], key: str, facts: dict[str, Any]
-    ) -> None:
+    def write(self, made: Sorted, facts: dict[str, Any]) -> None:
         """Writes the files of the store from the sorted documents."""
-        job = self.job
-        layout = shards.layout_of(sorted_)
-        plans = shards.array_plans(job, layout)
-        tokens = sum(piece.tokens for split in layout for piece in split)
-        self._begin_store(key)
-        size = tokens * np.dtype(token_dtype(job.tokenizer.vocab_size)).itemsize
+        job, domains = self.job, made.domains
+        plans = shards.array_plans(job, made.layout)
+        tokens = sum(bucket.tokens for split in made.layout for bucket in split)
+        self._begin_store(made.key)
         self.shown.show(f"writing {tokens:,} tokens", always=True)
         job.tokenizer.save(job.store / "tokenizer")
         for array in plans:
             store_writer.create_array(job.store / array.name, array)
         files: dict[str, Any] = {}
         index: dict[str, list[int]] = {}
-        tasks = shards.shard_tasks(job, layout, plans, key)
-        for outcome in self.run(tasks, "writing", size):
+        tasks = shards.shard_tasks(job, made.layout, plans, made.key)
+        for outcome in self.run(tasks, "writing", tokens * job.token.itemsize):
             files |= outcome["described"]
             for split, entries in outcome["index"]:
                 index.setdefault(split, []).extend(entries)
         for split, entries in index.items():
             shards.write_index(job, split, entries)
-        for path in job.store.rglob("*"):
-            name = path.relative_to(job.store).as_posix()
-            if path.is_file() and name not in files:
-                files[name] = store_writer.describe_file(path)
-        documents, tokens_, lengths = _count(sorted_, len(domains))
+        files |= self._describe_others(files)
         store_writer.write_manifest(
             job.store,
             tokenizer=job.tokenizer,
             domains=domains,
             splits={
-                split: store_writer.describe_split(documents[i], tokens_[i], domains)
+                split: store_writer.describe_split(
+                    np.array(made.documents[i]), np.array(made.tokens[i]), domains
+                )
                 for i, split in enumerate(SPLITS)
             },
             files={name: files[name] for name in sorted(files, key=lambda n: n.split("/"))},
             seed=job.seed,
-            facts=facts | {"lengths": dict(zip(domains, lengths, strict=True))},
+            facts=facts | {"lengths": dict(zip(domains, made.lengths, strict=True))},
         )
-
-
-def _count(outcomes: Sequence[Outcome], M: int) -> tuple[np.ndarray, np.ndarray, list[list[int]]]:
-    """Returns documents and tokens of each split and domain, and lengths of each domain."""
-    documents, tokens = np.zeros((2, len(SPLITS), M), np.int64)
-    powers: list[list[int]] = [[] for _ in range(M)]
-    for outcome in outcomes:
-        for i, split in enumerate(outcome["splits"]):
-            for domain, count, size, *lengths in split["domains"]:
-                documents[i, domain] += count
-                tokens[i, domain] += size
-                mine = powers[domain]
-                mine += [0] * (len(lengths) - len(mine))
-                for power, n in enumerate(lengths):
-                    mine[power] += n
-    return documents, tokens, powers

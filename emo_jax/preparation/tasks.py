@@ -14,14 +14,17 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from emo_jax import errors
+from emo_jax.data.stream import token_dtype
 from emo_jax.errors import DataError, EmoError, one_line
 from emo_jax.files import json_files
 from emo_jax.files.json_files import NotReadableError
 from emo_jax.preparation.drop import DropIds
 from emo_jax.preparation.reading import Reading
 from emo_jax.tokenizer.base import Tokenizer
-from emo_jax.tokenizer.load import load_tokenizer
+from emo_jax.tokenizer.load import byte_tokenizer, load_tokenizer
 
 Task = dict[str, Any]  # "kind", "name", and what the kind needs
 Outcome = dict[str, Any]
@@ -60,6 +63,11 @@ class Job:
     drop: DropIds | None = None
     show: Callable[[str], None] = _quiet
 
+    @property
+    def token(self) -> np.dtype:
+        """The type of a token."""
+        return np.dtype(token_dtype(self.tokenizer.vocab_size))
+
     def path(self, name: str) -> Path:
         """Returns the path of a file that an outcome names."""
         head, _, rest = name.partition("/")
@@ -89,6 +97,9 @@ def load_job(work: str) -> Job:
     content = json.loads((folder / _JOB).read_text())
     # The process that wrote it has loaded this tokenizer already, so what it names is trusted.
     tokenizer = load_tokenizer(folder / "tokenizer", trust=True)
+    plain = byte_tokenizer()
+    if tokenizer.fingerprint == plain.fingerprint:
+        tokenizer = plain  # the same ids, faster
     tokenizer.adds_bos = content["add_bos"]
     return Job(
         folder,
@@ -162,12 +173,16 @@ def failure_of(task: Task, job: Job) -> Exception | None:
     return DataError(f"a worker failed at {task['name']} ({kind}: {text}); please report this")
 
 
-def outcome_of(task: Task, job: Job) -> Outcome | None:
-    """Returns the outcome of a finished task; None if it has to be run (again)."""
+def outcome_of(task: Task, job: Job, *, files: bool = True) -> Outcome | None:
+    """Returns the outcome of a finished task; None if it has to be run (again).
+
+    Args:
+      files: it counts as finished only with all its files.
+    """
     path = job.work / "done" / f"{task['name']}.json"
     try:
         outcome = json_files.parse(path.read_bytes())
-        for name, size in outcome["files"].items():
+        for name, size in outcome["files"].items() if files else ():
             if job.path(name).stat().st_size != size:
                 return None
     except (OSError, NotReadableError, KeyError, TypeError, ValueError):

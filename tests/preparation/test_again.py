@@ -7,22 +7,37 @@ import pytest
 
 from emo_jax.data import store_writer
 from emo_jax.errors import DataError, UsageError
-from emo_jax.preparation import plan, workers
+from emo_jax.preparation import buckets, plan, workers
 from emo_jax.preparation.prepare import prepare
 from emo_jax.preparation.scratch import open_scratch
 from emo_jax.tokenizer.load import byte_tokenizer
 
 
+def fail(*_):
+    raise OSError(28, "No space left on device")
+
+
 @pytest.fixture
 def full(monkeypatch):
     """A disk that is full when the store is written; `full.undo()` frees it."""
-
-    def fail(*_):
-        raise OSError(28, "No space left on device")
-
     monkeypatch.setattr(store_writer, "_write", fail)
     monkeypatch.setattr(plan, "PIECE_BYTES", 2_000)
     return monkeypatch
+
+
+@pytest.fixture
+def full_earlier(full):
+    """A disk that is full when the first documents have been sorted."""
+    real = buckets.sort_bucket
+    left = [1]
+
+    def sort_one(*of):
+        return real(*of) if left and left.pop() else fail()
+
+    full.setattr(buckets, "sort_bucket", sort_one)
+    full.setattr(buckets, "BUCKET_BYTES", 6_000)
+    full.setattr(plan, "_BIN_BYTES", 500)
+    return full
 
 
 @pytest.fixture
@@ -42,7 +57,8 @@ def interrupted(inputs, output, **settings):
     return folder
 
 
-def test_inputs_that_have_changed_are_read_again(full, inputs, tmp_path):
+def test_inputs_that_have_changed_are_read_again(full_earlier, inputs, tmp_path):
+    full = full_earlier
     folder = interrupted(inputs, tmp_path / "s")
     with (inputs / "2.jsonl").open("a") as file:
         file.write(json.dumps({"text": "one more", "id": "new"}) + "\n")
@@ -57,8 +73,9 @@ def test_inputs_that_have_changed_are_read_again(full, inputs, tmp_path):
     assert not folder.exists()
 
 
-def test_what_was_lost_is_made_again(full, inputs, tmp_path):
+def test_what_was_lost_is_made_again(full_earlier, inputs, tmp_path):
     """Files of finished tasks that are gone, or cut short."""
+    full = full_earlier
     folder = interrupted(inputs, tmp_path / "s")
     runs = sorted((folder / "runs").iterdir())
     assert len(runs) > 2
@@ -70,6 +87,19 @@ def test_what_was_lost_is_made_again(full, inputs, tmp_path):
     full.setattr(plan, "PIECE_BYTES", 2_000)
     made = prepare([inputs], tmp_path / "s", byte_tokenizer())
     assert made.documents_read == 60
+    fresh = prepare([inputs], tmp_path / "fresh", byte_tokenizer())
+    assert made.store.fingerprint == fresh.store.fingerprint
+
+
+def test_sorted_documents_that_were_lost(full, inputs, tmp_path):
+    """Their runs are gone: everything is read again."""
+    folder = interrupted(inputs, tmp_path / "s")
+    assert not (folder / "runs").exists()
+    next((folder / "buckets").iterdir()).write_bytes(b"")
+    full.undo()
+    full.setattr(plan, "PIECE_BYTES", 2_000)
+    made = prepare([inputs], tmp_path / "s", byte_tokenizer())
+    assert made.documents_read == 80
     fresh = prepare([inputs], tmp_path / "fresh", byte_tokenizer())
     assert made.store.fingerprint == fresh.store.fingerprint
 
@@ -104,7 +134,7 @@ def test_scratch_elsewhere(full, inputs, tmp_path):
     folder = interrupted(inputs, tmp_path / "out" / "s", scratch=elsewhere)
     assert sorted(p.name for p in folder.iterdir()) == ["lock", "store"]
     (work,) = elsewhere.iterdir()
-    assert {"done", "runs", "buckets"} <= {p.name for p in work.iterdir()}
+    assert {"done", "ranks", "buckets"} <= {p.name for p in work.iterdir()}
     full.undo()
     full.setattr(plan, "PIECE_BYTES", 2_000)
     made = prepare([inputs], tmp_path / "out" / "s", byte_tokenizer(), scratch=elsewhere)
