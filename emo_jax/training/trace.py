@@ -93,9 +93,7 @@ class Trace:
         """
         if step <= self.begun:
             other = "; ask the run it began from" if self.begun else ""
-            raise UsageError(
-                f"step {step}: the first step of this run is {self.begun + 1}{other}"
-            )
+            raise UsageError(f"step {step}: the first step of this run is {self.begun + 1}{other}")
         if step > self.config.train.steps:
             raise UsageError(f"step {step}: the run has {self.config.train.steps} steps")
         first = self._offset + (step - 1 - self.begun) * self.batch_size

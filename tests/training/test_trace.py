@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import runs
+from tiny import tiny_config
 
 from emo_jax.config import DataConfig, SourceConfig, TrainConfig, to_dict
 from emo_jax.data.loader import Loader
@@ -21,7 +22,6 @@ from emo_jax.preparation.prepare import prepare
 from emo_jax.run.workdir import CONFIG_FILE
 from emo_jax.tokenizer.load import byte_tokenizer
 from emo_jax.training.trace import Trace, steps_asked
-from tiny import tiny_config
 
 BATCH, SEQ_LEN, STEPS = 6, 48, 40
 
