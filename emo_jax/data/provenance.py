@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -94,7 +95,7 @@ def _ranges(
     if getattr(stream, "num_documents", None) is None:
         steps = np.flatnonzero(np.diff(segments[: stop - start])) + 1
         edges = [start, *(steps + start).tolist(), stop]
-        return [((a, b), None, "", 0, None) for a, b in zip(edges, edges[1:], strict=False)]
+        return [((a, b), None, "", 0, None) for a, b in pairwise(edges)]
     assert hasattr(stream, "document_at")
     first, last = stream.document_at(start), stream.document_at(stop - 1)
     ends = [0, *stream.document_ends(first, last + 1).tolist()]
@@ -103,5 +104,5 @@ def _ranges(
     ids = stream.document_ids(first, last + 1)
     return [
         ((max(begin, start), min(end, stop)), first + n, ids[n], begin, end - begin)
-        for n, (begin, end) in enumerate(zip(ends, ends[1:], strict=False))
+        for n, (begin, end) in enumerate(pairwise(ends))
     ]

@@ -96,7 +96,7 @@ def test_steps_and_rows_that_are_not(stores, tmp_path):
     for step in (0, STEPS + 1):
         with pytest.raises(UsageError, match=f"step {step}"):
             list(trace.read(step))
-    with pytest.raises(UsageError, match="rows 0..5"):
+    with pytest.raises(UsageError, match=r"rows 0\.\.5"):
         list(trace.read(1, row=BATCH))
     with pytest.raises(UsageError, match="no step yet"):
         steps_asked(trace, step=None, last=3, steps=None)
