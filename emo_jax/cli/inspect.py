@@ -1,4 +1,4 @@
-"""emo data show, emo data trace."""
+"""emo data show, trace, check."""
 
 import contextlib
 import sys
@@ -11,7 +11,7 @@ import click
 
 from emo_jax.cli.app import Command, cli, refuse_unwritable
 from emo_jax.config.names import PACKINGS, SPLIT_NAMES
-from emo_jax.errors import UsageError
+from emo_jax.errors import EmoError, UsageError, escaped, listed
 from emo_jax.files.json_files import dumps
 
 if TYPE_CHECKING:
@@ -42,7 +42,21 @@ CONFIG = click.option(
     help="Experiment file, with its argument after a colon: the data of its runs, a mixture too.",
 )
 # Overrides look like options, and DATA may come before or after them.
-WORDS = click.argument("words", nargs=-1, type=click.UNPROCESSED, metavar="[DATA] [OVERRIDES]")
+_WORDS = {"nargs": -1, "type": click.UNPROCESSED}
+WORDS = click.argument("words", metavar="[DATA] [OVERRIDES]", **_WORDS)
+WORDS_MANY = click.argument("words", metavar="[DATA…] [OVERRIDES]", **_WORDS)
+
+
+def split_words(words: tuple[str, ...], config_file: str | None) -> tuple[list[str], list[str]]:
+    """Returns the names of data, and the overrides of a config.
+
+    Raises:
+      UsageError: an override of no config.
+    """
+    overrides = [word for word in words if word.startswith("-")]
+    if overrides and config_file is None:
+        raise UsageError(f"{overrides[0]}: no such option; with --config FILE it may override")
+    return [word for word in words if not word.startswith("-")], overrides
 
 
 def data_of(config_file: str | None, words: tuple[str, ...]) -> "tuple[DataConfig, Config | None]":
@@ -54,13 +68,10 @@ def data_of(config_file: str | None, words: tuple[str, ...]) -> "tuple[DataConfi
     from emo_jax.config import DataConfig
     from emo_jax.config.file import load_config
 
-    overrides = [word for word in words if word.startswith("-")]
-    names = [word for word in words if not word.startswith("-")]
+    names, overrides = split_words(words, config_file)
     if len(names) > 1:
         raise UsageError(f"{names[1]}: only one DATA can be looked at; name it alone")
     if config_file is None:
-        if overrides:
-            raise UsageError(f"{overrides[0]}: no such option; --config FILE makes it an override")
         if not names:
             raise UsageError("no data; give a token store, token files, or --config FILE")
         return DataConfig(store=names[0]), None
@@ -243,3 +254,38 @@ def _lines(path: str | None) -> Iterator[TextIO | None]:
         unfinished.rename(target)
     finally:
         unfinished.unlink(missing_ok=True)
+
+
+@data_command("check", "emo data check store other_store")
+@CONFIG
+@WORDS_MANY
+def check(config_file: str | None, words: tuple[str, ...]) -> None:
+    """Every checksum, the structure of all documents, and their ids; a line for each fault.
+
+    DATA are token stores and token files. Whatever is in them is read. The exit code is 1 if there
+    is a fault.
+    """
+    from emo_jax.config import DataConfig
+    from emo_jax.config.file import load_config
+    from emo_jax.data.check import Checked, check_data
+    from emo_jax.files.progress import Progress
+
+    names, overrides = split_words(words, config_file)
+    config = DataConfig() if config_file is None else load_config(config_file, overrides).data
+    names = names or list(config.stores)
+    if not names:
+        raise UsageError("no data; give token stores, token files, or --config FILE")
+    faults = 0
+    with Progress("check") as progress:
+        for name in names:
+            seen, before = Checked(), faults
+            for line in check_data(name, config, seen, progress.show):
+                faults += 1
+                click.echo(escaped(line))
+            if faults == before:
+                click.echo(f"{name}: no fault ({seen.summary()})")
+    if faults:
+        raise EmoError(
+            f"{faults:,} fault{'s' * (faults > 1)} in {listed(names)}; copy or prepare again what"
+            " is named above"
+        )

@@ -250,9 +250,7 @@ def _id_faults(store: TokenStore, seen: Checked, show: Show) -> Iterator[str]:
         yield f"{store.path}: {twice - _NAMED:,} more ids are those of several documents"
 
 
-def _ahead(
-    function: Callable[[_In], _Out], items: Iterable[_In], at_once: int
-) -> Iterator[_Out]:
+def _ahead(function: Callable[[_In], _Out], items: Iterable[_In], at_once: int) -> Iterator[_Out]:
     """Yields results in order, computed in threads; few are held at a time."""
     with ThreadPoolExecutor(at_once) as pool:
         running: deque[Future[_Out]] = deque()
