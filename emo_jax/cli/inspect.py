@@ -1,4 +1,4 @@
-"""emo data show, trace, check."""
+"""emo data show, trace, check, stats."""
 
 import contextlib
 import sys
@@ -275,17 +275,64 @@ def check(config_file: str | None, words: tuple[str, ...]) -> None:
     names = names or list(config.stores)
     if not names:
         raise UsageError("no data; give token stores, token files, or --config FILE")
-    faults = 0
+    faults: dict[str, int] = {}
     with Progress("check") as progress:
         for name in names:
-            seen, before = Checked(), faults
+            seen = Checked()
             for line in check_data(name, config, seen, progress.show):
-                faults += 1
+                faults[name] = faults.get(name, 0) + 1
                 click.echo(escaped(line))
-            if faults == before:
+            if name not in faults:
                 click.echo(f"{name}: no fault ({seen.summary()})")
     if faults:
+        total = sum(faults.values())
         raise EmoError(
-            f"{faults:,} fault{'s' * (faults > 1)} in {listed(names)}; copy or prepare again what"
+            f"{total:,} fault{'s' * (total > 1)} in {listed(faults)}; copy or prepare again what"
             " is named above"
         )
+
+
+@data_command("stats", "emo data stats store --plot store.png")
+@CONFIG
+@click.option(
+    "--lengths/--no-lengths",
+    default=True,
+    show_default=True,
+    help="Of documents: read where each ends, unless the preparation kept a histogram.",
+)
+@click.option("--plot", default=None, help="Draw a chart to this new file, .png or .svg.")
+@click.option("--json", "json_file", default=None, help="Write all figures to this new file.")
+@WORDS
+def stats(
+    config_file: str | None,
+    lengths: bool,
+    plot: str | None,
+    json_file: str | None,
+    words: tuple[str, ...],
+) -> None:
+    """Documents, tokens and lengths, by split, domain, input and source.
+
+    DATA is a token store or token files. With --config and without DATA: all that the runs of an
+    experiment read, and how much of each source.
+    """
+    for option, file in (("--plot", plot), ("--json", json_file)):
+        if file:
+            refuse_unwritable(option, Path(file))
+    if plot and Path(plot).suffix not in (".png", ".svg"):
+        raise UsageError(f"--plot {plot}: must end in .png or .svg")
+    from emo_jax.data.stats import describe_data
+    from emo_jax.files.atomic import write_atomic
+    from emo_jax.files.progress import Progress
+    from emo_jax.report import charts, data_stats
+
+    data_config, config = data_of(config_file, words)
+    with Progress("stats") as progress:
+        found = describe_data(data_config, config, measure=lengths, show=progress.show)
+    out = console()
+    for shown in data_stats.tables(found):
+        out.print(shown)
+    if plot:
+        charts.write_figure(data_stats.chart(found), Path(plot))
+    if json_file:
+        sources = [one.to_json() for one in found]
+        write_atomic(Path(json_file), dumps({"sources": sources}, indent=1) + "\n")

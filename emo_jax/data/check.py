@@ -46,7 +46,7 @@ class Checked:
 
     def summary(self) -> str:
         """Returns one line."""
-        files = f"{self.files:,} files, {self.num_bytes / 1e9:,.2f} GB; " if self.files else ""
+        files = f"{self.files:,} files, {self.num_bytes / 1e6:,.1f} MB; " if self.files else ""
         documents = f"{self.documents:,} documents, " if self.documents else ""
         ids = f"; {self.ids:,} ids" if self.ids else ""
         return f"{files}{documents}{self.tokens:,} tokens{ids}"
@@ -176,9 +176,9 @@ def _stream_faults(
     for at in faults["ended"][:_NAMED]:
         document = stream.document_at(at)
         yield f"{stream.name}: document {document} has an end-of-document token inside"
-    for kind, about in (("unended", "do not end in"), ("ended", "have inside")):
+    for kind, about in (("unended", "do not end in one"), ("ended", "have one inside")):
         if len(faults[kind]) > _NAMED:
-            yield f"{stream.name}: more documents {about} an end-of-document token"
+            yield f"{stream.name}: more documents {about}"
     for what, found_M in (("tokens", tokens_M), ("documents", documents_M)):
         wrong = [
             f"{name!r} has {found} {what}, the manifest says {said}"
