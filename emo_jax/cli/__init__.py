@@ -5,6 +5,7 @@ from emo_jax.cli import (  # noqa: F401  (they add their commands)
     checks,
     compiling,
     data,
+    dedup,
     evaluation,
     folders,
     inspect,

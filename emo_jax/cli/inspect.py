@@ -1,11 +1,11 @@
 """emo data show, trace, check, stats."""
 
-import contextlib
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING
 
 import click
 
@@ -188,6 +188,7 @@ def trace(
     """
     if json_file:
         refuse_unwritable("--json", Path(json_file))
+    from emo_jax.files.atomic import whole_file
     from emo_jax.files.progress import Progress
     from emo_jax.training.trace import Trace, steps_asked
 
@@ -197,7 +198,9 @@ def trace(
     if asked[-1] > run.last:
         click.echo(f"trace: step {asked[-1]} is not done yet; this is what it will read", err=True)
     count, tokens, shown = 0, 0, _trace_table()
-    with _lines(json_file) as stream, Progress("trace") as progress:
+    with ExitStack() as stack:
+        stream = stack.enter_context(whole_file(Path(json_file))) if json_file else None
+        progress = stack.enter_context(Progress("trace"))
         for number in asked:
             for read in run.read(number, row):
                 count += 1
@@ -238,22 +241,6 @@ def _add_row(table, read) -> None:
         *(f"{part.tokens[0]:,}..{part.tokens[1] - 1:,}{whole}", part.id, part.domain, part.stream),
     )
     table.add_row(*(escape(clipped(cell)) for cell in cells))
-
-
-@contextlib.contextmanager
-def _lines(path: str | None) -> Iterator[TextIO | None]:
-    """A text file that appears when it is complete; None without a path."""
-    if path is None:
-        yield None
-        return
-    target = Path(path)
-    unfinished = target.with_name(f".{target.name}.tmp")
-    try:
-        with unfinished.open("w", encoding="utf-8") as stream:
-            yield stream
-        unfinished.rename(target)
-    finally:
-        unfinished.unlink(missing_ok=True)
 
 
 @data_command("check", "emo data check store other_store")
