@@ -96,8 +96,8 @@ def _tables(report: "DedupReport") -> Iterator["Table | str"]:
         names = {*report.exact, *report.nearly}
         counts = {n: (report.exact.get(n, 0), report.nearly.get(n, 0)) for n in names}
         for name in sorted(names, key=lambda n: (-sum(counts[n]), n))[:_DOMAINS]:
-            cells = counts[name] if report.near else counts[name][:1]
-            table.add_row(escape(clipped(name)), *(f"{count:,}" for count in cells))
+            shown = counts[name] if report.near else counts[name][:1]
+            table.add_row(escape(clipped(name)), *(f"{count:,}" for count in shown))
         yield table
         table = Table(box=box.SIMPLE_HEAD, title="the first of them", title_justify="left")
         for name in ("document", "id", "repeats", "its id", "similarity"):
@@ -107,8 +107,8 @@ def _tables(report: "DedupReport") -> Iterator["Table | str"]:
         for one in report.examples:
             similar = "equal" if one.exact else f"{one.similarity:.2f}"
             where = f"{one.split} {one.of_document:,}"
-            names = (escape(clipped(name)) for name in (one.id, where, one.of_id))
-            table.add_row(f"{one.document:,}", *names, similar)
+            cells = (escape(clipped(cell)) for cell in (one.id, where, one.of_id))
+            table.add_row(f"{one.document:,}", *cells, similar)
         yield table
     exact, nearly = sum(report.exact.values()), sum(report.nearly.values())
     near = f" and {nearly:,} near" if report.near else ""

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -42,9 +42,10 @@ CONFIG = click.option(
     help="Experiment file, with its argument after a colon: the data of its runs, a mixture too.",
 )
 # Overrides look like options, and DATA may come before or after them.
-_WORDS = {"nargs": -1, "type": click.UNPROCESSED}
-WORDS = click.argument("words", metavar="[DATA] [OVERRIDES]", **_WORDS)
-WORDS_MANY = click.argument("words", metavar="[DATA…] [OVERRIDES]", **_WORDS)
+WORDS = click.argument("words", nargs=-1, type=click.UNPROCESSED, metavar="[DATA] [OVERRIDES]")
+WORDS_MANY = click.argument(
+    "words", nargs=-1, type=click.UNPROCESSED, metavar="[DATA…] [OVERRIDES]"
+)
 
 
 def split_words(words: tuple[str, ...], config_file: str | None) -> tuple[list[str], list[str]]:
@@ -119,7 +120,7 @@ def show(
 
     data_config, config = data_of(config_file, words)
     given = {"seq_len": seq_len, "packing": packing}
-    changed = {name: value for name, value in given.items() if value is not None}
+    changed: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     data_config = replace(data_config, **changed)
     source = open_data(data_config)
     if config is None:

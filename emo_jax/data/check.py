@@ -23,7 +23,8 @@ _BLOCK_TOKENS = 1 << 20
 _NAMED = 3  # faults of one kind that are listed
 
 Show = Callable[[str], None]
-_In, _Out = TypeVar("_In"), TypeVar("_Out")
+_In = TypeVar("_In")
+_Out = TypeVar("_Out")
 
 
 @dataclass

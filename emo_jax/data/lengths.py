@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -37,14 +38,11 @@ class Lengths:
         return found
 
     def __add__(self, other: "Lengths") -> "Lengths":
-        both = self.tokens is not None and other.tokens is not None
-        fine = self._fine is not None and other._fine is not None
-        long = self.longest is not None and other.longest is not None
         return Lengths(
             self.documents + other.documents,
-            self.tokens + other.tokens if both else None,
-            max(self.longest, other.longest) if long else None,
-            self._fine + other._fine if fine else None,
+            _both(np.add, self.tokens, other.tokens),
+            _both(max, self.longest, other.longest),
+            _both(np.add, self._fine, other._fine),
         )
 
     def add(self, lengths_D: np.ndarray) -> None:
@@ -86,6 +84,11 @@ class Lengths:
         """The bins from the first that has documents to the last."""
         there = np.flatnonzero(self.documents)
         return range(int(there[0]), int(there[-1]) + 1) if there.size else range(0)
+
+
+def _both(function: Callable[[Any, Any], Any], a: Any, b: Any) -> Any:
+    """Applies a function to two values; None if either is."""
+    return None if a is None or b is None else function(a, b)
 
 
 def measure_lengths(

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from itertools import pairwise
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -84,7 +84,7 @@ _Range = tuple[tuple[int, int], int | None, str, int, int | None]
 
 
 def _ranges(
-    stream: Stream | DocumentStream, start: int, stop: int, segments: np.ndarray
+    stream: Stream, start: int, stop: int, segments: np.ndarray
 ) -> list[_Range]:
     """Returns the documents of tokens [start, stop) of a stream.
 
@@ -96,12 +96,12 @@ def _ranges(
         steps = np.flatnonzero(np.diff(segments[: stop - start])) + 1
         edges = [start, *(steps + start).tolist(), stop]
         return [((a, b), None, "", 0, None) for a, b in pairwise(edges)]
-    assert hasattr(stream, "document_at")
-    first, last = stream.document_at(start), stream.document_at(stop - 1)
-    ends = [0, *stream.document_ends(first, last + 1).tolist()]
+    known = cast(DocumentStream, stream)
+    first, last = known.document_at(start), known.document_at(stop - 1)
+    ends = [0, *known.document_ends(first, last + 1).tolist()]
     if first:
-        ends[0] = int(stream.document_ends(first - 1, first)[0])
-    ids = stream.document_ids(first, last + 1)
+        ends[0] = int(known.document_ends(first - 1, first)[0])
+    ids = known.document_ids(first, last + 1)
     return [
         ((max(begin, start), min(end, stop)), first + n, ids[n], begin, end - begin)
         for n, (begin, end) in enumerate(pairwise(ends))

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 from emo_jax.config import Config, DataConfig
 from emo_jax.data.domain_groups import MOST_DOMAINS
@@ -11,7 +11,7 @@ from emo_jax.data.run_windows import open_run_windows
 from emo_jax.data.sources import open_data
 from emo_jax.data.store import TokenStore
 from emo_jax.data.store_manifest import MANIFEST
-from emo_jax.data.stream import SPLITS, TRAIN, TokenSource
+from emo_jax.data.stream import SPLITS, TRAIN, DocumentStream, TokenSource
 from emo_jax.data.windows import open_source
 from emo_jax.files.json_files import is_integer
 
@@ -190,10 +190,10 @@ def _describe(
             if documents is None:
                 lengths = None
             elif lengths is not None and kept is None:
-                lengths += measure_lengths(stream, show)
+                lengths += measure_lengths(cast(DocumentStream, stream), show)
         if counts:
             splits[split] = total(counts)
-    inputs = getattr(store, "sources", dict)()
+    inputs: dict[str, dict[str, int]] = getattr(store, "sources", dict)()
     parts |= {part: Count(one["documents"], one["tokens"]) for part, one in inputs.items()}
     return DataStats(
         name=name,
@@ -218,7 +218,7 @@ def _kept_lengths(store: TokenStore) -> Lengths | None:
     kept = store.manifest.get("lengths")
     if not kept:
         return None
-    counts = list(kept.values()) if isinstance(kept, dict) else [None]
+    counts: list[Any] = list(kept.values()) if isinstance(kept, dict) else [None]
     for one in counts:
         if not isinstance(one, list) or len(one) >= BINS or not all(is_count(n) for n in one):
             raise store.damaged(f"{MANIFEST}: lengths are no histograms")

@@ -279,7 +279,7 @@ def _grouped(rows: np.ndarray, numbers: np.ndarray) -> Iterator[tuple[int, list[
 
 
 def _hashes(block: Block) -> np.ndarray:
-    digests = (hashlib.blake2b(tokens, digest_size=8).digest() for tokens in block.tokens)
+    digests = (hashlib.blake2b(tokens.data, digest_size=8).digest() for tokens in block.tokens)
     return np.frombuffer(b"".join(digests), np.uint64)
 
 

@@ -5,7 +5,7 @@ from functools import reduce
 from operator import add
 
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, PercentFormatter
+from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
 from rich import box
 from rich.markup import escape
 from rich.table import Table
@@ -122,10 +122,10 @@ def _histogram(lengths: Lengths, title: str) -> Table:
     for i in lengths.used:
         count = int(lengths.documents[i])
         bar = "#" * max(round(_BAR * count / most), 1 if count else 0)
-        share = ()
+        cells = [_bin(i), f"{count:,}", bar]
         if lengths.tokens is not None:
-            share = (f"{int(lengths.tokens[i]) / int(lengths.tokens.sum()):.1%}",)
-        table.add_row(_bin(i), f"{count:,}", bar, *share)
+            cells.append(f"{int(lengths.tokens[i]) / int(lengths.tokens.sum()):.1%}")
+        table.add_row(*cells)
     return table
 
 
@@ -156,7 +156,7 @@ def chart(stats: Sequence[DataStats]) -> Figure:
     right.set_axisbelow(True)
     right.grid(axis="y", visible=False)
     right.xaxis.set_major_formatter(FuncFormatter(_short_number))
-    right.xaxis.get_major_locator().set_params(nbins=5)
+    right.xaxis.set_major_locator(MaxNLocator(nbins=5))
     right.set_xlabel("tokens")
     return figure
 
