@@ -16,7 +16,8 @@ PERMUTATIONS = 128
 _SEED = 42
 _RECALL = 0.98  # of pairs that are exactly as similar as asked for; of closer ones it is higher
 _ODD = np.uint64(0x9E3779B97F4A7C15)
-_MIX = np.uint64(0xBF58476D1CE4E5B9)
+_FACTORS = np.random.default_rng(_SEED).integers(1, 2**63, NGRAM, np.uint64) * 2 + 1
+_CHUNK = 1 << 15  # tokens; what is worked on stays in the processor's cache
 
 
 def _rensa() -> Any:
@@ -48,19 +49,39 @@ def ngrams(tokens_T: np.ndarray, ends_D: np.ndarray) -> tuple[np.ndarray, np.nda
       (H,) uint64 hashes, and (D + 1,) int64: where those of each document begin, and where all end.
     """
     lengths = np.diff(ends_D, prepend=0)
-    left = np.repeat(ends_D, lengths) - np.arange(tokens_T.size)  # tokens to the document's end
-    values = tokens_T.astype(np.uint64) + np.uint64(1)
+    short = np.flatnonzero(lengths < NGRAM)
+    firsts = ends_D - lengths
+    # The hash of the n-gram at each place, also where it runs into the next document.
     hashes = np.zeros(tokens_T.size, np.uint64)
-    for n in range(NGRAM):
-        hashes *= _ODD
-        there = values[n:] if n else values
-        hashes[: there.size] += np.where(left[: there.size] > n, there, 0).astype(np.uint64)
-        hashes ^= hashes >> np.uint64(29)
-    hashes *= _MIX
-    hashes ^= hashes >> np.uint64(32)
+    for at in range(0, tokens_T.size, _CHUNK):
+        values = tokens_T[at : at + _CHUNK + NGRAM - 1].astype(np.uint64)
+        here = hashes[at : at + _CHUNK]
+        for n, factor in enumerate(_FACTORS):
+            there = values[n : n + here.size]
+            here[: there.size] += there * factor
+        _mix(here)
+    if short.size:  # as if tokens behind the end were none
+        padded = np.zeros((short.size, NGRAM), np.uint64)
+        for n in range(NGRAM):
+            rows = lengths[short] > n
+            padded[rows, n] = tokens_T[firsts[short[rows]] + n]
+        of_short = (padded * _FACTORS).sum(axis=1) + lengths[short].astype(np.uint64)
+        hashes[firsts[short]] = _mix(of_short)
     counts = np.maximum(lengths - NGRAM + 1, 1)
-    first = left == np.repeat(lengths, lengths)
-    return hashes[(left >= NGRAM) | first], np.cumsum(np.append(0, counts))
+    wanted = np.ones(tokens_T.size, bool)
+    for n in range(1, NGRAM):
+        wanted[(ends_D - n)[lengths > n]] = False
+    return hashes[wanted], np.cumsum(np.append(0, counts))
+
+
+def _mix(hashes: np.ndarray) -> np.ndarray:
+    """Spreads every bit over all, in place."""
+    hashes ^= hashes >> np.uint64(31)
+    hashes *= _ODD
+    hashes ^= hashes >> np.uint64(29)
+    hashes *= _ODD
+    hashes ^= hashes >> np.uint64(32)
+    return hashes
 
 
 def signatures(hashes_H: np.ndarray, starts: np.ndarray) -> np.ndarray:
@@ -132,7 +153,7 @@ class BandIndex:
           (C,) rows of the argument, rising; (C,) numbers of added documents; (C,) in how many bands
           they agree.
         """
-        found = [np.zeros((0, 2), np.int64)]
+        found = []
         for hashes, keys, documents in zip(
             self._hashes(signatures_DP), self._keys, self._documents, strict=True
         ):
@@ -140,10 +161,11 @@ class BandIndex:
             counts = np.searchsorted(keys, hashes, side="right") - low
             rows = np.repeat(np.arange(hashes.size), counts)
             within = np.arange(rows.size) - np.repeat(np.cumsum(counts) - counts, counts)
-            found.append(np.stack([rows, documents[low[rows] + within]], axis=1))
-        pairs, bands = np.unique(np.concatenate(found), axis=0, return_counts=True)
-        order = np.lexsort((pairs[:, 1], -bands, pairs[:, 0]))
-        return pairs[order, 0], pairs[order, 1], bands[order]
+            found.append(rows << 32 | documents[low[rows] + within])
+        pairs, bands = np.unique(np.concatenate(found), return_counts=True)
+        rows, numbers = pairs >> 32, pairs & 0xFFFFFFFF
+        order = np.lexsort((numbers, -bands, rows))
+        return rows[order], numbers[order], bands[order]
 
     def _hashes(self, signatures_DP: np.ndarray) -> np.ndarray:
         """Returns a hash of each band: (bands, D) uint64."""
