@@ -1,6 +1,8 @@
 """`emo data`, as typed: what is shown is what is there, and one line for what is not."""
 
 import json
+import random
+import string
 
 import numpy as np
 import pytest
@@ -188,10 +190,17 @@ def test_trace_of_a_run(run, refused, finished_run, tmp_path, capsys):
 @pytest.fixture
 def doubled(run, tmp_path):
     """A store where documents of the corpus are there twice, nearly or exactly, and their ids."""
-    texts = [json.loads(x) for x in runs.write_corpus(tmp_path / "c", 900).read_text().splitlines()]
-    long = [one for one in texts if len(one["text"]) > 150]
-    again = [{**one, "id": f"again-{one['id']}"} for one in long[:150]]
-    nearly = [{**one, "id": f"nearly-{one['id']}", "text": one["text"] + "."} for one in long[150:]]
+    draw = random.Random(0)
+    words = ["".join(draw.choices(string.ascii_lowercase, k=6)) for _ in range(2000)]
+    texts = [
+        {"text": " ".join(draw.choices(words, k=60)), "id": f"doc-{n}", "domain": f"d{n % 3}"}
+        for n in range(900)
+    ]
+    again = [{**one, "id": f"again-{one['id']}"} for one in texts[:300]]
+    nearly = [
+        {**one, "id": f"nearly-{one['id']}", "text": f"{one['text']} and more"}
+        for one in texts[300:600]
+    ]
     lines = [json.dumps(one) + "\n" for one in [*texts, *again, *nearly]]
     (tmp_path / "doubled.jsonl").write_text("".join(lines))
     argv = ("prepare", tmp_path / "doubled.jsonl", "--tokenizer", "bytes", "--output")
