@@ -99,7 +99,8 @@ def _tables(report: "DedupReport") -> Iterator["Table | str"]:
             shown = counts[name] if report.near else counts[name][:1]
             table.add_row(escape(clipped(name)), *(f"{count:,}" for count in shown))
         yield table
-        table = Table(box=box.SIMPLE_HEAD, title="the first of them", title_justify="left")
+        yield "the first of them:"
+        table = Table(box=box.SIMPLE_HEAD)
         for name in ("document", "id", "repeats", "its id", "similarity"):
             table.add_column(
                 name, justify="right" if name in ("document", "similarity") else "left"

@@ -147,6 +147,7 @@ def show(
         title += f" its window {number:,} of {len(windows):,}"
     found = view_window(windows, number, f"{title}; S = {windows.seq_len}, {windows.packing}")
     out = console()
+    out.print(found.title, markup=False)
     out.print(found.table())
     if text:
         out.print(found.text())
@@ -248,10 +249,10 @@ def _add_row(table, read) -> None:
 @CONFIG
 @WORDS_MANY
 def check(config_file: str | None, words: tuple[str, ...]) -> None:
-    """Every checksum, the structure of all documents, and their ids; a line for each fault.
+    """Every checksum and the structure of all documents; a line for each fault.
 
     DATA are token stores and token files. Whatever is in them is read. The exit code is 1 if there
-    is a fault.
+    is a fault. Ids that several documents have are noted, and are no fault.
     """
     from emo_jax.config import DataConfig
     from emo_jax.config.file import load_config
@@ -270,6 +271,8 @@ def check(config_file: str | None, words: tuple[str, ...]) -> None:
             for line in check_data(name, config, seen, progress.show):
                 faults[name] = faults.get(name, 0) + 1
                 click.echo(escaped(line))
+            for line in seen.notes:
+                click.echo(f"note: {escaped(line)}")
             if name not in faults:
                 click.echo(f"{name}: no fault ({seen.summary()})")
     if faults:

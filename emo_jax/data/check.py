@@ -3,7 +3,8 @@
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from glob import has_magic
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -17,7 +18,6 @@ from emo_jax.data.stream import SPLITS, DocumentStream, TokenSource, check_ids
 from emo_jax.data.windows import open_source
 from emo_jax.errors import DataError, listed, one_line
 
-_FILES_AT_ONCE = 8
 _BLOCKS_AT_ONCE = 4
 _BLOCK_TOKENS = 1 << 20
 _NAMED = 3  # faults of one kind that are listed
@@ -37,6 +37,7 @@ class Checked:
       documents: documents whose ends, domains and end-of-document tokens were looked at.
       tokens: tokens that were looked at.
       ids: ids of documents that were compared with each other; 0 where none are kept.
+      notes: lines about what is no fault and may surprise, such as an id of two documents.
     """
 
     files: int = 0
@@ -44,6 +45,7 @@ class Checked:
     documents: int = 0
     tokens: int = 0
     ids: int = 0
+    notes: list[str] = field(default_factory=list)
 
     def summary(self) -> str:
         """Returns one line."""
@@ -70,18 +72,18 @@ def check_data(
     Raises:
       UsageError: there is no such data.
     """
+    faults = 0
+    for line in _file_faults(location, seen, show):
+        faults += 1
+        yield line
+    if faults:
+        seen.notes.append(f"{location}: documents were not looked at, since files are damaged")
+        return
     try:
         source = open_source(location, config, verify=False)
     except DataError as error:
-        faults = list(_file_faults(location, seen, show))
-        yield from faults or [str(error)]
+        yield str(error)
         return
-    if isinstance(source, TokenStore):
-        faults = list(_file_faults(location, seen, show))
-        yield from faults
-        if faults:
-            yield f"{location}: documents were not looked at, since files are damaged"
-            return
     for split in SPLITS:
         for stream in source.streams(split):
             try:
@@ -90,7 +92,7 @@ def check_data(
                 yield str(error)
     if isinstance(source, TokenStore):
         try:
-            yield from _id_faults(source, seen, show)
+            _compare_ids(source, seen, show)
         except DataError as error:
             yield str(error)
 
@@ -100,37 +102,36 @@ def check_data(
 
 def _file_faults(location: str, seen: Checked, show: Show) -> Iterator[str]:
     """Compares every file of a store with its manifest, several at once."""
+    if "," in location or has_magic(location):
+        return  # token files
     files = StoreFiles(location)
-    content = files.read(MANIFEST)
-    if content is None:
-        return  # no store
     try:
+        content = files.read(MANIFEST)
+        if content is None:
+            return  # no store
         described = parse_manifest(content, f"{location}/{MANIFEST}")["files"]
-        if files.folder is None:
-            files.check_sizes(described)  # one listing; of local files it is cheap one by one
     except DataError as error:
         yield str(error)
         return
-    total = sum(one["bytes"] for one in described.values())
-
-    def fault(name: str) -> tuple[int, str]:
-        one = {name: described[name]}
+    whole = dict(described)
+    # Remote files are listed once; local ones cost nothing to look at one by one.
+    for some in [described] if files.folder is None else [{n: described[n]} for n in described]:
         try:
-            if files.folder is not None:
-                files.check_sizes(one)
-            files.check_digests(one)
+            files.check_sizes(some)
         except DataError as error:
-            return 0, str(error)
-        except OSError as error:
-            return 0, f"{location}/{name}: cannot be read ({one_line(error)})"
-        return described[name]["bytes"], ""
-
-    for size, line in _ahead(fault, described, _FILES_AT_ONCE):
-        seen.files += 1
-        seen.num_bytes += size
-        show(f"{location}: {seen.num_bytes / 1e9:,.1f} of {total / 1e9:,.1f} GB compared")
-        if line:
-            yield line
+            said = str(error)
+            yield said
+            whole = {n: one for n, one in whole.items() if not said.startswith(f"{location}/{n}: ")}
+    total = sum(expected["bytes"] for expected in whole.values())
+    try:
+        for name, why in files.compare(whole):
+            seen.files += 1
+            seen.num_bytes += whole[name]["bytes"]
+            show(f"{location}: {seen.num_bytes / 1e9:,.1f} of {total / 1e9:,.1f} GB compared")
+            if why:
+                yield f"{location}/{name}: damaged ({why}); copy or prepare the store again"
+    except (DataError, OSError) as error:
+        yield f"{location}: files were not compared further ({one_line(error)})"
 
 
 # --- documents -----------------------------------------------------------------------------------
@@ -234,8 +235,8 @@ def _end_faults(stream: DocumentStream) -> Iterator[str]:
 # --- ids -----------------------------------------------------------------------------------------
 
 
-def _id_faults(store: TokenStore, seen: Checked, show: Show) -> Iterator[str]:
-    """Compares the ids of all splits; two documents without an id are not alike."""
+def _compare_ids(store: TokenStore, seen: Checked, show: Show) -> None:
+    """Compares the ids of all splits; documents without an id are not alike."""
     streams = [stream for split in SPLITS for stream in store.streams(split)]
     if not any(any(stream.document_ids(0, 1)) for stream in streams):
         return  # the first of each has none: none are kept
@@ -246,9 +247,10 @@ def _id_faults(store: TokenStore, seen: Checked, show: Show) -> Iterator[str]:
         twice += 1
         if twice <= _NAMED:
             where = " and ".join(f"document {n} of {stream}" for stream, n in places[:2])
-            yield f"{store.path}: id {name!r:.80} is that of {where}"
+            seen.notes.append(f"{store.path}: id {name!r:.80} is that of {where}")
     if twice > _NAMED:
-        yield f"{store.path}: {twice - _NAMED:,} more ids are those of several documents"
+        more = f"{twice - _NAMED:,} more ids are those of several documents"
+        seen.notes.append(f"{store.path}: {more}")
 
 
 def _ahead(function: Callable[[_In], _Out], items: Iterable[_In], at_once: int) -> Iterator[_Out]:

@@ -46,11 +46,11 @@ class WindowView:
 
     def table(self) -> Table:
         """Returns a row for each document: pools, tokens, and which of them have a loss."""
-        table = Table(box=box.SIMPLE_HEAD, title=self.title, title_justify="left")
+        table = Table(box=box.SIMPLE_HEAD)
         for name in ("columns", "segment", "pool", "domain", "document", "id", "its tokens"):
             table.add_column(name, justify="left" if name in ("domain", "id") else "right")
         table.add_column("no loss at", justify="right")
-        table.add_column("text")
+        table.add_column("text", no_wrap=True)
         for n, (part, text) in enumerate(zip(self.parts, self.texts, strict=True)):
             here = slice(*part.columns)
             whole = "" if part.length is None else f" of {part.length:,}"

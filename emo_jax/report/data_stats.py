@@ -28,7 +28,7 @@ def tables(stats: Sequence[DataStats]) -> Iterator[str | Table]:
     if len(stats) > 1:
         yield _mixture(stats)
         if (lengths := _all_lengths(stats)) is not None:
-            yield _histogram(lengths, "all sources: documents by length, in tokens")
+            yield from _histogram(lengths, "all sources: documents by length, in tokens")
 
 
 def _tables_of(one: DataStats) -> Iterator[str | Table]:
@@ -48,14 +48,14 @@ def _tables_of(one: DataStats) -> Iterator[str | Table]:
             parts[f"{len(left):,} more"] = total(left)
         yield _counts(parts, kind)
     if one.lengths is not None and one.lengths.count:
-        yield _histogram(one.lengths, "documents by length, in tokens")
+        yield from _histogram(one.lengths, "documents by length, in tokens")
     if one.dropped:
         named = ", ".join(f"{count:,} {name}" for name, count in one.dropped.items())
         yield f"left out at preparation: {escape(clipped(named, 400))}"
 
 
-def _table(title: str = "") -> Table:
-    return Table(box=box.SIMPLE_HEAD, title=title or None, title_justify="left", pad_edge=False)
+def _table() -> Table:
+    return Table(box=box.SIMPLE_HEAD, pad_edge=False)
 
 
 def _counts(counts: Mapping[str, Count], what: str) -> Table:
@@ -92,7 +92,7 @@ def _by_split(one: DataStats) -> Table:
 
 
 def _mixture(stats: Sequence[DataStats]) -> Table:
-    table = _table("sources")
+    table = _table()
     table.add_column("source")
     for name in ("documents", "tokens", "of all", "share of the run", "epochs", "used up at step"):
         table.add_column(name, justify="right")
@@ -107,12 +107,13 @@ def _mixture(stats: Sequence[DataStats]) -> Table:
     return table
 
 
-def _histogram(lengths: Lengths, title: str) -> Table:
+def _histogram(lengths: Lengths, title: str) -> Iterator[str | Table]:
     about = "" if lengths.exact else "about "
     median = f"median {about}{lengths.median:,.0f}" if lengths.median is not None else ""
     last = 2 ** (lengths.used[-1] + 1)
     longest = f"below {last:,}" if lengths.longest is None else f"{lengths.longest:,}"
-    table = _table(f"{title}: {median}, longest {longest}")
+    yield f"{title}: {median}, longest {longest}"
+    table = _table()
     table.add_column("tokens", justify="right")
     table.add_column("documents", justify="right")
     table.add_column("")
@@ -126,7 +127,7 @@ def _histogram(lengths: Lengths, title: str) -> Table:
         if lengths.tokens is not None:
             cells.append(f"{int(lengths.tokens[i]) / int(lengths.tokens.sum()):.1%}")
         table.add_row(*cells)
-    return table
+    yield table
 
 
 def _bin(i: int) -> str:

@@ -42,11 +42,12 @@ def test_every_damaged_file_has_its_line(store_path, tmp_path):
         content = bytearray((copy / name).read_bytes())
         content[50] ^= 1
         (copy / name).write_bytes(content)
-    found = faults(copy)
-    assert len(found) == 3
+    seen = Checked()
+    found = list(check_data(str(copy), NONE, seen))
+    assert len(found) == 2
     assert "test/doc_ends/c/0: damaged (content differs from its checksum)" in found[0]
     assert "train/tokens/c/0: damaged (content differs" in found[1]
-    assert "documents were not looked at" in found[2]
+    assert seen.notes == [f"{copy}: documents were not looked at, since files are damaged"]
     (copy / "select/tokens/c/0").unlink()
     found = faults(copy)
     assert "select/tokens/c/0: damaged (missing)" in found[0] and len(found) == 3
@@ -98,6 +99,44 @@ def test_what_is_not_there(tmp_path):
         faults(tmp_path / "none")
     (tmp_path / "folder").mkdir()
     assert "not a token store" in faults(tmp_path / "folder")[0]
+
+
+class _Indexed:
+    """A token file whose format has an index of its own."""
+
+    name = "a.bin"
+
+    def __init__(self, ends: list[int], num_tokens: int):
+        self._ends, self.num_documents, self.num_tokens = ends, len(ends), num_tokens
+
+    def document_ends(self, first, stop):
+        return np.array(self._ends[first:stop])
+
+
+@pytest.mark.parametrize("block", [2, 1 << 20])
+def test_an_index_that_does_not_add_up(block, monkeypatch):
+    monkeypatch.setattr(check, "_BLOCK_TOKENS", block)
+    assert list(check._end_faults(_Indexed([3, 7, 7, 9], 9))) == []
+    (line,) = check._end_faults(_Indexed([3, 7, 9], 10))
+    assert line == "a.bin: its documents have 9 tokens by the index, the file has 10"
+    (line,) = check._end_faults(_Indexed([3, 7, 6, 10], 10))
+    assert line == "a.bin: document 2 ends before it begins"
+
+
+@pytest.mark.system
+def test_a_store_in_a_bucket(bucket, store_path, store):
+    url, seen = bucket.upload(store_path, "some/store"), Checked()
+    assert list(check_data(url, NONE, seen)) == []
+    assert (seen.documents, seen.num_bytes) == (600, store.num_bytes)
+    content = bytearray((store_path / "train/tokens/c/0").read_bytes())
+    content[50] ^= 1
+    bucket.put("some/store/train/tokens/c/0", bytes(content))
+    bucket.delete("some/store/test/doc_ends/c/0")
+    found = faults(url)
+    assert [line.split(" (")[0] for line in found] == [
+        f"{url}/test/doc_ends/c/0: damaged",
+        f"{url}/train/tokens/c/0: damaged",
+    ]
 
 
 class _Named:
