@@ -83,9 +83,7 @@ def documents_of(
 _Range = tuple[tuple[int, int], int | None, str, int, int | None]
 
 
-def _ranges(
-    stream: Stream, start: int, stop: int, segments: np.ndarray
-) -> list[_Range]:
+def _ranges(stream: Stream, start: int, stop: int, segments: np.ndarray) -> list[_Range]:
     """Returns the documents of tokens [start, stop) of a stream.
 
     Returns:

@@ -3,6 +3,7 @@
 import itertools
 import re
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from rich import box
@@ -21,6 +22,10 @@ from emo_jax.tokenizer.base import Tokenizer
 
 _COLOURS = ("cyan", "yellow", "green", "magenta", "blue", "red")
 _EXCERPT = 48  # characters
+_COLUMNS = (
+    *("columns", "segment", "pool", "domain", "document", "id", "its tokens", "no loss at"),
+    "text",
+)
 
 
 @dataclass(frozen=True)
@@ -46,27 +51,35 @@ class WindowView:
 
     def table(self) -> Table:
         """Returns a row for each document: pools, tokens, and which of them have a loss."""
+        rows = [self._row(n) for n in range(len(self.parts))]
+        used = [name for name in _COLUMNS if any(row[name] for row in rows)]
         table = Table(box=box.SIMPLE_HEAD)
-        for name in ("columns", "segment", "pool", "domain", "document", "id", "its tokens"):
-            table.add_column(name, justify="left" if name in ("domain", "id") else "right")
-        table.add_column("no loss at", justify="right")
-        table.add_column("text", no_wrap=True)
-        for n, (part, text) in enumerate(zip(self.parts, self.texts, strict=True)):
-            here = slice(*part.columns)
-            whole = "" if part.length is None else f" of {part.length:,}"
-            number = "" if part.document is None else f"{part.document:,}"
-            silent = np.flatnonzero(self.batch.loss_mask[here] == 0) + part.columns[0]
-            shown = " ".join(text.split())
-            cells = (
-                *(_range(*part.columns), str(part.segment), _values(self.batch.pool_ids[here])),
-                *(part.domain, number, part.id, f"{_range(*part.tokens)}{whole}"),
-                *(_ranges(silent), shown[:_EXCERPT] + ("…" if len(shown) > _EXCERPT else "")),
-            )
-            table.add_row(*(Text(BREAKS.sub("·", cell)) for cell in cells), style=_colour(n))
+        for name in used:
+            side: Any = "left" if name in ("domain", "id", "text") else "right"
+            table.add_column(name, justify=side, no_wrap=name == "text")
+        for n, row in enumerate(rows):
+            table.add_row(*(Text(BREAKS.sub("·", row[name])) for name in used), style=_colour(n))
         if self.padding:
             size = len(self.batch.tokens)
             table.add_row(_range(size - self.padding, size), "-1", "-1", "padding", style="dim")
         return table
+
+    def _row(self, n: int) -> dict[str, str]:
+        part, text = self.parts[n], " ".join(self.texts[n].split())
+        here = slice(*part.columns)
+        whole = "" if part.length is None else f" of {part.length:,}"
+        silent = np.flatnonzero(self.batch.loss_mask[here] == 0) + part.columns[0]
+        return {
+            "columns": _range(*part.columns),
+            "segment": str(part.segment),
+            "pool": _values(self.batch.pool_ids[here]),
+            "domain": part.domain,
+            "document": "" if part.document is None else f"{part.document:,}",
+            "id": part.id,
+            "its tokens": f"{_range(*part.tokens)}{whole}",
+            "no loss at": _ranges(silent),
+            "text": text[:_EXCERPT] + ("…" if len(text) > _EXCERPT else ""),
+        }
 
     def text(self) -> Group:
         """Returns the whole text, a paragraph for each document with a line that names it."""
