@@ -61,7 +61,9 @@ class WindowView:
             table.add_row(*(Text(BREAKS.sub("·", row[name])) for name in used), style=_colour(n))
         if self.padding:
             size = len(self.batch.tokens)
-            table.add_row(_range(size - self.padding, size), "-1", "-1", "padding", style="dim")
+            row = {"columns": _range(size - self.padding, size), "text": "padding"}
+            row |= {"segment": "-1", "pool": "-1"}
+            table.add_row(*(row.get(name, "") for name in used), style="dim")
         return table
 
     def _row(self, n: int) -> dict[str, str]:

@@ -1,5 +1,6 @@
 """Faults that somebody put into stores and files are found, one line each."""
 
+import json
 import shutil
 
 import numpy as np
@@ -9,6 +10,7 @@ from emo_jax.config import DataConfig
 from emo_jax.data import check
 from emo_jax.data.check import Checked, check_data
 from emo_jax.data.repeated_ids import repeated_ids
+from emo_jax.data.store_manifest import checksum
 from emo_jax.data.store_writer import SplitContent, write_store
 from emo_jax.errors import UsageError
 from emo_jax.tokenizer.load import byte_tokenizer
@@ -60,6 +62,21 @@ def test_no_end_and_an_end_inside(tmp_path):
     found = faults(made(tmp_path / "b", [whole, whole, [5, 6, 7]]))
     assert found == [f"{tmp_path}/b/train: document 2 does not end in its end-of-document token"]
     assert faults(made(tmp_path / "c", [whole] * 9)) == []
+
+
+def test_counts_of_domains_that_the_documents_have_not(store_path, tmp_path):
+    """A manifest that was sealed anew: only the documents tell."""
+    copy = shutil.copytree(store_path, tmp_path / "s")
+    manifest = json.loads((copy / "store.json").read_text())
+    counts = manifest["splits"]["train"]["domains"]
+    law, music = counts["law"]["tokens"], counts["music"]["tokens"]
+    counts["law"]["tokens"], counts["music"]["tokens"] = law + 1, music - 1
+    manifest["checksum"] = checksum(manifest)
+    (copy / "store.json").write_text(json.dumps(manifest))
+    assert faults(copy) == [
+        f"{copy}/train: domain 'law' has {law} tokens, the manifest says {law + 1},"
+        f" 'music' has {music} tokens, the manifest says {music - 1}"
+    ]
 
 
 def test_documents_across_the_blocks_that_are_read(tmp_path, monkeypatch):
