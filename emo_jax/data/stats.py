@@ -1,6 +1,7 @@
 """What a token store, token files or a mixture hold: documents, tokens, domains, lengths."""
 
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, NamedTuple, cast
 
@@ -16,6 +17,7 @@ from emo_jax.data.windows import open_source
 from emo_jax.files.json_files import is_integer
 
 Show = Callable[[str], None]
+_OPENERS = 16  # stores opened at once
 
 
 class Count(NamedTuple):
@@ -151,10 +153,12 @@ def describe_data(
     planned: dict[str, Planned] = {}
     if run is not None and config.sources:
         planned = _planned(run, config)
-    return [
-        _describe(name, open_source(name, config, verify=False), planned.get(name), measure, show)
-        for name in config.stores
-    ]
+    with ThreadPoolExecutor(_OPENERS) as openers:
+        opened = openers.map(lambda name: open_source(name, config, verify=False), config.stores)
+        return [
+            _describe(name, source, planned.get(name), measure, show)
+            for name, source in zip(config.stores, opened, strict=True)
+        ]
 
 
 def _planned(run: Config, config: DataConfig) -> dict[str, Planned]:

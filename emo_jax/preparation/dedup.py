@@ -22,8 +22,9 @@ HELD_OUT = ("select", "test")
 EXAMPLES = 20
 _BLOCK_DOCUMENTS = 4096
 _BLOCK_TOKENS = 1 << 21
-_MOST_TOKENS = 1 << 20  # of a document that are compared nearly; all are compared exactly
+_MOST_TOKENS = 1 << 18  # of a document that are compared nearly; all are compared exactly
 _MOST_CANDIDATES = 32  # that a document is compared with
+_HELD = 64  # held-out documents whose n-grams are kept, of two megabytes at most
 _EXACT_BYTES = 8 + 4  # of a held-out document: hash and number
 
 Show = Callable[[str], None]
@@ -54,7 +55,8 @@ class Duplicate:
       split: split of the held-out document.
       of_document: its number there.
       of_id: its id.
-      similarity: Jaccard similarity of their n-grams; 1 where the tokens are equal.
+      similarity: Jaccard similarity of their n-grams; 1 where the tokens are equal. There may be
+        another held-out document that is closer still.
       exact: the tokens are equal.
     """
 
@@ -200,15 +202,15 @@ class _Index:
         self._order = np.argsort(every, kind="stable").astype(np.uint32)
         self._hashes = every[self._order]
         self.bytes_each = _EXACT_BYTES + (0 if self.bands is None else self.bands.bytes_each)
-        self.document = functools.lru_cache(64)(self._document)
-        self.ngrams = functools.lru_cache(64)(self._ngrams)
+        self.ngrams = functools.lru_cache(_HELD)(self._ngrams)
 
     def place(self, number: int) -> tuple[str, int]:
         """Returns the split of a held-out document, and its number there."""
         k = int(np.searchsorted(self._firsts, number, side="right")) - 1
         return HELD_OUT[k], number - self._firsts[k]
 
-    def _document(self, number: int) -> np.ndarray:
+    def document(self, number: int) -> np.ndarray:
+        """Returns the tokens of a held-out document."""
         split, at = self.place(number)
         return self._store.documents(split, at, at + 1)[0].tokens
 
@@ -243,9 +245,12 @@ def _of_block(
             if row in found:
                 continue
             report.crowded += len(candidates) > _MOST_CANDIDATES
-            best = _nearest(_set_of(block.tokens[row]), candidates[:_MOST_CANDIDATES], index)
-            if best[1] >= report.near:
-                found[row] = (*best, False)
+            ngrams = _set_of(block.tokens[row])
+            for number in candidates[:_MOST_CANDIDATES]:
+                similarity = minhash.similarity(ngrams, index.ngrams(number))
+                if similarity >= report.near:
+                    found[row] = (number, similarity, False)
+                    break
     if not found:
         return
     ids = store.streams(TRAIN)[0].document_ids(block.first, block.first + len(block.tokens))
@@ -263,13 +268,6 @@ def _of_block(
         )
         report.add(duplicate)
         yield duplicate
-
-
-def _nearest(ngrams: np.ndarray, candidates: list[int], index: _Index) -> tuple[int, float]:
-    """Returns the most similar of some held-out documents, and its similarity."""
-    similar = [minhash.similarity(ngrams, index.ngrams(number)) for number in candidates]
-    best = int(np.argmax(similar))
-    return candidates[best], similar[best]
 
 
 def _grouped(rows: np.ndarray, numbers: np.ndarray) -> Iterator[tuple[int, list[int]]]:

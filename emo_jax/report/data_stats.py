@@ -16,14 +16,15 @@ from emo_jax.errors import clipped
 from emo_jax.report import charts
 
 _BAR = 40  # characters
-_LISTED = 100  # inputs and files
+_FEW = 10  # sources, each with tables of its own
+_LISTED = 100  # inputs, files, sources
 _IN_CHART = 16  # domains or sources
 _FEWEST_ROWS = 6  # room for so many, that few bars are no blocks
 
 
 def tables(stats: Sequence[DataStats]) -> Iterator[str | Table]:
-    """Yields what to print: for each source its facts and tables; then those of a mixture."""
-    for one in stats:
+    """Yields what to print: for each of a few sources its tables; then those of a mixture."""
+    for one in stats if len(stats) <= _FEW else ():
         yield from _tables_of(one)
     if len(stats) > 1:
         yield _mixture(stats)
@@ -97,13 +98,15 @@ def _mixture(stats: Sequence[DataStats]) -> Table:
     for name in ("documents", "tokens", "of all", "share of the run", "epochs", "used up at step"):
         table.add_column(name, justify="right")
     every = sum(one.total.tokens for one in stats)
-    for one in stats:
+    for one in sorted(stats, key=lambda one: -one.total.tokens)[:_LISTED]:
         plan = one.planned
         read = ("", "", "")
         if plan is not None:
             used = "" if plan.exhausted is None else f"{plan.exhausted:,}"
             read = (f"{plan.share:.1%}", f"{plan.epochs:.2f}", used)
         table.add_row(escape(clipped(one.name)), *_cells(one.total, every)[:3], *read)
+    if len(stats) > _LISTED:
+        table.add_row(f"{len(stats) - _LISTED:,} smaller ones are not listed")
     return table
 
 
