@@ -177,7 +177,7 @@ def _draw_lengths(ax, lengths: Lengths) -> None:
         ax.bar(at, heights, width, label=name, color=charts.COLOURS[n])
     ax.set_axisbelow(True)
     step = -(-len(used) // 9)
-    ax.set_xticks(range(0, len(used), step), [_short_number(2**i) for i in used[::step]])
+    ax.set_xticks(range(0, len(used), step), [_power(i) for i in used[::step]])
     ax.set_xlabel("tokens of a document, at least")
     ax.set_ylabel("share" if len(shares) > 1 else "share of documents")
     ax.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
@@ -197,6 +197,11 @@ def _bars(stats: Sequence[DataStats]) -> list[tuple[str, int]]:
     shown = [(name, count.tokens) for name, count in largest[:_IN_CHART]]
     rest = sum(count.tokens for _, count in largest[_IN_CHART:])
     return [*shown, (f"{len(largest) - _IN_CHART} others", rest)] if rest else shown
+
+
+def _power(i: int) -> str:
+    """A power of two as context lengths are written: 4k is 4096."""
+    return f"{2 ** (i % 10)}{'kMGT'[i // 10 - 1] if i >= 10 else ''}"
 
 
 def _short_number(value: float, position: int = 0) -> str:
