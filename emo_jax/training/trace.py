@@ -71,7 +71,9 @@ class Trace:
         config = read_workdir_config(folder)
         if not config.data.stores:
             raise UsageError(f"{folder}: its config.data names no store; it has read nothing")
-        windows = open_run_windows(config, open_data(config.data), cache=folder / INDEX_FOLDER)
+        # As the run has it; in a folder of someone else's, found anew and not kept.
+        cache = folder / INDEX_FOLDER if os.access(folder, os.W_OK) else None
+        windows = open_run_windows(config, open_data(config.data, cache=cache), cache=cache)
         saved = _saved(folder, config)
         for step, extra in reversed(saved[-1:]):
             _check_data(folder, step, extra, windows)

@@ -91,6 +91,37 @@ def test_the_documents_of_a_step_are_its_batch(kind, stores, tmp_path):
         assert both == {str(store) for store in stores}
 
 
+@pytest.mark.parametrize("packing", ["cut", "best_fit"])
+def test_token_files_of_others(packing, tmp_path):
+    """Their documents are found by the end-of-document token."""
+    draw, files = np.random.default_rng(0), {}
+    for name in ("a", "b"):
+        tokens = draw.integers(0, 50, 9000).astype(np.uint16)
+        tokens.tofile(tmp_path / f"{name}.npy")
+        files[str(tmp_path / f"{name}.npy")] = np.split(tokens, np.flatnonzero(tokens == 0) + 1)
+    data = DataConfig(
+        store=f"{tmp_path}/*.npy",
+        seq_len=SEQ_LEN,
+        packing=packing,
+        raw_vocab_size=50,
+        raw_eos_id=0,
+        raw_pad_id=1,
+    )
+    trace = Trace.open(workdir_of(data, tmp_path / "run"))
+    seen = set()
+    with Loader(open_run_windows(trace.config, open_data(data)), batch_size=BATCH) as loader:
+        for step in (1, 17):
+            found = np.ones((BATCH, SEQ_LEN), np.int32)
+            for read in trace.read(step):
+                part = read.part
+                document = files[part.stream][part.document]
+                assert (read.source, part.length) == (data.store, len(document))
+                found[part.row, slice(*part.columns)] = document[slice(*part.tokens)]
+                seen.add(part.stream)
+            assert digest(found) == digest(loader.batch((step - 1) * BATCH).tokens)
+    assert seen == set(files)
+
+
 def test_steps_and_rows_that_are_not(stores, tmp_path):
     trace = Trace.open(workdir_of(data_of("cut", stores), tmp_path / "run"))
     for step in (0, STEPS + 1):
