@@ -171,6 +171,8 @@ def test_trace_of_a_run(run, refused, finished_run, tmp_path, capsys):
     store = TokenStore.open(one["source"])
     (tokens,) = (d.tokens for d in store.documents("train", one["document"], one["document"] + 1))
     assert one["length"] == len(tokens)
+    stream = store.streams("train")[0]
+    assert [one["id"]] == stream.document_ids(one["document"], one["document"] + 1)
     assert run("data", "trace", finished_run, "--steps", "39:40", "--row", 3) == 0
     mine = sum(one["row"] == 3 for one in records)
     assert f"2 steps, {mine} documents, 128 tokens" in capsys.readouterr().out
