@@ -1,8 +1,6 @@
 """emo generate, emo eval."""
 
-import contextlib
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
@@ -13,6 +11,7 @@ from emo_jax.cli.app import TRUST, Items, Number, command, refuse_unwritable
 from emo_jax.config import seeds
 from emo_jax.config.names import METHODS, SPLIT_NAMES
 from emo_jax.errors import UsageError
+from emo_jax.files.atomic import whole_file
 from emo_jax.files.json_files import dumps, is_text
 
 if TYPE_CHECKING:
@@ -122,7 +121,7 @@ def generate(
     generator = loaded.text_generator(settings)
     generator.encode(prompts)  # refuses before anything is made
     if output:
-        with _whole_file(Path(output)) as stream:
+        with whole_file(Path(output)) as stream:
             _write_lines(generator, prompts, stream, max_tokens)
     elif file or len(prompts) > 1:
         _write_lines(generator, prompts, sys.stdout, max_tokens)
@@ -183,18 +182,6 @@ def _speed_line(generator: "TextGenerator") -> str:
 
 def _say(line: str) -> None:
     click.echo(f"generate: {line}", err=True)
-
-
-@contextlib.contextmanager
-def _whole_file(path: Path) -> Iterator[TextIO]:
-    """A text file that appears when it is complete."""
-    unfinished = path.with_name(f".{path.name}.tmp")
-    try:
-        with unfinished.open("w", encoding="utf-8") as stream:
-            yield stream
-        unfinished.rename(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
 
 
 @command("emo eval runs/tiny --data store --pool 16 --keep 50%,25%,12.5%", name="eval")

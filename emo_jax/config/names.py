@@ -4,6 +4,7 @@ from typing import Literal, get_args
 
 WindowOrder = Literal["shuffled", "grain", "olmo"]
 Packing = Literal["cut", "best_fit", "document"]
+PACKINGS: tuple[str, ...] = get_args(Packing)
 RawDtype = Literal["auto", "uint16", "uint32"]
 PoolKind = Literal["none", "fixed", "uniform", "top_p"]
 AttentionScope = Literal["document", "window"]

@@ -2,7 +2,9 @@
 
 import contextlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TextIO
 
 from etils import epath
 
@@ -29,6 +31,18 @@ def write_bytes_atomic(path: epath.Path, content: bytes) -> None:
         os.fsync(f.fileno())
     os.replace(temporary, path)
     sync_folder(path.parent)
+
+
+@contextlib.contextmanager
+def whole_file(path: Path) -> Iterator[TextIO]:
+    """Yields a text file that appears when it is complete: not at all if the body fails."""
+    unfinished = path.with_name(f".{path.name}.tmp")
+    try:
+        with unfinished.open("w", encoding="utf-8") as stream:
+            yield stream
+        unfinished.rename(path)
+    finally:
+        unfinished.unlink(missing_ok=True)
 
 
 def sync_folder(path: epath.Path) -> None:

@@ -157,9 +157,14 @@ def write_figures(figures: Mapping[str, Figure], folder: Path) -> None:
     """Writes each figure as NAME.svg and NAME.png (200 dpi), on white."""
     for name, figure in figures.items():
         for kind in ("svg", "png"):
-            settings = {"svg.fonttype": "path"}  # looks the same without the font
-            content = _drawn(figure, kind, settings, facecolor="white", dpi=200)
-            write_bytes_atomic(folder / f"{name}.{kind}", content)
+            write_figure(figure, folder / f"{name}.{kind}")
+
+
+def write_figure(figure: Figure, path: Path) -> None:
+    """Writes a figure as .svg or .png (200 dpi), on white."""
+    settings = {"svg.fonttype": "path"}  # looks the same without the font
+    kind = path.suffix.removeprefix(".")
+    write_bytes_atomic(path, _drawn(figure, kind, settings, facecolor="white", dpi=200))
 
 
 def _drawn(figure: Figure, kind: str, style: dict[str, str], **settings: Any) -> bytes:
