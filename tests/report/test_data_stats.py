@@ -65,7 +65,8 @@ def test_only_the_largest_domains_are_drawn():
 
 def test_a_few_sources_have_tables_and_a_thousand_have_one():
     few = [
-        stats(f"s{n}", 100 + n, planned=Planned(0.432, 10, 1.25, 7 if n else None)) for n in range(2)
+        stats(f"s{n}", 100 + n, planned=Planned(0.432, 10, 1.25, 7 if n else None))
+        for n in range(2)
     ]
     text = shown(few)
     assert text.count("documents by length") == 3 and text.count("vocabulary 259") == 2
