@@ -17,7 +17,7 @@ BEAM = ["apache-beam>=2.77", "sentencepiece<0.2.3"]
 # Documents and tokens in gs:// and s3://.
 REMOTE = ["fsspec>=2025.3", "universal_pathlib>=0.3", "s3fs>=2025.3", "gcsfs>=2025.3"]
 DATASETS = ["datasets>=4.4"]  # hf://NAME/CONFIG
-DEDUP = ["datasketch>=1.6.5"]  # emo data dedup
+DEDUP = ["rensa>=0.5.0"]  # emo data dedup
 # Trackers and the site: none is imported unless asked for.
 TENSORBOARD = ["tensorboard>=2.21.0"]
 WANDB = ["wandb>=0.31.0"]

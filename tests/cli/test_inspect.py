@@ -211,7 +211,6 @@ def doubled(run, tmp_path):
 
 
 def test_duplicates_are_named_and_can_be_left_out(run, doubled, tmp_path, capsys):
-    pytest.importorskip("rensa")
     store, prepare = doubled
     listed, figures = tmp_path / "ids.txt", tmp_path / "d.json"
     argv = ("data", "dedup", store, "--output", listed, "--json", figures)

@@ -10,7 +10,6 @@ from emo_jax.preparation import dedup, minhash
 from emo_jax.preparation.dedup import DedupReport, find_duplicates
 from emo_jax.tokenizer.load import byte_tokenizer, train_bpe
 
-pytest.importorskip("rensa")
 DOMAINS = ("law", "web")
 
 
