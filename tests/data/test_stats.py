@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -30,8 +31,25 @@ def lengths_of(store: TokenStore) -> list[int]:
     ]
 
 
-def test_a_store_counted_one_by_one(store, store_path):
-    (found,) = describe_data(DataConfig(store=str(store_path)))
+def with_lengths(store_path: Path, folder: Path, lengths: object) -> str:
+    """The store with another kept histogram, or none; returns its path."""
+    manifest = json.loads((store_path / "store.json").read_text())
+    manifest.pop("lengths", None)
+    manifest |= {} if lengths is None else {"lengths": lengths}
+    manifest["checksum"] = checksum(manifest)
+    folder.mkdir(exist_ok=True)
+    for entry in store_path.iterdir():
+        if entry.name != "store.json" and not (folder / entry.name).exists():
+            (folder / entry.name).symlink_to(entry)
+    (folder / "store.json").write_text(json.dumps(manifest))
+    return str(folder)
+
+
+def test_a_store_counted_one_by_one(store, store_path, tmp_path):
+    (kept,) = describe_data(DataConfig(store=str(store_path)))
+    (found,) = describe_data(DataConfig(store=with_lengths(store_path, tmp_path / "s", None)))
+    np.testing.assert_array_equal(kept.lengths.documents, found.lengths.documents)
+    assert kept.total == found.total and kept.domains == found.domains
     lengths = sorted(lengths_of(store))
     assert found.total == (len(lengths), sum(lengths))
     assert list(found.domains) == ["cooking", "law", "music"]
@@ -51,8 +69,9 @@ def test_a_store_counted_one_by_one(store, store_path):
     assert json.loads(json.dumps(found.to_json()))["lengths"]["longest"] == lengths[-1]
 
 
-def test_without_a_pass_lengths_are_not_known(store_path):
-    (found,) = describe_data(DataConfig(store=str(store_path)), measure=False)
+def test_without_a_pass_lengths_are_not_known(store_path, tmp_path):
+    path = with_lengths(store_path, tmp_path / "s", None)
+    (found,) = describe_data(DataConfig(store=path), measure=False)
     assert found.lengths is None and found.total.documents == 600
 
 
@@ -87,19 +106,12 @@ def test_long_documents(longest):
 
 
 def test_a_histogram_that_was_kept_is_used_and_checked(store_path, tmp_path):
-    manifest = json.loads((store_path / "store.json").read_text())
     store = TokenStore.open(store_path)
     measured = sum((measure_lengths(store.streams(s)[0]) for s in store.splits), Lengths())
 
     def described(lengths):
-        one = manifest | {"lengths": lengths}
-        (tmp_path / "s").mkdir(exist_ok=True)
-        for entry in store_path.iterdir():
-            if entry.name != "store.json" and not (tmp_path / "s" / entry.name).exists():
-                (tmp_path / "s" / entry.name).symlink_to(entry)
-        one["checksum"] = checksum(one)
-        (tmp_path / "s/store.json").write_text(json.dumps(one))
-        return describe_data(DataConfig(store=str(tmp_path / "s")))[0].lengths
+        path = with_lengths(store_path, tmp_path / "s", lengths)
+        return describe_data(DataConfig(store=path))[0].lengths
 
     kept = described({"a": measured.documents[:5].tolist(), "b": [0] * 5 + [7]})
     assert kept is not None and not kept.exact and kept.documents[5] == 7

@@ -1,5 +1,7 @@
 """Duplicates that were planted between training and held-out documents are found, and no others."""
 
+import sys
+
 import numpy as np
 import pytest
 
@@ -11,6 +13,11 @@ from emo_jax.preparation.dedup import DedupReport, find_duplicates
 from emo_jax.tokenizer.load import byte_tokenizer, train_bpe
 
 DOMAINS = ("law", "web")
+
+
+@pytest.fixture
+def rensa():
+    return pytest.importorskip("rensa")
 
 
 def documents(count: int, seed: int) -> list[list[int]]:
@@ -68,6 +75,8 @@ def planted(tmp_path_factory):
 @pytest.mark.parametrize("near", [0.0, 0.8])
 @pytest.mark.parametrize("block", [7, 4096])
 def test_planted_duplicates(planted, near, block, monkeypatch):
+    if near:
+        pytest.importorskip("rensa")
     monkeypatch.setattr(dedup, "_BLOCK_DOCUMENTS", block)
     store, pairs = planted
     report = DedupReport(near)
@@ -90,14 +99,14 @@ def test_planted_duplicates(planted, near, block, monkeypatch):
     assert report.bytes_each == (12 if not near else 12 + 12 * minhash.bands_for(near)[0])
 
 
-def test_a_corpus_without_duplicates(tmp_path):
+def test_a_corpus_without_duplicates(rensa, tmp_path):
     splits = {name: documents(500, n) for n, name in enumerate(("train", "select", "test"))}
     report = DedupReport(0.8)
     assert list(find_duplicates(store_of(tmp_path / "s", **splits), near=0.5, report=report)) == []
     assert (report.duplicates, report.documents, report.examples) == (0, 500, [])
 
 
-def test_against_another_store(tmp_path):
+def test_against_another_store(rensa, tmp_path):
     train, other = documents(50, 0), documents(20, 1)
     ours = store_of(tmp_path / "a", train=train, test=documents(5, 3))
     theirs = store_of(tmp_path / "b", train=other, select=[train[30], *documents(3, 4)])
@@ -110,7 +119,7 @@ def test_against_another_store(tmp_path):
         list(find_duplicates(ours, store_of(tmp_path / "d", tokenizer, test=[[5, 6]])))
 
 
-def test_short_documents(tmp_path):
+def test_short_documents(rensa, tmp_path):
     train = [[5, 1], [5, 6, 1], [1], [7, 8, 9, 1], [7, 8, 1]]
     store = store_of(tmp_path / "s", train=train, test=[[7, 8, 9, 1], [1], [5, 7, 1]])
     found = [(one.document, one.of_document, one.exact) for one in find_duplicates(store)]
@@ -131,7 +140,7 @@ def test_ngrams_are_of_one_document():
     assert len(set(seen.values())) == len(seen)
 
 
-def test_signatures_agree_as_often_as_documents_are_alike():
+def test_signatures_agree_as_often_as_documents_are_alike(rensa):
     base = documents(200, 5)
     for share in (0.01, 0.05, 0.15):
         other = [changed(ids, share, n) for n, ids in enumerate(base)]
@@ -152,3 +161,12 @@ def test_bands_find_nearly_all_pairs_at_the_threshold():
         bands, rows = minhash.bands_for(near)
         assert bands * rows <= minhash.PERMUTATIONS
         assert 1 - (1 - near**rows) ** bands >= 0.98
+
+
+def test_without_the_library(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "rensa", None)
+    some = documents(5, 0)
+    store = store_of(tmp_path / "s", train=some, test=some[2:3])
+    with pytest.raises(UsageError, match=r"pip install 'emo-jax\[dedup\]', or give --near 0"):
+        list(find_duplicates(store))
+    assert [one.document for one in find_duplicates(store, near=0.0)] == [2]
