@@ -105,10 +105,10 @@ class MixedSource:
             sources = list(
                 openers.map(lambda n: open_source(n, config, verify=False, cache=cache), names)
             )
-        stores = [source for source in sources if isinstance(source, TokenStore)]
-        if sum(store.num_bytes for store in stores) < VERIFY_BELOW_BYTES:
-            for store in stores:
-                store.verify()
+            stores = [source for source in sources if isinstance(source, TokenStore)]
+            if sum(store.num_bytes for store in stores) < VERIFY_BELOW_BYTES:
+                list(openers.map(TokenStore.verify, stores))
+            list(openers.map(lambda source: source.streams(TRAIN), sources))  # opens their arrays
         return cls(names, sources, [labels.get(name, "") for name in names])
 
     def _map_domains(self) -> None:

@@ -1,5 +1,6 @@
 """What a token store, token files or a mixture hold: documents, tokens, domains, lengths."""
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from emo_jax.data.sources import open_data
 from emo_jax.data.store import TokenStore
 from emo_jax.data.store_manifest import MANIFEST
 from emo_jax.data.stream import SPLITS, TRAIN, DocumentStream, TokenSource
-from emo_jax.data.windows import open_source
+from emo_jax.data.windows import open_source, open_windows
 from emo_jax.files.json_files import is_integer
 
 Show = Callable[[str], None]
@@ -67,6 +68,7 @@ class DataStats:
       lengths: of documents; None: not known without reading all tokens.
       dropped: documents that the preparation did not take, by reason.
       planned: of a mixture; None: there is none.
+      packing: what the windows of a run make of its documents; "" if unknown.
     """
 
     name: str
@@ -83,6 +85,7 @@ class DataStats:
     lengths: Lengths | None
     dropped: Mapping[str, int]
     planned: Planned | None = None
+    packing: str = ""
 
     @property
     def total(self) -> Count:
@@ -103,6 +106,7 @@ class DataStats:
         found["dropped"] = dict(self.dropped)
         found["lengths"] = None if self.lengths is None else lengths_json(self.lengths)
         found["planned"] = None if self.planned is None else self.planned._asdict()
+        found["packing"] = self.packing
         return found
 
 
@@ -156,9 +160,16 @@ def describe_data(
     with ThreadPoolExecutor(_OPENERS) as openers:
         opened = openers.map(lambda name: open_source(name, config, verify=False), config.stores)
         return [
-            _describe(name, source, planned.get(name), measure, show)
+            dataclasses.replace(
+                _describe(name, source, planned.get(name), measure, show),
+                packing=_packing(source, config) if run is not None and measure else "",
+            )
             for name, source in zip(config.stores, opened, strict=True)
         ]
+
+
+def _packing(source: TokenSource, config: DataConfig) -> str:
+    return open_windows(config, source=source).packing_note(measure=True)
 
 
 def _planned(run: Config, config: DataConfig) -> dict[str, Planned]:

@@ -5,6 +5,7 @@ import operator
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 
@@ -12,10 +13,10 @@ from emo_jax.batch import PADDING_ID, Batch
 from emo_jax.config import DataConfig
 from emo_jax.config.names import Packing
 from emo_jax.data import formats, pack_index, pairs, repetition
-from emo_jax.data.packing import DocumentWindows, Packed, Pieces
+from emo_jax.data.packing import CutWindows, DocumentWindows, Packed, Pieces, count_cuts
 from emo_jax.data.pairs import PairStore
 from emo_jax.data.store import TokenStore
-from emo_jax.data.stream import TRAIN, Stream, TokenSource, check_ids, read_ranges
+from emo_jax.data.stream import TRAIN, DocumentStream, Stream, TokenSource, check_ids, read_ranges
 from emo_jax.errors import DataError
 
 
@@ -170,9 +171,20 @@ class Windows(Sequence[Batch]):
         is_eos = tokens_NS == self.source.eos_id
         return np.cumsum(is_eos, axis=1, dtype=np.int32) - is_eos[:, :1]  # SPEC 2.1
 
-    def packing_note(self) -> str:
-        """Returns what the packing makes of the documents; empty where they are cut."""
-        counts = [p.counts() for p in self._packed if isinstance(p, DocumentWindows)]
+    def packing_note(self, *, measure: bool = False) -> str:
+        """Returns what the packing makes of the documents.
+
+        Args:
+          measure: where documents are cut, find out how many, by a pass over their ends; else, and
+            where the streams do not know their documents, nothing is said of that.
+        """
+        counts = []
+        for stream, packed in zip(self._streams, self._packed, strict=True):
+            if isinstance(packed, DocumentWindows):
+                counts.append(packed.counts())
+            elif measure and isinstance(packed, CutWindows) and hasattr(stream, "document_ends"):
+                known = cast(DocumentStream, stream)
+                counts.append(count_cuts(known, self.seq_len, packed))
         if not counts:
             return ""
         total = functools.reduce(operator.add, counts)

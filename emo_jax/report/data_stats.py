@@ -50,6 +50,8 @@ def _tables_of(one: DataStats) -> Iterator[str | Table]:
         yield _counts(parts, kind)
     if one.lengths is not None and one.lengths.count:
         yield from _histogram(one.lengths, "documents by length, in tokens")
+    if one.packing:
+        yield escape(one.packing)
     if one.dropped:
         named = ", ".join(f"{count:,} {name}" for name, count in one.dropped.items())
         yield f"left out at preparation: {escape(clipped(named, 400))}"

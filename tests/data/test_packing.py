@@ -136,6 +136,8 @@ def test_padding_and_cuts_are_counted():
     note = Windows(source, 5, packing="document").packing_note()
     assert note.startswith("packing document: 6 windows, 43.3% padding")
     assert Windows(source, 5).packing_note() == ""
+    said = Windows(source, 5).packing_note(measure=True)
+    assert said == "packing cut: 3 windows, 0.0% padding, 2 of 5 documents cut (40.0%)"
 
 
 def test_an_index_is_kept_and_a_spoilt_one_is_counted_again(tmp_path):
