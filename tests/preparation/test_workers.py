@@ -127,6 +127,13 @@ def test_without_a_network(inputs, undisturbed, tmp_path, workers):
     same(tmp_path / "s", undisturbed)
 
 
+def test_options_of_beam(inputs, undisturbed, tmp_path):
+    """Any runner; this one has its workers in the process of the pipeline."""
+    made = finish(start(tmp_path / "s", 1, inputs, BEAM="--runner=FnApiRunner"))
+    assert made["documents_read"] == 2000
+    same(tmp_path / "s", undisturbed)
+
+
 def test_killed_twice(inputs, undisturbed, tmp_path):
     """kill -9 of the command while it reads, and while it sorts; its workers end too."""
     output = tmp_path / "s"
@@ -210,7 +217,7 @@ def test_a_full_disk(inputs, undisturbed, tmp_path, workers):
 
 
 def test_memory_does_not_grow_with_the_corpus(tmp_path, inputs):
-    """Four and twelve times the documents: hundreds of runs and buckets, one at a time."""
+    """Eight times the documents: hundreds of runs and buckets, one at a time."""
     peaks = []
     for times in (1, 8):
         folder = tmp_path / str(times)
