@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from emo_jax.documents import parquet, text_files
-from emo_jax.documents.archives import packing
+from emo_jax.documents.archives import READ_ERRORS, packing, unreadable
 from emo_jax.documents.file_kinds import LINES, ROWS
 from emo_jax.documents.input_files import File, Input
 from emo_jax.documents.locations import location
@@ -72,19 +72,26 @@ def _spans(source: str, found: Found) -> Iterator[Span]:
         yield Span(source, None, _UNKNOWN_BYTES, given=name_of_input(found))
         return
     for file in found.files():
-        status = file.path.stat()
-        state = (status.st_size, int(1e6 * (getattr(status, "st_mtime", None) or 0)))
-        whole = Span(source, file, status.st_size, state=state)
-        if file.kind == ROWS:
-            yield from _row_groups(whole, file)
-        elif packing(file.path):
-            yield dataclasses.replace(whole, size=_UNPACKED * whole.size)
-        elif file.kind == LINES and whole.size > PIECE_BYTES and text_files.has_parts(file.path):
-            for start in range(0, whole.size, PIECE_BYTES):
-                stop = min(start + PIECE_BYTES, whole.size)
-                yield dataclasses.replace(whole, size=stop - start, part=Part(start, stop, 0))
-        else:
-            yield whole
+        try:
+            yield from _parts(source, file)
+        except READ_ERRORS as error:
+            raise unreadable(file.path, error) from error
+
+
+def _parts(source: str, file: File) -> Iterator[Span]:
+    status = file.path.stat()
+    state = (status.st_size, int(1e6 * (getattr(status, "st_mtime", None) or 0)))
+    whole = Span(source, file, status.st_size, state=state)
+    if file.kind == ROWS:
+        yield from _row_groups(whole, file)
+    elif packing(file.path):
+        yield dataclasses.replace(whole, size=_UNPACKED * whole.size)
+    elif file.kind == LINES and whole.size > PIECE_BYTES and text_files.has_parts(file.path):
+        for start in range(0, whole.size, PIECE_BYTES):
+            stop = min(start + PIECE_BYTES, whole.size)
+            yield dataclasses.replace(whole, size=stop - start, part=Part(start, stop, 0))
+    else:
+        yield whole
 
 
 def _row_groups(whole: Span, file: File) -> Iterator[Span]:

@@ -188,7 +188,8 @@ def prepare(
         counts.processes,
     )
     if not quiet:
-        print(f"{made.table()}\n{made.lengths()}", flush=True)
+        parts = (made.table(), made.lengths(), made.by_source())
+        print("\n".join(part for part in parts if part), flush=True)
     return made
 
 

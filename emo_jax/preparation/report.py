@@ -78,10 +78,28 @@ class PrepareReport:
             lines.append(f"{name:<20}" + "".join(_cell(counts, i) for i in columns))
         return "\n".join(lines)
 
+    def by_source(self) -> str:
+        """Returns the documents and tokens of the largest inputs; "" if there is only one."""
+        if len(self.sources) < 2:
+            return ""
+        largest = sorted(self.sources, key=lambda name: (-self.sources[name][1], name))
+        lines = [f"{'input':<40}{'docs':>14}{'tokens':>18}"]
+        for name in largest[:_LENGTH_ROWS]:
+            documents, tokens = self.sources[name]
+            lines.append(f"{_end(name, 39):<40}{documents:>14,}{tokens:>18,}")
+        if len(largest) > _LENGTH_ROWS:
+            lines.append(f"({len(largest) - _LENGTH_ROWS} smaller inputs not listed)")
+        return "\n".join(lines)
+
     def _largest(self, most: int) -> list[str]:
         store = self.store
         largest = sorted(store.domains, key=lambda d: -store.count("train", "tokens", d))
         return sorted(largest[:most])
+
+
+def _end(name: str, most: int) -> str:
+    """Returns the end of a long name, where paths differ."""
+    return name if len(name) <= most else "…" + name[1 - most :]
 
 
 def _cell(counts: Sequence[int], start: int) -> str:

@@ -39,10 +39,12 @@ def main() -> None:
     output, number, *inputs = sys.argv[1:]
     if "LOOPBACK" in os.environ:
         loopback_up()
-    if "WHOLE" not in os.environ:
-        make_small()
+    make_small()
     try:
-        made = emo_jax.prepare(inputs, output, "bytes", workers=int(number), strict=True)
+        settings = {"beam": os.environ["BEAM"]} if "BEAM" in os.environ else {}
+        made = emo_jax.prepare(
+            inputs, output, "bytes", workers=int(number), strict=True, **settings
+        )
     except EmoError as error:
         print(error, file=sys.stderr)
         sys.exit(error.exit_code)

@@ -62,12 +62,14 @@ def test_inputs_that_have_changed_are_read_again(full_earlier, inputs, tmp_path)
     folder = interrupted(inputs, tmp_path / "s")
     with (inputs / "2.jsonl").open("a") as file:
         file.write(json.dumps({"text": "one more", "id": "new"}) + "\n")
+    (inputs / "1.jsonl").write_text((inputs / "1.jsonl").read_text().replace("text 1", "word 1"))
+    os.utime(inputs / "1.jsonl", (0, 0))  # of the same size
     full.undo()
     full.setattr(plan, "PIECE_BYTES", 2_000)
     made = prepare([inputs], tmp_path / "s", byte_tokenizer())
     (note,) = [note for note in made.notes if "changed" in note]
-    assert note.startswith("note: inputs have changed since this command was interrupted; 1 pieces")
-    assert made.documents_read == 21 and made.read.documents == 81
+    assert note.startswith("note: inputs have changed since this command was interrupted; 2 pieces")
+    assert made.documents_read == 41 and made.read.documents == 81
     fresh = prepare([inputs], tmp_path / "fresh", byte_tokenizer())
     assert made.store.fingerprint == fresh.store.fingerprint
     assert not folder.exists()

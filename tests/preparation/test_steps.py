@@ -167,6 +167,8 @@ def test_what_the_manifest_counts(tmp_path):
     counted = {str(a): {"documents": 4, "tokens": 310}, str(b): {"documents": 1, "tokens": 3}}
     assert store.sources() == counted and list(store.sources()) == [str(a), str(b)]
     assert "≥ 256" in made.lengths() and made.lengths().count("\n") == 3
+    first, second = made.by_source().splitlines()[1:]
+    assert first.endswith(f"{4:>14}{310:>18}") and second.endswith(f"{1:>14}{3:>18}")
     (tmp_path / "s" / SOURCES).unlink()
     assert TokenStore.open(tmp_path / "s").sources() == {}
     (tmp_path / "s" / SOURCES).write_text('{"a": {"documents": -1, "tokens": 2}}')
