@@ -27,7 +27,7 @@ from emo_jax.files.progress import Progress
 from emo_jax.preparation import plan
 from emo_jax.preparation import workers as workers_lib
 from emo_jax.preparation.drop import REASON, DropIds
-from emo_jax.preparation.reading import Reading, name_of
+from emo_jax.preparation.reading import Reading, as_given, name_of
 from emo_jax.preparation.report import PrepareReport
 from emo_jax.preparation.scratch import Scratch, open_scratch, others
 from emo_jax.preparation.splits import DEFAULT_FRACTIONS, assign_splits, check_fractions
@@ -143,7 +143,7 @@ def prepare(
     found = reading.find(inputs, counts.read)
     settings = [emo_jax.__version__, reading.described(), tokenizer.fingerprint, tokenizer.eos_id]
     settings += [add_bos, seed, None if drop is None else drop.digest]
-    names = sorted(name_of(os.fspath(given)) for given in inputs)
+    names = sorted(name_of(as_given(given)) for given in inputs)
     command = hash_of(os.getcwd(), names, settings, fractions)
     counts.notes += tokenizer.notes
     counts.notes += remove_left_over(target, (PARTIAL, _SPOOL), (*TOP, _TOKENS))

@@ -50,7 +50,7 @@ class Reading:
         report.strict = self.strict
         found = read.find_inputs(inputs, report, self._columns(), text_field=self.fields.text)
         source_of = {
-            name_of(given): os.fspath(argument)
+            name_of(given): as_given(argument)
             for argument in inputs
             for given in input_files.expand([argument])
         }
@@ -80,6 +80,11 @@ class Reader:
             [given], ReadReport(), self._columns, text_field=self._reading.fields.text
         ):
             yield from read.read_found(found, self._made, self._columns, self._most)
+
+
+def as_given(argument: str | os.PathLike[str]) -> str:
+    """Returns an input as text; a path of an object store is no `os.PathLike`."""
+    return os.fspath(argument) if isinstance(argument, os.PathLike) else str(argument)
 
 
 def name_of(found: Found | str) -> str:
