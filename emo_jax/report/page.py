@@ -72,7 +72,8 @@ def _beginning(path: Path) -> str:
 
 def page(run: Run) -> str:
     """Returns the whole page."""
-    made = [section(run) for section in (_losses, _domains, _keep, _routing, _optimizer, _speed)]
+    parts = (_losses, _domains, _keep, _sources, _routing, _optimizer, _speed)
+    made = [section(run) for section in parts]
     sections = [*(s for s in made if s is not None), _config(run), _environment(run)]
     name = html.escape(str(run.config.get("name", run.path.name)))
     links = "".join(f'<li><a href="#{s.name}">{s.title}</a></li>' for s in sections)
@@ -176,6 +177,20 @@ def _keep(run: Run) -> Section | None:
     chart = _line_chart({f"keep {n}": of for n, of in means.items()}, "rise, nats a token")
     body = f"{_paragraph(text)}{chart}{_table(titles, rows)}"
     return Section("keep", "Fewer experts", body)
+
+
+def _sources(run: Run) -> Section | None:
+    shares = run.domains("source_share")
+    if not shares:
+        return None
+    percent = {n: (steps, [100 * share for share in of]) for n, (steps, of) in shares.items()}
+    shown, note = _most(percent)
+    order = sorted(shares, key=lambda name: -shares[name][1][-1])
+    rows, left_out = _ends([[name, f"{percent[name][1][-1]:.2f} %"] for name in order])
+    chart = _line_chart(shown, "share of the windows read so far, %")
+    text = f"Of the windows read until step {run.last_step:,}. {note} {left_out}".rstrip()
+    table = _table(["source", "share"], rows)
+    return Section("sources", "Sources", f"{chart}{_paragraph(text)}{table}")
 
 
 def _routing(run: Run) -> Section | None:

@@ -112,6 +112,23 @@ def test_values_of_other_steps_are_named_or_left_out(keeping, tmp_path):
     assert "At step 6, nats a token." in text
 
 
+def test_shares_of_sources(keeping, tmp_path):
+    assert 'id="sources"' not in page(read_run(keeping))
+
+    def edit(records):
+        for record in records:
+            if "loss" in record:
+                shares = {"s3://b/web": 0.75, "a<b": 0.25 - record["step"] / 1000}
+                record |= {f"source_share/{name}": share for name, share in shares.items()}
+        return records
+
+    run = read_run(_edited(keeping, tmp_path / "run", edit))
+    titles, *rows = _rows(page(run), "sources")
+    assert titles == ["source", "share"]
+    last = 25 - run.last_step / 10
+    assert rows == [["s3://b/web", "75.00 %"], ["a<b", f"{last:.2f} %"]]
+
+
 @pytest.mark.system
 def test_tokens_are_those_of_the_batches_of_each_start(keeping, tmp_path):
     shutil.copytree(keeping, tmp_path / "run")
