@@ -148,6 +148,7 @@ def test_entries_of_a_store_are_one_source():
     ("entries", "said"),
     [
         ([{"store": "a", "weight": -1}], r"data.sources.weight = -1.*at least 0"),
+        ([{"store": "a", "weight": 1e308}], r"data.sources.weight = 1e\+308.*at most 1e\+100"),
         (
             [{"store": "a", "weight": 0}],
             r"data.sources.weight = 0.*above 0 for a source from step 0",
