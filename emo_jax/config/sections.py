@@ -73,7 +73,9 @@ class DataConfig:
     def __post_init__(self) -> None:
         self._check_sources()
         if self.order == "olmo":
-            require(self.packing == "cut", "data.packing", self.packing, "'cut' in the order 'olmo'")
+            require(
+                self.packing == "cut", "data.packing", self.packing, "'cut' in the order 'olmo'"
+            )
             require(self.seed >= 0, "data.seed", self.seed, "at least 0 in the order 'olmo'")
         require(self.seq_len >= 2, "data.seq_len", self.seq_len, "at least 2")
         require(self.prefetch >= 1, "data.prefetch", self.prefetch, "at least 1")

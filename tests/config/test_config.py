@@ -90,7 +90,10 @@ def changed(preset=presets.emo_tiny, **fields) -> Config:
             {"data__order": "olmo", "data__packing": "best_fit"},
             r"data\.packing = 'best_fit': must be 'cut' in the order 'olmo'",
         ),
-        ({"data__order": "olmo", "data__seed": -5}, r"data\.seed = -5: must be at least 0 in the or"),
+        (
+            {"data__order": "olmo", "data__seed": -5},
+            r"data\.seed = -5: must be at least 0 in the or",
+        ),
     ],
 )
 def test_refused_with_name_value_and_what_is_allowed(fields, message):

@@ -144,6 +144,12 @@ def test_entries_of_a_store_are_one_source():
     assert math == Planned("math", 10, 25, ((0, 0.1),))
 
 
+def test_a_cap_below_one_window():
+    data = sources({"store": "web", "weight": 1}, {"store": "math", "weight": 1, "epochs": 0.04})
+    with pytest.raises(ConfigError, match=r"epochs = 0.04: less than one of the 10 windows of ma"):
+        planned(data.sources, {"web": 100, "math": 10})
+
+
 @pytest.mark.parametrize(
     ("entries", "said"),
     [
