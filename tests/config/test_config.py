@@ -92,7 +92,7 @@ def changed(preset=presets.emo_tiny, **fields) -> Config:
         ),
         (
             {"data__order": "olmo", "data__seed": -5},
-            r"data\.seed = -5: must be at least 0 in the or",
+            r"data\.seed = -5: must be at least 0 in",
         ),
     ],
 )
