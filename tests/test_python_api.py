@@ -4,17 +4,21 @@ import importlib
 import inspect
 import logging
 import os
+import pickle
 import pkgutil
 import re
+import shutil
 import signal
 import subprocess
 import sys
 
 import numpy as np
 import pytest
+import runs
 
 import emo_jax
 from emo_jax.batch import from_documents
+from emo_jax.errors import DataError
 from emo_jax.model.functions import ModelFunctions
 from emo_jax.training.step import micro_batch_loss
 
@@ -154,6 +158,26 @@ def test_the_windows_of_a_dataset_are_those_of_the_run(store):
             np.testing.assert_array_equal(ours, theirs[row])
     held_out = emo_jax.dataset(config, split="test")
     assert held_out[0].tokens.shape == (64,)
+
+
+def test_a_dataset_goes_to_other_processes(store, tmp_path):
+    copied = shutil.copytree(store, tmp_path / "store")
+    config = emo_jax.load_config(
+        "experiments/emo_tiny.py", [f"--config.data.store={copied}", "--config.data.seq_len=64"]
+    )
+    dataset = emo_jax.dataset(config)
+    sent = pickle.dumps(dataset.batch(4))
+    assert len(sent) < 10_000
+    for ours, theirs in zip(dataset[9], pickle.loads(sent)[2], strict=True):
+        np.testing.assert_array_equal(ours, theirs[1])
+    shutil.rmtree(copied)
+    texts = tmp_path / "texts"
+    texts.mkdir()
+    for i in range(40):
+        (texts / f"{i}.txt").write_text(f"another text {i} " * 40)
+    assert runs.emo_here("prepare", texts, "--output", copied, "--tokenizer", "bytes") == 0
+    with pytest.raises(DataError, match="was replaced while it was in use"):
+        pickle.loads(sent)
 
 
 def test_a_model_is_taken_where_a_path_is(finished_run, tmp_path):

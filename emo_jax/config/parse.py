@@ -6,6 +6,7 @@ An error about a wrong field gives its name, its value, what is allowed and the 
 import dataclasses
 import math
 import numbers
+import os
 import typing
 from collections.abc import Mapping
 from typing import Any, Literal
@@ -135,9 +136,11 @@ def _items(text: str) -> list[str]:
 def _entry(text: str, path: str) -> dict[str, Any]:
     """Reads `STORE=WEIGHT` or `STORE=WEIGHT@STEP`, as typed on the command line."""
     store, _, rest = text.rpartition("=")
-    weight, _, step = rest.partition("@")
+    store, (weight, _, step) = store.strip(), rest.partition("@")
+    home = store == "~" or store.startswith("~/")  # a shell expands only the first of a list
     try:
-        found: dict[str, Any] = {"store": store, "weight": float(weight)}
+        found: dict[str, Any] = {"weight": float(weight)}
+        found["store"] = os.path.expanduser(store) if home else store
         return found | ({"from_step": int(step)} if step else {})
     except ValueError:
         raise ConfigError(

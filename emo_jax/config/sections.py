@@ -19,6 +19,7 @@ from emo_jax.errors import ConfigError
 # allenai/dolma2-tokenizer
 DOLMA2_EOS_ID = 100_257
 DOLMA2_PAD_ID = 100_277
+_MOST_WEIGHT = 1e100  # of a source; sums of more may be infinite
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +39,8 @@ class SourceConfig:
     def __post_init__(self) -> None:
         require(bool(self.store), "data.sources.store", self.store, "a token store or token files")
         require(self.weight >= 0, "data.sources.weight", self.weight, "at least 0")
+        finite = self.weight <= _MOST_WEIGHT
+        require(finite, "data.sources.weight", self.weight, f"at most {_MOST_WEIGHT:g}")
         require(self.epochs >= 0, "data.sources.epochs", self.epochs, "at least 0")
         require(self.from_step >= 0, "data.sources.from_step", self.from_step, "at least 0")
 
@@ -69,6 +72,11 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         self._check_sources()
+        if self.order == "olmo":
+            require(
+                self.packing == "cut", "data.packing", self.packing, "'cut' in the order 'olmo'"
+            )
+            require(self.seed >= 0, "data.seed", self.seed, "at least 0 in the order 'olmo'")
         require(self.seq_len >= 2, "data.seq_len", self.seq_len, "at least 2")
         require(self.prefetch >= 1, "data.prefetch", self.prefetch, "at least 1")
         require(self.raw_vocab_size >= 1, "data.raw_vocab_size", self.raw_vocab_size, "at least 1")

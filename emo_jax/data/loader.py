@@ -10,6 +10,7 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from typing import Any
 
 import grain
 import numpy as np
@@ -20,7 +21,7 @@ from emo_jax.data.run_windows import RunWindows, open_run_windows
 from emo_jax.data.sources import open_data
 from emo_jax.data.stream import TRAIN
 from emo_jax.data.windows import Windows
-from emo_jax.errors import ConfigError
+from emo_jax.errors import ConfigError, DataError
 from emo_jax.files.waiting import wait_unless
 
 _REMOTE_READERS = 32  # parts of a batch read at once from an object store
@@ -32,19 +33,47 @@ def _never() -> bool:
     return False
 
 
+class _Opened:
+    """The windows of a run; a process that gets this object, as grain's workers do, opens them."""
+
+    def __init__(self, config: Config, split: str, expected: str | None = None):
+        self._config, self._split = config, split
+        self.windows = open_run_windows(config, open_data(config.data), split=split)
+        self._fingerprint = self.windows.fingerprint_at(self.windows.length)
+        if expected not in (None, self._fingerprint):
+            names = ", ".join(config.data.stores[:3])
+            raise DataError(
+                f"{names}: was replaced while it was in use; run the same command again"
+            )
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _Opened, (self._config, self._split, self._fingerprint)
+
+
+class _Part(Sequence[Batch]):
+    """The windows of one source."""
+
+    def __init__(self, opened: _Opened, k: int):
+        self._opened, self._k = opened, k
+
+    def __len__(self) -> int:
+        return len(self._opened.windows.parts[self._k])
+
+    def __getitem__(self, index: int) -> Batch:  # type: ignore[override]
+        return self._opened.windows.parts[self._k][index]
+
+
 class _Selection:
     """The order of a run, as grain's `select_from_datasets` wants it."""
 
-    def __init__(self, windows: RunWindows):
-        self._windows = windows
+    def __init__(self, opened: _Opened):
+        self._opened = opened
 
     def __len__(self) -> int:
-        return self._windows.length
+        return self._opened.windows.length
 
     def __getitem__(self, place: int) -> tuple[int, int]:
-        if not 0 <= place < len(self):
-            raise IndexError(place)
-        (source,), (window,) = self._windows.locate(np.array([place]))
+        (source,), (window,) = self._opened.windows.locate(np.array([place]))
         return int(source), int(window)
 
 
@@ -54,8 +83,8 @@ def dataset(config: Config, *, split: str = TRAIN) -> grain.MapDataset:
     Item n is window n of the run: a `Batch` with NumPy fields (S,), where S is `data.seq_len`. Step
     k of the run, counted from 0, reads items k·B to k·B + B - 1, where B is `train.batch_size`. The
     dataset of a store is endless, with a new order in every epoch; that of a mixture ends with the
-    run. It can be mapped, filtered, batched and mixed like any other; an item is read from the
-    store when it is accessed.
+    run. It can be mapped, filtered, batched and mixed like any other, and read in grain's worker
+    processes, which open the store again; an item is read when it is accessed.
 
     Args:
       config: a config from `emo_jax.load_config`; its section `data`, with `data.store` or
@@ -67,9 +96,10 @@ def dataset(config: Config, *, split: str = TRAIN) -> grain.MapDataset:
       UsageError: no such store or split.
       DataError: the store is damaged, or the split has no window.
     """
-    windows = open_run_windows(config, open_data(config.data), split=split)
-    sources = [grain.MapDataset.source(part) for part in windows.parts]
-    return grain.MapDataset.select_from_datasets(sources, _Selection(windows))
+    opened = _Opened(config, split)
+    parts = [_Part(opened, k) for k in range(len(opened.windows.parts))]
+    sources = [grain.MapDataset.source(part) for part in parts]
+    return grain.MapDataset.select_from_datasets(sources, _Selection(opened))
 
 
 class Loader:

@@ -256,5 +256,10 @@ def planned(configs: Sequence[SourceConfig], windows: dict[str, int]) -> list[Pl
         cap = next((one.epochs for one in of_store if one.epochs), 0.0)
         weights = sorted((one.from_step, one.weight) for one in of_store)
         most = round(cap * windows[store]) if cap else None
+        if most == 0:
+            raise ConfigError(
+                f"config.data.sources.epochs = {cap:g}: less than one of the {windows[store]}"
+                f" windows of {store}"
+            )
         found.append(Planned(store, windows[store], most, tuple(weights)))
     return found

@@ -13,7 +13,7 @@ from emo_jax.data.mixture import Mixture, planned
 from emo_jax.data.order import Order, make_order
 from emo_jax.data.sources import MixedSource
 from emo_jax.data.stream import TRAIN, TokenSource
-from emo_jax.data.windows import Windows, open_windows
+from emo_jax.data.windows import TooFewTokensError, Windows, open_windows
 from emo_jax.errors import ConfigError
 
 _NAMED = 100  # sources that logs name
@@ -46,8 +46,14 @@ class RunWindows:
         self.remote = any("://" in name for name in self.names)
 
     def locate(self, places_N: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Returns the source and its window at each place: (N,), (N,) int64."""
+        """Returns the source and its window at each place: (N,), (N,) int64.
+
+        Raises:
+          IndexError: there is no such place.
+        """
         places_N = np.asarray(places_N, np.int64)
+        if places_N.size and not 0 <= places_N.min() <= places_N.max() < self.length:
+            raise IndexError(f"places {places_N.min()}..{places_N.max()} of {self.length}")
         if self.mixture is None:
             return np.zeros_like(places_N), self._orders[0].windows(places_N)
         sources, counts = self.mixture.locate(places_N)
@@ -140,7 +146,12 @@ def open_run_windows(
         found.names = (data.store,)
         found.remote = "://" in data.store
         return found
-    parts = [open_windows(data, split=split, source=part, cache=cache) for part in source.parts]
+    parts = []
+    for name, part in zip(source.names, source.parts, strict=True):
+        try:
+            parts.append(open_windows(data, split=split, source=part, cache=cache))
+        except TooFewTokensError as error:
+            raise TooFewTokensError(f"{name}: {error}, or leave it out") from None
     orders = [
         make_order(
             data.order,

@@ -82,8 +82,11 @@ class MixedSource:
     def __init__(self, names: Sequence[str], sources: Sequence[TokenSource], labels: Sequence[str]):
         self.names, self._sources, self._labels = tuple(names), list(sources), tuple(labels)
         first = self._sources[0]
+        seen: dict[str, str] = {}
         for name, source in zip(self.names, self._sources, strict=True):
             _check_alike(self.names[0], first, name, source)
+            if (same := seen.setdefault(source.fingerprint, name)) != name:
+                raise UsageError(f"{name}: holds the same tokens as {same}; name one of them only")
         self.eos_id, self.pad_id, self.vocab_size = first.eos_id, first.pad_id, first.vocab_size
         prints = [s.tokenizer_fingerprint for s in self._sources if s.tokenizer_fingerprint]
         self.tokenizer_fingerprint = prints[0] if prints else ""

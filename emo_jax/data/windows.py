@@ -20,6 +20,10 @@ from emo_jax.data.stream import TRAIN, DocumentStream, Stream, TokenSource, chec
 from emo_jax.errors import DataError
 
 
+class TooFewTokensError(DataError):
+    """A split without a window."""
+
+
 class Windows(Sequence[Batch]):
     """The windows of a split: those of its first stream, then those of the next.
 
@@ -63,7 +67,7 @@ class Windows(Sequence[Batch]):
         self._ends = np.cumsum([len(p) for p in self._packed], dtype=np.int64)
         if not len(self):
             tokens = sum(s.num_tokens for s in self._streams)
-            raise DataError(
+            raise TooFewTokensError(
                 f"split {split!r} has {tokens} tokens, less than one window of {seq_len};"
                 " prepare more documents or set data.seq_len lower"
             )

@@ -21,8 +21,10 @@ from emo_jax.files.waiting import AwayError, SpoiltError
 
 _CRC_BYTES = 4
 _ENTRY = struct.Struct("<QQ")  # offset and size of a chunk, in the index at the end of a shard
-_MOST_OPEN = 64  # files kept open
+_MOST_OPEN = 64  # files kept open, of one array
+_MOST_OPEN_IN_ALL = 256  # above it, an array closes its files after each read
 _BYTES_CRC = ["bytes", "crc32c"]
+_all_open: set[int] = set()  # file descriptors of all arrays
 
 
 def layout_of(spec: dict[str, Any]) -> tuple[int, int] | None:
@@ -72,9 +74,14 @@ class LocalShards:
 
     def close(self) -> None:
         """Closes all files, and forgets what was checked."""
-        while self._open:
-            os.close(self._open.popitem()[1])
+        self._close_down_to(0)
         self._checked.clear()
+
+    def _close_down_to(self, most: int) -> None:
+        while len(self._open) > most:
+            fd = self._open.popitem(last=False)[1]
+            _all_open.discard(fd)
+            os.close(fd)
 
     def __del__(self) -> None:
         self.close()
@@ -99,6 +106,8 @@ class LocalShards:
                 at += count * width
                 start += count
         assert at == size * len(starts_N)
+        if len(_all_open) > _MOST_OPEN_IN_ALL:
+            self._close_down_to(0)
         return found
 
     def _read(self, number: int, inside: int, into: memoryview) -> None:
@@ -137,8 +146,8 @@ class LocalShards:
             os.close(fd)
             raise
         self._open[shard] = fd
-        if len(self._open) > _MOST_OPEN:
-            os.close(self._open.popitem(last=False)[1])
+        _all_open.add(fd)
+        self._close_down_to(_MOST_OPEN)
         return fd
 
     def _check_index(self, fd: int, shard: int) -> None:

@@ -32,8 +32,8 @@ class DropIds:
         return int(self._hashes.size)
 
     @classmethod
-    def read(cls, path: Path) -> "DropIds":
-        """Reads a text file with an id on each line.
+    def read(cls, path: Path) -> "DropIds | None":
+        """Reads a text file with an id on each line; None if it is empty, as without duplicates.
 
         Raises:
           UsageError: no such file.
@@ -50,6 +50,8 @@ class DropIds:
                     hashes.append(_hash(line))
         except READ_ERRORS as error:
             raise unreadable(path, error) from error
+        if not hashes and not path.stat().st_size:
+            return None
         if not hashes:
             raise DataError(f"--drop-ids {path}: holds no id")
         return cls(np.unique(np.asarray(hashes, np.uint64)))

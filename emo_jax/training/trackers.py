@@ -302,7 +302,7 @@ class MLflow:
 
     def write(self, record: Record) -> None:
         """Logs the values of a step."""
-        values = {_MLFLOW_NAME.sub("_", k): v for k, v in scalars(record).items()}
+        values = {_mlflow_name(k): v for k, v in scalars(record).items()}
         now = int(time.time() * 1000)
         metrics = [self._metric(k, v, now, record["step"]) for k, v in values.items()]
         for i in range(0, len(metrics), _MLFLOW_METRICS):
@@ -316,7 +316,13 @@ class MLflow:
 
 _WANDB_SECONDS = 25.0  # below tracking.CLOSE_SECONDS, so that the reason is reported
 _MLFLOW_NAME = re.compile(r"[^\w\-. /:]")  # characters that MLflow does not allow in a metric name
+_MLFLOW_NO_PARTS = ("", ".", "..")  # nor parts of one: it is a path to MLflow
 _MLFLOW_PARAMS, _MLFLOW_METRICS = 100, 1000  # its limits per call
+
+
+def _mlflow_name(name: str) -> str:
+    parts = _MLFLOW_NAME.sub("_", name).split("/")
+    return "/".join("_" * max(len(part), 1) if part in _MLFLOW_NO_PARTS else part for part in parts)
 
 
 def _text(value: Any) -> str:

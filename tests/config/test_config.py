@@ -86,6 +86,14 @@ def changed(preset=presets.emo_tiny, **fields) -> Config:
             r"config\.data\.raw_eos_id = 100257: must be 0\.\.31999 \(below data\.raw_vocab_size",
         ),
         ({"optimizer": 3}, r"config\.optimizer = 3: must be a section of fields"),
+        (
+            {"data__order": "olmo", "data__packing": "best_fit"},
+            r"data\.packing = 'best_fit': must be 'cut' in the order 'olmo'",
+        ),
+        (
+            {"data__order": "olmo", "data__seed": -5},
+            r"data\.seed = -5: must be at least 0 in",
+        ),
     ],
 )
 def test_refused_with_name_value_and_what_is_allowed(fields, message):
@@ -153,6 +161,20 @@ def test_round_trip_and_differences():
     other = dataclasses.replace(config, seed=3)
     assert differences(other, config) == ["seed: 0 -> 3"]
     assert differences(config, config) == []
+
+
+def test_sources_as_typed(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    typed = "~/web = 0.5, ~/math=0.25,date=2024/code=0.25@3"
+    config = load_config(
+        str(REPO / "experiments/emo_tiny.py"), [f"--config.data.sources={typed},a=1@0"]
+    )
+    assert [(one.store, one.weight, one.from_step) for one in config.data.sources] == [
+        ("/home/me/web", 0.5, 0),
+        ("/home/me/math", 0.25, 0),
+        ("date=2024/code", 0.25, 3),
+        ("a", 1.0, 0),
+    ]
 
 
 LONG = "x" * 100_000

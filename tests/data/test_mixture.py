@@ -144,10 +144,17 @@ def test_entries_of_a_store_are_one_source():
     assert math == Planned("math", 10, 25, ((0, 0.1),))
 
 
+def test_a_cap_below_one_window():
+    data = sources({"store": "web", "weight": 1}, {"store": "math", "weight": 1, "epochs": 0.04})
+    with pytest.raises(ConfigError, match=r"epochs = 0.04: less than one of the 10 windows of ma"):
+        planned(data.sources, {"web": 100, "math": 10})
+
+
 @pytest.mark.parametrize(
     ("entries", "said"),
     [
         ([{"store": "a", "weight": -1}], r"data.sources.weight = -1.*at least 0"),
+        ([{"store": "a", "weight": 1e308}], r"data.sources.weight = 1e\+308.*at most 1e\+100"),
         (
             [{"store": "a", "weight": 0}],
             r"data.sources.weight = 0.*above 0 for a source from step 0",

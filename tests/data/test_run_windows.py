@@ -13,7 +13,7 @@ from emo_jax.data.mixture import Mixture, planned
 from emo_jax.data.run_windows import RunWindows, in_order, open_run_windows
 from emo_jax.data.sources import MixedSource
 from emo_jax.data.windows import Windows
-from emo_jax.errors import ConfigError, DataError
+from emo_jax.errors import ConfigError, DataError, UsageError
 
 S = 8
 
@@ -163,6 +163,28 @@ def test_a_mixture_that_ends_before_the_run():
     )
     with pytest.raises(ConfigError, match=r"end after 9 of train.steps = 20 steps.*raise a cap"):
         open_run_windows(config, source)
+
+
+def test_no_window_beyond_the_end_of_a_mixture():
+    config, source = mixed({"store": "x", "weight": 1}, {"store": "y", "weight": 1})
+    windows = open_run_windows(config, source)
+    assert len(windows.read(np.array([79])).tokens) == 1
+    for places in ([79, 80], [-1], [2**62]):
+        with pytest.raises(IndexError, match="of 80"):
+            windows.read(np.array(places))
+
+
+def test_a_source_without_a_window_is_named():
+    config = tiny(sources=[{"store": "x", "weight": 1}, {"store": "y", "weight": 1}])
+    sources = [ListSource(documents(2), "x"), ListSource([[2, 1]], "y")]
+    with pytest.raises(DataError, match=r"^y: split 'train' has 2 tokens, less than one window of"):
+        open_run_windows(config, MixedSource(["x", "y"], sources, ["", ""]))
+
+
+def test_one_store_under_two_names():
+    sources = [ListSource(documents(2), "web"), ListSource(documents(2), "web")]
+    with pytest.raises(UsageError, match=r"^\./web: holds the same tokens as web; name one"):
+        MixedSource(["web", "./web"], sources, ["", ""])
 
 
 @pytest.mark.parametrize(

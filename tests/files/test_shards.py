@@ -80,6 +80,17 @@ def test_few_files_stay_open(folder, monkeypatch):
         assert len(array._local._open) <= 2
 
 
+def test_many_arrays_do_not_run_out_of_files(folder, monkeypatch):
+    values = write(folder)
+    monkeypatch.setattr(shards, "_all_open", set())
+    monkeypatch.setattr(shards, "_MOST_OPEN_IN_ALL", 6)
+    arrays_open = [opened(folder) for _ in range(5)]
+    for _ in range(2):
+        for array in arrays_open:
+            np.testing.assert_array_equal(array.start_rows([10], 900)()[0], values[10:910])
+            assert sum(len(a._local._open) for a in arrays_open) == len(shards._all_open) <= 6
+
+
 @pytest.mark.parametrize("codecs", [("bytes",), ("bytes", "zstd", "crc32c"), ("bytes", "zstd")])
 def test_other_layouts_are_read_by_tensorstore(folder, codecs):
     values = write(folder, codecs=codecs)

@@ -207,6 +207,9 @@ def test_drop_ids(tmp_path):
     (tmp_path / "drop").write_text("".join(f"{line['id']}\n" for line in lines))
     with pytest.raises(DataError, match=r"no document is left \(40 dropped by --drop-ids\)"):
         prepare(inputs, tmp_path / "u", "bytes", drop_ids=tmp_path / "drop")
+    (tmp_path / "drop").write_text("")  # emo data dedup found none
+    made = prepare(inputs, tmp_path / "v", "bytes", drop_ids=tmp_path / "drop")
+    assert made.read.documents == 40 and "drop_ids" not in made.store.manifest
     (tmp_path / "drop").write_text("\n")
     with pytest.raises(DataError, match="holds no id"):
         prepare(inputs, tmp_path / "u", "bytes", drop_ids=tmp_path / "drop")

@@ -267,3 +267,20 @@ def test_a_number_that_is_not_finite_reaches_all(tmp_path):
         history = client.get_metric_history(run_id, name)
         assert sorted((m.step, np.isnan(m.value)) for m in history) == [(1, True), (2, True)]
     assert "mfu" not in events.Tags()["scalars"] and "mfu" not in rows[0]
+
+
+def test_mlflow_takes_the_names_of_all_stores(tmp_path):
+    from mlflow.tracking import MlflowClient
+
+    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    tracking = TrackingConfig(mlflow_uri=uri)
+    config = dataclasses.replace(tiny.tiny_config(), tracking=tracking)
+    info = run_info.describe_run(tmp_path, config, 0, fingerprint="f00d")
+    stores = ["s3://corpus/web", "/data/web", "../web", "./web/", "gsm/*.npy", "web"]
+    shown: list[str] = []
+    with Tracker(info, trackers.make_trackers(tracking), show=shown.append) as tracker:
+        tracker.write({"step": 1, "loss": 1.0} | {f"source_share/{s}": 0.5 for s in stores})
+    run_id = json.loads((tmp_path / "tracking.json").read_text())["mlflow"]["run_id"]
+    kept = MlflowClient(tracking_uri=uri).get_run(run_id).data.metrics
+    names = ["s3:/_/corpus/web", "_/data/web", "__/web", "_/web/_", "gsm/_.npy", "web"]
+    assert {f"source_share/{name}" for name in names} <= set(kept), shown
