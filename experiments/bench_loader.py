@@ -78,12 +78,13 @@ def our_batches(job, *, raw: bool, filtered: bool):
 
     from emo_jax.data.loader import Loader
     from emo_jax.data.raw import RawTokens
+    from emo_jax.data.run_windows import in_order
     from emo_jax.data.store import TokenStore
     from emo_jax.data.windows import Windows
 
     source = RawTokens([job.tokens]) if raw else TokenStore.open(job.made("store"))
     windows = Windows(source, job.seq_len, repetition_filter=filtered)
-    loader = Loader(windows, batch_size=job.batch, seed=measure.SEED)
+    loader = Loader(in_order(windows, measure.SEED), batch_size=job.batch)
     return (batch._asdict() for _, batch in loader.iterate())
 
 

@@ -60,9 +60,14 @@ def _shard(path: Path, chunks: dict[int, bytes], itemsize: int, every: bool) -> 
         stream.write(_encoded(index.ravel()))
 
 
+def _create(folder: Path, size: int, dtype: np.dtype) -> None:
+    plan = store_writer.ArrayPlan(folder.name, size, dtype.name, SHARD, CHUNK)
+    store_writer.create_array(folder, plan)
+
+
 def _alike(folder: Path, chunk: np.ndarray, size: int) -> None:
     """An array that repeats one chunk."""
-    store_writer._create(folder, size, chunk.dtype, SHARD)
+    _create(folder, size, chunk.dtype)
     first = folder / "c/0"
     for n in range(-(-size // SHARD)):
         file = folder / f"c/{n}"
@@ -75,7 +80,7 @@ def _alike(folder: Path, chunk: np.ndarray, size: int) -> None:
 
 def _ends(folder: Path, documents: int, wanted: Iterable[int]) -> None:
     """The ends of documents, in the chunks with `wanted` documents only."""
-    store_writer._create(folder, documents, np.dtype(np.int64), SHARD)
+    _create(folder, documents, np.dtype(np.int64))
     by_shard: dict[int, dict[int, bytes]] = {n: {} for n in range(-(-documents // SHARD))}
     for chunk in sorted({document // CHUNK for document in wanted}):
         ends = (np.arange(chunk * CHUNK, (chunk + 1) * CHUNK, dtype=np.int64) + 1) * DOCUMENT

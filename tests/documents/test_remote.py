@@ -177,9 +177,10 @@ def test_prepare_makes_the_same_store_of_s3(in_s3, tmp_path):
     prepare([url], tmp_path / "there", tokenizer)
     assert bucket.proxy.met.keys() >= {"cut", "reset", "busy"}
     content = [
-        {p.relative_to(f): p.read_bytes() for p in sorted(f.rglob("*")) if p.is_file()}
+        {p.relative_to(f).as_posix(): p.read_bytes() for p in f.rglob("*") if p.is_file()}
         for f in (tmp_path / "here", tmp_path / "there")
     ]
+    assert [list(json.loads(c.pop("sources.json"))) for c in content] == [[str(folder)], [url]]
     assert content[0] == content[1]
 
 
