@@ -22,6 +22,20 @@ DOLMA2_PAD_ID = 100_277
 _MOST_WEIGHT = 1e100  # of a source; sums of more may be infinite
 
 
+def _authority(url: str) -> str:
+    return url.partition("://")[2].partition("/")[0]
+
+
+def _without_keys(name: str, locations: str) -> None:
+    """Refuses USER:PASSWORD@ in URLs, without showing it: the config goes to the workdir."""
+    for location in locations.split(","):
+        if ":" in _authority(location).rpartition("@")[0]:
+            raise ConfigError(
+                f"config.{name}: must not hold a user and password, or keys; the environment does"
+                " (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and the like)"
+            )
+
+
 @dataclass(frozen=True, kw_only=True)
 class SourceConfig:
     """One source of a mixture.
@@ -38,6 +52,7 @@ class SourceConfig:
 
     def __post_init__(self) -> None:
         require(bool(self.store), "data.sources.store", self.store, "a token store or token files")
+        _without_keys("data.sources.store", self.store)
         require(self.weight >= 0, "data.sources.weight", self.weight, "at least 0")
         finite = self.weight <= _MOST_WEIGHT
         require(finite, "data.sources.weight", self.weight, f"at most {_MOST_WEIGHT:g}")
@@ -72,6 +87,8 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         self._check_sources()
+        _without_keys("data.store", self.store)
+        _without_keys("data.raw_base", self.raw_base)
         if self.order == "olmo":
             require(
                 self.packing == "cut", "data.packing", self.packing, "'cut' in the order 'olmo'"
@@ -286,7 +303,7 @@ class TrackingConfig:
             needs = f"{unset!r} without tracking.wandb_project"
             require(bool(project) or value == unset, f"tracking.{name}", value, needs)
         # The value is not shown: it is a secret, and the config goes to the workdir and trackers.
-        if "@" in uri.partition("://")[2].partition("/")[0]:
+        if "@" in _authority(uri):
             raise ConfigError(
                 "config.tracking.mlflow_uri: must not hold a user or password; set"
                 " MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD instead"

@@ -35,8 +35,8 @@ class FoundEnds(RisingList):
     """The ends that `find` yields, found when there is no valid file of them.
 
     Args:
-      name: what is scanned, for errors and the log.
-      key: everything that the ends depend on, such as name, size and time of a file.
+      name: what is scanned: a path or URL.
+      key: everything else that the ends depend on, such as size and time of a file.
       find: yields the ends, as rising int64 arrays of any length.
       cache: folder for them; None: a temporary one, removed with this object.
 
@@ -53,7 +53,7 @@ class FoundEnds(RisingList):
     ):
         self._temporary = None if cache else tempfile.TemporaryDirectory(prefix="emo_ends_")
         folder = cache or Path(self._temporary.name if self._temporary else "")
-        digest = hashlib.sha256(repr(key).encode()).digest()
+        digest = hashlib.sha256(repr((name, key)).encode()).digest()
         path = folder / f"{digest.hex()[:32]}.ends"
         head = _read_head(path, digest)
         if head is None:

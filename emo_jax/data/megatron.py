@@ -83,7 +83,8 @@ class MegatronStream(FileStream):
         self._file = tokens
         self._dtype, ends = _read_index(index, tokens)
         num_tokens = tokens.size // self._dtype.itemsize
-        super().__init__(tokens.name, num_tokens, vocabulary, ends=ends)
+        key = (tokens.stamp, index.stamp)
+        super().__init__(tokens.name, num_tokens, vocabulary, ends=ends, key=key)
 
     def tokens(self, start: int, stop: int) -> np.ndarray:
         """Returns tokens [start, stop) as they are in the file."""

@@ -48,7 +48,8 @@ def open_packed(
         )
     if cache is None:
         return make_packed(stream, seq_len, kind, tail=tail)
-    of = (source.fingerprint, Path(stream.name).name, stream.num_tokens, documents, seq_len)
+    name = getattr(stream, "identity", Path(stream.name).name)  # a store's may be moved
+    of = (source.fingerprint, name, stream.num_tokens, documents, seq_len)
     key = hashlib.sha256(repr((1, kind, BLOCK_DOCUMENTS, *of)).encode()).hexdigest()[:32]
     file = cache / f"packing-{key}.npz"
     try:

@@ -2,6 +2,7 @@
 
 import copy
 import hashlib
+import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -15,6 +16,7 @@ from emo_jax.data.store import VERIFY_BELOW_BYTES, TokenStore
 from emo_jax.data.stream import SPLITS, TRAIN, Span, Stream, TokenSource, read_ranges
 from emo_jax.data.windows import open_source
 from emo_jax.errors import DataError, UsageError
+from emo_jax.files.remote import is_remote
 
 _OPENERS = 16  # stores opened at once
 
@@ -85,7 +87,7 @@ class MixedSource:
         seen: dict[str, str] = {}
         for name, source in zip(self.names, self._sources, strict=True):
             _check_alike(self.names[0], first, name, source)
-            if (same := seen.setdefault(source.fingerprint, name)) != name:
+            if (same := seen.setdefault(_identity(source), name)) != name:
                 raise UsageError(f"{name}: holds the same tokens as {same}; name one of them only")
         self.eos_id, self.pad_id, self.vocab_size = first.eos_id, first.pad_id, first.vocab_size
         prints = [s.tokenizer_fingerprint for s in self._sources if s.tokenizer_fingerprint]
@@ -162,6 +164,15 @@ class MixedSource:
     def tokenizer_store(self) -> TokenStore | None:
         """Returns a store whose tokenizer is that of all; None if no source has one."""
         return next((s for s in self._sources if isinstance(s, TokenStore)), None)
+
+
+def _identity(source: TokenSource) -> str:
+    """Returns what only the same tokens have; a fingerprint of files says less of them."""
+    if isinstance(source, TokenStore):
+        return source.fingerprint
+    names = [stream.name for stream in source.streams(TRAIN)]
+    places = [name if is_remote(name) else os.path.realpath(name) for name in names]
+    return repr((source.fingerprint, places))
 
 
 def _check_alike(first_name: str, first: TokenSource, name: str, source: TokenSource) -> None:

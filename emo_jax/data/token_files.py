@@ -179,6 +179,11 @@ class FileStream(ABC):
         return Span(as_ids(tokens), segment_ids, np.full(tokens.shape, self.domain_id, np.int32))
 
     @property
+    def identity(self) -> object:
+        """Differs for other files, and once a file was written again."""
+        return self.name, self._key
+
+    @property
     def num_documents(self) -> int:
         """Documents in the stream."""
         return self._ends().num
@@ -204,7 +209,7 @@ class FileStream(ABC):
             return self._index
         with self._lock:
             if self._found is None:
-                key = ("eos", Path(self.name).name, self.num_tokens, self._eos_id, self._key)
+                key = ("eos", self.num_tokens, self._eos_id, self._key)
                 self._found = FoundEnds(self.name, key, self._scan, self._cache)
             return self._found
 

@@ -174,8 +174,7 @@ class _RemoteFile:
 
     def _read(self, start: int, stop: int) -> bytes:
         if self._kvstore is None:
-            opening = ts.KvStore.open(self._spec, context=_context())
-            self._kvstore = remote.answer(opening, self.name)
+            self._kvstore = remote.open_kvstore(self.name, self._spec, _context())
         found = remote.answer(self._kvstore.read("", byte_range=slice(start, stop)), self.name)
         if found.state != "value":
             raise AwayError(f"{self.name}: is not there any more")

@@ -101,6 +101,21 @@ def answer(future: Any, what: str) -> Any:
             raise AwayError(text) from error
 
 
+def open_kvstore(url: str, spec: Any, context: ts.Context) -> Any:
+    """Opens what `kvstore` or `kvstore_of_file` returns.
+
+    Raises:
+      AwayError, SpoiltError, RefusedError: see `answer`; the last also for what is no such URL.
+    """
+    try:
+        opening = ts.KvStore.open(spec, context=context)
+    except ValueError as error:
+        raise RefusedError(
+            f"{url}: cannot be opened ({one_line(error)}); give s3://BUCKET/PATH or gs://BUCKET/PATH"
+        ) from error
+    return answer(opening, url)
+
+
 class Content(NamedTuple):
     """A file, and the mark by which a later version of it differs."""
 
@@ -118,8 +133,7 @@ class RemoteFolder:
 
     def _kv(self) -> Any:
         if self._opened is None:
-            opening = ts.KvStore.open(kvstore(self.url), context=self._context)
-            self._opened = answer(opening, self.url)
+            self._opened = open_kvstore(self.url, kvstore(self.url), self._context)
         return self._opened
 
     def read(self, name: str) -> Content | None:

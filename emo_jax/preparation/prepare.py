@@ -152,6 +152,11 @@ def prepare(
             shown.show(line, always=True)
         try:
             folders = stack.enter_context(open_scratch(target, command, scratch))
+            try:
+                check_target(output)  # again: the same command may have just finished elsewhere
+            except UsageError:
+                folders.remove()
+                raise
             counts.notes += _other_commands(target, folders)
             steps = Steps(
                 Job(

@@ -127,6 +127,8 @@ def find_source(
         "config_sha256": digest,
     }
     window = windows_of(extra, f"{asked}: step {step}")
+    if asked.mode == "all":
+        _check_steps(asked, config, step, window)
     return Source(asked.workdir, step, asked.mode, window, changes, about)
 
 
@@ -261,6 +263,17 @@ def _check_shapes(
         raise UsageError(f"{asked}: {e}{differs}") from e
 
 
+def _check_steps(asked: InitFrom, config: Config, step: int, window: int) -> None:
+    """Refuses weights by step where another batch size has moved steps away from windows."""
+    size = config.train.batch_size
+    if window != step * size and any(one.from_step > step for one in config.data.sources):
+        raise UsageError(
+            f"{asked} --init all goes on at window {window}, which is not where step {step} begins"
+            f" with config.train.batch_size = {size}, so config.data.sources cannot change by step"
+            " (from_step); keep the batch size, or give --init weights+optimizer"
+        )
+
+
 def _check_data(
     asked: InitFrom, extra: dict[str, Any], source: TokenSource, windows: RunWindows
 ) -> None:
@@ -273,7 +286,10 @@ def _check_data(
     ours = windows.fingerprint_at(windows_of(extra, str(asked)))
     theirs = extra.get("store", ours)
     if asked.mode == "all" and theirs != ours:
+        differs = "config.data.store is another store"
+        if windows.mixture is not None:
+            differs = "config.data.sources (stores, weights, in their order) read another past"
         raise UsageError(
-            f"{asked} --init all goes on with its data, and config.data.store is another store"
+            f"{asked} --init all goes on with its data, and {differs}"
             f" ({ours[:12]} is not {theirs[:12]}); {meant}"
         )

@@ -217,8 +217,8 @@ class Trainer:
             return UsageError(
                 f"{self.workdir}: its {extra['windows']} windows so far are not those of this"
                 f" config.data.sources ({theirs[:12]} is not {ours[:12]}); give the stores and"
-                " weights it began with, and add what is to change with from_step, or give another"
-                " workdir"
+                " weights it began with, in the same order, and add what is to change with"
+                " from_step, or give another workdir"
             )
         return UsageError(
             f"{self.workdir} was trained on another store than {data.store} ({theirs[:12]}, then"

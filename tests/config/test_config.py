@@ -177,6 +177,15 @@ def test_sources_as_typed(monkeypatch):
     ]
 
 
+@pytest.mark.parametrize("name", ["store", "raw_base", "sources"])
+def test_keys_in_a_url_are_refused_and_not_shown(name):
+    value = "a/*.npy,s3://AKIA:HIDDEN@bucket/web"
+    value = ({"store": value, "weight": 1.0},) if name == "sources" else value
+    with pytest.raises(ConfigError, match=r"must not hold a user and password") as caught:
+        changed(**{f"data__{name}": value})
+    assert "HIDDEN" not in str(caught.value)
+
+
 LONG = "x" * 100_000
 
 

@@ -1,4 +1,5 @@
 import dataclasses
+import os
 
 import numpy as np
 import pytest
@@ -7,6 +8,7 @@ from emo_jax.config import DataConfig
 from emo_jax.data.loader import Loader
 from emo_jax.data.raw import RawTokens
 from emo_jax.data.run_windows import in_order
+from emo_jax.data.sources import MixedSource
 from emo_jax.data.windows import Windows, open_source
 from emo_jax.errors import ConfigError, DataError, UsageError
 
@@ -158,3 +160,31 @@ def test_files_of_datatrove(files):
 def test_a_folder_of_npy_files(files):
     with pytest.raises(DataError, match=r"a folder of \.npy files.* name them as '.*/\*\.npy'"):
         open_source(files, DataConfig())
+
+
+@pytest.mark.parametrize("second", [[9, 209, 309, 399], [99, 149, 349, 399]])
+def test_files_that_differ_in_their_folder_only(tmp_path, second):
+    """Of the same name, size, time and number of documents, as copied shards may be."""
+    ends = {"a": [99, 199, 299, 399], "b": second}
+    for name, last in ends.items():
+        (tmp_path / name).mkdir()
+        tokens = np.arange(5, 405).astype("<u2")
+        tokens[last] = 3
+        tokens.tofile(tmp_path / name / "part.npy")
+        os.utime(tmp_path / name / "part.npy", (10**9, 10**9))
+    paths = [tmp_path / name / "part.npy" for name in ends]
+    for _ in range(2):  # found, and kept
+        source = RawTokens(paths, vocab_size=1000, eos_id=3, cache=tmp_path / "cache")
+        found = [s.document_ends(0, s.num_documents) - 1 for s in source.streams("train")]
+        assert [e.tolist() for e in found] == list(ends.values())
+        for packing in ("best_fit", "document"):
+            cached = Windows(source, 250, packing=packing, cache=tmp_path / "cache")
+            fresh = Windows(source, 250, packing=packing)
+            assert len(cached) == len(fresh)
+            for ours, theirs in zip(cached, fresh, strict=True):
+                np.testing.assert_array_equal(ours.segment_ids, theirs.segment_ids)
+    parts = [RawTokens([p], vocab_size=1000, eos_id=3) for p in paths]
+    assert MixedSource(["a", "b"], parts, ["", ""]).streams("train")
+    again = RawTokens([tmp_path / "a/../a/part.npy"], vocab_size=1000, eos_id=3)
+    with pytest.raises(UsageError, match="holds the same tokens as a"):
+        MixedSource(["a", "c"], [parts[0], again], ["", ""])

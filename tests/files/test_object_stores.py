@@ -7,7 +7,7 @@ import tensorstore as ts
 
 from emo_jax.files import remote
 from emo_jax.files.remote import RemoteFiles, RemoteFolder, is_remote, kvstore
-from emo_jax.files.waiting import AwayError, SpoiltError, wait_unless
+from emo_jax.files.waiting import AwayError, RefusedError, SpoiltError, wait_unless
 
 
 @pytest.fixture
@@ -76,3 +76,9 @@ def test_the_environment_says_where_s3_is(monkeypatch):
 def test_what_is_remote():
     assert is_remote("s3://a/b") and is_remote("gs://a")
     assert not is_remote("/data/s3") and not is_remote("file:///data")
+
+
+@pytest.mark.parametrize("url", ["s3://a b/c", "nix://b/c"])
+def test_what_is_no_url_is_refused_in_one_line(url):
+    with pytest.raises(RefusedError, match=rf"^{url}: cannot be opened .*; give s3://BUCKET/PATH"):
+        RemoteFolder(url).read("a")

@@ -2,12 +2,13 @@
 
 import json
 import os
+import shutil
 
 import pytest
 
 from emo_jax.data import store_writer
 from emo_jax.errors import DataError, UsageError
-from emo_jax.preparation import buckets, plan, workers
+from emo_jax.preparation import buckets, plan, scratch, workers
 from emo_jax.preparation.prepare import prepare
 from emo_jax.preparation.scratch import open_scratch
 from emo_jax.tokenizer.load import byte_tokenizer
@@ -157,3 +158,17 @@ def test_choice_of_workers(monkeypatch, inputs, tmp_path):
             prepare([inputs], tmp_path / "s", "bytes", **settings)
     assert isinstance(workers.choose(1, None), workers.Here)
     assert os.listdir(tmp_path) == ["in"]
+
+
+def test_a_store_that_another_command_finishes_meanwhile(inputs, tmp_path, monkeypatch):
+    made = prepare([inputs], tmp_path / "made", byte_tokenizer()).store
+    lock = scratch._lock
+
+    def late(stack, home, target):
+        lock(stack, home, target)  # waited for the other, which has made it
+        shutil.copytree(made.path, target)
+
+    monkeypatch.setattr(scratch, "_lock", late)
+    with pytest.raises(UsageError, match="is a token store; give a new folder"):
+        prepare([inputs], tmp_path / "s", byte_tokenizer())
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["in", "made", "s"]

@@ -18,16 +18,17 @@ from tiny import NO_POOL, UNIFORM, tiny_batch, tiny_config
 from emo_jax.batch import Batch
 from emo_jax.checkpoint.checkpointer import Checkpointer
 from emo_jax.checkpoint.reading import restore_params
-from emo_jax.config import InitConfig, MeshConfig, to_dict
+from emo_jax.config import InitConfig, MeshConfig, from_config_dict, to_dict
 from emo_jax.config.file import load_config
 from emo_jax.data.loader import Loader
 from emo_jax.data.raw import RawTokens
 from emo_jax.data.run_windows import in_order
 from emo_jax.data.windows import Windows, open_windows
+from emo_jax.errors import UsageError
 from emo_jax.model.functions import ModelFunctions
 from emo_jax.parallel.mesh import make_mesh, windows_sharding
 from emo_jax.run.workdir import claim_workdir
-from emo_jax.training.init_from import InitFrom
+from emo_jax.training.init_from import InitFrom, _check_steps
 from emo_jax.training.optimizer import make_optimizer
 from emo_jax.training.start import plan_start
 from emo_jax.training.state import init_state
@@ -356,6 +357,21 @@ def test_a_source_that_went_on_is_read_at_the_step_that_was_begun_from(source, t
     assert newest["step"] == 7
     assert planned(newest | {"step": 3})["step"] == 3
     assert planned(newest | {"step": 3, "mode": "all"})["step"] == 7  # another start
+
+
+def test_weights_by_step_need_the_batch_size_that_counts_them():
+    asked, values = InitFrom(Path("run"), 10, "all"), to_dict(tiny_config())
+    values["train"] |= {"batch_size": 8, "micro_batches": 1}
+
+    def check(window, from_step):
+        later = {"store": "b", "weight": 1.0, "from_step": from_step}
+        values["data"] |= {"store": "", "sources": [{"store": "a", "weight": 1.0}, later]}
+        _check_steps(asked, from_config_dict(values), 10, window)
+
+    check(80, 15)  # the same batch size as before
+    check(40, 10)  # nothing changes any more
+    with pytest.raises(UsageError, match=r"at window 40, which is not where step 10 begins"):
+        check(40, 15)
 
 
 def test_a_step_after_at_and_folders_with_an_at(tmp_path):

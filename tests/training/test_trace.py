@@ -83,7 +83,7 @@ def test_the_documents_of_a_step_are_its_batch(kind, stores, tmp_path):
             given = loader.batch((step - 1) * BATCH).tokens
             found = read_anew(trace.read(step), BATCH, SEQ_LEN, open_data(trace.config.data).pad_id)
             assert digest(found) == digest(given), step
-            assert digest(given) != digest(loader.batch(step * BATCH).tokens)
+            assert digest(given) != digest(loader.batch(step % STEPS * BATCH).tokens)
     some = list(trace.read(21, row=4))
     assert some == [read for read in trace.read(21) if read.part.row == 4] != []
     if kind == "mixture":
