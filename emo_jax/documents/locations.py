@@ -19,6 +19,7 @@ from typing import IO, Any, TypeVar, cast
 
 from emo_jax.errors import DataError, EmoError, UsageError, one_line
 from emo_jax.files.json_files import open_regular
+from emo_jax.files.remote import fsspec_options
 from emo_jax.files.waiting import AwayError, Patience, SpoiltError
 
 FILE, FOLDER, OTHER = "file", "folder", "other"
@@ -75,21 +76,9 @@ def location(text: str) -> Path:
 
 def _settings(protocol: str) -> dict[str, Any]:
     """Returns what fsspec must be told about a store."""
-    settings: dict[str, Any] = {"use_listings_cache": False}
-    if protocol not in ("s3", "s3a"):
-        return settings
     # s3fs tries five times what botocore does, and then we wait.
-    config: dict[str, Any] = {"retries": {"mode": "standard", "total_max_attempts": 2}}
-    settings["config_kwargs"] = config
-    # botocore reads keys itself. Few servers other than Amazon's have a name for each bucket.
-    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
-    if endpoint:
-        settings["endpoint_url"] = endpoint
-        config["s3"] = {"addressing_style": "path"}
-    region = os.environ.get("AWS_REGION")
-    if region and not os.environ.get("AWS_DEFAULT_REGION"):
-        settings["client_kwargs"] = {"region_name": region}
-    return settings
+    retries = {"mode": "standard", "total_max_attempts": 2}
+    return fsspec_options(protocol, retries=retries)
 
 
 def what_is(path: Path) -> str:

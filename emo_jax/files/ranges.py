@@ -24,7 +24,11 @@ from emo_jax.files.waiting import AwayError, Patience, RefusedError, SpoiltError
 
 _KINDS = "not a local path, gs://BUCKET/NAME or s3://BUCKET/NAME"
 _AT_ONCE = 32  # requests, when many objects are opened
-_LISTING = {"connect_timeout": 10, "read_timeout": 30, "retries": {"max_attempts": 1}}
+_LISTING: dict[str, Any] = {
+    "connect_timeout": 10,
+    "read_timeout": 30,
+    "retries": {"max_attempts": 1},
+}
 
 T = TypeVar("T")
 
@@ -225,13 +229,7 @@ def _filesystem(scheme: str) -> Any:
     try:
         import fsspec
 
-        # Kept listings would hide what was replaced or added since.
-        options: dict[str, Any] = {"use_listings_cache": False}
-        if scheme == "s3":
-            options["config_kwargs"] = _LISTING
-            if endpoint := remote.endpoint():
-                options["endpoint_url"] = endpoint
-        return fsspec.filesystem(scheme, **options)
+        return fsspec.filesystem(scheme, **remote.fsspec_options(scheme, **_LISTING))
     except ImportError as error:
         raise UsageError(
             f"{scheme}://: needs a library that is not installed ({one_line(error)});"

@@ -39,6 +39,28 @@ def endpoint() -> str:
     return found.rstrip("/")
 
 
+def fsspec_options(scheme: str, **config: Any) -> dict[str, Any]:
+    """Returns what fsspec must be told about a store of this kind.
+
+    Args:
+      config: settings of botocore's client, for S3.
+    """
+    # Kept listings would hide what was replaced or added since.
+    options: dict[str, Any] = {"use_listings_cache": False}
+    if scheme not in ("s3", "s3a"):
+        return options
+    options["config_kwargs"] = config
+    # Part of the options, since fsspec keeps clients and would keep an old address; few servers
+    # other than Amazon's have a name for each bucket.
+    if endpoint():
+        options["endpoint_url"] = endpoint()
+        config["s3"] = {"addressing_style": "path"}
+    region = os.environ.get("AWS_REGION")
+    if region and not os.environ.get("AWS_DEFAULT_REGION"):
+        options["client_kwargs"] = {"region_name": region}
+    return options
+
+
 def kvstore(url: str) -> Any:
     """Returns what tensorstore needs to open the folder `url`."""
     return kvstore_of_file(url.rstrip("/") + "/")
@@ -176,11 +198,10 @@ def _listing(url: str) -> Callable[[], dict[str, int | None]]:
     """Raises ImportError without fsspec, or its library for this kind of URL."""
     import fsspec
 
-    options: dict[str, Any] = {"skip_instance_cache": True, "use_listings_cache": False}
-    if url.startswith("s3://"):
-        seconds = {"connect_timeout": _SILENCE_SECONDS, "read_timeout": _SILENCE_SECONDS}
-        options["config_kwargs"] = {**seconds, "retries": {"max_attempts": 1}}
-    filesystem, path = fsspec.core.url_to_fs(url, **options)
+    seconds = {"connect_timeout": _SILENCE_SECONDS, "read_timeout": _SILENCE_SECONDS}
+    scheme = url.partition("://")[0]
+    options = fsspec_options(scheme, **seconds, retries={"max_attempts": 1})
+    filesystem, path = fsspec.core.url_to_fs(url, skip_instance_cache=True, **options)
 
     def listing() -> dict[str, int | None]:
         try:
