@@ -154,6 +154,10 @@ def _way_on(folder: epath.Path, changed: list[str]) -> str:
     """Advice for a config that differs from that of the run in a folder."""
     names = [line.partition(":")[0] for line in changed]
     other = "another workdir, or the config that run was started with"
+    if any(line.startswith("data.order: 'grain' -> ") for line in changed):
+        other += (
+            " (--config.data.order=grain: the order of runs that began before it could be chosen)"
+        )
     if not all(name.partition(".")[0] in _RECIPE for name in names):
         return f"give {other}"
     return (

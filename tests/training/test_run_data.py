@@ -173,4 +173,5 @@ def test_runs_of_before_data_order_keep_theirs(stores, tmp_path, capsys):
     file.write_text(json.dumps(config))
     now = argv_of(tmp_path / "run", steps=8, data__store=stores / "web")
     assert runs.emo_here(*now) == 2
-    assert "data.order: 'grain' -> 'shuffled'" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "data.order: 'grain' -> 'shuffled'" in said and "--config.data.order=grain: the" in said
