@@ -227,11 +227,6 @@ def heldout_batches(
         yield batch
 
 
-def stack(rows: Sequence[Batch]) -> Batch:
-    """Stacks windows with fields (S,) into one batch with fields (B,S)."""
-    return Batch(*(np.stack(field) for field in zip(*rows, strict=True)))
-
-
 def _checked_rows(batch_size: int, rows: Sequence[int] | None) -> list[int]:
     if batch_size < 1:
         raise ConfigError(f"config.train.batch_size = {batch_size}: must be at least 1")

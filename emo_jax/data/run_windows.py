@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -17,6 +18,22 @@ from emo_jax.data.windows import TooFewTokensError, Windows, open_windows
 from emo_jax.errors import ConfigError
 
 _NAMED = 100  # sources that logs name
+
+
+class SourcePlan(NamedTuple):
+    """What a run with a mixture reads of one of its sources.
+
+    Attributes:
+      share: of all windows of the run.
+      windows: that are read.
+      epochs: how many passes over the source that is.
+      exhausted: the step from which it is not read any more; None: it is not exhausted.
+    """
+
+    share: float
+    windows: int
+    epochs: float
+    exhausted: int | None
 
 
 class RunWindows:
@@ -105,24 +122,40 @@ class RunWindows:
                 lines.append(note if self.mixture is None else f"{name}: {note}")
         if self.mixture is None:
             return lines
-        counts = self.mixture.counts(self.length)
-        for name, part, count in list(zip(self.names, self.parts, counts, strict=True))[:_NAMED]:
-            passes = count / len(part)
-            line = f"{name}: {count:,} of {self.length:,} windows, {passes:.2f} passes over it"
-            if (place := self.mixture.exhausted.get(name)) is not None:
-                line += f"; ends at step {place // batch_size + 1}, where it reaches its cap"
+        for name, plan in list(self.plans(batch_size).items())[:_NAMED]:
+            line = f"{name}: {plan.windows:,} of {self.length:,} windows"
+            line += f", {plan.epochs:.2f} passes over it"
+            if plan.exhausted is not None:
+                line += f"; ends at step {plan.exhausted}, where it reaches its cap"
             lines.append(line)
         return lines
 
+    def plans(self, batch_size: int) -> dict[str, SourcePlan]:
+        """Returns what the run reads of each source, by its name; empty for one source."""
+        if self.mixture is None:
+            return {}
+        counts = self.mixture.counts(self.length).tolist()
+        found = {}
+        for name, part, count in zip(self.names, self.parts, counts, strict=True):
+            last = self.mixture.exhausted.get(name)
+            step = None if last is None else last // batch_size + 1
+            found[name] = SourcePlan(count / self.length, count, count / len(part), step)
+        return found
+
 
 def in_order(
-    windows: Windows, seed: int, *, kind: WindowOrder = "shuffled", batch_size: int = 1
+    windows: Windows,
+    seed: int,
+    *,
+    kind: WindowOrder = "shuffled",
+    batch_size: int = 1,
+    name: str = "",
 ) -> RunWindows:
     """Returns the windows of one source in an order: endless, a new order in every epoch."""
     order = make_order(
         kind, len(windows), seed=seed, seq_len=windows.seq_len, batch_size=batch_size
     )
-    return RunWindows([windows], [order])
+    return RunWindows([windows], [order], names=[name])
 
 
 def open_run_windows(
@@ -142,10 +175,9 @@ def open_run_windows(
     data, train = config.data, config.train
     if not isinstance(source, MixedSource):
         windows = open_windows(data, split=split, source=source, cache=cache)
-        found = in_order(windows, data.seed, kind=data.order, batch_size=train.batch_size)
-        found.names = (data.store,)
-        found.remote = "://" in data.store
-        return found
+        return in_order(
+            windows, data.seed, kind=data.order, batch_size=train.batch_size, name=data.store
+        )
     parts = []
     for name, part in zip(source.names, source.parts, strict=True):
         try:

@@ -2,15 +2,14 @@
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, NamedTuple, cast
 
 from emo_jax.config import Config, DataConfig
 from emo_jax.data.domain_groups import MOST_DOMAINS
 from emo_jax.data.lengths import BINS, Lengths, measure_lengths
-from emo_jax.data.run_windows import open_run_windows
-from emo_jax.data.sources import open_data
+from emo_jax.data.run_windows import SourcePlan, open_run_windows
+from emo_jax.data.sources import MixedSource, open_data
 from emo_jax.data.store import TokenStore
 from emo_jax.data.store_manifest import MANIFEST
 from emo_jax.data.stream import SPLITS, TRAIN, DocumentStream, TokenSource
@@ -18,7 +17,6 @@ from emo_jax.data.windows import open_source, open_windows
 from emo_jax.files.json_files import is_integer
 
 Show = Callable[[str], None]
-_OPENERS = 16  # stores opened at once
 
 
 class Count(NamedTuple):
@@ -31,22 +29,6 @@ class Count(NamedTuple):
         """Returns the fields, and the mean length."""
         mean = round(self.tokens / self.documents, 2) if self.documents else None
         return {"documents": self.documents, "tokens": self.tokens, "mean": mean}
-
-
-class Planned(NamedTuple):
-    """What a run with a mixture reads of one of its sources.
-
-    Attributes:
-      share: of all windows of the run.
-      windows: that are read.
-      epochs: how many passes over the source that is.
-      exhausted: the step from which it is not read any more; None: it is not exhausted.
-    """
-
-    share: float
-    windows: int
-    epochs: float
-    exhausted: int | None
 
 
 @dataclass(frozen=True)
@@ -84,7 +66,7 @@ class DataStats:
     parts: Mapping[str, Count]
     lengths: Lengths | None
     dropped: Mapping[str, int]
-    planned: Planned | None = None
+    planned: SourcePlan | None = None
     packing: str = ""
 
     @property
@@ -154,39 +136,28 @@ def describe_data(
       UsageError: there is no such data.
       DataError: it is damaged.
     """
-    planned: dict[str, Planned] = {}
-    if run is not None and config.sources:
-        planned = _planned(run, config)
-    with ThreadPoolExecutor(_OPENERS) as openers:
-        opened = openers.map(lambda name: open_source(name, config, verify=False), config.stores)
-        return [
-            dataclasses.replace(
-                _describe(name, source, planned.get(name), measure, show),
-                packing=_packing(source, config) if run is not None and measure else "",
-            )
-            for name, source in zip(config.stores, opened, strict=True)
-        ]
+    if config.sources:
+        mixed = cast(MixedSource, open_data(config))
+        sources = {n: part.source for n, part in zip(mixed.names, mixed.parts, strict=True)}
+        plans = {} if run is None else open_run_windows(run, mixed).plans(run.train.batch_size)
+    else:
+        sources = {n: open_source(n, config, verify=False) for n in config.stores}
+        plans = {}
+    return [
+        dataclasses.replace(
+            _describe(name, source, plans.get(name), measure, show),
+            packing=_packing(source, config) if run is not None and measure else "",
+        )
+        for name, source in sources.items()
+    ]
 
 
 def _packing(source: TokenSource, config: DataConfig) -> str:
     return open_windows(config, source=source).packing_note(measure=True)
 
 
-def _planned(run: Config, config: DataConfig) -> dict[str, Planned]:
-    windows = open_run_windows(run, open_data(config))
-    assert windows.mixture is not None
-    end = run.train.steps * run.train.batch_size
-    counts = windows.mixture.counts(end)
-    found = {}
-    for name, part, count in zip(windows.names, windows.parts, counts.tolist(), strict=True):
-        last = windows.mixture.exhausted.get(name)
-        step = None if last is None else last // run.train.batch_size + 1
-        found[name] = Planned(count / int(counts.sum()), count, count / len(part), step)
-    return found
-
-
 def _describe(
-    name: str, source: TokenSource, planned: Planned | None, measure: bool, show: Show
+    name: str, source: TokenSource, planned: SourcePlan | None, measure: bool, show: Show
 ) -> DataStats:
     store = source if isinstance(source, TokenStore) else None
     streams = {split: list(source.streams(split)) for split in SPLITS}

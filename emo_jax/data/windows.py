@@ -89,7 +89,7 @@ class Windows(Sequence[Batch]):
 
     def read(self, windows_N: np.ndarray) -> Batch:
         """Returns windows by their numbers, which must exist: a Batch of (N,S) arrays."""
-        parts = self._by_stream(np.asarray(windows_N, np.int64))
+        parts = self.pieces(windows_N)
         if len(parts) == 1 and self._are_whole(parts[0][1], parts[0][2]):
             return self._read_whole(self._streams[parts[0][0]], parts[0][2])
         batch = self.padding(len(windows_N))
@@ -104,9 +104,7 @@ class Windows(Sequence[Batch]):
 
     def pieces(self, windows_N: np.ndarray) -> list[tuple[int, np.ndarray, Pieces]]:
         """Returns what windows consist of: (stream, rows of its windows, their pieces)."""
-        return list(self._by_stream(np.asarray(windows_N, np.int64)))
-
-    def _by_stream(self, windows_N: np.ndarray) -> list[tuple[int, np.ndarray, Pieces]]:
+        windows_N = np.asarray(windows_N, np.int64)
         streams_N = np.searchsorted(self._ends, windows_N, side="right")
         found = []
         for stream in np.unique(streams_N).tolist():

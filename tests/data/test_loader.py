@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from emo_jax.batch import Batch
-from emo_jax.data.loader import Loader, heldout_batches, stack
+from emo_jax.data.loader import Loader, heldout_batches
 from emo_jax.data.run_windows import in_order
 from emo_jax.data.store import TokenStore
 from emo_jax.data.windows import Windows
@@ -139,7 +139,9 @@ def test_held_out_windows_in_order_with_a_padded_end(store):
     batches = list(heldout_batches(windows, batch_size=7))
     assert len(batches) == -(-size // 7) and size % 7
     joined = join(batches)
-    assert_equal(Batch(*(f[:size] for f in joined)), stack([windows[i] for i in range(size)]))
+    one_by_one = zip(*(windows[i] for i in range(size)), strict=True)
+    expected = Batch(*(np.stack(field) for field in one_by_one))
+    assert_equal(Batch(*(f[:size] for f in joined)), expected)
     for row in range(size, 7 * len(batches)):
         assert_equal(Batch(*(f[row : row + 1] for f in joined)), windows.padding(1))
     assert (joined.segment_ids[size:] == -1).all() and not joined.loss_mask[size:].any()

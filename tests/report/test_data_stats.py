@@ -8,7 +8,8 @@ import pytest
 from rich.console import Console
 
 from emo_jax.data.lengths import Lengths
-from emo_jax.data.stats import Count, DataStats, Planned
+from emo_jax.data.run_windows import SourcePlan
+from emo_jax.data.stats import Count, DataStats
 from emo_jax.report.data_stats import chart, tables
 
 
@@ -65,7 +66,7 @@ def test_only_the_largest_domains_are_drawn():
 
 def test_a_few_sources_have_tables_and_a_thousand_have_one():
     few = [
-        stats(f"s{n}", 100 + n, planned=Planned(0.432, 10, 1.25, 7 if n else None))
+        stats(f"s{n}", 100 + n, planned=SourcePlan(0.432, 10, 1.25, 7 if n else None))
         for n in range(2)
     ]
     text = shown(few)
