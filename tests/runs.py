@@ -125,6 +125,36 @@ def stalled(argv: list[str], *, step: int, meanwhile: str = "") -> list[str]:
     return [sys.executable, "-c", _STALLED, str(step), meanwhile, file, workdir, *overrides]
 
 
+# `emo`, which keeps the tokens of every batch it trains on.
+_RECORDED = """
+import sys
+import numpy as np
+from emo_jax.cli import main
+from emo_jax.training.loop import Trainer
+
+file = sys.argv.pop(1)
+batches = Trainer._batches
+
+def recorded(self, window, *watched):
+    seen = []
+    for consumed, batch in batches(self, window, *watched):
+        seen.append(np.asarray(batch.tokens))
+        np.save(file, np.concatenate(seen))
+        yield consumed, batch
+
+Trainer._batches = recorded
+main()
+"""
+
+
+def recorded(argv: list[str], env, file: Path) -> tuple[subprocess.CompletedProcess, np.ndarray]:
+    """A finished run, and the windows that it trained on."""
+    command = [sys.executable, "-c", _RECORDED, str(file), *map(str, argv)]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    return done, np.load(file)
+
+
 def wait_until(reached: Callable[[], bool], process: subprocess.Popen, log: Path) -> None:
     """Returns when `reached`; the process must still run then."""
     give_up = time.monotonic() + 240

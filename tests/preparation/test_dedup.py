@@ -15,11 +15,6 @@ from emo_jax.tokenizer.load import byte_tokenizer, train_bpe
 DOMAINS = ("law", "web")
 
 
-@pytest.fixture
-def rensa():
-    return pytest.importorskip("rensa")
-
-
 def documents(count: int, seed: int) -> list[list[int]]:
     """Documents of 30 to 400 tokens that share nothing but chance."""
     draw = np.random.default_rng(seed)
@@ -75,8 +70,6 @@ def planted(tmp_path_factory):
 @pytest.mark.parametrize("near", [0.0, 0.8])
 @pytest.mark.parametrize("block", [7, 4096])
 def test_planted_duplicates(planted, near, block, monkeypatch):
-    if near:
-        pytest.importorskip("rensa")
     monkeypatch.setattr(dedup, "_BLOCK_DOCUMENTS", block)
     store, pairs = planted
     report = DedupReport(near)
@@ -99,14 +92,14 @@ def test_planted_duplicates(planted, near, block, monkeypatch):
     assert report.bytes_each == (12 if not near else 12 + 12 * minhash.bands_for(near)[0])
 
 
-def test_a_corpus_without_duplicates(rensa, tmp_path):
+def test_a_corpus_without_duplicates(tmp_path):
     splits = {name: documents(500, n) for n, name in enumerate(("train", "select", "test"))}
     report = DedupReport(0.8)
     assert list(find_duplicates(store_of(tmp_path / "s", **splits), near=0.5, report=report)) == []
     assert (report.duplicates, report.documents, report.examples) == (0, 500, [])
 
 
-def test_against_another_store(rensa, tmp_path):
+def test_against_another_store(tmp_path):
     train, other = documents(50, 0), documents(20, 1)
     ours = store_of(tmp_path / "a", train=train, test=documents(5, 3))
     theirs = store_of(tmp_path / "b", train=other, select=[train[30], *documents(3, 4)])
@@ -119,7 +112,7 @@ def test_against_another_store(rensa, tmp_path):
         list(find_duplicates(ours, store_of(tmp_path / "d", tokenizer, test=[[5, 6]])))
 
 
-def test_short_documents(rensa, tmp_path):
+def test_short_documents(tmp_path):
     train = [[5, 1], [5, 6, 1], [1], [7, 8, 9, 1], [7, 8, 1]]
     store = store_of(tmp_path / "s", train=train, test=[[7, 8, 9, 1], [1], [5, 7, 1]])
     found = [(one.document, one.of_document, one.exact) for one in find_duplicates(store)]
@@ -140,7 +133,7 @@ def test_ngrams_are_of_one_document():
     assert len(set(seen.values())) == len(seen)
 
 
-def test_signatures_agree_as_often_as_documents_are_alike(rensa):
+def test_signatures_agree_as_often_as_documents_are_alike():
     base = documents(200, 5)
     for share in (0.01, 0.05, 0.15):
         other = [changed(ids, share, n) for n, ids in enumerate(base)]

@@ -6,6 +6,8 @@ import random
 import shutil
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as parquet
 import pytest
 
 from emo_jax.data import store_stream, store_writer
@@ -98,8 +100,6 @@ def test_numbers_of_lines_in_parts(tmp_path, monkeypatch):
 
 
 def test_row_groups_in_parts(tmp_path, monkeypatch):
-    pa = pytest.importorskip("pyarrow")
-    parquet = pytest.importorskip("pyarrow.parquet")
     table = pa.table({"text": [f"row {i}" * 9 for i in range(500)]})
     parquet.write_table(table, tmp_path / "a.parquet", row_group_size=23)
     prepare([tmp_path / "a.parquet"], tmp_path / "whole", byte_tokenizer())

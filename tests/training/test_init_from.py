@@ -4,8 +4,6 @@ import dataclasses
 import json
 import shutil
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import jax
@@ -69,35 +67,6 @@ def anneal_argv(store: Path, workdir: Path, source: Path, **fields) -> list[str]
 
 # --- an anneal, as it is run ---------------------------------------------------------------------
 
-# `emo`, which keeps the tokens of every batch it trains on.
-_RECORDED = """
-import sys
-import numpy as np
-from emo_jax.cli import main
-from emo_jax.training.loop import Trainer
-
-file = sys.argv.pop(1)
-batches = Trainer._batches
-
-def recorded(self, window, *watched):
-    seen = []
-    for consumed, batch in batches(self, window, *watched):
-        seen.append(np.asarray(batch.tokens))
-        np.save(file, np.concatenate(seen))
-        yield consumed, batch
-
-Trainer._batches = recorded
-main()
-"""
-
-
-def recorded(argv: list[str], env, file: Path) -> tuple[subprocess.CompletedProcess, np.ndarray]:
-    """A finished run, and the windows that it trained on."""
-    command = [sys.executable, "-c", _RECORDED, str(file), *map(str, argv)]
-    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-    return done, np.load(file)
-
 
 def windows_in_order(argv: list[str], first: int, count: int) -> np.ndarray:
     """Tokens of windows of a run's order, one by one."""
@@ -113,7 +82,7 @@ def annealed(tmp_path_factory, env, store, std_run):
     """The anneal of the standard run to EMO: (workdir, what it said, windows it saw)."""
     folder = tmp_path_factory.mktemp("anneal")
     argv = anneal_argv(store, folder / "run", std_run)
-    done, seen = recorded(argv, env, folder / "seen.npy")
+    done, seen = runs.recorded(argv, env, folder / "seen.npy")
     return folder / "run", done.stderr, seen, argv
 
 
@@ -172,7 +141,7 @@ def test_more_steps_go_on_as_the_refusal_says(env, store, std_run, tmp_path):
     options = refused.stderr.partition("give another workdir and ")[2].partition(";")[0].split()
     assert options == ["--init-from", str(std_run), "--config.init.expected_changes=train.steps"]
     argv[argv.index("--workdir") + 1] = str(tmp_path / "longer")
-    _, seen = recorded([*argv, *options], env, tmp_path / "seen.npy")
+    _, seen = runs.recorded([*argv, *options], env, tmp_path / "seen.npy")
     records = [json.loads(x) for x in (tmp_path / "longer/metrics.jsonl").read_text().splitlines()]
     records = [r for r in records if "loss" in r]
     assert [r["step"] for r in records] == list(range(BEFORE + 1, BEFORE + 5))
@@ -198,7 +167,7 @@ def test_another_batch_size_loses_no_window_and_sees_none_twice(env, store, fini
         init__expected_changes="train.steps,train.batch_size,train.micro_batches",
     )
     argv = [*argv, "--init-from", f"{finished_run}@20"]
-    done, seen = recorded(argv, env, tmp_path / "seen.npy")
+    done, seen = runs.recorded(argv, env, tmp_path / "seen.npy")
     assert "changed: train.batch_size: 4 -> 12\n" in done.stderr
     wanted = windows_in_order(argv, 0, 80 + 4 * 12)
     np.testing.assert_array_equal(seen[: 4 * 12], wanted[80:])

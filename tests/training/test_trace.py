@@ -3,8 +3,6 @@
 import dataclasses
 import hashlib
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -136,43 +134,13 @@ def test_steps_and_rows_that_are_not(stores, tmp_path):
     assert steps_asked(trace, step=None, last=None, steps=(2, 4)) == range(2, 5)
 
 
-# `emo`, which keeps the windows of every step.
-_RECORDED = """
-import sys
-import numpy as np
-from emo_jax.cli import main
-from emo_jax.training.loop import Trainer
-
-file = sys.argv.pop(1)
-batches = Trainer._batches
-
-def recorded(self, window, *watched):
-    seen = []
-    for consumed, batch in batches(self, window, *watched):
-        seen.append(np.asarray(batch.tokens))
-        np.save(file, np.concatenate(seen))
-        yield consumed, batch
-
-Trainer._batches = recorded
-main()
-"""
-
-
-def recorded(argv: list[str], env, file: Path) -> np.ndarray:
-    """The windows that a run of its own process trained on, one after another."""
-    command = [sys.executable, "-c", _RECORDED, str(file), *map(str, argv)]
-    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-    return np.load(file)
-
-
 @pytest.mark.system
 def test_a_run_and_the_run_that_goes_on_from_it(store, stores, env, tmp_path):
     """The second takes over place and step, with another batch size; only its own steps count."""
     first, second = tmp_path / "first", tmp_path / "second"
     few = {"train__eval_every": 0, "checkpoint__save_every": 3, "checkpoint__keep_every": 0}
     argv = runs.train_argv(store, first, train__steps=6, **few)
-    seen = recorded(argv, env, tmp_path / "a.npy")
+    _, seen = runs.recorded(argv, env, tmp_path / "a.npy")
     trace = Trace.open(first)
     assert (trace.begun, trace.last) == (0, 6)
     assert steps_asked(trace, step=None, last=2, steps=None) == range(5, 7)
@@ -183,7 +151,7 @@ def test_a_run_and_the_run_that_goes_on_from_it(store, stores, env, tmp_path):
     argv = runs.train_argv(store, second, train__steps=9, train__batch_size=8, **few)
     changed = "--config.init.expected_changes=train"
     argv += ["--init-from", first, changed]
-    seen = recorded(argv, env, tmp_path / "b.npy")
+    _, seen = runs.recorded(argv, env, tmp_path / "b.npy")
     trace = Trace.open(second)
     assert (trace.begun, trace.last) == (6, 9)
     assert trace.places(7).tolist() == list(range(24, 32))
