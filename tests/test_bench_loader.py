@@ -5,8 +5,7 @@ import subprocess
 import sys
 
 import pytest
-
-from tests import runs
+import runs
 
 SCRIPT = runs.REPO / "experiments/bench_loader.py"
 pytestmark = pytest.mark.system
