@@ -21,6 +21,7 @@ from emo_jax.data.token_files import (
     FileStream,
     TokenFiles,
     Vocabulary,
+    digest,
     file_patience,
 )
 from emo_jax.errors import DataError, UsageError
@@ -109,6 +110,7 @@ class _RawStream(FileStream):
     def __init__(
         self,
         file: Ranges,
+        start_digest: str,
         ends: Ends | None,
         vocabulary: Vocabulary,
         domain_id: int,
@@ -116,6 +118,7 @@ class _RawStream(FileStream):
         cache: Path | None,
     ):
         self._file, self._dtype = file, vocabulary.stored
+        self.start_digest = start_digest
         super().__init__(
             file.name,
             file.size // self._dtype.itemsize // floor_to * floor_to,
@@ -132,8 +135,10 @@ class _RawStream(FileStream):
         return np.frombuffer(self._file.read(start * size, stop * size), self._dtype)
 
 
-def _open(name: str, vocabulary: Vocabulary, source: RawTokens) -> tuple[Ranges, Ends | None]:
-    """Opens and checks one file; returns it and datatrove's index of it, if any."""
+def _open(
+    name: str, vocabulary: Vocabulary, source: RawTokens
+) -> tuple[Ranges, str, Ends | None]:
+    """Opens and checks one file; returns it, its start's digest and datatrove's index, if any."""
     file, dtype = open_ranges(name, source.patience), vocabulary.stored
     start = file.read(0, min(file.size, _START))
     if start[:6] == b"\x93NUMPY":
@@ -146,10 +151,12 @@ def _open(name: str, vocabulary: Vocabulary, source: RawTokens) -> tuple[Ranges,
             " again"
         )
     _check_start(file.name, start, vocabulary)
+    begins = digest(start)
     if not name.endswith(datatrove.SUFFIX):
-        return file, None
+        return file, begins, None
     datatrove.check_metadata(name, file.size // dtype.itemsize, dtype.itemsize, source.patience)
-    return file, datatrove.open_index(name, file.size // dtype.itemsize, source.patience)
+    ends = datatrove.open_index(name, file.size // dtype.itemsize, source.patience)
+    return file, begins, ends
 
 
 def _check_start(name: str, content: bytes | bytearray, vocabulary: Vocabulary) -> None:

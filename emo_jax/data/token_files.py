@@ -100,13 +100,14 @@ class TokenFiles:
         self.vocab_size, self.eos_id = vocabulary.size, vocabulary.eos_id
         self.pad_id, self.domains = vocabulary.pad_id, tuple(domains)
         self._streams = list(streams)
-        # Hashes names and lengths, not tokens: the files are large, and may be moved.
-        named = [(Path(s.name).name, s.num_tokens) for s in self._streams]
+        # Names, lengths and first tokens, not all tokens: the files are large. Not their places:
+        # they may be moved.
+        named = [(Path(s.name).name, s.num_tokens, s.start_digest) for s in self._streams]
         facts: tuple[object, ...] = (vocabulary.size, vocabulary.eos_id, named)
         if domains:
             facts += (self.domains, [s.domain_id for s in self._streams])
         whole = (kind, *facts) if kind else facts
-        self.fingerprint = hashlib.sha256(repr(whole).encode()).hexdigest()
+        self.fingerprint = digest(repr(whole).encode())
 
     def streams(self, split: str) -> list["FileStream"]:
         """Returns every file for "train"; token files have no held-out splits."""
@@ -125,7 +126,12 @@ class FileStream(ABC):
         places are looked for once, when they are first asked for.
       key: what tells this file from another one, to find kept places again.
       cache: folder for places that were looked for; None: a temporary one.
+
+    Attributes:
+      start_digest: of the first tokens, set when a file is opened; part of the fingerprint.
     """
+
+    start_digest = ""
 
     def __init__(
         self,
@@ -226,9 +232,15 @@ class FileStream(ABC):
             yield np.array([self.num_tokens], np.int64)
 
 
+def digest(content: bytes | bytearray) -> str:
+    """Returns the SHA-256, in hexadecimal digits."""
+    return hashlib.sha256(content).hexdigest()
+
+
 def check_first(stream: FileStream, vocabulary: Vocabulary) -> None:
-    """Raises DataError if one of the first tokens is outside the vocabulary."""
+    """Notes the first tokens; raises DataError if one is outside the vocabulary."""
     tokens = as_ids(stream.tokens(0, min(stream.num_tokens, _LOOK_AT)))
+    stream.start_digest = digest(tokens.tobytes())
     beyond = np.flatnonzero((tokens >= vocabulary.size) | (tokens < 0))
     if beyond.size:
         raise DataError(

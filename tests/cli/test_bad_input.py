@@ -335,6 +335,10 @@ def test_going_on_with_other_raw_files(refused, tmp_path):
         extra["store"] = open_source(raw / "a.npy", DataConfig()).fingerprint
         checkpointer.save(1, {"params": {"w": np.zeros(2)}}, extra)
     assert "another store" in refused(USAGE, *_train(raw / "*.npy", workdir, **fields))
+    content = (raw / "a.npy").read_bytes()
+    np.ones(4096, np.uint32).tofile(raw / "a.npy")  # a file of the same name and size
+    assert "another store" in refused(USAGE, *_train(raw / "a.npy", workdir, **fields))
+    (raw / "a.npy").write_bytes(content)
     moved = raw.rename(tmp_path / "moved")
     assert "another model" in refused(FAILED, *_train(moved / "a.npy", workdir, **fields))
 

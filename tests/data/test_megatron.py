@@ -52,6 +52,23 @@ def test_documents_of_several_sequences_without_an_end_token():
     check(stream, WITHOUT_EOS)
 
 
+def test_other_tokens_of_the_same_name_and_size_have_another_fingerprint(tmp_path):
+    """For every format; files that were only moved keep theirs."""
+    for kept, name, width in (
+        ("megatron_one.bin", "megatron_one.bin", 2),
+        ("datatrove.ds", "datatrove.ds", 2),
+        ("mds_fixed/index.json", "mds_fixed/shard.00000.mds", 4),
+    ):
+        before = open_source(FILES / kept, CONFIG).fingerprint
+        moved = tmp_path / kept.split(".")[0].replace("/", "-")
+        shutil.copytree(FILES, moved)
+        assert open_source(moved / kept, CONFIG).fingerprint == before
+        content = bytearray((moved / name).read_bytes())
+        content[-width] ^= 1
+        (moved / name).write_bytes(content)
+        assert open_source(moved / kept, CONFIG).fingerprint != before
+
+
 def test_several_files_keep_their_order():
     names = [str(FILES / f"megatron_{name}.bin") for name in ("several", "one")]
     source = open_source(",".join(names), CONFIG)
