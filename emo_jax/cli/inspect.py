@@ -56,7 +56,9 @@ def split_words(words: tuple[str, ...], config_file: str | None) -> tuple[list[s
     """
     overrides = [word for word in words if word.startswith("-")]
     if overrides and config_file is None:
-        raise UsageError(f"{overrides[0]}: no such option; with --config FILE it may override")
+        raise UsageError(
+            f"{overrides[0]}: no such option; a field of a config takes --config FILE beside it"
+        )
     return [word for word in words if not word.startswith("-")], overrides
 
 

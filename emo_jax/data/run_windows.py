@@ -128,6 +128,14 @@ class RunWindows:
             if plan.exhausted is not None:
                 line += f"; ends at step {plan.exhausted}, where it reaches its cap"
             lines.append(line)
+        steps = self.length // batch_size
+        for source in self.mixture.sources:
+            late = [step for step, _ in source.weights if step >= steps]
+            if late:
+                lines.append(
+                    f"{source.name}: its weight from step {late[0]} on has no effect, since the run"
+                    f" ends with step {steps}"
+                )
         return lines
 
     def plans(self, batch_size: int) -> dict[str, SourcePlan]:

@@ -101,7 +101,10 @@ class TokenStore:
         content = files.read(MANIFEST)
         if content is None:
             if files.folder is not None and not files.folder.exists():
-                raise UsageError(f"{location}: no such token store; make one with `emo prepare`")
+                several = "; several are a mixture: config.data.sources" if "," in location else ""
+                raise UsageError(
+                    f"{location}: no such token store; make one with `emo prepare`{several}"
+                )
             raise DataError(f"{location}: {_instead(files.folder)}")
         manifest = parse_manifest(content, f"{location}/{MANIFEST}")
         files.check_sizes(manifest["files"])

@@ -93,13 +93,15 @@ def test_what_cannot_be_shown(refused, prepared, tmp_path):
     assert "--window 1000000: split train has windows 0.." in line
     assert "no data" in refused(USAGE, "data", "show", "--window", 0)
     line = refused(USAGE, "data", "show", prepared, "--window", 0, "--config.data.seq_len=4")
-    assert "--config.data.seq_len=4: no such option; with --config FILE" in line
+    assert "--config.data.seq_len=4: no such option; a field of a config takes" in line
     line = refused(USAGE, "data", "show", prepared, prepared, "--window", 0)
     assert "only one DATA" in line
     line = refused(USAGE, "data", "show", "--window", 0, "--config", runs.EXPERIMENT)
     assert "names no data" in line
     line = refused(USAGE, "data", "show", tmp_path / "none", "--window", 0)
-    assert "no such token store" in line
+    assert "no such token store" in line and "config.data.sources" not in line
+    line = refused(USAGE, "data", "stats", f"{tmp_path}/a,{tmp_path}/b")
+    assert "several are a mixture: config.data.sources" in line
 
 
 # --- stats, check --------------------------------------------------------------------------------

@@ -157,6 +157,17 @@ def test_what_a_run_will_read_is_said():
     assert windows.shares(80) == {"x": 74 / 80, "y": 6 / 80}
 
 
+def test_a_weight_that_begins_after_the_end_of_the_run_is_said():
+    parts = [{"store": store, "weight": 1} for store in "xy"]
+    parts.append({"store": "y", "weight": 5, "from_step": 20})
+    config, source = mixed(*parts, steps=20)
+    *_, last = open_run_windows(config, source).notes(config.train.batch_size)
+    assert last == "y: its weight from step 20 on has no effect, since the run ends with step 20"
+    config, source = mixed(*parts, steps=21)
+    notes = open_run_windows(config, source).notes(config.train.batch_size)
+    assert len(notes) == 2 and "effect" not in "".join(notes)
+
+
 def test_a_mixture_that_ends_before_the_run():
     config, source = mixed(
         {"store": "x", "weight": 1, "epochs": 2}, {"store": "y", "weight": 1, "epochs": 1}
