@@ -44,6 +44,7 @@ from emo_jax.checkpoint.manifest import (
 )
 from emo_jax.checkpoint.reading import checkpoints_of, limit_gb, read_leaves
 from emo_jax.checkpoint.slices import WRITE_BYTES, SlicedLeaf, sliced_registry
+from emo_jax.checkpoint.together import Meeting, OtherFailedError
 from emo_jax.config import CheckpointConfig
 from emo_jax.errors import CheckpointError, one_line
 from emo_jax.files.json_files import dumps
@@ -103,26 +104,30 @@ class Checkpointer:
         ]
         self._saves += 1
         logging.getLogger("absl").addFilter(self._without_orbax)
+        meeting = Meeting(name := f"step{step}.{self._saves}")
         try:
-            writer = _start(folder / _DATA, f"step{step}.{self._saves}", leaves)
+            writer = _start(folder / _DATA, name, leaves, meeting)
         except Exception as e:
+            meeting.fail(e)
             self._undo(folder)
             raise self._failure(step, e) from e
         self._thread = threading.Thread(
-            target=self._finish, args=(writer, folder, head), name=f"checkpoint-{step}"
+            target=self._finish, args=(writer, folder, head, meeting), name=f"checkpoint-{step}"
         )
         self._thread.start()
         self._started = {step}
         return True
 
-    def check(self) -> None:
-        """Raises if the save in the background has already failed; never waits.
-
-        With several processes the failure is raised at the next `save` or `wait`, on all of them.
-        """
+    @property
+    def failed(self) -> CheckpointError | None:
+        """Why the save in the background has failed, which the next `save` or `wait` raises."""
         done = self._thread is not None and not self._thread.is_alive()
-        if done and jax.process_count() == 1:
-            self.wait()
+        return self._error if done else None
+
+    @property
+    def busy(self) -> bool:
+        """Whether a save is being written."""
+        return self._thread is not None and self._thread.is_alive()
 
     def wait(self) -> None:
         """Waits for the save in the background; raises CheckpointError if it failed."""
@@ -216,7 +221,9 @@ class Checkpointer:
         except OSError as e:
             raise self._failure(step, e) from e
 
-    def _finish(self, writer: Any, folder: epath.Path, head: dict[str, Any]) -> None:
+    def _finish(
+        self, writer: Any, folder: epath.Path, head: dict[str, Any], meeting: Meeting
+    ) -> None:
         """Background thread: waits for the writes, publishes, then retires old checkpoints."""
         step = head["step"]
         try:
@@ -224,6 +231,7 @@ class Checkpointer:
             if jax.process_index() == 0:
                 publish(folder, head)
         except BaseException as e:
+            meeting.fail(e)
             self._error = self._failure(step, e)
         with contextlib.suppress(BaseException):
             writer.close()
@@ -285,6 +293,8 @@ class Checkpointer:
             good = None
         remains = "there is no earlier one" if good is None else f"step {good} is the last good one"
         reason = one_line(error).rpartition('": ')[2]  # tensorstore first lists nested file names
+        if isinstance(error, OtherFailedError):
+            reason = f"process {error.index} could not write its part: {reason}"
         if _is_of_others(error):
             return CheckpointError(
                 f"checkpoint of step {step} was not saved in {self._folder}: {_others_in(error)}"
@@ -315,7 +325,7 @@ def _others_in(error: BaseException) -> str:
     return f"process {listed}" if named else "another process"
 
 
-def _start(folder: epath.Path, barrier: str, leaves: dict[LeafPath, Any]) -> Any:
+def _start(folder: epath.Path, barrier: str, leaves: dict[LeafPath, Any], meeting: Meeting) -> Any:
     """Copies the leaves to the host and lets orbax write them from there."""
     # A new writer for each save: a failed one is not reused, and processes cannot meet at the
     # barrier of a different save.
@@ -333,7 +343,11 @@ def _start(folder: epath.Path, barrier: str, leaves: dict[LeafPath, Any]) -> Any
     }
     # Directories are created synchronously: one that cannot be created is then an error now; in a
     # thread, it would leave others waiting for minutes.
-    options = ocp.AsyncOptions(timeout_secs=_SAVE_TIMEOUT, create_directories_asynchronously=False)
+    options = ocp.AsyncOptions(
+        timeout_secs=_SAVE_TIMEOUT,
+        create_directories_asynchronously=False,
+        barrier_sync_fn=meeting.barrier(),
+    )
     processes = ocp.options.MultiprocessingOptions(barrier_sync_key_prefix=barrier)
     writer = ocp.AsyncCheckpointer(
         ocp.CompositeCheckpointHandler(

@@ -236,6 +236,7 @@ class CheckpointConfig:
     save_every: int = 100  # steps
     keep_last: int = 2  # checkpoints
     keep_every: int = 0  # steps; 0: none beyond keep_last
+    max_failed_saves: int = 2  # in a row, that a run outlives; it ends with one more
 
     def __post_init__(self) -> None:
         require(self.save_every >= 1, "checkpoint.save_every", self.save_every, "at least 1")
@@ -245,6 +246,12 @@ class CheckpointConfig:
             "checkpoint.keep_every",
             self.keep_every,
             f"0 or a multiple of checkpoint.save_every = {self.save_every}",
+        )
+        require(
+            self.max_failed_saves >= 0,
+            "checkpoint.max_failed_saves",
+            self.max_failed_saves,
+            "at least 0",
         )
 
 

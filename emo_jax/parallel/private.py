@@ -25,6 +25,14 @@ def workers_of_tpu_slice(tpu_cluster: Any) -> list[str]:
     return tpu_cluster._get_worker_list_in_slice()
 
 
+def coordination_client() -> Any:
+    """The client of JAX's coordination service, which keeps what processes tell each other.
+
+    Publicly, JAX has only collectives for this, which wait for the running step.
+    """
+    return _private("jax", "jax._src.distributed", "global_state").client
+
+
 def tpu_info_registry() -> dict[str, Any]:
     """The registry that tells TPU kernels about the chip, keyed by platform."""
     return _private("jax", "jax._src.pallas.mosaic.tpu_info", "registry")

@@ -53,6 +53,7 @@ from emo_jax.training.labels import LabelWatch
 from emo_jax.training.metrics import summarize
 from emo_jax.training.optimizer import make_optimizer
 from emo_jax.training.progress import TrainProgress
+from emo_jax.training.saves import Saves
 from emo_jax.training.start import plan_start
 from emo_jax.training.state import TrainState
 from emo_jax.training.step import jit_train_step
@@ -185,8 +186,10 @@ class Trainer:
                 window=window,
                 resumes=start > 0 and begin.resumes,
             )
-            state = self._train(state, start, window, checkpointer, progress, log, stop, labels)
-            checkpointer.wait()
+            most = config.checkpoint.max_failed_saves
+            saves = Saves(checkpointer, most=most, show=progress.line)
+            state = self._train(state, start, window, saves, progress, log, stop, labels)
+            saves.wait()
             return state
 
     def _check_source(self, checkpointer: Checkpointer) -> None:
@@ -248,7 +251,7 @@ class Trainer:
         state: TrainState,
         start: int,
         window: int,
-        checkpointer: Checkpointer,
+        saves: Saves,
         progress: TrainProgress,
         log: Tracker | None,
         stop: StopRequest,
@@ -268,7 +271,7 @@ class Trainer:
                 return
             done, running = running, None
             if halt.is_halted(done.metrics):
-                self._fail(done, state, start, checkpointer)
+                self._fail(done, state, start, saves)
             if not done.logged:
                 return
             step, metrics = done.step, done.metrics
@@ -276,6 +279,8 @@ class Trainer:
             record |= clock.speed(step, early=early)
             shares = self.windows.shares(done.window + train.batch_size)
             record |= {f"source_share/{name}": share for name, share in shares.items()}
+            if saves.failed:
+                record["failed_saves"] = saves.failed
             progress.record(record)
             if log:
                 log.write(record)
@@ -285,8 +290,7 @@ class Trainer:
             if done == start:
                 return "nothing was done yet"
             settle(early=True)
-            checkpointer.save(done, state, self._extra(done, window))
-            checkpointer.wait()
+            saves.finish(done, state, self._extra(done, window))
             return f"step {done} is saved in {self.workdir}"
 
         done, alone = start, jax.process_count() == 1
@@ -307,7 +311,7 @@ class Trainer:
                 done = step
                 progress.step(step - 1)
                 settle()
-                checkpointer.check()
+                saves.look()
                 logged = step % train.log_every == 0 or step in (start + 1, train.steps)
                 running = _Running(step, before, batch, metrics, logged)
                 last = step == train.steps
@@ -322,7 +326,8 @@ class Trainer:
                     clock.restart(step)
                 if last or step % save_every == 0:
                     settle(early=True)  # a run killed after the save resumes after this step
-                    checkpointer.save(step, state, self._extra(step, window))
+                    save = saves.finish if last else saves.start
+                    save(step, state, self._extra(step, window))
                 if stop.agreed() and not last:
                     raise PreemptedError(
                         f"stopped by a signal; {leave()}: run the same command again to go on"
@@ -341,16 +346,13 @@ class Trainer:
             batches.close()
         return state
 
-    def _fail(
-        self, bad: _Running, state: TrainState, start: int, checkpointer: Checkpointer
-    ) -> None:
+    def _fail(self, bad: _Running, state: TrainState, start: int, saves: Saves) -> None:
         """Saves the state before a step that was not finite, and its batch; raises an error."""
         good = bad.step - 1
         batch_file = halt.keep_batch(self.workdir, bad.step, bad.batch)
         # The state that the run began from is saved already.
-        if good > start or good not in checkpointer.steps():
-            checkpointer.save(good, halt.go_on(state), self._extra(good, bad.window))
-            checkpointer.wait()
+        if good > start or good not in saves.steps():
+            saves.finish(good, halt.go_on(state), self._extra(good, bad.window))
         kept = f"the state before is step {good} in {self.workdir}"
         raise halt.failure(bad.step, jax.device_get(bad.metrics), batch_file, kept)
 

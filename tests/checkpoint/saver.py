@@ -119,6 +119,7 @@ def together(workdir, port, process):
         values = np.asarray(got["params"].addressable_data(0))
         assert (step, extra["windows"]) == (2, 2) and (values == 2).all()
         assert [s for s, _ in checkpointer.skipped] == [3]
+        publish = checkpoint.publish
         if process == 0:
             checkpoint.publish = lambda *_: os.stat(
                 "/no/such/file"
@@ -130,6 +131,26 @@ def together(workdir, port, process):
             except CheckpointError as e:
                 print(e)
         assert checkpointer.steps() == [2, 3]
+        checkpoint.publish = publish
+        # One process cannot write: the other, which can, does not wait for it until a time-out.
+        if process == 1:
+            signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (16, resource.RLIM_INFINITY))
+        begun = time.monotonic()
+        checkpointer.save(5, sharded(5), {})
+        try:
+            checkpointer.wait()
+        except CheckpointError as e:
+            print(e)
+        assert time.monotonic() - begun < 30
+        if process == 1:
+            resource.setrlimit(
+                resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY)
+            )
+        multihost_utils.sync_global_devices("space again")
+        checkpointer.save(6, sharded(6), {})
+        checkpointer.wait()
+        assert checkpointer.steps() == [2, 6]
 
 
 if __name__ == "__main__":

@@ -56,3 +56,6 @@ def test_two_processes_agree_on_what_failed(tmp_path):
     assert second.returncode == 0, second.stderr
     assert first.stdout.count("checkpoint of step 4 was not saved") == 2
     assert second.stdout.count("process 0 failed") == 2
+    said = "checkpoint of step 5 was not saved in .*: process 1 could not write its part: "
+    assert re.search(said + ".+; step 2 is the last good one", first.stdout), first.stdout
+    assert re.search("checkpoint of step 5 was not saved in .*; step 2 is", second.stdout)

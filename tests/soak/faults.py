@@ -1,0 +1,160 @@
+"""The faults: each is a function of a running launch, and says whether that launch should end.
+
+A fault that damages files stops the run first: what is damaged under a run that goes on is only
+found at the next start.
+"""
+
+import contextlib
+import os
+import random
+import resource
+import shutil
+import signal
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from launches import READ_WAIT, SILENCE, Launch, Run, kill, wait
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One kind.
+
+    Attributes:
+      do: brings it about, in a launch that is training. What it returns is done once the launch has
+        ended (or gone on): the disk has space again, the store is back.
+      ends: whether the launch ends by it, None: it may.
+    """
+
+    name: str
+    do: Callable[[Run, Launch, random.Random], Callable[[], None] | None]
+    ends: bool | None
+
+
+def _kill_one(run: Run, launch: Launch, draw: random.Random) -> None:
+    kill(draw.choice(list(launch.pids().values())), signal.SIGKILL)
+
+
+def _kill_all(run: Run, launch: Launch, draw: random.Random) -> None:
+    for pid in [launch.process.pid, *launch.pids().values()]:
+        kill(pid, signal.SIGKILL)
+
+
+def _kill_launcher(run: Run, launch: Launch, draw: random.Random) -> None:
+    kill(launch.process.pid, signal.SIGKILL)
+
+
+def _term(run: Run, launch: Launch, draw: random.Random) -> None:
+    kill(launch.process.pid, signal.SIGTERM)
+
+
+def _term_one(run: Run, launch: Launch, draw: random.Random) -> None:
+    kill(draw.choice(list(launch.pids().values())), signal.SIGTERM)
+
+
+def _stop(seconds: float) -> Callable[[Run, Launch, random.Random], None]:
+    def do(run: Run, launch: Launch, draw: random.Random) -> None:
+        pid = draw.choice(list(launch.pids().values()))
+        kill(pid, signal.SIGSTOP)
+        time.sleep(seconds)
+        kill(pid, signal.SIGCONT)
+
+    return do
+
+
+def _damage(how: Callable[[Path], None]) -> Callable[[Run, Launch, random.Random], None]:
+    def do(run: Run, launch: Launch, draw: random.Random) -> None:
+        wait(lambda: len(run.checkpoints()) >= 2, launch, "two checkpoints")
+        _kill_all(run, launch, draw)
+        run.wait_for_end(launch)
+        newest = run.workdir / "checkpoints" / str(run.checkpoints()[-1])
+        how(draw.choice(sorted(p for p in newest.rglob("*") if p.is_file())))
+
+    return do
+
+
+def _flip(file: Path) -> None:
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+
+
+def _cut(file: Path) -> None:
+    os.truncate(file, file.stat().st_size // 2)
+
+
+def _failing_writer(run: Run, launch: Launch, draw: random.Random) -> Callable[[], None]:
+    """No file of one process may grow beyond a few blocks, until a save has met that."""
+    pid = launch.pids()[draw.randrange(1, 4)]
+    _, hard = resource.prlimit(pid, resource.RLIMIT_FSIZE)
+    resource.prlimit(pid, resource.RLIMIT_FSIZE, (4096, hard))
+    _meet_a_save(run, launch)
+
+    def lift() -> None:
+        with contextlib.suppress(ProcessLookupError):
+            resource.prlimit(pid, resource.RLIMIT_FSIZE, (hard, hard))
+
+    lift()
+    return lift
+
+
+def _log_not_written(run: Run, launch: Launch, draw: random.Random) -> None:
+    """Process 0 cannot write metrics.jsonl any more."""
+    pid = launch.pids()[0]
+    _, hard = resource.prlimit(pid, resource.RLIMIT_FSIZE)
+    resource.prlimit(pid, resource.RLIMIT_FSIZE, (4096, hard))
+
+
+def _disk_full(run: Run, launch: Launch, draw: random.Random) -> Callable[[], None]:
+    """The disk of the workdir, which is a small one, has not a byte left."""
+    filler = run.workdir.parent / "filler"
+    with filler.open("wb") as stream:
+        try:
+            while True:
+                stream.write(bytes(1 << 16))
+                stream.flush()
+        except OSError:
+            pass
+    _meet_a_save(run, launch)
+    filler.unlink()
+    return lambda: filler.unlink(missing_ok=True)
+
+
+def _meet_a_save(run: Run, launch: Launch) -> None:
+    """Returns once the launch has tried to save, or has ended."""
+    before, give_up = launch.text, time.monotonic() + 20
+    while launch.code is None and time.monotonic() < give_up:
+        if "was not saved" in launch.text[len(before) :]:
+            return
+        time.sleep(0.02)
+
+
+def _store_away(seconds: float) -> Callable[[Run, Launch, random.Random], None]:
+    def do(run: Run, launch: Launch, draw: random.Random) -> None:
+        away = run.store.with_name("store.away")
+        shutil.move(run.store, away)
+        time.sleep(seconds)
+        shutil.move(away, run.store)
+
+    return do
+
+
+FAULTS = (
+    Fault("kill -9 of one process", _kill_one, True),
+    Fault("kill -9 of all", _kill_all, True),
+    Fault("kill -9 of the launcher", _kill_launcher, True),
+    Fault("SIGTERM to the launcher", _term, True),
+    Fault("SIGTERM to one process", _term_one, True),
+    Fault("SIGSTOP, shorter than the time-out", _stop(SILENCE / 3), False),
+    Fault("SIGSTOP, longer than the time-out", _stop(1.6 * SILENCE), True),
+    Fault("newest checkpoint: a byte flipped", _damage(_flip), True),
+    Fault("newest checkpoint: a file cut", _damage(_cut), True),
+    Fault("newest checkpoint: a file deleted", _damage(Path.unlink), True),
+    Fault("a writer that fails in a save", _failing_writer, None),
+    Fault("metrics.jsonl cannot be written", _log_not_written, True),
+    Fault("disk full", _disk_full, None),
+    Fault("store away, shorter than the wait", _store_away(READ_WAIT / 3), False),
+    Fault("store away, longer than the wait", _store_away(2 * READ_WAIT), None),
+)
