@@ -9,16 +9,18 @@ Any command works if, like emo train, it reads EMO_PROCESSES, EMO_PROCESS_INDEX 
 """
 
 import contextlib
+import ctypes
 import os
 import queue
 import re
+import secrets
 import signal
 import socket
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import IO
 
 import click
@@ -26,6 +28,7 @@ import click
 SETTLE = 10.0  # seconds for processes that end together, or notice a failure by themselves
 RUN_AGAIN = 75
 TIMED_OUT = 124
+_PR_SET_PDEATHSIG = 1  # of Linux
 _DEVICES = "--xla_force_host_platform_device_count"
 
 
@@ -41,9 +44,9 @@ class Group:
 
     def start(self, command: Sequence[str], processes: int, devices: int) -> None:
         """Starts all processes; raises click.UsageError if the command cannot be started."""
-        address = f"127.0.0.1:{free_port()}"
+        address, token = f"127.0.0.1:{free_port()}", secrets.token_hex(32)
         for index in range(processes):
-            env = environment(processes, index, address, devices)
+            env = {"EMO_TOKEN": token} | environment(processes, index, address, devices)
             try:
                 process = subprocess.Popen(
                     command,
@@ -52,11 +55,13 @@ class Group:
                     stderr=subprocess.PIPE,
                     stdin=subprocess.DEVNULL,
                     start_new_session=True,  # Ctrl-C reaches them only once, from here
+                    preexec_fn=_die_with(os.getpid()),  # there are no threads yet
                 )
             except OSError as e:
                 self._signal(signal.SIGKILL)
                 raise click.UsageError(f"{command[0]}: cannot be started: {e.strerror}") from e
             self._processes.append(process)
+        for index, process in enumerate(self._processes):
             for source, sink in ((process.stdout, sys.stdout), (process.stderr, sys.stderr)):
                 assert source is not None
                 reader = threading.Thread(target=_pass_on, args=(index, source, sink), daemon=True)
@@ -118,6 +123,20 @@ class Group:
             if process.poll() is None:
                 with contextlib.suppress(ProcessLookupError):
                     process.send_signal(number)
+
+
+def _die_with(launcher: int) -> Callable[[], None] | None:
+    """What a new process calls to be killed when the launcher is, even by SIGKILL: Linux only."""
+    if not sys.platform.startswith("linux"):
+        return None
+    prctl = ctypes.CDLL(None, use_errno=True).prctl
+
+    def ask() -> None:
+        prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL))
+        if os.getppid() != launcher:  # it is gone already
+            os._exit(1)
+
+    return ask
 
 
 def free_port() -> int:
@@ -222,7 +241,8 @@ def main(
     """Start COMMAND as several processes on this machine.
 
     Each line of output begins with the index of its process. SIGTERM, SIGINT and SIGHUP are
-    forwarded. When a process fails, the others have 10 seconds to end, and are then stopped.
+    forwarded. When a process fails, the others have 10 seconds to end, and are then stopped. If the
+    launcher is killed, so are they (on Linux).
 
     Exit codes: 0 if all ended with 0; 75 (state saved, run again) if all that failed ended with 75;
     otherwise 128 + signal if a signal killed one, or the code of the first that failed; 124 after

@@ -329,8 +329,11 @@ def newest_good(
         _LOG.warning("checkpoint of step %d in %s is not used: %s", s, folder, reason)
     if not bad:
         raise CheckpointError(f"no checkpoint in {folder}: nothing was saved there yet")
+    whys = "; ".join(f"step {s}: {why}" for s, why in bad[:3])
+    more = f"; and {len(bad) - 3} more" if len(bad) > 3 else ""
     raise CheckpointError(
-        f"no good checkpoint in {folder}: " + "; ".join(f"step {s}: {why}" for s, why in bad)
+        f"no good checkpoint in {folder}: {whys}{more}; bring one back from a copy, or move"
+        f" {folder.name}/ away to begin from the start"
     )
 
 

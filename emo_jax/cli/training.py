@@ -121,7 +121,9 @@ def train(
         loaded = emo_jax.load_config(config, overrides)
         from emo_jax.config import flatten
         from emo_jax.parallel.processes import joined
+        from emo_jax.run.token import run_token
 
+        folder = Path(workdir).absolute()
         facts = {f"config.{name}": value for name, value in flatten(loaded).items()}
         facts |= {"--workdir": workdir, "--init-from": init_from, "--init": init}
         with joined(
@@ -132,6 +134,7 @@ def train(
             join_timeout=join_timeout,
             silence_timeout=silence_timeout,
             stopped=lambda: stop.requested,
+            token=lambda index: run_token(folder, make=index == 0),
         ):
             emo_jax.train(
                 loaded, workdir, init_from=init_from, init=init or "all", stop=stop, quiet=False

@@ -1,11 +1,13 @@
 """The metrics file of a run."""
 
+import contextlib
 import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from emo_jax.errors import EmoError, one_line
 from emo_jax.files.json_files import Fields
 from emo_jax.files.json_lines import json_line, mend_lines, read_lines, warn_of_bad
 
@@ -22,15 +24,27 @@ class MetricsFile:
         if os.path.lexists(self.path):  # the target of a link is not ours to write
             lines = read_lines(self.path, _check)
             mend_lines(self.path, lines, [r for r in lines.records if r["step"] <= resume_step])
-        self._file = self.path.open("a", buffering=1)
+        self._file, self._failed = self.path.open("a", buffering=1), False
 
     def write(self, record: dict[str, Any]) -> None:
-        """Appends a record; numbers that are not finite become null."""
-        self._file.write(json_line(record))
+        """Appends a record; numbers that are not finite become null.
+
+        Raises:
+          EmoError: it cannot be written.
+        """
+        try:
+            self._file.write(json_line(record))
+        except OSError as e:
+            self._failed = True
+            raise EmoError(
+                f"{self.path}: cannot be written: {one_line(e)}; mend space or access there and run"
+                " the same command again"
+            ) from e
 
     def close(self) -> None:
         """Flushes and closes the file."""
-        self._file.close()
+        with contextlib.suppress(*([OSError] if self._failed else [])):  # it was said
+            self._file.close()
 
 
 def read_metrics(workdir: Path) -> list[dict[str, Any]]:

@@ -24,6 +24,7 @@ from emo_jax.parallel import processes
 CONFIG_FILE = "config.json"
 INIT_FILE = "init.json"  # in a workdir: the checkpoint that its run started from
 TOKENIZER_FOLDER = "tokenizer"  # in a workdir, and in a token store
+TOKEN_FILE = ".token"  # in a workdir: what only the processes of its run know, see token.py
 INDEX_FOLDER = "data_index"  # in a workdir: where documents are, for data that does not say
 
 _RECIPE = ("train", "optimizer")  # sections that may change if the run continues in a new workdir
@@ -87,6 +88,24 @@ def claim_workdir(
     return resumes
 
 
+def refuse_foreign(folder: epath.Path) -> None:
+    """Raises UsageError if there is something in a folder without a config that is not of a run.
+
+    The remains of an interrupted claim still count as an empty workdir.
+    """
+    ours = {f".{CONFIG_FILE}.tmp", INIT_FILE, f".{INIT_FILE}.tmp", INDEX_FOLDER}
+    if not folder.exists():
+        return
+    names = sorted(entry.name for entry in folder.iterdir())
+    others = [n for n in names if n not in ours and not n.startswith(TOKEN_FILE)]
+    if others and CONFIG_FILE not in names:
+        raise UsageError(
+            f"{folder}: not empty and not a workdir (no {CONFIG_FILE}; it holds"
+            f" {', '.join(others[:3])}{', …' if len(others) > 3 else ''}); give a new or"
+            " empty folder"
+        )
+
+
 def is_free(difference: str) -> bool:
     """Whether a line of `differences` is about a field that does not alter what a run computes."""
     return may_change(difference.partition(":")[0]) == "resume"
@@ -114,18 +133,7 @@ def _claim(
     text = json.dumps(to_dict(config), indent=2) + "\n"
     try:
         if not (folder / CONFIG_FILE).exists():
-            # The remains of an interrupted claim still count as an empty workdir.
-            ours = {f".{CONFIG_FILE}.tmp", INIT_FILE, f".{INIT_FILE}.tmp", INDEX_FOLDER}
-            others = []
-            if folder.exists():
-                names = sorted(entry.name for entry in folder.iterdir())
-                others = [name for name in names if name not in ours]
-            if others:
-                raise UsageError(
-                    f"{folder}: not empty and not a workdir (no {CONFIG_FILE}; it holds"
-                    f" {', '.join(others[:3])}{', …' if len(others) > 3 else ''}); give a new or"
-                    " empty folder"
-                )
+            refuse_foreign(folder)
             folder.mkdir(parents=True, exist_ok=True)
             for name, content in files.items():
                 write_atomic(folder / name, content)

@@ -48,6 +48,7 @@ from emo_jax.run.workdir import (
 from emo_jax.training import halt
 from emo_jax.training.clock import Clock
 from emo_jax.training.heldout_watch import HeldOutWatch
+from emo_jax.training.hosts import note_slow
 from emo_jax.training.init_from import InitFrom, windows_of
 from emo_jax.training.labels import LabelWatch
 from emo_jax.training.metrics import summarize
@@ -284,6 +285,7 @@ class Trainer:
             progress.record(record)
             if log:
                 log.write(record)
+            note_slow(step, log, progress)
 
         def leave() -> str:
             """Saves the state before the run ends early; says where."""

@@ -104,7 +104,7 @@ class Tracker:
         """Takes a record; only the file is written before this returns.
 
         Raises:
-          OSError: the file cannot be written.
+          EmoError: the file cannot be written.
         """
         self._file.write(record)
         for thread in self._threads:

@@ -381,8 +381,13 @@ def test_training_with_all_checkpoints_damaged_fails_and_keeps_them(
     last = done.stderr.splitlines()[-1]
     assert last.startswith("emo: no good checkpoint")
     assert all(f"step {step}:" in last for step in steps)
+    assert "bring one back from a copy, or move checkpoints/ away to begin from the start" in last
     assert "Traceback" not in done.stderr
     assert _content(workdir) == before
+    (workdir / "checkpoints").rename(tmp_path / "damaged")
+    done = runs.emo(runs.train_argv(store, workdir), env)
+    assert done.returncode == 0 and "resumed" not in done.stderr, done.stderr
+    assert runs.log_as_written(workdir) == runs.log_as_written(finished_run)
 
 
 @pytest.mark.system

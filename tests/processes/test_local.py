@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import group
 import pytest
@@ -100,6 +101,31 @@ def test_signals_reach_all(tmp_path, number):
     process.send_signal(number)
     assert process.wait(timeout=20) == 75
     assert log.read_text().count("asked") == 2
+
+
+def test_a_launcher_that_is_killed_leaves_nothing(tmp_path):
+    """Not even processes that ignore SIGTERM, and write to nobody."""
+    code = (
+        "import os, signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
+        "print('pid', os.getpid(), flush=True); time.sleep(60)"
+    )
+    log = tmp_path / "log"
+    process = group.start([sys.executable, "-c", code], dict(ENV), log)
+    runs.wait_until(lambda: log.read_text().count("pid") == 2, process, log)
+    pids = [int(line.split()[-1]) for line in log.read_text().splitlines()]
+    process.kill()
+    process.wait()
+    give_up = time.monotonic() + 10
+    while any(_runs(pid) for pid in pids):
+        assert time.monotonic() < give_up
+        time.sleep(0.05)
+
+
+def _runs(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
 
 
 def test_bad_usage():

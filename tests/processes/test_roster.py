@@ -1,71 +1,14 @@
 """Processes that meet, compare and lose each other: real ones, without JAX."""
 
-import os
 import re
 import signal
 import socket
-import subprocess
-import sys
 import time
 
 import pytest
-import runs
+from roster_members import FINISH, STAY, Member, free_port
 
 pytestmark = pytest.mark.system
-
-# index count port facts join silence, then Python to run once joined.
-_MEMBER = """
-import json, os, sys, time
-from emo_jax.errors import EmoError, UsageError
-from emo_jax.parallel.processes.place import Place
-from emo_jax.parallel.processes.roster import Roster
-
-index, count, port, facts, join, silence, then, stop_after = sys.argv[1:]
-begun = time.monotonic()
-place = Place(index=int(index), count=int(count), coordinator=f"127.0.0.1:{port}")
-try:
-    roster = Roster(
-        place,
-        json.loads(facts),
-        join_timeout=float(join),
-        silence_timeout=float(silence),
-        stopped=lambda: 0 < float(stop_after) < time.monotonic() - begun,
-    )
-    print("joined", flush=True)
-    exec(then)
-except EmoError as e:
-    print(f"emo: {e}", file=sys.stderr)
-    os._exit(e.exit_code)
-os._exit(0)
-"""
-_STAY = "time.sleep(60)"
-_FINISH = "roster.leave(0, '', agreed=True); time.sleep(1)"
-
-
-def free_port() -> int:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
-
-
-class Member:
-    def __init__(self, index, count, port, *, then=_STAY, facts="{}", join=60, silence=60, stop=0):
-        argv = [index, count, port, facts, join, silence, then, stop]
-        self.process = subprocess.Popen(
-            [sys.executable, "-c", _MEMBER, *map(str, argv)],
-            env=os.environ | {"PYTHONPATH": str(runs.REPO)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-
-    def joined(self):
-        assert self.process.stdout.readline() == "joined\n", self.process.stderr.read()
-
-    def end(self, seconds=90) -> tuple[int, str]:
-        """Its exit code and last line."""
-        _, err = self.process.communicate(timeout=seconds)
-        return self.process.returncode, (err.splitlines() or [""])[-1]
 
 
 @pytest.fixture
@@ -80,12 +23,11 @@ def members():
 
     yield start
     for member in started:
-        member.process.kill()
-        member.process.communicate()
+        member.stop()
 
 
 def test_they_finish_together(members):
-    there = members(3, then=_FINISH)
+    there = members(3, then=FINISH)
     assert [m.end() for m in there] == [(0, "")] * 3
 
 
@@ -131,13 +73,13 @@ def test_values_of_all_are_gathered_round_by_round(members):
         "me = int(index); time.sleep(me / 4)\n"
         "assert roster.gather(me) == [0, 1, 2]\n"
         "for k in range(200): assert roster.gather(me * k) == [0, k, 2 * k]\n"
-        "assert roster.gather(None if me else True) == [True, None, None]\n" + _FINISH
+        "assert roster.gather(None if me else True) == [True, None, None]\n" + FINISH
     )
     assert [m.end() for m in members(3, then=then)] == [(0, "")] * 3
 
 
 def test_one_that_dies_ends_a_wait_for_its_value(members):
-    there = members(3, each=lambda i: {"then": _STAY if i == 2 else "roster.gather(1)"})
+    there = members(3, each=lambda i: {"then": STAY if i == 2 else "roster.gather(1)"})
     for m in there:
         m.joined()
     there[2].process.kill()
@@ -180,11 +122,25 @@ def test_one_that_says_nothing_is_lost(members, silent):
 
 def test_an_error_of_one_ends_the_others_with_its_text(members):
     fails = "roster.leave(1, 'the disk is full', agreed=True); time.sleep(20); os._exit(7)"
-    there = members(3, each=lambda i: {"then": fails if i == 2 else _STAY})
+    there = members(3, each=lambda i: {"then": fails if i == 2 else STAY})
     ends = [m.end() for m in there[:2]]
     for code, line in ends:
         assert code == 1
         assert re.match(r"emo: process 2 \(.+\) failed \(exit code 1\): the disk is full; ", line)
+
+
+@pytest.mark.parametrize(("failing", "code"), [(0, 1), (0, 2), (1, 75)])
+def test_one_that_fails_and_is_gone_at_once(members, failing, code):
+    """The others get its exit code and its reason, from itself or from process 0."""
+    fails = f"roster.leave({code}, 'no room', agreed=True); os._exit({code})"
+    there = members(3, each=lambda i: {"then": fails if i == failing else STAY})
+    assert there[failing].end() == (code, "")
+    begun = time.monotonic()
+    for said in [m.end() for i, m in enumerate(there) if i != failing]:
+        text = rf"emo: process {failing} \(.+\) failed \(exit code {code}\): no room"
+        again = "" if code == 2 else "; this run ends with it: run the same command again to go on"
+        assert said[0] == code and re.fullmatch(text + again, said[1])
+    assert time.monotonic() - begun < 15
 
 
 def test_an_error_of_all_is_left_to_each(members):
@@ -195,18 +151,18 @@ def test_an_error_of_all_is_left_to_each(members):
 
 def test_one_that_is_started_again_before_all_are_there(members):
     """A scheduler replaces a process that fails early; the ones that wait take the new one."""
-    there = members(3, only=[0, 1], then=_FINISH)
+    there = members(3, only=[0, 1], then=FINISH)
     port = int(there[0].process.args[5])
     time.sleep(2)  # process 1 has said who it is
     there[1].process.kill()
     there[1].process.wait()
     time.sleep(1)
-    there += [Member(1, 3, port, then=_FINISH), Member(2, 3, port, then=_FINISH)]
+    there += [Member(1, 3, port, then=FINISH), Member(2, 3, port, then=FINISH)]
     assert [m.end() for m in there] == [(0, ""), (-9, ""), (0, ""), (0, "")]
 
 
 def test_a_long_wait_for_the_last_one_is_not_silence(members):
-    late = dict(join=60, silence=3, then=_FINISH)
+    late = dict(join=60, silence=3, then=FINISH)
     there = members(3, only=[0, 1], **late)
     port = int(there[0].process.args[5])
     time.sleep(10)
@@ -216,7 +172,7 @@ def test_a_long_wait_for_the_last_one_is_not_silence(members):
 
 def test_one_that_falls_silent_before_all_are_there_may_be_replaced(members):
     """Its machine is lost: nothing closes the connection."""
-    late = dict(join=60, silence=3, then=_FINISH)
+    late = dict(join=60, silence=3, then=FINISH)
     there = members(3, only=[0, 1], **late)
     port = int(there[0].process.args[5])
     time.sleep(3)  # process 1 has said who it is
@@ -239,7 +195,7 @@ def test_a_request_to_stop_while_waiting(members, told):
 
 
 def test_strangers_on_the_port_are_no_members(members):
-    there = members(2, only=[0], then=_FINISH)
+    there = members(2, only=[0], then=FINISH)
     port = int(there[0].process.args[5])
     give_up = time.monotonic() + 20
     for words in (b"GET / HTTP/1.1\r\n\r\n", b'{"hello": [1]}\n', b"[]\n", b"\xff\n"):
@@ -251,7 +207,7 @@ def test_strangers_on_the_port_are_no_members(members):
             except OSError:
                 assert time.monotonic() < give_up
                 time.sleep(0.05)
-    there.append(Member(1, 2, port, then=_FINISH))
+    there.append(Member(1, 2, port, then=FINISH))
     assert [m.end() for m in there] == [(0, "")] * 2
 
 

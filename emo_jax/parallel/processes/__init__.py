@@ -15,13 +15,16 @@ from typing import Any
 
 import emo_jax
 from emo_jax.errors import EXIT_FAILED, EmoError, UsageError
-from emo_jax.parallel.processes.line import is_loopback
+from emo_jax.parallel.processes.meeting import Secret
 from emo_jax.parallel.processes.place import Place, find_place
 from emo_jax.parallel.processes.relay import Relay
-from emo_jax.parallel.processes.roster import Facts, Roster
+from emo_jax.parallel.processes.roster import Roster
+from emo_jax.parallel.processes.words import Facts
 
 JOIN_TIMEOUT = 300.0  # seconds
 SILENCE_TIMEOUT = 60.0
+TOKEN_VARIABLE = "EMO_TOKEN"
+_ANY = ("", "::", "0.0.0.0")  # listening there is listening at all addresses
 
 _roster: Roster | None = None  # this process's roster, while it is one of several
 
@@ -36,6 +39,7 @@ def joined(
     join_timeout: float = JOIN_TIMEOUT,
     silence_timeout: float = SILENCE_TIMEOUT,
     stopped: Callable[[], bool] = lambda: False,
+    token: Callable[[int], str | None] = lambda index: "",
 ) -> Iterator[None]:
     """Context in which this process is one of the processes of a run.
 
@@ -45,6 +49,8 @@ def joined(
       join_timeout: seconds to wait for all others.
       silence_timeout: seconds without a heartbeat after which a process counts as lost.
       stopped: whether to give up waiting for the others.
+      token: given this process's index, returns what only the processes of this run know; None if
+        it is not there yet. The environment variable EMO_TOKEN goes before it.
 
     Raises:
       UsageError: the processes differ, or their number or addresses are wrong.
@@ -64,9 +70,10 @@ def joined(
         join_timeout=join_timeout,
         silence_timeout=silence_timeout,
         stopped=stopped,
+        secret=_secret(place.index, token),
     )
     try:
-        _start_jax(place, join_timeout, silence_timeout)
+        _start_jax(place, _roster.bound, join_timeout, silence_timeout)
         devices = _devices()
         compare(devices)
         if devices["platform"] == "cpu":
@@ -76,6 +83,21 @@ def joined(
         leave(e)
         raise
     _roster.leave(0, "", agreed=True)
+
+
+def _secret(index: int, token: Callable[[int], str | None]) -> Secret:
+    if given := os.environ.get(TOKEN_VARIABLE, ""):
+        return lambda: given
+    return lambda: token(index)
+
+
+def slow() -> list[tuple[str, int, float]]:
+    """Process 0: which processes stood still for some seconds and went on; each time once.
+
+    Returns:
+      Name, index and seconds of each.
+    """
+    return [] if _roster is None else _roster.slow()
 
 
 def compare(facts: Facts) -> None:
@@ -144,21 +166,25 @@ def _exit_now(code: int) -> None:
     os._exit(code)
 
 
-def _start_jax(place: Place, join_timeout: float, silence_timeout: float) -> None:
+def _start_jax(
+    place: Place, bound: tuple[str, int], join_timeout: float, silence_timeout: float
+) -> None:
     import jax
 
     host, port = place.address
     # Traffic between the processes must bypass proxies; JAX only warns about them.
     for name in ("no_grpc_proxy", "NO_GRPC_PROXY"):
         others = [os.environ[name]] if os.environ.get(name) else []
-        os.environ[name] = ",".join([*others, host, "127.0.0.1", "localhost"])
+        local = [bound[0]] if bound[0] else []
+        os.environ[name] = ",".join([*others, host, *local, "127.0.0.1", "localhost"])
     jax.config.update("jax_check_proxy_envs", False)
     # The preemption service catches SIGTERM, which then no longer reaches `StopRequest`.
     jax.config.update("jax_enable_preemption_service", False)
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     if place.index == 0:
-        here = f"{host}:{port}" if is_loopback(host) else f"127.0.0.1:{port}"
-        bind = f"{host}:{port}" if is_loopback(host) else None
+        address = f"[{bound[0]}]" if ":" in bound[0] else bound[0]
+        bind = f"{address}:{port}" if address else f"[::]:{port}"
+        here = bind if address and bound[0] not in _ANY else f"127.0.0.1:{port}"
     else:
         here, bind = f"127.0.0.1:{Relay(place.address, join_timeout).port}", None
     try:
