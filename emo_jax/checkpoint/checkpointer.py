@@ -42,6 +42,7 @@ from emo_jax.checkpoint.manifest import (
     savable,
     versions,
 )
+from emo_jax.checkpoint.peers import TOGETHER, Peers
 from emo_jax.checkpoint.reading import checkpoints_of, limit_gb, read_leaves
 from emo_jax.checkpoint.slices import WRITE_BYTES, SlicedLeaf, sliced_registry
 from emo_jax.checkpoint.together import Meeting, OtherFailedError
@@ -49,7 +50,6 @@ from emo_jax.config import CheckpointConfig
 from emo_jax.errors import CheckpointError, one_line
 from emo_jax.files.json_files import dumps
 from emo_jax.files.trees import nest
-from emo_jax.run.workdir import all_succeed
 
 _LOG = logging.getLogger(__name__)
 _DATA = "data"  # in a step's folder
@@ -60,10 +60,16 @@ _SAVE_TIMEOUT = 1800  # seconds for which processes wait for each other's writes
 class Checkpointer:
     """Saves and restores the states of a run. Close it, or use it in a `with` statement."""
 
-    def __init__(self, workdir: str | os.PathLike[str], config: CheckpointConfig):
+    def __init__(
+        self,
+        workdir: str | os.PathLike[str],
+        config: CheckpointConfig,
+        *,
+        peers: Peers = TOGETHER,
+    ):
         self.skipped: list[tuple[int, str]] = []  # (step, fault) of damaged checkpoints
         self._folder = checkpoints_of(workdir)
-        self._config = config
+        self._config, self._peers = config, peers
         self._saves = 0
         self._own: set[int] = set()  # steps this run saved or restored, on every process
         self._started: set[int] = set()  # the save in progress, if any
@@ -95,8 +101,8 @@ class Checkpointer:
         except (TypeError, ValueError) as e:
             raise CheckpointError(f"step {step}: extra is not JSON: {one_line(e)}") from e
         leaves = {path: savable(path, leaf) for path, leaf in leaves_of(state).items()}
-        first = jax.process_index() == 0
-        all_succeed(lambda: self._prepare(step) if first else None, CheckpointError)
+        first = self._peers.index == 0
+        self._peers.all_succeed(lambda: self._prepare(step) if first else None, CheckpointError)
         folder = self._folder / str(step)
         head["leaves"] = [
             {"path": list(path), "shape": list(leaf.shape), "dtype": dtype_name(leaf)}
@@ -104,9 +110,10 @@ class Checkpointer:
         ]
         self._saves += 1
         logging.getLogger("absl").addFilter(self._without_orbax)
-        meeting = Meeting(name := f"step{step}.{self._saves}")
+        name = f"step{step}.{self._saves}"
+        meeting = Meeting(name, self._peers)
         try:
-            writer = _start(folder / _DATA, name, leaves, meeting)
+            writer = _start(folder / _DATA, self._peers.options(name), leaves, meeting)
         except Exception as e:
             meeting.fail(e)
             self._undo(folder)
@@ -132,7 +139,7 @@ class Checkpointer:
     def wait(self) -> None:
         """Waits for the save in the background; raises CheckpointError if it failed."""
         started, self._started = self._started, set()
-        all_succeed(self._join, CheckpointError)
+        self._peers.all_succeed(self._join, CheckpointError)
         self._own |= started
 
     def close(self) -> None:
@@ -228,7 +235,7 @@ class Checkpointer:
         step = head["step"]
         try:
             writer.wait_until_finished()  # on all processes
-            if jax.process_index() == 0:
+            if self._peers.index == 0:
                 publish(folder, head)
         except BaseException as e:
             meeting.fail(e)
@@ -237,7 +244,7 @@ class Checkpointer:
             writer.close()
         if self._error is not None:
             self._undo(folder)
-        elif jax.process_index() == 0:
+        elif self._peers.index == 0:
             try:
                 self._retire(step)
             except OSError as e:
@@ -254,7 +261,7 @@ class Checkpointer:
 
     def _undo(self, folder: epath.Path) -> None:
         """Frees the space of a failed save as far as possible; the disk may be full."""
-        if jax.process_index() != 0:
+        if self._peers.index != 0:
             return
         # After a failed write, orbax's other writes may continue briefly and recreate the folder.
         for _ in range(10):
@@ -295,7 +302,7 @@ class Checkpointer:
         reason = one_line(error).rpartition('": ')[2]  # tensorstore first lists nested file names
         if isinstance(error, OtherFailedError):
             reason = f"process {error.index} could not write its part: {reason}"
-        if _is_of_others(error):
+        if self._peers.count > 1 and _is_of_others(error):
             return CheckpointError(
                 f"checkpoint of step {step} was not saved in {self._folder}: {_others_in(error)}"
                 f" was lost, or did not write its part in time ({reason.rstrip('.')}); that save"
@@ -309,8 +316,6 @@ class Checkpointer:
 
 def _is_of_others(error: BaseException) -> bool:
     """Whether a save failed because another process did not do its part, not because of a disk."""
-    if jax.process_count() == 1:
-        return False
     # Errors of orbax's barrier and of JAX's coordination service.
     return isinstance(error, TimeoutError | jax.errors.JaxRuntimeError) or "barrier" in str(error)
 
@@ -325,7 +330,12 @@ def _others_in(error: BaseException) -> str:
     return f"process {listed}" if named else "another process"
 
 
-def _start(folder: epath.Path, barrier: str, leaves: dict[LeafPath, Any], meeting: Meeting) -> Any:
+def _start(
+    folder: epath.Path,
+    processes: ocp.options.MultiprocessingOptions,
+    leaves: dict[LeafPath, Any],
+    meeting: Meeting,
+) -> Any:
     """Copies the leaves to the host and lets orbax write them from there."""
     # A new writer for each save: a failed one is not reused, and processes cannot meet at the
     # barrier of a different save.
@@ -337,7 +347,10 @@ def _start(folder: epath.Path, barrier: str, leaves: dict[LeafPath, Any], meetin
     # Compression saves under a tenth on weights and takes CPU time from the input pipeline.
     handlers = {
         name: ocp.PyTreeCheckpointHandler(
-            save_concurrent_gb=limit, use_compression=False, **_handler_options(of)
+            save_concurrent_gb=limit,
+            use_compression=False,
+            multiprocessing_options=processes,
+            **_handler_options(of),
         )
         for name, of in items.items()
     }
@@ -348,7 +361,6 @@ def _start(folder: epath.Path, barrier: str, leaves: dict[LeafPath, Any], meetin
         create_directories_asynchronously=False,
         barrier_sync_fn=meeting.barrier(),
     )
-    processes = ocp.options.MultiprocessingOptions(barrier_sync_key_prefix=barrier)
     writer = ocp.AsyncCheckpointer(
         ocp.CompositeCheckpointHandler(
             composite_options=ocp.CompositeOptions(

@@ -21,6 +21,7 @@ import numpy as np
 from etils import epath
 
 from emo_jax import __version__
+from emo_jax.checkpoint.peers import TOGETHER, Peers
 from emo_jax.checkpoint.slices import SlicedLeaf
 from emo_jax.errors import CheckpointError, one_line
 from emo_jax.files.atomic import sync_folder, write_atomic
@@ -238,7 +239,7 @@ def _is_number_type(name: str) -> bool:
     return found.name == name and (found.kind == "b" or jnp.issubdtype(found, jnp.number))
 
 
-def verify(folder: epath.Path, items: set[str]) -> dict[str, Any]:
+def verify(folder: epath.Path, items: set[str], peers: Peers = TOGETHER) -> dict[str, Any]:
     """Verifies the files of `items` in a checkpoint and returns its manifest.
 
     Each process reads its share of the files.
@@ -261,7 +262,7 @@ def verify(folder: epath.Path, items: set[str]) -> dict[str, Any]:
     names = [n for n in sorted(manifest["files"]) if "/" not in n or n.partition("/")[0] in items]
     _check_tree(folder / manifest["data"], names)
     with ThreadPoolExecutor(_HASH_THREADS) as pool:
-        mine = names[jax.process_index() :: jax.process_count()]
+        mine = names[peers.index :: peers.count]
         found = [reason for reason in pool.map(check, mine) if reason]
     if found:
         more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""

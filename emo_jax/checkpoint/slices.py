@@ -69,7 +69,7 @@ def blocks(shape: tuple[int, ...], chunk: tuple[int, ...], size: int) -> Iterato
 
 
 def _chunk_of(store: Any) -> tuple[int, ...]:
-    return tuple(store.chunk_layout.read_chunk.shape)
+    return tuple(store.chunk_layout.read_chunk.shape or ())  # none of a single number
 
 
 class _SlicedHandler(ocp.type_handlers.NumpyHandler):

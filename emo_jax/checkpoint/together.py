@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
+from emo_jax.checkpoint.peers import Peers
 from emo_jax.errors import one_line
 from emo_jax.parallel import private
 
@@ -36,11 +37,12 @@ class Meeting:
 
     Args:
       name: of the save: the same on all processes, and of no other save.
+      peers: who saves.
     """
 
-    def __init__(self, name: str):
+    def __init__(self, name: str, peers: Peers):
         self._folder = f"emo_jax/saves/{name}"
-        self._client = private.coordination_client() if jax.process_count() > 1 else None
+        self._client = private.coordination_client() if peers.count > 1 else None
 
     def barrier(self) -> Callable[..., None] | None:
         """Returns orbax's barrier, left with OtherFailedError once another process has failed."""

@@ -237,8 +237,16 @@ class CheckpointConfig:
     keep_last: int = 2  # checkpoints
     keep_every: int = 0  # steps; 0: none beyond keep_last
     max_failed_saves: int = 2  # in a row, that a run outlives; it ends with one more
+    local: str = ""  # folder on a disk of each host, for its parts of the states; "": none
+    local_every: int = 0  # steps from one such state to the next; 0: none
 
     def __post_init__(self) -> None:
+        require(
+            self.local_every >= 0 and (self.local_every > 0) == bool(self.local),
+            "checkpoint.local_every",
+            self.local_every,
+            "above 0 with checkpoint.local, else 0",
+        )
         require(self.save_every >= 1, "checkpoint.save_every", self.save_every, "at least 1")
         require(self.keep_last >= 1, "checkpoint.keep_last", self.keep_last, "at least 1")
         require(

@@ -16,6 +16,7 @@ import jax
 
 from emo_jax.batch import Batch
 from emo_jax.checkpoint.checkpointer import Checkpointer
+from emo_jax.checkpoint.local import LocalCheckpointer
 from emo_jax.config import Config, to_dict
 from emo_jax.data.loader import Loader
 from emo_jax.data.run_windows import open_run_windows
@@ -55,7 +56,7 @@ from emo_jax.training.metrics import summarize
 from emo_jax.training.optimizer import make_optimizer
 from emo_jax.training.progress import TrainProgress
 from emo_jax.training.saves import Saves
-from emo_jax.training.start import plan_start
+from emo_jax.training.start import from_local_disks, plan_start
 from emo_jax.training.state import TrainState
 from emo_jax.training.step import jit_train_step
 from emo_jax.training.stop import StopRequest
@@ -155,7 +156,13 @@ class Trainer:
             shown = not self.quiet and _is_first()
             for line in begin.lines if shown else ():  # reading the state may take minutes
                 print(f"{config.name}: {line}", file=sys.stderr, flush=True)
-            state, start, window = begin.make()
+            local = made = None
+            if config.checkpoint.local:
+                local = LocalCheckpointer(self.workdir, config.checkpoint)
+                stack.callback(local.close)
+                made = from_local_disks(local, self.model, self.optimizer, self.windows)
+            resumes = begin.resumes or made is not None
+            state, start, window = made or begin.make()
             progress = TrainProgress(config.name, total=steps, done=start, enabled=shown)
             stack.callback(progress.close)
             progress.line(", ".join(f"{k}: {v}" for k, v in self.model.choices().items()))
@@ -163,12 +170,13 @@ class Trainer:
                 progress.line(line)
             if self._watch is not None and self._watch.note:
                 progress.line(f"held-out losses: {self._watch.note}")
-            if start and begin.resumes:
-                progress.line(f"resumed at step {start}")
+            if start and resumes:
+                where = "" if made is None else f", from {config.checkpoint.local} of each host"
+                progress.line(f"resumed at step {start}{where}")
             if start >= steps:
                 progress.line(f"already finished at step {start}; nothing to do")
                 return state
-            if start == 0 or not begin.resumes:
+            if start == 0 or not resumes:
                 all_succeed(lambda: self._keep_tokenizer() if _is_first() else None)
             if stop.agreed():
                 raise PreemptedError(
@@ -185,10 +193,10 @@ class Trainer:
                 config,
                 epoch=self.windows.epoch,
                 window=window,
-                resumes=start > 0 and begin.resumes,
+                resumes=start > 0 and resumes,
             )
             most = config.checkpoint.max_failed_saves
-            saves = Saves(checkpointer, most=most, show=progress.line)
+            saves = Saves(checkpointer, most=most, show=progress.line, local=local)
             state = self._train(state, start, window, saves, progress, log, stop, labels)
             saves.wait()
             return state
@@ -258,7 +266,7 @@ class Trainer:
         stop: StopRequest,
         labels: LabelWatch,
     ) -> TrainState:
-        train, save_every = self.config.train, self.config.checkpoint.save_every
+        train, kept = self.config.train, self.config.checkpoint
         clock = Clock(self.config)
         running: _Running | None = None
 
@@ -326,10 +334,13 @@ class Trainer:
                         if log:
                             log.write(record)
                     clock.restart(step)
-                if last or step % save_every == 0:
+                if last or step % kept.save_every == 0:
                     settle(early=True)  # a run killed after the save resumes after this step
                     save = saves.finish if last else saves.start
                     save(step, state, self._extra(step, window))
+                elif kept.local_every and step % kept.local_every == 0:
+                    settle(early=True)
+                    saves.keep(step, state, self._extra(step, window))
                 if stop.agreed() and not last:
                     raise PreemptedError(
                         f"stopped by a signal; {leave()}: run the same command again to go on"

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from emo_jax.checkpoint.checkpointer import Checkpointer
+from emo_jax.checkpoint.local import LocalCheckpointer
 from emo_jax.errors import CheckpointError
 
 
@@ -14,13 +15,22 @@ class Saves:
       checkpointer: of the run.
       most: failed saves in a row after which one more ends the run (`checkpoint.max_failed_saves`).
       show: takes a line for the user.
+      local: saves to the disks of the hosts; None: nothing does.
 
     Attributes:
       failed: saves that have failed since the run started.
     """
 
-    def __init__(self, checkpointer: Checkpointer, *, most: int, show: Callable[[str], None]):
+    def __init__(
+        self,
+        checkpointer: Checkpointer,
+        *,
+        most: int,
+        show: Callable[[str], None],
+        local: LocalCheckpointer | None = None,
+    ):
         self._checkpointer, self._most, self._show = checkpointer, most, show
+        self._local = local
         self.failed = 0
         self._in_a_row = 0
         self._started: int | None = None  # the step that is being written
@@ -49,6 +59,14 @@ class Saves:
             self._count(error)
             return
         self._started = step
+
+    def keep(self, step: int, state: Any, extra: Mapping[str, Any]) -> None:
+        """Starts to save on the hosts' own disks; a failure is only said."""
+        assert self._local is not None
+        try:
+            self._local.save(step, state, extra)
+        except CheckpointError as error:
+            self._say(error)
 
     def finish(self, step: int, state: Any, extra: Mapping[str, Any]) -> None:
         """Saves and waits until that is written.

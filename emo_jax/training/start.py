@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import optax
 
 from emo_jax.checkpoint.checkpointer import Checkpointer
+from emo_jax.checkpoint.local import LocalCheckpointer
 from emo_jax.checkpoint.manifest import leaves_of
 from emo_jax.checkpoint.reading import restore_params
 from emo_jax.config import Config
@@ -149,6 +150,27 @@ def _plan(
         )
     # A fresh state is not saved: it is a function of the config.
     return Start(make=lambda: (init_state(model, optimizer, config.seed), 0, 0))
+
+
+def from_local_disks(
+    local: LocalCheckpointer,
+    model: ModelFunctions,
+    optimizer: optax.GradientTransformationExtraArgs,
+    windows: RunWindows,
+) -> Made | None:
+    """Restores the newest state on the hosts' own disks, if it is newer than the shared ones.
+
+    Every process calls it.
+    """
+    abstract = abstract_state(model, optimizer)
+
+    def same_data(extra: dict[str, Any]) -> bool:
+        return extra["store"] == windows.fingerprint_at(extra["windows"])
+
+    found = local.find(abstract, same_data)
+    if found is None:
+        return None
+    return local.restore(abstract, found.step), found.step, found.extra["windows"]
 
 
 def _imported(
