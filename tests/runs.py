@@ -181,8 +181,8 @@ def log_as_written(workdir: Path) -> list[dict]:
     lines = (workdir / METRICS_FILE).read_text().splitlines()
     records = [json.loads(line, parse_float=str, parse_int=str) for line in lines]
     records = [record for record in records if "slow_process" not in record]
-    speed = ("tokens_per_second", "mfu")
-    return [{k: v for k, v in record.items() if k not in speed} for record in records]
+    speed = ("tokens_per_second", "mfu", "step_seconds/", "data_seconds/")
+    return [{k: v for k, v in r.items() if not k.startswith(speed)} for r in records]
 
 
 def checkpoints(workdir: Path) -> list[int]:

@@ -142,6 +142,24 @@ class Checkpointer:
         self._peers.all_succeed(self._join, CheckpointError)
         self._own |= started
 
+    def drop_after(self, step: int) -> None:
+        """Removes all later steps, which may then be saved anew.
+
+        Raises:
+          CheckpointError: they cannot be removed.
+        """
+        with contextlib.suppress(CheckpointError):  # of a save that is dropped
+            self.wait()
+        self._own = {s for s in self._own if s <= step}
+        try:
+            for s in numbered(self._folder):
+                if s > step:
+                    remove(self._folder / str(s))
+        except OSError as e:
+            raise CheckpointError(
+                f"{self._folder}: steps after {step} cannot be removed: {one_line(e)}"
+            ) from e
+
     def close(self) -> None:
         """Like `wait`, but for this process alone, so that a failing process can exit."""
         try:

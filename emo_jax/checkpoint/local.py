@@ -78,6 +78,14 @@ class LocalCheckpointer:
         here = {"layout": _layout(leaves), "base": max(self._steps_of_all(), default=0)}
         self._checkpointer.save(step, nest(parts), {**extra, "local": here})
 
+    def drop_after(self, step: int) -> None:
+        """Removes this process's later steps: the run goes another way from here.
+
+        Raises:
+          CheckpointError: they cannot be removed.
+        """
+        self._checkpointer.drop_after(step)
+
     def close(self) -> None:
         """Waits for the last save; raises CheckpointError if it has failed."""
         self._checkpointer.close()

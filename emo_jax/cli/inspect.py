@@ -215,6 +215,8 @@ def trace(
                     _add_row(shown, read)
             progress.show(f"step {number:,} of {asked[-1]:,}, {count:,} documents")
     console().print(shown)
+    for one in run.passed.all:
+        click.echo(f"{one}: the steps above have not read them")
     left = f"; {count - _SHOWN:,} more are not listed" if count > _SHOWN else ""
     left += ", give --json FILE" if left and not json_file else ""
     click.echo(f"{len(asked):,} steps, {count:,} documents, {tokens:,} tokens{left}")

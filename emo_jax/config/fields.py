@@ -85,6 +85,12 @@ class Config:
             f"at most {self.train.steps - self.optimizer.warmup_steps}"
             " (train.steps - optimizer.warmup_steps)",
         )
+        require(
+            self.train.on_spike == "skip" or self.optimizer.skip_window > 0,
+            "train.on_spike",
+            self.train.on_spike,
+            "'skip' without optimizer.skip_window, which says what a spike is",
+        )
         if self.moe is not None and self.moe.balance_tokens == "labels":
             require(
                 self.moe.balance_scope == "micro",

@@ -16,6 +16,9 @@ Dispatch = Literal["auto", "ragged_all_to_all", "all_gather"]
 BalanceScope = Literal["micro", "step"]
 BalanceTokens = Literal["all", "labels"]
 Schedule = Literal["cosine", "wsd"]
+# What a run does about a loss or gradient that is not finite, and about a spike of either.
+OnNan = Literal["stop", "skip", "rollback"]
+OnSpike = Literal["skip", "rollback"]
 WandbMode = Literal["online", "offline", "disabled"]
 # Parts of a model that `optimizer.frozen` may name.
 FrozenPart = Literal[

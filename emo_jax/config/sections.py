@@ -8,6 +8,8 @@ from emo_jax.config.checks import nearest, require
 from emo_jax.config.names import (
     FROZEN_PARTS,
     Dtype,
+    OnNan,
+    OnSpike,
     Packing,
     RawDtype,
     Schedule,
@@ -215,11 +217,20 @@ class TrainConfig:
     # Numbers of experts per layer, including shared ones, for which to also report the held-out
     # loss; the experts are chosen per domain on half of the windows and judged on the other half.
     eval_keep: tuple[int, ...] = field(default=(), metadata=RESUME)
+    # A loss or gradient that is not finite. stop: the run ends; skip: its batch is passed over;
+    # rollback: so are all batches since the newest checkpoint, to which the state returns.
+    on_nan: OnNan = field(default="stop", metadata=RESUME)
+    # A spike, as optimizer.skip_window defines it. skip: the step changes nothing; rollback: as
+    # for on_nan.
+    on_spike: OnSpike = field(default="skip", metadata=RESUME)
+    # Seconds without a step after which the run writes all stacks and exits with 75; six times as
+    # long for compiling, an evaluation and a save; 0: never.
+    stall_timeout: float = field(default=600.0, metadata=RESUME)
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "micro_batches", "loss_chunk", "log_every"):
             require(getattr(self, name) >= 1, f"train.{name}", getattr(self, name), "at least 1")
-        for name in ("eval_every", "eval_windows", "z_loss_weight"):
+        for name in ("eval_every", "eval_windows", "z_loss_weight", "stall_timeout"):
             require(getattr(self, name) >= 0, f"train.{name}", getattr(self, name), "at least 0")
         require(
             self.batch_size % self.micro_batches == 0,

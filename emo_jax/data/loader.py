@@ -162,7 +162,11 @@ class Loader:
         return Batch(*(np.concatenate(field) for field in zip(*parts, strict=True)))
 
     def iterate(
-        self, start_window: int = 0, *, stopped: Callable[[], bool] = _never
+        self,
+        start_window: int = 0,
+        *,
+        stopped: Callable[[], bool] = _never,
+        following: Callable[[int], int] = int,
     ) -> Generator[tuple[int, Batch], None, None]:
         """Yields (windows consumed after this batch, batch) endlessly, preparing batches ahead.
 
@@ -172,6 +176,7 @@ class Loader:
         Args:
           start_window: number of windows consumed before the first batch.
           stopped: polled while a batch is not ready; the iterator ends once it returns True.
+          following: given the windows consumed, returns the window that the next batch starts at.
         """
         closed = threading.Event()
         background = ThreadPoolExecutor(
@@ -181,6 +186,7 @@ class Loader:
         try:
             while True:
                 while len(ahead) <= self.prefetch:
+                    start_window = following(start_window)
                     next_start = start_window + self.batch_size
                     making = background.submit(self.batch, start_window, stopped=closed.is_set)
                     ahead.append((next_start, making))

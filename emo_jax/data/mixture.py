@@ -70,6 +70,7 @@ class Mixture:
       steps: steps to plan.
 
     Attributes:
+      batch_size: windows per step.
       end: places there are: fewer than the steps read if all sources reach their caps.
       exhausted: the place from which a source is no longer read, by its name.
 
@@ -79,7 +80,7 @@ class Mixture:
 
     def __init__(self, sources: Sequence[Planned], *, batch_size: int, steps: int):
         self.sources = tuple(sources)
-        self._batch_size, self._steps = batch_size, steps
+        self.batch_size, self._steps = batch_size, steps
         self.stages: list[Stage] = []
         self.exhausted: dict[str, int] = {}
         self.end = steps * batch_size
@@ -87,12 +88,16 @@ class Mixture:
         self._starts = [stage.start for stage in self.stages]
         self._block = functools.lru_cache(64)(self._make_block)
 
+    def longer(self, steps: int) -> "Mixture":
+        """Returns the same plan for more steps: what it says of those before does not change."""
+        return Mixture(self.sources, batch_size=self.batch_size, steps=steps)
+
     def _plan(self) -> None:
         steps = {step for source in self.sources for step, _ in source.weights}
         changes = sorted({0, *(step for step in steps if step < self._steps)})
         before, gone = (0,) * len(self.sources), set[int]()
         for step, following in zip(changes, [*changes[1:], self._steps], strict=True):
-            place, end = step * self._batch_size, following * self._batch_size
+            place, end = step * self.batch_size, following * self.batch_size
             while place < end:
                 weights = [
                     0.0 if k in gone else _at(source.weights, step)

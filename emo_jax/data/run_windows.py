@@ -62,6 +62,18 @@ class RunWindows:
         self.seq_len = self.parts[0].seq_len
         self.remote = any("://" in name for name in self.names)
 
+    def longer(self, steps: int) -> "RunWindows":
+        """Returns the windows of a run of so many steps, of which these are the first.
+
+        Raises:
+          ConfigError: the sources of a mixture end before.
+        """
+        if self.mixture is None:
+            return self
+        mixture = self.mixture.longer(steps)
+        check_length(mixture.end, steps * mixture.batch_size, mixture.batch_size)
+        return RunWindows(self.parts, self._orders, names=self.names, mixture=mixture)
+
     def locate(self, places_N: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Returns the source and its window at each place: (N,), (N,) int64.
 
@@ -207,11 +219,15 @@ def open_run_windows(
     mixture = Mixture(
         planned(data.sources, lengths), batch_size=train.batch_size, steps=train.steps
     )
-    needed = train.steps * train.batch_size
-    if mixture.end < needed:
-        raise ConfigError(
-            f"config.data.sources: end after {mixture.end // train.batch_size} of train.steps ="
-            f" {train.steps} steps, since all reach their caps (epochs); raise a cap, add a"
-            " source, or set train.steps lower"
-        )
+    check_length(mixture.end, train.steps * train.batch_size, train.batch_size)
     return RunWindows(parts, orders, names=source.names, mixture=mixture)
+
+
+def check_length(length: int, needed: int, batch_size: int) -> None:
+    """Raises ConfigError if a mixture ends before the run does."""
+    if length < needed:
+        raise ConfigError(
+            f"config.data.sources: end after {length // batch_size} of train.steps ="
+            f" {needed // batch_size} steps, since all reach their caps (epochs); raise a cap, add"
+            " a source, or set train.steps lower"
+        )

@@ -54,12 +54,25 @@ def keep_batch(workdir: Path, step: int, batch: Batch) -> Path:
     return path
 
 
-def failure(step: int, metrics: dict[str, Any], batch_file: Path, kept: str) -> EmoError:
-    """Returns the error that ends the run; `kept` says where the previous state is saved."""
+def described(metrics: dict[str, Any]) -> str:
+    """Says in words what was wrong with a step."""
     values = {"loss": float(metrics["loss"]), "gradient norm": float(metrics["grad_norm"])}
     bad = " and ".join(f"the {n} is {v}" for n, v in values.items() if not math.isfinite(v))
+    return bad or "a spike: " + ", ".join(f"the {n} is {v:.4g}" for n, v in values.items())
+
+
+def failure(
+    step: int, metrics: dict[str, Any], batch_file: Path, kept: str, tried: str = ""
+) -> EmoError:
+    """Returns the error that ends the run.
+
+    Args:
+      kept: where the previous state is saved.
+      tried: what was done before about the same step.
+    """
+    other = ", or pass over it with --config.train.on_nan=skip" if not tried else ""
     return EmoError(
-        f"step {step}: {bad}; nothing was updated: {kept}, the batch is {batch_file}. The same"
-        " command stops here again: look at the batch, or begin anew with --init-from and a lower"
-        " optimizer.peak_lr"
+        f"step {step}: {described(metrics)}{tried}; nothing was updated: {kept}, the batch is"
+        f" {batch_file}. The same command stops here again: look at the batch{other}, or begin anew"
+        " with --init-from and a lower optimizer.peak_lr"
     )

@@ -84,7 +84,9 @@ class HeldOutWatch:
         batches = heldout_batches(
             self.windows, batch_size=size, max_windows=train.eval_windows, rows=rows
         )
-        return (global_batch(batch, rows, where, size) for batch in batches)
+        for batch in batches:
+            processes.pulse.beat()
+            yield global_batch(batch, rows, where, size)
 
 
 def _measure(

@@ -6,11 +6,10 @@ runs, so the device never waits for the log.
 """
 
 import contextlib
-import shutil
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 
@@ -20,16 +19,13 @@ from emo_jax.checkpoint.local import LocalCheckpointer
 from emo_jax.config import Config, to_dict
 from emo_jax.data.loader import Loader
 from emo_jax.data.run_windows import open_run_windows
-from emo_jax.data.sources import MixedSource, open_data
-from emo_jax.data.store import TokenStore
-from emo_jax.data.stream import TokenSource
+from emo_jax.data.sources import open_data
 from emo_jax.errors import (
     CheckpointError,
     ConfigError,
     DataError,
     PreemptedError,
     UsageError,
-    one_line,
 )
 from emo_jax.files.json_files import dumps
 from emo_jax.files.waiting import wait_unless
@@ -42,36 +38,28 @@ from emo_jax.run.run_info import describe_run
 from emo_jax.run.workdir import (
     INDEX_FOLDER,
     INIT_FILE,
-    TOKENIZER_FOLDER,
     all_succeed,
     claim_workdir,
 )
-from emo_jax.training import halt
 from emo_jax.training.clock import Clock
 from emo_jax.training.heldout_watch import HeldOutWatch
-from emo_jax.training.hosts import note_slow
-from emo_jax.training.init_from import InitFrom, windows_of
+from emo_jax.training.hosts import HostWatch
+from emo_jax.training.init_from import InitFrom
 from emo_jax.training.labels import LabelWatch
 from emo_jax.training.metrics import summarize
 from emo_jax.training.optimizer import make_optimizer
+from emo_jax.training.passed import PassedWindows
 from emo_jax.training.progress import TrainProgress
+from emo_jax.training.recovery import BadStepError, Recovery, Running
+from emo_jax.training.run_source import check_source, check_vocab, keep_tokenizer
 from emo_jax.training.saves import Saves
-from emo_jax.training.start import from_local_disks, plan_start
+from emo_jax.training.start import Start, from_local_disks, plan_start
 from emo_jax.training.state import TrainState
 from emo_jax.training.step import jit_train_step
 from emo_jax.training.stop import StopRequest
 from emo_jax.training.trackers import make_trackers
 from emo_jax.training.tracking import Tracker
-
-
-class _Running(NamedTuple):
-    """A step that has started and has not been checked yet."""
-
-    step: int
-    window: int  # windows consumed before it
-    batch: Batch
-    metrics: dict[str, Any]
-    logged: bool
+from emo_jax.training.watchdog import Watchdog
 
 
 class Trainer:
@@ -105,6 +93,7 @@ class Trainer:
         self.config, self.workdir, self.quiet = config, Path(workdir).absolute(), quiet
         self._init_from, self._stop = init_from, stop or StopRequest()
         self._origin: dict[str, Any] | None = None
+        self._passed = PassedWindows()
         self._trackers = make_trackers(config.tracking)
         self.mesh = mesh_lib.make_mesh(config.mesh)
         mesh_lib.check_batch(
@@ -132,22 +121,16 @@ class Trainer:
             checkpointer = stack.enter_context(Checkpointer(self.workdir, config.checkpoint))
             lock = RunLock(self.workdir)
             all_succeed(lambda: lock.check() if _is_first() else None, UsageError)
-            begin = plan_start(
-                self.workdir,
-                config,
-                self._init_from,
-                checkpointer=checkpointer,
-                source=self.source,
-                windows=self.windows,
-                model=self.model,
-                optimizer=self.optimizer,
-            )
+            begin = self._plan(checkpointer)
             self._origin = begin.record
             files = {} if begin.record is None else {INIT_FILE: dumps(begin.record) + "\n"}
             claim_workdir(
                 self.workdir,
                 config,
-                lambda: self._check_source(checkpointer),
+                lambda: check_source(
+                    *(self.workdir, config, self.source, self.windows),
+                    self._newest_extra(checkpointer),
+                ),
                 refused=begin.refused,
                 files={} if begin.resumes else files,
             )
@@ -156,11 +139,15 @@ class Trainer:
             shown = not self.quiet and _is_first()
             for line in begin.lines if shown else ():  # reading the state may take minutes
                 print(f"{config.name}: {line}", file=sys.stderr, flush=True)
+            self._passed = PassedWindows.read(self.workdir, self._newest_extra(checkpointer))
+            self._passed.compare()
             local = made = None
             if config.checkpoint.local:
                 local = LocalCheckpointer(self.workdir, config.checkpoint)
                 stack.callback(local.close)
-                made = from_local_disks(local, self.model, self.optimizer, self.windows)
+                made = from_local_disks(
+                    local, self.model, self.optimizer, self.windows, self._passed
+                )
             resumes = begin.resumes or made is not None
             state, start, window = made or begin.make()
             progress = TrainProgress(config.name, total=steps, done=start, enabled=shown)
@@ -177,7 +164,9 @@ class Trainer:
                 progress.line(f"already finished at step {start}; nothing to do")
                 return state
             if start == 0 or not resumes:
-                all_succeed(lambda: self._keep_tokenizer() if _is_first() else None)
+                all_succeed(
+                    lambda: keep_tokenizer(self.workdir, self.source) if _is_first() else None
+                )
             if stop.agreed():
                 raise PreemptedError(
                     "stopped before the first step; run the same command again to go on"
@@ -197,63 +186,49 @@ class Trainer:
             )
             most = config.checkpoint.max_failed_saves
             saves = Saves(checkpointer, most=most, show=progress.line, local=local)
-            state = self._train(state, start, window, saves, progress, log, stop, labels)
-            saves.wait()
+            recovery = Recovery(
+                config,
+                self.workdir,
+                self._passed,
+                extra=self._extra,
+                restart=lambda: self._plan(checkpointer).make(),
+            )
+            stack.enter_context(Watchdog(self.workdir, config.train.stall_timeout))
+            while True:
+                saves.begin(start)
+                try:
+                    state = self._train(
+                        *(state, start, window, saves, progress),
+                        *(log, stop, labels, recovery),
+                    )
+                    break
+                except BadStepError as found:
+                    bad = found.with_traceback(None)  # its frames hold the state
+                (state, start, window), line = recovery.after(bad, start, saves)
+                progress.line(line)
+                if log:
+                    log.rewind(start)
             return state
 
-    def _check_source(self, checkpointer: Checkpointer) -> None:
-        """Refuses to resume with other tokens, or another tokenizer's ids, than the run has had.
-
-        Checkpoints made before the store was recorded are accepted as they are.
-        """
-        source = self.source
-        if isinstance(source, TokenStore | MixedSource):
-            try:
-                source.check_tokenizer_in(self.workdir / TOKENIZER_FOLDER)
-            except DataError as e:
-                raise UsageError(f"{self.workdir} has a tokenizer of its own; {e}") from e
-        for step in reversed(checkpointer.steps()):
-            try:
-                extra = checkpointer.read_extra(step)
-            except CheckpointError:
-                continue  # damaged: an earlier one will be restored
-            ours = self.windows.fingerprint_at(windows_of(extra, f"{self.workdir}: step {step}"))
-            if (theirs := extra.get("store", ours)) != ours:
-                raise self._other_tokens(extra, theirs, ours)
-            return
-
-    def _other_tokens(self, extra: dict[str, Any], theirs: str, ours: str) -> UsageError:
-        """Returns the error for a run that has read something else than this one would have."""
-        data = self.config.data
-        if data.sources:
-            return UsageError(
-                f"{self.workdir}: its {extra['windows']} windows so far are not those of this"
-                f" config.data.sources ({theirs[:12]} is not {ours[:12]}); give the stores and"
-                " weights it began with, in the same order, and add what is to change with"
-                " from_step, or give another workdir"
-            )
-        return UsageError(
-            f"{self.workdir} was trained on another store than {data.store} ({theirs[:12]}, then"
-            f" at {extra['config']['data']['store']}, is not {ours[:12]}); give that store with"
-            " --config.data.store=STORE, or another workdir"
+    def _plan(self, checkpointer: Checkpointer) -> Start:
+        return plan_start(
+            self.workdir,
+            self.config,
+            self._init_from,
+            checkpointer=checkpointer,
+            source=self.source,
+            windows=self.windows,
+            model=self.model,
+            optimizer=self.optimizer,
         )
 
-    def _keep_tokenizer(self) -> None:
-        """Copies the store's tokenizer into the workdir: an export needs it, a store may move."""
-        folder = self.workdir / TOKENIZER_FOLDER
-        source = self.source
-        store = source.tokenizer_store() if isinstance(source, MixedSource) else source
-        if folder.exists() or not isinstance(store, TokenStore):
-            return
-        unfinished = folder.with_name(f".{folder.name}.tmp")
-        try:
-            if unfinished.is_symlink():  # made by someone else: do not write to its target
-                unfinished.unlink()
-            shutil.rmtree(unfinished, ignore_errors=True)
-            store.tokenizer().save(unfinished)
-            unfinished.rename(folder)
-        except OSError as e:
-            raise UsageError(f"{folder}: cannot be written: {one_line(e)}") from e
+    def _newest_extra(self, checkpointer: Checkpointer) -> dict[str, Any]:
+        for step in reversed(checkpointer.steps()):
+            try:
+                return checkpointer.read_extra(step)
+            except CheckpointError:
+                continue  # damaged: an earlier one will be restored
+        return {}
 
     def _train(
         self,
@@ -265,10 +240,11 @@ class Trainer:
         log: Tracker | None,
         stop: StopRequest,
         labels: LabelWatch,
+        recovery: Recovery,
     ) -> TrainState:
         train, kept = self.config.train, self.config.checkpoint
-        clock = Clock(self.config)
-        running: _Running | None = None
+        clock, hosts, pulse = Clock(self.config), HostWatch(), processes.pulse
+        running: Running | None = None
 
         def settle(*, early: bool = False) -> None:
             """Checks the previous step and logs it, while the device is busy with the next one.
@@ -279,8 +255,7 @@ class Trainer:
             if running is None:
                 return
             done, running = running, None
-            if halt.is_halted(done.metrics):
-                self._fail(done, state, start, saves)
+            recovery.check(done, state)
             if not done.logged:
                 return
             step, metrics = done.step, done.metrics
@@ -290,16 +265,20 @@ class Trainer:
             record |= {f"source_share/{name}": share for name, share in shares.items()}
             if saves.failed:
                 record["failed_saves"] = saves.failed
+            if passed := self._passed.before(done.window):
+                record["passed_windows"] = passed
+            record |= hosts.spread()
             progress.record(record)
             if log:
                 log.write(record)
-            note_slow(step, log, progress)
+            hosts.note_slow(step, log, progress)
 
         def leave() -> str:
             """Saves the state before the run ends early; says where."""
             if done == start:
                 return "nothing was done yet"
             settle(early=True)
+            pulse.at("save", done)
             saves.finish(done, state, self._extra(done, window))
             return f"step {done} is saved in {self.workdir}"
 
@@ -309,25 +288,29 @@ class Trainer:
         batches = self._batches(window, stopped, labels)
         try:
             for step in range(start + 1, train.steps + 1):
-                before, (window, batch) = window, next(batches, (window, None))
+                pulse.at("data", step)
+                window, batch = next(batches, (window, None))
                 if batch is None:
                     raise PreemptedError(
                         f"stopped by a signal; {leave()}: run the same command again to go on"
                     )
+                pulse.at("compile" if step == start + 1 else "step", step)
                 if step == start + 1:
                     processes.compile_together(self.train_step, state, batch)
                 with jax.transfer_guard("disallow"):
                     state, metrics = self.train_step(state, batch)
+                pulse.at("step", step)
                 done = step
                 progress.step(step - 1)
                 settle()
                 saves.look()
                 logged = step % train.log_every == 0 or step in (start + 1, train.steps)
-                running = _Running(step, before, batch, metrics, logged)
+                running = Running(step, window - train.batch_size, batch, metrics, logged)
                 last = step == train.steps
                 labels.check(window, last=last)
                 if last or (train.eval_every and step % train.eval_every == 0):
                     settle(early=True)
+                    pulse.at("evaluation", step)
                     if self._watch is not None:
                         record, line = self._watch.measure(state.params, step)
                         progress.line(line)
@@ -336,11 +319,14 @@ class Trainer:
                     clock.restart(step)
                 if last or step % kept.save_every == 0:
                     settle(early=True)  # a run killed after the save resumes after this step
+                    pulse.at("save", step)
                     save = saves.finish if last else saves.start
                     save(step, state, self._extra(step, window))
                 elif kept.local_every and step % kept.local_every == 0:
                     settle(early=True)
+                    pulse.at("save", step)
                     saves.keep(step, state, self._extra(step, window))
+                pulse.at("agree", step)
                 if stop.agreed() and not last:
                     raise PreemptedError(
                         f"stopped by a signal; {leave()}: run the same command again to go on"
@@ -359,51 +345,33 @@ class Trainer:
             batches.close()
         return state
 
-    def _fail(self, bad: _Running, state: TrainState, start: int, saves: Saves) -> None:
-        """Saves the state before a step that was not finite, and its batch; raises an error."""
-        good = bad.step - 1
-        batch_file = halt.keep_batch(self.workdir, bad.step, bad.batch)
-        # The state that the run began from is saved already.
-        if good > start or good not in saves.steps():
-            saves.finish(good, halt.go_on(state), self._extra(good, bad.window))
-        kept = f"the state before is step {good} in {self.workdir}"
-        raise halt.failure(bad.step, jax.device_get(bad.metrics), batch_file, kept)
-
     def _extra(self, step: int, window: int) -> dict[str, Any]:
         origin = {} if self._origin is None else {"init": self._origin}
         return {
             "config": to_dict(self.config),
             "windows": window,
             "store": self.windows.fingerprint_at(window),
+            "passed": self._passed.to_json(),
         } | origin
 
     def _batches(self, window: int, stopped: Callable[[], bool], labels: LabelWatch) -> Any:
         size, data, where = self.config.train.batch_size, self.config.data, self._batch_sharding
         rows = own_rows(where, size, data.seq_len)
-        loader = Loader(self.windows, batch_size=size, rows=rows, prefetch=data.prefetch)
+        needed = self.config.train.steps + -(-self._passed.total // size)
+        windows = self.windows.longer(needed)
+        loader = Loader(windows, batch_size=size, rows=rows, prefetch=data.prefetch)
+        following = self._passed.following
 
         def generate() -> Iterator[tuple[int, Batch]]:
-            iterating = contextlib.closing(loader.iterate(window, stopped=stopped))
+            iterating = contextlib.closing(
+                loader.iterate(window, stopped=stopped, following=following)
+            )
             with loader, iterating as batches:
                 for consumed, batch in batches:
                     labels.see(batch)
                     yield consumed, global_batch(batch, rows, where, size)
 
         return generate()
-
-
-def check_vocab(config: Config, source: TokenSource) -> None:
-    """Raises an error if the store's ids do not fit the model.
-
-    Raises:
-      UsageError: states both sizes.
-    """
-    if source.vocab_size > config.model.vocab_size:
-        raise UsageError(
-            f"{', '.join(config.data.stores[:3])}: its tokenizer has {source.vocab_size} ids, "
-            f"config.model.vocab_size = {config.model.vocab_size}; give "
-            f"--config.model.vocab_size={source.vocab_size}"
-        )
 
 
 def _is_first() -> bool:

@@ -36,6 +36,11 @@ class Saves:
         self._started: int | None = None  # the step that is being written
         self._said: CheckpointError | None = None
 
+    def begin(self, step: int) -> None:
+        """Says that training goes on from a step: what hosts have kept of later ones is dropped."""
+        if self._local is not None:
+            self._local.drop_after(step)
+
     def look(self) -> None:
         """Says that the save in the background has failed, if it has; never waits."""
         if (error := self._checkpointer.failed) is not None:
@@ -52,7 +57,7 @@ class Saves:
                 f"step {self._started} is still being saved; step {step} waits for it: save less"
                 " often (checkpoint.save_every), or to a faster disk"
             )
-        self._settle()
+        self.settle()
         try:
             self._checkpointer.save(step, state, extra)
         except CheckpointError as error:
@@ -74,7 +79,7 @@ class Saves:
         Raises:
           CheckpointError: this save has failed. An earlier one that has is only counted.
         """
-        self._settle()
+        self.settle()
         self._checkpointer.save(step, state, extra)
         self.wait()
 
@@ -88,8 +93,12 @@ class Saves:
         self._checkpointer.wait()
         self._in_a_row = 0
 
-    def _settle(self) -> None:
-        """Waits for the save before, and counts it if it has failed."""
+    def settle(self) -> None:
+        """Waits for the save before, and counts it if it has failed.
+
+        Raises:
+          CheckpointError: one too many has failed.
+        """
         if self._started is None:
             return
         self._started = None

@@ -27,6 +27,7 @@ from emo_jax.run.workdir import all_succeed, refused_changes
 from emo_jax.training import init_from
 from emo_jax.training.init_from import InitFrom, Source
 from emo_jax.training.optimizer import moments_only
+from emo_jax.training.passed import PassedWindows
 from emo_jax.training.state import (
     TrainState,
     abstract_state,
@@ -157,6 +158,7 @@ def from_local_disks(
     model: ModelFunctions,
     optimizer: optax.GradientTransformationExtraArgs,
     windows: RunWindows,
+    passed: PassedWindows,
 ) -> Made | None:
     """Restores the newest state on the hosts' own disks, if it is newer than the shared ones.
 
@@ -164,10 +166,12 @@ def from_local_disks(
     """
     abstract = abstract_state(model, optimizer)
 
-    def same_data(extra: dict[str, Any]) -> bool:
-        return extra["store"] == windows.fingerprint_at(extra["windows"])
+    def same_past(extra: dict[str, Any]) -> bool:
+        window = init_from.windows_of(extra, "a local checkpoint")
+        same = extra.get("store") == windows.fingerprint_at(window)
+        return same and passed.agree_before(window, extra.get("passed", []))
 
-    found = local.find(abstract, same_data)
+    found = local.find(abstract, same_past)
     if found is None:
         return None
     return local.restore(abstract, found.step), found.step, found.extra["windows"]

@@ -17,6 +17,7 @@ from emo_jax.errors import CheckpointError, DataError, UsageError
 from emo_jax.run.metrics_file import METRICS_FILE, read_metrics
 from emo_jax.run.workdir import INDEX_FOLDER, read_workdir_config
 from emo_jax.training.init_from import read_record, windows_of
+from emo_jax.training.passed import PassedWindows
 
 _ROWS = 64  # windows looked up at once
 
@@ -53,10 +54,22 @@ class Trace:
       windows: of its data, in the order of the run.
       begun: the step that this workdir's run began after; not 0 with `--init-from`.
       last: the last step that is known to have been done; 0 if none is.
+      passed: the windows that it passed over.
     """
 
-    def __init__(self, config: Config, windows: RunWindows, *, begun: int, offset: int, last: int):
-        self.config, self.windows = config, windows
+    def __init__(
+        self,
+        config: Config,
+        windows: RunWindows,
+        *,
+        begun: int,
+        offset: int,
+        last: int,
+        passed: PassedWindows,
+    ):
+        size = config.train.batch_size
+        self.config, self.passed = config, passed
+        self.windows = windows.longer(config.train.steps + -(-passed.total // size))
         self.begun, self.last, self._offset = begun, last, offset
 
     @classmethod
@@ -77,10 +90,11 @@ class Trace:
         saved = _saved(folder, config)
         for step, extra in reversed(saved[-1:]):
             _check_data(folder, step, extra, windows)
-        begun, offset = _beginning(folder, config, saved)
+        passed = PassedWindows.read(folder, saved[-1][1] if saved else None)
+        begun, offset = _beginning(folder, config, saved, passed)
         logged = [r["step"] for r in read_metrics(folder)] if _has_metrics(folder) else []
         last = max([*logged, *(step for step, _ in saved)], default=0)
-        return cls(config, windows, begun=begun, offset=offset, last=last)
+        return cls(config, windows, begun=begun, offset=offset, last=last, passed=passed)
 
     @property
     def batch_size(self) -> int:
@@ -98,7 +112,8 @@ class Trace:
             raise UsageError(f"step {step}: the first step of this run is {self.begun + 1}{other}")
         if step > self.config.train.steps:
             raise UsageError(f"step {step}: the run has {self.config.train.steps} steps")
-        first = self._offset + (step - 1 - self.begun) * self.batch_size
+        number = self._offset + (step - 1 - self.begun) * self.batch_size
+        first = self.passed.place(number)
         return np.arange(first, first + self.batch_size, dtype=np.int64)
 
     def read(self, step: int, row: int | None = None) -> Iterator[Read]:
@@ -180,7 +195,7 @@ def _check_data(folder: Path, step: int, extra: dict[str, Any], windows: RunWind
 
 
 def _beginning(
-    folder: Path, config: Config, saved: list[tuple[int, dict[str, Any]]]
+    folder: Path, config: Config, saved: list[tuple[int, dict[str, Any]]], passed: PassedWindows
 ) -> tuple[int, int]:
     """Returns the step after which a run began, and the windows consumed before it."""
     record = read_record(folder)
@@ -190,7 +205,8 @@ def _beginning(
     if saved:
         step, extra = saved[0]
         done = (step - begun) * config.train.batch_size
-        return begun, windows_of(extra, f"{folder}: step {step}") - done
+        window = windows_of(extra, f"{folder}: step {step}")
+        return begun, window - passed.before(window) - done
     theirs = Path(record["workdir"])
     where = f"{folder}: began from {theirs}@{begun}"
     try:

@@ -74,6 +74,11 @@ class JsonLines:
         """Appends a line."""
         self._file.write(record)
 
+    def rewind(self, step: int) -> None:
+        """Drops records of steps after this one, and appends from there."""
+        self._file.close()
+        self._file = MetricsFile(self._file.path.parent, resume_step=step)
+
     def close(self, outcome: Outcome) -> None:
         """Closes the file."""
         self._file.close()
@@ -109,6 +114,13 @@ class Tracker:
         self._file.write(record)
         for thread in self._threads:
             thread.put(record)
+
+    def rewind(self, step: int) -> None:
+        """Drops the file's records of steps after this one, which are done again.
+
+        Trackers get those records a second time.
+        """
+        self._file.rewind(step)
 
     def __exit__(
         self,

@@ -103,6 +103,19 @@ def test_one_whose_shared_checkpoint_was_taken_away_is_not_used(workdir, config,
     assert "it came after step 20, which is no longer in" in caplog.text
 
 
+def test_after_going_back_the_same_steps_are_saved_anew(workdir, config):
+    """As after a rollback, or where another host's disk had less."""
+    local = keep(workdir, config, 2, 4)
+    local.drop_after(2)
+    assert found(workdir, config) == 2
+    other = state_of(5, mesh_of(4, 2))
+    local.save(4, other, {"windows": 99})
+    local.close()
+    best = local.find(abstract(), lambda extra: True)
+    assert (best.step, best.extra["windows"]) == (4, 99)
+    assert_same(local.restore(abstract(), 4), other)
+
+
 def test_a_damaged_one_is_not_used(workdir, config):
     keep(workdir, config, 2, 4)
     runs.damage_checkpoint(folder_of(config).parent, 4)

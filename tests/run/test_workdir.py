@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-from types import SimpleNamespace
 
 import pytest
 
@@ -12,7 +11,7 @@ from emo_jax.errors import EXIT_USAGE, EmoError, UsageError
 from emo_jax.files.atomic import write_atomic
 from emo_jax.run.workdir import claim_workdir, read_workdir_config
 from emo_jax.training.init_from import read_record
-from emo_jax.training.loop import Trainer
+from emo_jax.training.run_source import keep_tokenizer
 from emo_jax.training.trackers import _known
 
 CONFIG = Config(
@@ -212,7 +211,6 @@ def test_a_tokenizer_is_kept_in_the_workdir_alone(tmp_path, store):
     for made in (workdir, mine):
         made.mkdir()
     (workdir / ".tokenizer.tmp").symlink_to(mine)
-    trainer = SimpleNamespace(workdir=workdir, source=TokenStore.open(store))
-    Trainer._keep_tokenizer(trainer)
+    keep_tokenizer(workdir, TokenStore.open(store))
     assert (workdir / "tokenizer/tokenizer.json").is_file()
     assert not (workdir / "tokenizer").is_symlink() and not list(mine.iterdir())

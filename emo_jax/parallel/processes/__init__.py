@@ -17,8 +17,10 @@ import emo_jax
 from emo_jax.errors import EXIT_FAILED, EmoError, UsageError
 from emo_jax.parallel.processes.meeting import Secret
 from emo_jax.parallel.processes.place import Place, find_place
+from emo_jax.parallel.processes.pulse import Pulse
 from emo_jax.parallel.processes.relay import Relay
 from emo_jax.parallel.processes.roster import Roster
+from emo_jax.parallel.processes.stall import WriteStacks
 from emo_jax.parallel.processes.words import Facts
 
 JOIN_TIMEOUT = 300.0  # seconds
@@ -27,6 +29,7 @@ TOKEN_VARIABLE = "EMO_TOKEN"
 _ANY = ("", "::", "0.0.0.0")  # listening there is listening at all addresses
 
 _roster: Roster | None = None  # this process's roster, while it is one of several
+pulse = Pulse()  # what this process does; its heartbeats say it
 
 
 @contextlib.contextmanager
@@ -71,6 +74,7 @@ def joined(
         silence_timeout=silence_timeout,
         stopped=stopped,
         secret=_secret(place.index, token),
+        pulse=pulse,
     )
     try:
         _start_jax(place, _roster.bound, join_timeout, silence_timeout)
@@ -98,6 +102,27 @@ def slow() -> list[tuple[str, int, float]]:
       Name, index and seconds of each.
     """
     return [] if _roster is None else _roster.slow()
+
+
+def signs() -> dict[int, dict[str, Any]]:
+    """Process 0: what each process said last (`Pulse.sign`), by index; empty for a single one."""
+    return {} if _roster is None else _roster.signs()
+
+
+def write_stacks_with(write: WriteStacks | None) -> None:
+    """Sets what writes the stacks of this process's threads when the run does not get on."""
+    if _roster is not None:
+        _roster.stall.write = write
+
+
+def stalled(limit: float) -> bool:
+    """Says that there was no step for `limit` seconds; returns whether there are others to tell.
+
+    All write their stacks, and end with exit code 75 and a line that says who waits for whom.
+    """
+    if _roster is not None:
+        _roster.stalled(limit)
+    return _roster is not None
 
 
 def compare(facts: Facts) -> None:

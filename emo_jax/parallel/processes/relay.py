@@ -50,6 +50,8 @@ class Relay:
 
 
 def _pump(source: socket.socket, sink: socket.socket) -> None:
+    """Passes on what comes until the source ends; if the sink is gone, what comes is dropped."""
     with contextlib.suppress(OSError):
         while data := source.recv(2**16):
-            sink.sendall(data)
+            with contextlib.suppress(OSError):
+                sink.sendall(data)

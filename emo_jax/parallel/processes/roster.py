@@ -6,8 +6,9 @@ JAX uses it, state what they run, and keep the connection. The kernel closes it 
 however it ends; heartbeats cover the loss of a machine.
 
 Messages are JSON, one per line. To process 0: `hello` (first), `round` (each process's value, in
-rounds), `leaves`. From it: `verdict` (on a round), `end` (a line to exit with), `left`. Both ways:
-`alive`.
+rounds), `leaves`, `stalled` (no step for too long). From it: `verdict` (on a round), `end` (a line
+to exit with), `left`. Both ways: `alive` (what the sender does), `stacks` (asks for the stacks of
+the threads; they are written).
 """
 
 import contextlib
@@ -20,10 +21,19 @@ import time
 from collections.abc import Callable
 from typing import Any, NoReturn
 
-from emo_jax.errors import EXIT_FAILED, EXIT_USAGE, EmoError, PreemptedError, UsageError
+from emo_jax.errors import (
+    EXIT_FAILED,
+    EXIT_RUN_AGAIN,
+    EXIT_USAGE,
+    EmoError,
+    PreemptedError,
+    UsageError,
+)
 from emo_jax.parallel.processes.line import NOTABLE, Line, listening_address
 from emo_jax.parallel.processes.meeting import Host, Inbox, Secret, Stopped, call, refuse
 from emo_jax.parallel.processes.place import Place
+from emo_jax.parallel.processes.pulse import Pulse
+from emo_jax.parallel.processes.stall import Stall
 from emo_jax.parallel.processes.words import Facts, differences, name_of, say, some
 
 GRACE = 5.0  # seconds within which processes that fail together all do so
@@ -41,9 +51,11 @@ class Roster:
       silence_timeout: seconds after which a silent process counts as lost.
       stopped: whether to give up waiting.
       secret: gives what all processes of the run know, and nobody else; None: not known yet.
+      pulse: says what this process does.
 
     Attributes:
       bound: on process 0, the IP address and port to listen at; an empty address: all of them.
+      stall: what happens if the run does not get on.
 
     Raises:
       EmoError: some processes did not join; they are named.
@@ -60,6 +72,7 @@ class Roster:
         silence_timeout: float,
         stopped: Callable[[], bool] = lambda: False,
         secret: Secret = lambda: "",
+        pulse: Pulse | None = None,
     ):
         self.place, self._stopped, self._met = place, Stopped(stopped), False
         self._join_timeout, self._silence = join_timeout, silence_timeout
@@ -72,6 +85,8 @@ class Roster:
         self._ending = threading.Lock()
         self._slow: queue.SimpleQueue[tuple[int, float]] = queue.SimpleQueue()
         self._stood = (0.0, 0.0)  # when this process did not run, the last time
+        self._pulse = pulse or Pulse()
+        self.stall = Stall(self._pulse)
         waiting: dict[str, Any] = {
             "secret": secret,
             "inbox": self._inbox,
@@ -112,7 +127,7 @@ class Roster:
 
     def _give_sign(self) -> None:
         for line in self._others():
-            line.send(alive={})
+            line.send(alive=self._pulse.sign())
 
     def _others(self) -> list[Line]:
         """A copy of the current lines; the watching thread removes those that end."""
@@ -215,11 +230,13 @@ class Roster:
             if self._deadline is not None and now >= self._deadline:
                 index, (code, why) = next((i, x) for i, x in self._left.items() if x[0])
                 self._lost(f"{self._names[index]} failed (exit code {code}): {why}", code)
+            if (text := self.stall.verdict(now, self._names, self.signs())) is not None:
+                self._lost(text, EXIT_RUN_AGAIN)
             try:
                 index, source, message = self._inbox.get(timeout=min(pause, _LOOK))
             except queue.Empty:
                 continue
-            if self._lines.get(index) is source:  # not from a line that was replaced
+            if self._lines.get(index) is source:  # not from a line that was replaced; ours is None
                 self._handle(index, message)
 
     def _note_silences(self, index: int, line: Line) -> None:
@@ -261,6 +278,12 @@ class Roster:
             self._note(0, message["left"], message["why"])
         elif "end" in message:
             self._end(message["end"], message["code"])
+        elif "stalled" in message:
+            self._ask_for_stacks(message["stalled"])
+        elif "stacks" in message and self.place.index == 0:
+            self.stall.wrote(index, message["stacks"])
+        elif "stacks" in message:
+            self._answer_stacks(message["stacks"])
 
     def _note(self, index: int, code: int, why: str) -> None:
         """Notes that one leaves; if it failed, the others end soon too.
@@ -299,6 +322,29 @@ class Roster:
             with contextlib.suppress(OSError):
                 os.write(2, f"emo: {text}\n".encode())
             os._exit(code)
+
+    # --- a run that does not get on --------------------------------------------------------------
+
+    def signs(self) -> dict[int, dict[str, Any]]:
+        """Process 0: what each process said last of what it does, by index."""
+        found = {i: line.alive for i, line in list(self._lines.items()) if line.alive}
+        return found | {self.place.index: self._pulse.sign()}
+
+    def stalled(self, limit: float) -> None:
+        """Says that this process has done no step for `limit` seconds; all end with it."""
+        if self.place.index == 0:
+            self._inbox.put((0, None, {"stalled": limit}))
+        else:
+            self._lines[0].send(stalled=limit)
+
+    def _ask_for_stacks(self, limit: float) -> None:
+        if (folder := self.stall.begin(limit)) is not None:
+            for line in self._others():
+                line.send(stacks=folder)
+            self.stall.write_here(folder, lambda sign: self.stall.wrote(0, sign))
+
+    def _answer_stacks(self, folder: str) -> None:
+        self.stall.write_here(folder, lambda sign: self._lines[0].send(stacks=sign))
 
     # --- leaving ---------------------------------------------------------------------------------
 
