@@ -13,7 +13,7 @@ import numpy as np
 from etils import epath
 
 from emo_jax.batch import Batch
-from emo_jax.errors import EmoError, one_line
+from emo_jax.errors import EmoError, NotFiniteError, one_line
 from emo_jax.files.atomic import write_bytes_atomic
 from emo_jax.parallel.rows import own_part
 from emo_jax.training.state import TrainState
@@ -54,11 +54,11 @@ def keep_batch(workdir: Path, step: int, batch: Batch) -> Path:
     return path
 
 
-def failure(step: int, metrics: dict[str, Any], batch_file: Path, kept: str) -> EmoError:
+def failure(step: int, metrics: dict[str, Any], batch_file: Path, kept: str) -> NotFiniteError:
     """Returns the error that ends the run; `kept` says where the previous state is saved."""
     values = {"loss": float(metrics["loss"]), "gradient norm": float(metrics["grad_norm"])}
     bad = " and ".join(f"the {n} is {v}" for n, v in values.items() if not math.isfinite(v))
-    return EmoError(
+    return NotFiniteError(
         f"step {step}: {bad}; nothing was updated: {kept}, the batch is {batch_file}. The same"
         " command stops here again: look at the batch, or begin anew with --init-from and a lower"
         " optimizer.peak_lr"

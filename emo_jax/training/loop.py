@@ -36,6 +36,7 @@ from emo_jax.model.functions import ModelFunctions
 from emo_jax.parallel import mesh as mesh_lib
 from emo_jax.parallel import processes
 from emo_jax.parallel.rows import global_batch, own_rows
+from emo_jax.run.goodput import STEPS
 from emo_jax.run.lock import RunLock
 from emo_jax.run.run_info import describe_run
 from emo_jax.run.workdir import (
@@ -57,6 +58,7 @@ from emo_jax.training.start import plan_start
 from emo_jax.training.state import TrainState
 from emo_jax.training.step import jit_train_step
 from emo_jax.training.stop import StopRequest
+from emo_jax.training.stopwatch import Stopwatch
 from emo_jax.training.trackers import make_trackers
 from emo_jax.training.tracking import Tracker
 
@@ -172,6 +174,8 @@ class Trainer:
                 raise PreemptedError(
                     "stopped before the first step; run the same command again to go on"
                 )
+            kept = self.workdir if _is_first() else None
+            times = stack.enter_context(Stopwatch(kept, first=start, began=stop.began))
             log = None
             if _is_first():
                 fingerprint = self.source.fingerprint
@@ -185,8 +189,11 @@ class Trainer:
                 window=window,
                 resumes=start > 0 and begin.resumes,
             )
-            state = self._train(state, start, window, checkpointer, progress, log, stop, labels)
-            checkpointer.wait()
+            state = self._train(
+                *(state, start, window, checkpointer, progress, log, stop, labels, times)
+            )
+            with times.during("save_stall"):
+                checkpointer.wait()
             return state
 
     def _check_source(self, checkpointer: Checkpointer) -> None:
@@ -253,6 +260,7 @@ class Trainer:
         log: Tracker | None,
         stop: StopRequest,
         labels: LabelWatch,
+        times: Stopwatch,
     ) -> TrainState:
         train, save_every = self.config.train, self.config.checkpoint.save_every
         clock = Clock(self.config)
@@ -268,25 +276,32 @@ class Trainer:
                 return
             done, running = running, None
             if halt.is_halted(done.metrics):
-                self._fail(done, state, start, checkpointer)
+                with times.during("save_stall"):
+                    self._fail(done, state, start, checkpointer)
             if not done.logged:
                 return
             step, metrics = done.step, done.metrics
             record = {"step": step, **summarize(self.config, jax.device_get(metrics))}
-            record |= clock.speed(step, early=early)
+            record |= clock.speed(step, early=early) | times.shares()
             shares = self.windows.shares(done.window + train.batch_size)
             record |= {f"source_share/{name}": share for name, share in shares.items()}
             progress.record(record)
             if log:
                 log.write(record)
 
+        def save(step: int) -> None:
+            settle(early=True)  # a run killed after the save resumes after this step
+            times.saves(step)
+            with times.during("save_stall"):
+                checkpointer.save(step, state, self._extra(step, window))
+
         def leave() -> str:
             """Saves the state before the run ends early; says where."""
             if done == start:
                 return "nothing was done yet"
-            settle(early=True)
-            checkpointer.save(done, state, self._extra(done, window))
-            checkpointer.wait()
+            save(done)
+            with times.during("save_stall"):
+                checkpointer.wait()
             return f"step {done} is saved in {self.workdir}"
 
         done, alone = start, jax.process_count() == 1
@@ -295,7 +310,9 @@ class Trainer:
         batches = self._batches(window, stopped, labels)
         try:
             for step in range(start + 1, train.steps + 1):
+                times.enter("input_wait")
                 before, (window, batch) = window, next(batches, (window, None))
+                times.enter("compile" if step == start + 1 else STEPS)
                 if batch is None:
                     raise PreemptedError(
                         f"stopped by a signal; {leave()}: run the same command again to go on"
@@ -304,6 +321,7 @@ class Trainer:
                     processes.compile_together(self.train_step, state, batch)
                 with jax.transfer_guard("disallow"):
                     state, metrics = self.train_step(state, batch)
+                times.started(step, metrics["halted"])
                 done = step
                 progress.step(step - 1)
                 settle()
@@ -315,14 +333,14 @@ class Trainer:
                 if last or (train.eval_every and step % train.eval_every == 0):
                     settle(early=True)
                     if self._watch is not None:
-                        record, line = self._watch.measure(state.params, step)
+                        with times.during("evaluation"):
+                            record, line = self._watch.measure(state.params, step)
                         progress.line(line)
                         if log:
                             log.write(record)
                     clock.restart(step)
                 if last or step % save_every == 0:
-                    settle(early=True)  # a run killed after the save resumes after this step
-                    checkpointer.save(step, state, self._extra(step, window))
+                    save(step)
                 if stop.agreed() and not last:
                     raise PreemptedError(
                         f"stopped by a signal; {leave()}: run the same command again to go on"
