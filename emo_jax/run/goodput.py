@@ -78,7 +78,7 @@ class Mark:
         values["time"] = round(self.time, 3)
         values["since_step"] = round(self.since_step, 3)
         values["seconds"] = {name: round(s, 3) for name, s in self.seconds.items() if s}
-        return values
+        return {name: value for name, value in values.items() if value != ""}
 
     @classmethod
     def of(cls, record: Mapping[str, Any]) -> "Mark":
