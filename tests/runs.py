@@ -176,12 +176,16 @@ def steps_logged(workdir: Path) -> int:
     return max((json.loads(line)["step"] for line in lines if line.endswith("\n")), default=0)
 
 
+def is_time(name: str) -> bool:
+    """Whether a value of a record is measured with a clock, and so another in every run."""
+    return name in ("tokens_per_second", "mfu", "goodput", "wall_seconds") or "badput" in name
+
+
 def log_as_written(workdir: Path) -> list[dict]:
-    """The log with its numbers as the text that was written, without the speed."""
+    """The log with its numbers as the text that was written, without times."""
     lines = (workdir / METRICS_FILE).read_text().splitlines()
     records = [json.loads(line, parse_float=str, parse_int=str) for line in lines]
-    speed = ("tokens_per_second", "mfu")
-    return [{k: v for k, v in record.items() if k not in speed} for record in records]
+    return [{k: v for k, v in record.items() if not is_time(k)} for record in records]
 
 
 def checkpoints(workdir: Path) -> list[int]:
