@@ -86,7 +86,7 @@ def _lines(one: "Status") -> dict[str, str]:
     doing = f", {one.doing.replace('_', ' ')}" if one.doing and one.state == "running" else ""
     lines = {"run": f"{one.name}: {one.state}{doing}"}
     if one.note:
-        lines["what to do" if one.exit_code else "note"] = one.note
+        lines["note"] = one.note
     share = f", {100 * one.step / one.steps:.1f} %" if one.steps else ""
     left = "" if one.seconds_left is None else f", {spoken(one.seconds_left)} left"
     lines["step"] = f"{one.step:,} of {one.steps:,}{share}{left}"

@@ -73,6 +73,13 @@ def test_an_older_checkpoint_loses_work_of_several_starts():
     assert times.seconds["lost_work"] == pytest.approx(6.5 / 3)
 
 
+def test_a_step_that_was_under_way_is_lost():
+    """The last sign is of the 11th step, after the save of the 10th, from which the run goes on."""
+    under_way = _mark(0, 0, 10, 42, startup=5.0, compile=10.0, steps=21.5, input_wait=5.0)
+    times = account([*FIRST[:2], under_way, *SECOND])
+    assert times.seconds["lost_work"] == 1.5
+
+
 def test_a_start_that_went_back_keeps_what_was_before():
     back = _mark(0, 0, 10, 60, steps=20.0, lost_work=6.5, startup=5.0)
     on = _mark(0, 0, 12, 70, steps=24.0, lost_work=6.5, startup=5.0)
