@@ -13,6 +13,7 @@ there is only the time of day, and a clock set back counts as no time.
 
 import bisect
 import dataclasses
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -262,7 +263,7 @@ def keep_heartbeat(workdir: Path) -> list[Mark]:
     """
     path, beat = workdir / GOODPUT_FILE, read_heartbeat(workdir)
     marks: list[Mark] = []
-    if path.exists():
+    if os.path.lexists(path):  # the target of a link is not ours to write
         lines = read_lines(path, _check)
         if lines.bad:
             mend_lines(path, lines, lines.records)

@@ -26,12 +26,14 @@ class Look(NamedTuple):
     """What a lock says.
 
     `held`: by a process of this machine, which is there; `gone`: by one which is not;
-    `elsewhere`: by one of another machine; `free`: by none.
+    `elsewhere`: by one of another machine; `free`: by none. `since`: when it was taken, in seconds
+    since 1970.
     """
 
     state: Literal["held", "gone", "elsewhere", "free"]
     host: str | None = None
     pid: int | None = None
+    since: float = 0.0
 
 
 class RunLock:
@@ -57,16 +59,16 @@ class RunLock:
     def look(self) -> Look:
         """Returns who uses the workdir; a malformed file is nobody's."""
         try:
-            owner = self._owner()
-        except UsageError:
-            owner = None
+            owner, since = self._owner(), self._path.stat().st_mtime
+        except (UsageError, FileNotFoundError):
+            owner, since = None, 0.0
         if owner is None:
             return Look("free")
         if owner.host != socket.gethostname():
-            return Look("elsewhere", owner.host, owner.pid)
+            return Look("elsewhere", owner.host, owner.pid, since)
         begun = _begun(owner.pid)
         there = begun is not None and begun == owner.begun
-        return Look("held" if there else "gone", owner.host, owner.pid)
+        return Look("held" if there else "gone", owner.host, owner.pid, since)
 
     def acquire(self) -> None:
         """Makes the workdir ours until `release`."""

@@ -15,13 +15,14 @@ from typing import Any
 from emo_jax.errors import EXIT_FAILED, EXIT_OK, EXIT_RUN_AGAIN, UsageError, one_line
 from emo_jax.files.json_files import Fields, NotReadableError, read_object
 from emo_jax.run.goodput import HEARTBEAT_FILE, STEPS, Account, Mark, account, read_marks
-from emo_jax.run.lock import RunLock
+from emo_jax.run.lock import Look, RunLock
 from emo_jax.run.metrics_file import METRICS_FILE, number_in, read_newest
 from emo_jax.run.run_info import read_run_info
 from emo_jax.run.workdir import CHECKPOINTS, CONFIG_FILE, MANIFEST, split_step
 
 DEAD_SECONDS = 90.0  # without a heartbeat: 18 of them, longer than a file server keeps old content
 STALLED_SECONDS, STALLED_STEPS = 300.0, 20  # without a step: both, in seconds and in usual steps
+STARTING_SECONDS = 1800.0  # on another machine, where nothing tells a slow start from a dead one
 _RECENT = 20  # logged steps whose speed is averaged
 
 # state: exit code of `emo status`
@@ -121,7 +122,10 @@ def read_status(workdir: str | Path, *, now: float | None = None) -> Status:
     last = marks[-1] if marks else None
     ago = None if sign is None else max(0.0, now - sign)
     step = logged if last is None else last.step
-    state, note = _state(last, lock.state, ago, finished=0 < steps <= step)
+    if lock.state != "free" and lock.since > (sign or 0.0):
+        state, note = _starting(lock, max(0.0, now - lock.since))
+    else:
+        state, note = _state(last, lock.state, ago, finished=0 < steps <= step)
     if state in ("dead", "stalled") and saved is not None and saved[0] < step:
         note += f", from step {saved[0]:,}"
     live = state in ("starting", "running", "stalled")
@@ -171,6 +175,15 @@ def _read_config(workdir: str | Path) -> tuple[str, int]:
         raise UsageError(f"{path / CONFIG_FILE}: cannot be read ({one_line(error)})") from error
 
 
+def _starting(lock: Look, ago: float) -> tuple[str, str]:
+    """The state of a run whose last start took the lock so long ago, and gave no sign since."""
+    if lock.state == "held" or (lock.state == "elsewhere" and ago < STARTING_SECONDS):
+        return "starting", ""
+    if lock.state == "gone":
+        return "dead", f"its process was gone before the first step; {_AGAIN}"
+    return "dead", f"it was started on {lock.host} {spoken(ago)} ago without a sign since; {_AGAIN}"
+
+
 def _state(last: Mark | None, lock: str, ago: float | None, *, finished: bool) -> tuple[str, str]:
     """The state, and what to do.
 
@@ -182,14 +195,10 @@ def _state(last: Mark | None, lock: str, ago: float | None, *, finished: bool) -
     """
     silent = "no sign of life" if ago is None else f"no sign of life for {spoken(ago)}"
     if last is None or last.outcome != "running":
-        if lock == "held":
-            return "starting", ""
         if last is not None:
             return last.outcome, last.said or ("" if last.outcome == "finished" else _AGAIN)
         if finished:
             return "finished", ""
-        if lock == "gone":
-            return "dead", f"its process is gone; {_AGAIN}"
         if ago is None:
             return "new", ""
         return "stopped", f"how it ended is not recorded; {_AGAIN}"

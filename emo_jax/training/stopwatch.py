@@ -52,7 +52,7 @@ class Stopwatch:
         self._done, self._done_at = first, began
         self._saves = [(first, 0.0)]  # (step, seconds in steps)
         self._start, self._before = 0, Account()
-        self._warned = self._superseded = False
+        self._keeps, self._warned = True, False
         self._lock = threading.RLock()
         self._running: queue.SimpleQueue[tuple[int, Any] | None] = queue.SimpleQueue()
         self._over = threading.Event()
@@ -140,6 +140,7 @@ class Stopwatch:
                 earlier = goodput.keep_heartbeat(self._folder)
             except (OSError, UsageError) as e:
                 self._warn(e)
+                self._keeps = False
             self._start = 1 + max((mark.start for mark in earlier), default=-1)
             mark = self._mark()
             so_far = account([*earlier, mark]).seconds
@@ -202,7 +203,7 @@ class Stopwatch:
             try:
                 there = goodput.read_heartbeat(self._folder)
                 if there is not None and there.start > self._start:
-                    self._superseded = True  # another process has taken over the workdir
+                    self._keeps = False  # another process has taken over the workdir
                     return
                 write_atomic(path, dumps(self._mark().to_json()) + "\n")
             except OSError as e:
@@ -211,7 +212,7 @@ class Stopwatch:
                 return
 
     def _append(self, mark: Mark) -> bool:
-        if self._superseded:
+        if not self._keeps:
             return False
         try:
             goodput.append_mark(self._folder, mark)

@@ -17,7 +17,14 @@ from emo_jax.run import goodput
 from emo_jax.run.goodput import GOODPUT_FILE, HEARTBEAT_FILE, Mark
 from emo_jax.run.lock import LOCK_FILE, RunLock, _begun
 from emo_jax.run.metrics_file import _NEWEST_BYTES, METRICS_FILE, read_metrics, read_newest
-from emo_jax.run.status import DEAD_SECONDS, STALLED_SECONDS, STATES, read_status, spoken
+from emo_jax.run.status import (
+    DEAD_SECONDS,
+    STALLED_SECONDS,
+    STARTING_SECONDS,
+    STATES,
+    read_status,
+    spoken,
+)
 
 NOW = time.time()
 
@@ -53,6 +60,7 @@ def _live(workdir, *, ago=1.5, lock="here", step=23, cause="steps", since_step=0
         owner["host"] = "elsewhere"
     if lock != "none":
         (workdir / LOCK_FILE).write_text(json.dumps(owner))
+        os.utime(workdir / LOCK_FILE, (NOW - 1e5, NOW - 1e5))
 
 
 @pytest.mark.parametrize(
@@ -88,6 +96,29 @@ def test_a_live_or_dead_run(workdir, live, state, note):
     if state == "running":
         assert found.seconds_left == pytest.approx((40 - 23) * 11.5 / 23)
     assert found.goodput == pytest.approx(10 / found.wall_seconds)
+
+
+@pytest.mark.parametrize("outcome", ["running", "stopped"])
+def test_a_run_that_was_started_again_reads_its_checkpoint(workdir, outcome):
+    """For minutes, without a sign of its own; what is there is of the start before."""
+    _live(workdir, lock="gone", ago=3600.0)
+    if outcome == "stopped":
+        beat = json.loads((workdir / HEARTBEAT_FILE).read_text())
+        goodput.append_mark(workdir, Mark.of(beat | {"outcome": outcome}))
+    lock = workdir / LOCK_FILE
+
+    def seen(**changes):
+        owner = {"host": socket.gethostname(), "pid": os.getppid(), "begun": _begun(os.getppid())}
+        lock.write_text(json.dumps(owner | changes))
+        os.utime(lock, (NOW - 600, NOW - 600))
+        found = read_status(workdir, now=NOW)
+        return found.state, found.note
+
+    assert seen() == seen(host="elsewhere") == ("starting", "")
+    assert seen(begun=1)[0] == "dead" and "gone before the first step" in seen(begun=1)[1]
+    seen(host="elsewhere")
+    late = read_status(workdir, now=NOW + STARTING_SECONDS)
+    assert late.state == "dead" and "it was started on elsewhere 40 min ago" in late.note
 
 
 def test_a_steady_run_of_slow_steps_is_not_stalled(workdir):

@@ -214,6 +214,20 @@ def test_what_cannot_be_written_is_said_once_and_ends_nothing(tmp_path, caplog, 
     assert line.startswith(f"goodput: not kept in {tmp_path}: ")
 
 
+@pytest.mark.parametrize("there", [False, True])
+def test_nothing_is_written_where_a_link_leads(tmp_path, caplog, there):
+    workdir, target = tmp_path / "run", tmp_path / "mine"
+    workdir.mkdir()
+    if there:
+        target.write_text("mine")
+    for name in (GOODPUT_FILE, HEARTBEAT_FILE):
+        (workdir / name).symlink_to(target)
+    with caplog.at_level(logging.WARNING):
+        _watch(workdir, work=lambda times: (times.saves(0), time.sleep(0.2)))
+    assert "goodput: not kept in" in caplog.text and "link" in caplog.text
+    assert target.read_text() == "mine" if there else not target.exists()
+
+
 def test_other_processes_measure_and_write_nothing(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
