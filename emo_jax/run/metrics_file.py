@@ -54,14 +54,13 @@ def read_newest(workdir: Path) -> list[dict[str, Any]]:
     path, found = workdir / METRICS_FILE, []
     try:
         with open_regular(path) as file:
-            start = max(0, os.fstat(file.fileno()).st_size - _NEWEST_BYTES)
-            file.seek(start)
+            file.seek(max(0, os.fstat(file.fileno()).st_size - _NEWEST_BYTES))
             lines = file.read(_NEWEST_BYTES).splitlines()
     except FileNotFoundError:
         return []
     except NotReadableError as error:
         raise UsageError(f"{path}: cannot be read ({error}); mend or remove it") from None
-    for line in lines[bool(start) :]:
+    for line in lines:  # the first may be the end of one, which is no record
         try:
             record = parse(line)
             _check(record)

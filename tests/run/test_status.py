@@ -38,21 +38,23 @@ def workdir(finished_run, tmp_path):
     return copy
 
 
-def _live(workdir, *, ago=1.5, lock="here", step=23, cause="steps", since_step=0.0, compiled=9.0):
+def _live(
+    workdir, *, ago=1.5, lock="here", step=23, cause="steps", since_step=0.0, compiled=9.0, now=NOW
+):
     """As a run leaves a workdir while it lives, or when it is killed."""
     seconds = {"startup": 5.0, "compile": compiled, "steps": 10.0, "evaluation": 1.5}
     mark = Mark(
         start=0,
         first=0,
         step=step,
-        time=NOW - ago,
+        time=now - ago,
         seconds=seconds,
         cause=cause,
         since_step=since_step,
     )
     (workdir / HEARTBEAT_FILE).write_text(json.dumps(mark.to_json()))
     for name in (HEARTBEAT_FILE, METRICS_FILE):
-        os.utime(workdir / name, (NOW - ago, NOW - ago))
+        os.utime(workdir / name, (now - ago, now - ago))
     owner = {"host": socket.gethostname(), "pid": os.getppid(), "begun": _begun(os.getppid())}
     if lock == "gone":
         owner["begun"] = 1
@@ -60,7 +62,7 @@ def _live(workdir, *, ago=1.5, lock="here", step=23, cause="steps", since_step=0
         owner["host"] = "elsewhere"
     if lock != "none":
         (workdir / LOCK_FILE).write_text(json.dumps(owner))
-        os.utime(workdir / LOCK_FILE, (NOW - 1e5, NOW - 1e5))
+        os.utime(workdir / LOCK_FILE, (now - 1e5, now - 1e5))
 
 
 @pytest.mark.parametrize(
@@ -233,7 +235,7 @@ def test_the_command_shows_one_run_as_lines_and_several_as_a_table(finished_run,
 
 
 def test_all_figures_as_json(finished_run, workdir, tmp_path, capsys):
-    _live(workdir, ago=0)
+    _live(workdir, now=time.time())
     file = tmp_path / "status.json"
     assert runs.emo_here("status", workdir, finished_run, "--json", file) == 0
     (first, second) = json.loads(file.read_text())["runs"]
