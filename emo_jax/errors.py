@@ -49,6 +49,10 @@ class PreemptedError(EmoError):
     exit_code = EXIT_RUN_AGAIN
 
 
+class NotFiniteError(EmoError):
+    """The loss or the gradient norm is not finite; the state before the step is saved."""
+
+
 class OutputClosedError(EmoError):
     """The reader of standard output has gone away, so nothing can be reported."""
 

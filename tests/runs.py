@@ -176,13 +176,18 @@ def steps_logged(workdir: Path) -> int:
     return max((json.loads(line)["step"] for line in lines if line.endswith("\n")), default=0)
 
 
+def is_time(name: str) -> bool:
+    """Whether a value of a record is measured with a clock, and so another in every run."""
+    times = ("tokens_per_second", "mfu", "goodput", "badput", "wall_seconds")
+    return name.startswith((*times, "step_seconds/", "data_seconds/"))
+
+
 def log_as_written(workdir: Path) -> list[dict]:
     """The log with its numbers as the text that was written, without what depends on the time."""
     lines = (workdir / METRICS_FILE).read_text().splitlines()
     records = [json.loads(line, parse_float=str, parse_int=str) for line in lines]
     records = [record for record in records if "slow_process" not in record]
-    speed = ("tokens_per_second", "mfu", "step_seconds/", "data_seconds/")
-    return [{k: v for k, v in r.items() if not k.startswith(speed)} for r in records]
+    return [{k: v for k, v in record.items() if not is_time(k)} for record in records]
 
 
 def checkpoints(workdir: Path) -> list[int]:

@@ -26,7 +26,6 @@ from etils import epath
 
 from emo_jax.checkpoint.manifest import (
     FORMAT,
-    MANIFEST,
     DamagedError,
     LeafPath,
     compare,
@@ -50,6 +49,7 @@ from emo_jax.config import CheckpointConfig
 from emo_jax.errors import CheckpointError, one_line
 from emo_jax.files.json_files import dumps
 from emo_jax.files.trees import nest
+from emo_jax.run.workdir import MANIFEST
 
 _LOG = logging.getLogger(__name__)
 _DATA = "data"  # in a step's folder

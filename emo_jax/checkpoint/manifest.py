@@ -37,8 +37,9 @@ from emo_jax.files.json_files import (
 from emo_jax.files.names import plain_name
 from emo_jax.files.waiting import AwayError, Patience, SpoiltError
 from emo_jax.parallel import processes
+from emo_jax.run.workdir import MANIFEST
 
-MANIFEST, FORMAT = "manifest.json", 1
+FORMAT = 1
 _LOG = logging.getLogger(__name__)
 _HASH_THREADS, _HASH_BLOCK = 4, 2**20
 

@@ -25,8 +25,7 @@ from emo_jax.checkpoint.manifest import (
 from emo_jax.checkpoint.slices import SliceReader
 from emo_jax.errors import one_line
 from emo_jax.files.trees import nest
-
-CHECKPOINTS = "checkpoints"  # in the workdir
+from emo_jax.run.workdir import CHECKPOINTS
 
 
 def checkpoints_of(workdir: str | os.PathLike[str]) -> epath.Path:

@@ -23,11 +23,11 @@ from emo_jax.errors import CheckpointError
 from emo_jax.files.arrays import StoredArray
 from emo_jax.files.steady import SteadyFiles
 from emo_jax.files.waiting import Patience, SpoiltError
+from emo_jax.run.workdir import MANIFEST
 
 Block = tuple[slice, ...]  # start and stop on every axis
 
 WRITE_BYTES = 16 * 2**20  # read and written at once, unless one chunk is larger
-_MANIFEST = "manifest.json"  # of a step, written last
 _INDEX_BYTES = 64 * 2**20  # cache for the index of chunks in the files
 _CACHE_BYTES = 2 * 2**30  # maximum cache for chunks shared by the blocks being read
 
@@ -218,7 +218,7 @@ class _StepFiles:
 
     def __init__(self, folder: Path):
         self._folder = folder
-        self._steady = SteadyFiles(folder, {_MANIFEST: None})
+        self._steady = SteadyFiles(folder, {MANIFEST: None})
 
     def check(self, *names: str) -> None:
         """See `SteadyFiles`."""
@@ -227,4 +227,4 @@ class _StepFiles:
                 f"{self._folder}: was removed while it was read, as a run that is training does"
                 " with its older checkpoints"
             )
-        self._steady.check(_MANIFEST)
+        self._steady.check(MANIFEST)

@@ -206,8 +206,8 @@ def explore(
 def report(workdir: str, output: str | None) -> None:
     """Write one page about a run: open it in a browser, offline.
 
-    Losses, domains, fewer experts, routing, optimizer, speed, config and environment, from what
-    the run has logged; it may still be training. A report that is there is made anew.
+    Losses, domains, fewer experts, routing, optimizer, speed, goodput, config and environment, from
+    what the run has logged; it may still be training. A report that is there is made anew.
     """
     from emo_jax.report.page import write_report
     from emo_jax.report.run import read_run

@@ -153,9 +153,9 @@ def _drop_afterwords() -> None:
 
 def _run(argv: list[str], debug: bool) -> int:
     try:
-        cli(argv or ["--help"], prog_name="emo", standalone_mode=False)
+        code = cli(argv or ["--help"], prog_name="emo", standalone_mode=False)
         sys.stdout.flush()
-        return 0
+        return code if type(code) is int else 0  # of ctx.exit
     except OutputClosedError as e:
         return e.exit_code
     except click.exceptions.Exit as e:

@@ -18,7 +18,7 @@ from emo_jax import __version__
 from emo_jax.errors import UsageError
 from emo_jax.files.atomic import write_atomic
 from emo_jax.files.trees import flatten
-from emo_jax.report import charts
+from emo_jax.report import charts, goodput
 from emo_jax.report.run import Points, Run
 from emo_jax.run.metrics_file import METRICS_FILE
 
@@ -72,7 +72,7 @@ def _beginning(path: Path) -> str:
 
 def page(run: Run) -> str:
     """Returns the whole page."""
-    parts = (_losses, _domains, _keep, _sources, _routing, _optimizer, _speed)
+    parts = (_losses, _domains, _keep, _sources, _routing, _optimizer, _speed, _goodput)
     made = [section(run) for section in parts]
     sections = [*(s for s in made if s is not None), _config(run), _environment(run)]
     name = html.escape(str(run.config.get("name", run.path.name)))
@@ -113,6 +113,8 @@ def _tiles(run: Run) -> str:
     shares = run.points("mfu")[1]
     if shares:
         values["MFU, median"] = f"{100 * statistics.median(shares):.1f} %"
+    if run.times.goodput is not None:
+        values["goodput"] = f"{100 * run.times.goodput:.1f} %"
     if len(run.starts) > 1:
         values["starts"] = f"{len(run.starts)}"
     cells = "".join(f"<div><dt>{name}</dt><dd>{value}</dd></div>" for name, value in values.items())
@@ -236,6 +238,25 @@ def _speed(run: Run) -> Section | None:
         percent = (share[0], [100 * value for value in share[1]])
         parts.append(f"<h3>model FLOPs utilisation</h3>{_line_chart({'MFU': percent}, '%')}")
     return Section("speed", "Speed", f'<div class="pairs">{_each(parts)}</div>')
+
+
+def _goodput(run: Run) -> Section | None:
+    times = run.times
+    if not times.wall:
+        return None
+    text = (
+        "Where the wall time went, as process 0 has it. Goodput is the share in steps that were"
+        " kept, badput the rest. A bar is a start, with the time before it in which nothing ran;"
+        " its parts say how much, not when."
+    )
+    causes, rows = goodput.cause_rows(times), goodput.start_rows(times)
+    says = "wall time by cause: " + "; ".join(f"{row[0]} {row[2]}" for row in causes)
+    chart = f"<figure>{charts.inline_svg(goodput.timeline(times), says)}</figure>"
+    left_out = len(times.spans) - len(rows)
+    note = f"The last {len(rows)} of {len(times.spans):,} starts." if left_out else ""
+    titles = ["start", "began, UTC", "steps", "wall time", "goodput", "down", "lost work", "end"]
+    body = f"{_paragraph(text)}{chart}{_table(['cause', 'time', 'share', 'what it is'], causes)}"
+    return Section("goodput", "Goodput", f"{body}{_paragraph(note)}{_table(titles, rows)}")
 
 
 def _config(run: Run) -> Section:

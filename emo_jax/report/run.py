@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 from emo_jax.errors import UsageError, one_line
 from emo_jax.files.json_files import Fields, read_object
+from emo_jax.run.goodput import Account, account, read_marks
 from emo_jax.run.metrics_file import METRICS_FILE, number_in, numbers_in, read_metrics
 from emo_jax.run.run_info import read_run_info
 from emo_jax.run.workdir import CONFIG_FILE, split_step
@@ -21,6 +22,7 @@ class Run(NamedTuple):
     config: dict[str, Any]
     records: list[dict[str, Any]]  # logged steps and evaluations, by step
     starts: list[dict[str, Any]]  # from run_info.jsonl
+    times: Account = Account()  # where the wall time went
 
     @property
     def last_step(self) -> int:
@@ -114,6 +116,7 @@ def read_run(workdir: str | Path) -> Run:
         for section, name in (("train", "steps"), ("train", "batch_size"), ("data", "seq_len")):
             Fields(config).inner(section).integer(name)
         starts = read_run_info(path)
+        times = account(read_marks(path))
     except (OSError, ValueError) as error:
         raise UsageError(f"{path}: cannot be read as a workdir ({one_line(error)})") from error
-    return Run(path, config, records, starts)
+    return Run(path, config, records, starts, times)

@@ -1,1 +1,1 @@
-"""A run on disk: its folder and who may use it, its lock, its metrics, how it was started."""
+"""A run on disk: its folder and who may use it, lock, metrics, goodput, status, how it started."""

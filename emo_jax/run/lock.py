@@ -5,7 +5,7 @@ import os
 import secrets
 import socket
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from emo_jax.errors import UsageError, one_line
 from emo_jax.files.json_files import Fields, NotReadableError, dumps, read_object
@@ -22,6 +22,20 @@ class _Owner(NamedTuple):
     begun: int | None
 
 
+class Look(NamedTuple):
+    """What a lock says.
+
+    `held`: by a process of this machine, which is there; `gone`: by one which is not;
+    `elsewhere`: by one of another machine; `free`: by none. `since`: when it was taken, in seconds
+    since 1970.
+    """
+
+    state: Literal["held", "gone", "elsewhere", "free"]
+    host: str | None = None
+    pid: int | None = None
+    since: float = 0.0
+
+
 class RunLock:
     """WORKDIR/.lock: host and process of the run that is active there.
 
@@ -35,18 +49,26 @@ class RunLock:
 
     def check(self) -> None:
         """Raises UsageError if another process on this host uses the workdir."""
-        try:
-            owner = self._owner()
-        except UsageError:
-            return  # malformed: nobody's
-        if owner is None or owner.host != socket.gethostname() or owner.pid == os.getpid():
-            return
-        begun = _begun(owner.pid)
-        if begun is not None and begun == owner.begun:
+        found = self.look()
+        if found.state == "held" and found.pid != os.getpid():
             raise UsageError(
-                f"{self._path.parent} is in use by process {owner.pid} on this machine; wait"
+                f"{self._path.parent} is in use by process {found.pid} on this machine; wait"
                 " for it or stop it, or give another workdir"
             )
+
+    def look(self) -> Look:
+        """Returns who uses the workdir; a malformed file is nobody's."""
+        try:
+            owner, since = self._owner(), self._path.stat().st_mtime
+        except (UsageError, FileNotFoundError):
+            owner, since = None, 0.0
+        if owner is None:
+            return Look("free")
+        if owner.host != socket.gethostname():
+            return Look("elsewhere", owner.host, owner.pid, since)
+        begun = _begun(owner.pid)
+        there = begun is not None and begun == owner.begun
+        return Look("held" if there else "gone", owner.host, owner.pid, since)
 
     def acquire(self) -> None:
         """Makes the workdir ours until `release`."""

@@ -7,11 +7,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from emo_jax.errors import EmoError, one_line
-from emo_jax.files.json_files import Fields
+from emo_jax.errors import EmoError, UsageError, one_line
+from emo_jax.files.json_files import Fields, NotReadableError, open_regular, parse
 from emo_jax.files.json_lines import json_line, mend_lines, read_lines, warn_of_bad
 
 METRICS_FILE = "metrics.jsonl"
+_NEWEST_BYTES = 1 << 21  # of a log that grew for weeks, to see how a run is doing
 _UNKNOWN = ("mfu",)  # null if the device's peak is unknown
 
 
@@ -52,6 +53,34 @@ def read_metrics(workdir: Path) -> list[dict[str, Any]]:
     lines = read_lines(workdir / METRICS_FILE, _check)
     warn_of_bad(workdir / METRICS_FILE, lines)
     return lines.records
+
+
+def read_newest(workdir: Path) -> list[dict[str, Any]]:
+    """The last records of a run, in order, from the end of the file; none if there is no file.
+
+    Lines that are not records are skipped.
+
+    Raises:
+      OSError: the file cannot be read.
+      UsageError: it is not a regular file.
+    """
+    path, found = workdir / METRICS_FILE, []
+    try:
+        with open_regular(path) as file:
+            file.seek(max(0, os.fstat(file.fileno()).st_size - _NEWEST_BYTES))
+            lines = file.read(_NEWEST_BYTES).splitlines()
+    except FileNotFoundError:
+        return []
+    except NotReadableError as error:
+        raise UsageError(f"{path}: cannot be read ({error}); mend or remove it") from None
+    for line in lines:  # the first may be the end of one, which is no record
+        try:
+            record = parse(line)
+            _check(record)
+            found.append(record)
+        except NotReadableError:
+            continue
+    return found
 
 
 def number_in(record: Mapping[str, Any], name: str) -> float | None:

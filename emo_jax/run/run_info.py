@@ -15,7 +15,6 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-import jax
 from etils import epath
 
 import emo_jax
@@ -62,6 +61,8 @@ def describe_run(workdir: Path, config: Config, start: int, *, fingerprint: str)
 
 def environment() -> dict[str, Any]:
     """Versions and devices."""
+    import jax  # not needed to read a run's
+
     device = jax.devices()[0]
     return {
         "emo_jax": emo_jax.__version__,

@@ -11,7 +11,6 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 
-import jax
 from etils import epath
 
 from emo_jax.config import Config, differences, from_config_dict, may_change, to_dict
@@ -22,6 +21,8 @@ from emo_jax.files.json_files import parse, read_regular
 from emo_jax.parallel import processes
 
 CONFIG_FILE = "config.json"
+CHECKPOINTS = "checkpoints"  # in a workdir: a folder per step
+MANIFEST = "manifest.json"  # in a step's folder, written last
 INIT_FILE = "init.json"  # in a workdir: the checkpoint that its run started from
 TOKENIZER_FOLDER = "tokenizer"  # in a workdir, and in a token store
 TOKEN_FILE = ".token"  # in a workdir: what only the processes of its run know, see token.py
@@ -82,6 +83,8 @@ def claim_workdir(
     resumes = (folder / CONFIG_FILE).exists()
     # Every process must have looked before process 0 writes.
     all_succeed(lambda: None)
+    import jax  # not needed to read a workdir
+
     first = jax.process_index() == 0
     claim = partial(_claim, folder, config, check, refused, files or {})
     all_succeed(lambda: claim() if first else None, UsageError)

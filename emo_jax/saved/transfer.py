@@ -15,7 +15,7 @@ import numpy as np
 from etils import epath
 
 from emo_jax.checkpoint.checkpointer import Checkpointer
-from emo_jax.checkpoint.reading import CHECKPOINTS, open_params
+from emo_jax.checkpoint.reading import open_params
 from emo_jax.checkpoint.slices import Block, SlicedLeaf
 from emo_jax.config import Config, to_dict
 from emo_jax.errors import CheckpointError, DataError, UsageError, one_line
@@ -36,6 +36,7 @@ from emo_jax.model.functions import ModelFunctions
 from emo_jax.model.params import abstract_params, count_parameters, unit_axes
 from emo_jax.run.metrics_file import METRICS_FILE, number_in, read_metrics
 from emo_jax.run.workdir import (
+    CHECKPOINTS,
     CONFIG_FILE,
     TOKENIZER_FOLDER,
     claim_workdir,

@@ -13,7 +13,7 @@ import numpy as np
 from etils import epath
 
 from emo_jax.batch import Batch
-from emo_jax.errors import EmoError, one_line
+from emo_jax.errors import EmoError, NotFiniteError, one_line
 from emo_jax.files.atomic import write_bytes_atomic
 from emo_jax.parallel.rows import own_part
 from emo_jax.training.state import TrainState
@@ -63,7 +63,7 @@ def described(metrics: dict[str, Any]) -> str:
 
 def failure(
     step: int, metrics: dict[str, Any], batch_file: Path, kept: str, tried: str = ""
-) -> EmoError:
+) -> NotFiniteError:
     """Returns the error that ends the run.
 
     Args:
@@ -71,7 +71,7 @@ def failure(
       tried: what was done before about the same step.
     """
     other = ", or pass over it with --config.train.on_nan=skip" if not tried else ""
-    return EmoError(
+    return NotFiniteError(
         f"step {step}: {described(metrics)}{tried}; nothing was updated: {kept}, the batch is"
         f" {batch_file}. The same command stops here again: look at the batch{other}, or begin anew"
         " with --init-from and a lower optimizer.peak_lr"

@@ -49,6 +49,7 @@ from emo_jax.training.labels import LabelWatch
 from emo_jax.training.metrics import summarize
 from emo_jax.training.optimizer import make_optimizer
 from emo_jax.training.passed import PassedWindows
+from emo_jax.training.phases import Phases
 from emo_jax.training.progress import TrainProgress
 from emo_jax.training.recovery import BadStepError, Recovery, Running
 from emo_jax.training.run_source import check_source, check_vocab, keep_tokenizer
@@ -57,6 +58,7 @@ from emo_jax.training.start import Start, from_local_disks, plan_start
 from emo_jax.training.state import TrainState
 from emo_jax.training.step import jit_train_step
 from emo_jax.training.stop import StopRequest
+from emo_jax.training.stopwatch import Stopwatch
 from emo_jax.training.trackers import make_trackers
 from emo_jax.training.tracking import Tracker
 from emo_jax.training.watchdog import Watchdog
@@ -171,6 +173,8 @@ class Trainer:
                 raise PreemptedError(
                     "stopped before the first step; run the same command again to go on"
                 )
+            kept = self.workdir if _is_first() else None
+            times = stack.enter_context(Stopwatch(kept, first=start, began=stop.began))
             log = None
             if _is_first():
                 fingerprint = self.source.fingerprint
@@ -199,12 +203,14 @@ class Trainer:
                 try:
                     state = self._train(
                         *(state, start, window, saves, progress),
-                        *(log, stop, labels, recovery),
+                        *(log, stop, labels, recovery, times),
                     )
                     break
                 except BadStepError as found:
                     bad = found.with_traceback(None)  # its frames hold the state
+                Phases(times).at("restore", bad.running.step)
                 (state, start, window), line = recovery.after(bad, start, saves)
+                times.went_back(start)
                 progress.line(line)
                 if log:
                     log.rewind(start)
@@ -241,9 +247,10 @@ class Trainer:
         stop: StopRequest,
         labels: LabelWatch,
         recovery: Recovery,
+        times: Stopwatch,
     ) -> TrainState:
         train, kept = self.config.train, self.config.checkpoint
-        clock, hosts, pulse = Clock(self.config), HostWatch(), processes.pulse
+        clock, hosts, phases = Clock(self.config), HostWatch(), Phases(times)
         running: Running | None = None
 
         def settle(*, early: bool = False) -> None:
@@ -260,7 +267,7 @@ class Trainer:
                 return
             step, metrics = done.step, done.metrics
             record = {"step": step, **summarize(self.config, jax.device_get(metrics))}
-            record |= clock.speed(step, early=early)
+            record |= clock.speed(step, early=early) | times.shares()
             shares = self.windows.shares(done.window + train.batch_size)
             record |= {f"source_share/{name}": share for name, share in shares.items()}
             if saves.failed:
@@ -273,13 +280,17 @@ class Trainer:
                 log.write(record)
             hosts.note_slow(step, log, progress)
 
+        def save(step: int, how: Callable[[int, TrainState, dict[str, Any]], None]) -> None:
+            settle(early=True)  # a run killed after the save resumes after this step
+            times.saves(step)
+            phases.at("save", step)
+            how(step, state, self._extra(step, window))
+
         def leave() -> str:
             """Saves the state before the run ends early; says where."""
             if done == start:
                 return "nothing was done yet"
-            settle(early=True)
-            pulse.at("save", done)
-            saves.finish(done, state, self._extra(done, window))
+            save(done, saves.finish)
             return f"step {done} is saved in {self.workdir}"
 
         done, alone = start, jax.process_count() == 1
@@ -288,18 +299,19 @@ class Trainer:
         batches = self._batches(window, stopped, labels)
         try:
             for step in range(start + 1, train.steps + 1):
-                pulse.at("data", step)
+                phases.at("data", step)
                 window, batch = next(batches, (window, None))
                 if batch is None:
                     raise PreemptedError(
                         f"stopped by a signal; {leave()}: run the same command again to go on"
                     )
-                pulse.at("compile" if step == start + 1 else "step", step)
+                phases.at("compile" if step == start + 1 else "step", step)
                 if step == start + 1:
                     processes.compile_together(self.train_step, state, batch)
                 with jax.transfer_guard("disallow"):
                     state, metrics = self.train_step(state, batch)
-                pulse.at("step", step)
+                phases.at("step", step)
+                times.started(step, metrics["halted"])
                 done = step
                 progress.step(step - 1)
                 settle()
@@ -310,7 +322,7 @@ class Trainer:
                 labels.check(window, last=last)
                 if last or (train.eval_every and step % train.eval_every == 0):
                     settle(early=True)
-                    pulse.at("evaluation", step)
+                    phases.at("evaluation", step)
                     if self._watch is not None:
                         record, line = self._watch.measure(state.params, step)
                         progress.line(line)
@@ -318,15 +330,10 @@ class Trainer:
                             log.write(record)
                     clock.restart(step)
                 if last or step % kept.save_every == 0:
-                    settle(early=True)  # a run killed after the save resumes after this step
-                    pulse.at("save", step)
-                    save = saves.finish if last else saves.start
-                    save(step, state, self._extra(step, window))
+                    save(step, saves.finish if last else saves.start)
                 elif kept.local_every and step % kept.local_every == 0:
-                    settle(early=True)
-                    pulse.at("save", step)
-                    saves.keep(step, state, self._extra(step, window))
-                pulse.at("agree", step)
+                    save(step, saves.keep)
+                phases.at("agree", step)
                 if stop.agreed() and not last:
                     raise PreemptedError(
                         f"stopped by a signal; {leave()}: run the same command again to go on"

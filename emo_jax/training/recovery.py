@@ -14,7 +14,6 @@ import jax
 from emo_jax.batch import Batch
 from emo_jax.config import Config
 from emo_jax.errors import EmoError
-from emo_jax.parallel import processes
 from emo_jax.training import halt
 from emo_jax.training.passed import Passed, PassedWindows
 from emo_jax.training.saves import Saves
@@ -93,7 +92,6 @@ class Recovery:
           EmoError: the policy is to stop, or nothing helps.
         """
         step, metrics = bad.running.step, jax.device_get(bad.running.metrics)
-        processes.pulse.at("restore", step)
         skips = bad.state is not None and self._train.on_nan == "skip"
         if bad.state is not None and self._train.on_nan == "stop":
             self._fail(bad, bad.state, metrics, start, saves)

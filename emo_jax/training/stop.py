@@ -13,10 +13,14 @@ class StopRequest:
 
     A SIGHUP (the terminal is gone) that nohup ignores does not count. A second SIGINT does not
     wait. Entering it again inside itself keeps it one request.
+
+    Attributes:
+      requested: whether to stop.
+      began: when it was made, by `time.monotonic`: `emo train` makes it first of all.
     """
 
     def __init__(self) -> None:
-        self.requested = False
+        self.requested, self.began = False, time.monotonic()
         self._depth = 0
         self._old: dict[int, Any] = {}
         self._calls, self._asked, self._next = 0, (0, 0.0), 0  # asked: call number and time

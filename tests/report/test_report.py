@@ -13,6 +13,7 @@ from browsing import faults, overflow, tab
 
 from emo_jax.report.page import MARK, page
 from emo_jax.report.run import read_run
+from emo_jax.run.goodput import GOODPUT_FILE
 from emo_jax.run.metrics_file import METRICS_FILE
 
 WIDTHS = [(1280, "light"), (1280, "dark"), (390, "light")]
@@ -153,6 +154,74 @@ def test_tokens_are_those_of_the_batches_of_each_start(keeping, tmp_path):
     assert tokens() == ("tokens", f"{6 * 4 * 64:,}")
 
 
+def _table_after(text, section, number):
+    body = re.search(rf'<section id="{section}".*?</section>', text, re.S)[0]
+    return _rows(f'<section id="x"><table>{body.split("<table>")[1 + number]}</section>', "x")
+
+
+def _mark(start, first, step, time, outcome="running", **seconds):
+    fields = {"start": start, "first": first, "step": step, "time": time, "outcome": outcome}
+    return json.dumps(fields | {"seconds": seconds}) + "\n"
+
+
+def test_goodput_by_cause_and_by_start(keeping, tmp_path):
+    """Each bar is as long as its start, and begins where the one before ends."""
+    workdir = tmp_path / "run"
+    shutil.copytree(keeping, workdir)
+    marks = [
+        _mark(0, 0, 100, 1_795_003_600.0, startup=600.0, compile=600.0, steps=2400.0),
+        _mark(0, 0, 110, 1_795_004_200.0, startup=600.0, compile=600.0, steps=3000.0),
+        _mark(1, 100, 100, 1_795_006_300.0, startup=300.0),
+        _mark(1, 100, 400, 1_795_013_500.0, "stopped", startup=300.0, steps=7200.0),
+    ]
+    (workdir / GOODPUT_FILE).write_text("".join(marks))
+    text = page(read_run(workdir))
+    tiles = dict(re.findall(r"<dt>(.*?)</dt><dd>(.*?)</dd>", text))
+    wall = 4200 + 1800 + 7500
+    assert tiles["goodput"] == f"{100 * (2400 + 7200) / wall:.1f} %"
+    titles, *rows = _table_after(text, "goodput", 0)
+    assert titles == ["cause", "time", "share", "what it is"]
+    times = {row[0]: row[1] for row in rows}
+    assert times["goodput: steps"] == "2:40:00" and times["badput: lost work"] == "0:10:00"
+    assert times["badput: restart"] == "0:35:00" and times["badput: startup"] == "0:10:00"
+    assert times["all"] == "3:45:00" and times["badput: input wait"] == "0:00:00"
+    assert sum(float(row[2][:-2]) for row in rows) == pytest.approx(200, abs=0.5)
+    rows = _table_after(text, "goodput", 1)[1:]
+    began = "2026-11-18 11:06"
+    first = ["1", began, "0 to 110", "1:10:00", "57.1 %", "0:00:00", "0:10:00", "killed"]
+    assert rows[0] == first and rows[1][2:4] == ["100 to 400", "2:35:00"]
+    assert rows[1][5:] == ["0:30:00", "0:00:00", "stopped"]
+    chart = re.search(r'<section id="goodput".*?</svg>', text, re.S)[0]
+    assert (
+        "wall time, hours" in chart and "startup, restart" in chart and "evaluation</t" not in chart
+    )
+    bars = []
+    for path, colour in re.findall(r'<path d="(M [^"]*)"[^>]*style="fill: var\((--\w+)\)"', chart):
+        xs = [float(x) for x in re.findall(r"[ML] ([\d.]+) ", path)]
+        bars.append((colour, min(xs), max(xs)))
+    hour = max(high - low for colour, low, high in bars if colour == "--c2") / 2
+    assert [(c, round((high - low) / hour, 2)) for c, low, high in bars[:6]] == [
+        *(("--ink", 0.17), ("--c4", 0.17), ("--c2", 0.67), ("--c1", 0.17)),
+        *(("--ink", 0.58), ("--c2", 2.0)),
+    ]
+    ends = [high for _, _, high in bars[:5]]
+    assert ends == pytest.approx([low for _, low, _ in bars[1:6]])
+
+
+def test_many_starts_and_none(keeping, tmp_path):
+    workdir = tmp_path / "run"
+    shutil.copytree(keeping, workdir)
+    marks = [_mark(n, n, n + 1, 1.8e9 + 10 * n, startup=2.0, steps=3.0) for n in range(200)]
+    (workdir / GOODPUT_FILE).write_text("".join(marks))
+    text = page(read_run(workdir))
+    assert "The last 40 of 200 starts." in text
+    assert [row[0] for row in _table_after(text, "goodput", 1)[1:]] == [
+        str(n) for n in range(161, 201)
+    ]
+    (workdir / GOODPUT_FILE).unlink()
+    assert 'id="goodput"' not in page(read_run(workdir))
+
+
 def test_lines_that_are_no_records_are_left_out(keeping, tmp_path):
     odd = [5, None, "text", [1], {"ce_loss": 0.0}, {"step": None}, {"step": "7"}, {"step": True}]
     run = read_run(_edited(keeping, tmp_path / "run", lambda records: odd + records + odd))
@@ -163,7 +232,8 @@ def test_a_run_that_logged_no_losses_says_so(keeping, tmp_path):
     run = read_run(_edited(keeping, tmp_path / "run", lambda _: [{"step": 1}]))
     text = page(run)
     assert re.search(r'<section id="losses".*?<p>Not logged.</p></section>', text)
-    assert "<figure>" not in text and 'id="optimizer"' not in text
+    before_goodput = text[: text.index('<section id="goodput"')]
+    assert "<figure>" not in before_goodput and 'id="optimizer"' not in text
 
 
 def test_many_layers_can_be_read(keeping, tmp_path):

@@ -16,6 +16,7 @@ import runs
 
 from emo_jax.checkpoint.reading import restore_params
 from emo_jax.data.store import TokenStore
+from emo_jax.run.goodput import BADPUT
 from emo_jax.tokenizer.load import load_tokenizer
 from emo_jax.training import flops
 from emo_jax.training.stop import StopRequest
@@ -32,6 +33,7 @@ BY_LAYER = {
     )
 }
 SPEED = {"tokens_per_second", "mfu"}
+GOODPUT = {"goodput", "wall_seconds", *(f"badput/{name}" for name in BADPUT)}
 STEPS, LAYERS, ROUTED = 40, 2, 7
 
 
@@ -51,7 +53,7 @@ def steps(records) -> list[dict]:
 def test_every_step_is_logged_once_with_all_fields(steps):
     assert [record["step"] for record in steps] == list(range(1, STEPS + 1))
     for record in steps:
-        assert set(record) - SPEED == SCALARS | BY_LAYER
+        assert set(record) - SPEED - GOODPUT == SCALARS | BY_LAYER and set(record) > GOODPUT
         assert all(math.isfinite(record[name]) for name in SCALARS)
         assert all(len(record[name]) == LAYERS for name in BY_LAYER)
         assert record["masked_labels"] == record["masked_windows"] == 0
