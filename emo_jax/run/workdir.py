@@ -16,7 +16,7 @@ from etils import epath
 
 from emo_jax.config import Config, differences, from_config_dict, may_change, to_dict
 from emo_jax.errors import ConfigError, EmoError, UsageError, one_line
-from emo_jax.files.atomic import write_atomic
+from emo_jax.files.atomic import finished_name, write_atomic
 from emo_jax.files.inside import check_own_files
 from emo_jax.files.json_files import parse, read_regular
 from emo_jax.parallel import processes
@@ -115,11 +115,15 @@ def _claim(
     try:
         if not (folder / CONFIG_FILE).exists():
             # The remains of an interrupted claim still count as an empty workdir.
-            ours = {f".{CONFIG_FILE}.tmp", INIT_FILE, f".{INIT_FILE}.tmp", INDEX_FOLDER}
+            ours = {INIT_FILE, INDEX_FOLDER}
             others = []
             if folder.exists():
                 names = sorted(entry.name for entry in folder.iterdir())
-                others = [name for name in names if name not in ours]
+                others = [
+                    name
+                    for name in names
+                    if name not in ours and finished_name(name) not in (CONFIG_FILE, INIT_FILE)
+                ]
             if others:
                 raise UsageError(
                     f"{folder}: not empty and not a workdir (no {CONFIG_FILE}; it holds"
