@@ -1,6 +1,9 @@
 """Passwords, keys, tokens and signatures stay out of all that is shown, written and sent."""
 
+import http.server
+import json
 import subprocess
+import threading
 from pathlib import Path
 
 import pytest
@@ -132,6 +135,46 @@ def test_a_traceback_shows_none(tmp_path, capfd):
     assert "Traceback" in said and "input_files.py" in said and PLANT not in said
 
 
+class _Locked(http.server.BaseHTTPRequestHandler):
+    """Gives a line of JSON to those who know the word."""
+
+    content = b'{"text": "hello"}\n'
+
+    def do_HEAD(self) -> None:
+        known = self.headers.get("Authorization") == f"Bearer {PLANT}"
+        self.send_response(200 if known else 401)
+        if known:
+            self.send_header("Content-Length", str(len(self.content)))
+        self.end_headers()
+
+    def do_GET(self) -> None:
+        self.do_HEAD()
+        if self.headers.get("Authorization"):
+            self.wfile.write(self.content)
+
+    def log_message(self, format: str, *args: object) -> None:
+        return
+
+
+@pytest.mark.system
+def test_a_token_is_given_by_the_environment(tmp_path):
+    """As SECURITY.md says."""
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Locked)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    with server:
+        url = f"http://127.0.0.1:{server.server_port}/a.jsonl"
+        argv = ["prepare", url, "--output", tmp_path / "store", "--tokenizer", "bytes"]
+        headers = {"client_kwargs": {"headers": {"Authorization": f"Bearer {PLANT}"}}}
+        env = runs.environment(no_proxy="127.0.0.1", EMO_READ_WAIT="1")
+        assert runs.emo(argv, env).returncode == 2
+        done = runs.emo(argv, env | {"FSSPEC_HTTP": json.dumps(headers)})
+        assert done.returncode == 0, done.stderr
+        server.shutdown()
+    for file in [p for p in tmp_path.rglob("*") if p.is_file()]:
+        assert PLANT.encode() not in file.read_bytes()
+    assert PLANT not in done.stdout + done.stderr
+
+
 # --- all of it ------------------------------------------------------------------------------------
 
 VARIABLES = (
@@ -184,7 +227,7 @@ def test_nothing_that_a_run_writes_or_says_holds_one(bucket, tmp_path):  # noqa:
     emo(0, "explore", run, "--data", store, "--output", work / "explore.html", *few)
     emo(0, "export", run, "--output", work / "hf")
     emo(0, "data", "stats", store)
-    emo(1, "prepare", f"{url}/no", "--output", work / "s", "--tokenizer", "bytes", "--debug")
+    emo(2, "prepare", f"{url}/no", "--output", work / "s", "--tokenizer", "bytes", "--debug")
     emo(2, "prepare", WITH_SECRET[0], "--output", work / "s", "--tokenizer", "bytes", "--debug")
     files = [p for p in work.rglob("*") if p.is_file() and ".git" not in p.parts]
     names = {p.name for p in files}

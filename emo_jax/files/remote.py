@@ -42,7 +42,7 @@ def refuse_secret(location: str) -> None:
     if has_secret(location):
         raise UsageError(
             f"{location}: must not hold a password, key or signature; give it by the environment"
-            " (AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY; for others FSSPEC_HTTPS and the like,"
+            " (AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY; for others FSSPEC_HTTP and the like,"
             " see SECURITY.md)"
         )
 
