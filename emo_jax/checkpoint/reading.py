@@ -22,7 +22,7 @@ from emo_jax.checkpoint.manifest import (
     newest_good,
     param_specs,
 )
-from emo_jax.checkpoint.slices import SliceReader
+from emo_jax.checkpoint.slices import SliceReader, check_metadata_of
 from emo_jax.errors import one_line
 from emo_jax.files.trees import nest
 from emo_jax.run.workdir import CHECKPOINTS
@@ -93,10 +93,15 @@ def read_leaves(
             )
             for path, spec in specs.items()
         }
+        data = folder / manifest["data"] / item
+        try:
+            check_metadata_of(data, [".".join(path) for path in specs])
+        except Exception as e:
+            raise DamagedError(f"{item} cannot be read: {one_line(e)}") from e
         handler = ocp.PyTreeCheckpointHandler(restore_concurrent_gb=limit_gb(specs.values()))
         try:
             tree = handler.restore(
-                folder / manifest["data"] / item,
+                data,
                 args=ocp.args.PyTreeRestore(
                     item=nest(specs), restore_args=nest(args), partial_restore=True
                 ),

@@ -8,7 +8,7 @@ are in orbax's own format. `SliceReader` reads blocks of existing arrays.
 import itertools
 import math
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ import tensorstore as ts
 from etils import epath
 
 from emo_jax.errors import CheckpointError
-from emo_jax.files.arrays import StoredArray
+from emo_jax.files.arrays import StoredArray, check_metadata
 from emo_jax.files.steady import SteadyFiles
 from emo_jax.files.waiting import Patience, SpoiltError
 from emo_jax.run.workdir import MANIFEST
@@ -132,6 +132,25 @@ def sliced_registry() -> Any:
     )
 
 
+def _spec(folder: epath.Path, name: str, ocdbt: bool) -> dict[str, Any]:
+    info = ocp.type_handlers.ParamInfo(
+        name=name,
+        parent_dir=folder,
+        is_ocdbt_checkpoint=ocdbt,
+        use_zarr3=False,
+        ts_context=ts.Context(),
+    )
+    return ocp.type_handlers.get_json_tspec_read(info, use_ocdbt=ocdbt)
+
+
+def check_metadata_of(folder: epath.Path, names: Iterable[str]) -> None:
+    """Calls `check_metadata` for arrays in one item, by their names there."""
+    ocdbt = ocp.type_handlers.is_ocdbt_checkpoint(folder)
+    context = ts.Context({"cache_pool#ocdbt": {"total_bytes_limit": _INDEX_BYTES}})
+    for name in names:
+        check_metadata(_spec(folder, name, ocdbt), context)
+
+
 class SliceReader:
     """Reads blocks of the arrays in one item that orbax wrote.
 
@@ -187,15 +206,7 @@ class SliceReader:
         return min(math.prod(whole) * self._specs[path].dtype.itemsize, _CACHE_BYTES)
 
     def _open(self, path: str, cache_bytes: int) -> None:
-        name = ".".join((*self._prefix, *path.split("/")))
-        info = ocp.type_handlers.ParamInfo(
-            name=name,
-            parent_dir=self._folder,
-            is_ocdbt_checkpoint=self._ocdbt,
-            use_zarr3=False,
-            ts_context=ts.Context(),
-        )
-        spec = ocp.type_handlers.get_json_tspec_read(info, use_ocdbt=self._ocdbt)
+        spec = _spec(self._folder, ".".join((*self._prefix, *path.split("/"))), self._ocdbt)
         # The files were verified and nothing writes to them: do not recheck them for every block.
         spec["recheck_cached_data"] = False
         sizes = {

@@ -23,6 +23,7 @@ from emo_jax.errors import (
     UsageError,
     escaped,
     one_line,
+    without_secrets,
 )
 from emo_jax.files import compile_cache
 
@@ -202,6 +203,6 @@ def _fail_unforeseen(e: Exception, debug: bool) -> int:
 
 def _fail(message: str, code: int, debug: bool) -> int:
     if debug:
-        traceback.print_exc()
+        click.echo(without_secrets(traceback.format_exc()), err=True, nl=False)
     click.echo(f"emo: {escaped(message)}", err=True)
     return code

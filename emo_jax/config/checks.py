@@ -3,13 +3,25 @@
 import difflib
 from typing import Any
 
-from emo_jax.errors import ConfigError
+from emo_jax.errors import ConfigError, has_secret
 
 
 def require(ok: bool, name: str, value: Any, allowed: str) -> None:
     """Raises ConfigError with the field, its value and what is allowed unless `ok`."""
     if not ok:
         raise ConfigError(f"config.{name} = {value!r}: must be {allowed}")
+
+
+def refuse_secret(name: str, value: Any) -> None:
+    """Raises ConfigError for a URL with a password, key or signature, without showing it.
+
+    The config goes to the workdir, to trackers and to the page of a report.
+    """
+    if has_secret(str(value)):
+        raise ConfigError(
+            f"config.{name}: must not hold a user and password, or keys, or a signature; the"
+            " environment does (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and the like)"
+        )
 
 
 def nearest(name: str, known: list[str], path: str = "") -> str:

@@ -12,7 +12,7 @@ from typing import Any
 from emo_jax.config import seeds
 from emo_jax.config.architecture import ModelConfig, MoeConfig
 from emo_jax.config.changes import INIT, KEY, RECIPE, RESUME
-from emo_jax.config.checks import nearest, require
+from emo_jax.config.checks import nearest, refuse_secret, require
 from emo_jax.config.sections import (
     CheckpointConfig,
     DataConfig,
@@ -42,6 +42,8 @@ class Config:
     seed: int = field(default=0, metadata=RECIPE)  # initialisation and pool draws
 
     def __post_init__(self) -> None:
+        for name, value in flatten(self).items():
+            refuse_secret(name, value)
         named = self.name.isprintable() and bool(self.name.strip())
         require(named, "name", self.name, "one line of text")
         require(seeds.is_seed(self.seed), "seed", self.seed, seeds.RANGE)

@@ -16,26 +16,12 @@ from emo_jax.config.names import (
     WandbMode,
     WindowOrder,
 )
-from emo_jax.errors import ConfigError
+from emo_jax.errors import ConfigError, has_secret
 
 # allenai/dolma2-tokenizer
 DOLMA2_EOS_ID = 100_257
 DOLMA2_PAD_ID = 100_277
 _MOST_WEIGHT = 1e100  # of a source; sums of more may be infinite
-
-
-def _authority(url: str) -> str:
-    return url.partition("://")[2].partition("/")[0]
-
-
-def _without_keys(name: str, locations: str) -> None:
-    """Refuses USER:PASSWORD@ in URLs, without showing it: the config goes to the workdir."""
-    for location in locations.split(","):
-        if ":" in _authority(location).rpartition("@")[0]:
-            raise ConfigError(
-                f"config.{name}: must not hold a user and password, or keys; the environment does"
-                " (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and the like)"
-            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +40,6 @@ class SourceConfig:
 
     def __post_init__(self) -> None:
         require(bool(self.store), "data.sources.store", self.store, "a token store or token files")
-        _without_keys("data.sources.store", self.store)
         require(self.weight >= 0, "data.sources.weight", self.weight, "at least 0")
         finite = self.weight <= _MOST_WEIGHT
         require(finite, "data.sources.weight", self.weight, f"at most {_MOST_WEIGHT:g}")
@@ -89,8 +74,6 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         self._check_sources()
-        _without_keys("data.store", self.store)
-        _without_keys("data.raw_base", self.raw_base)
         if self.order == "olmo":
             require(
                 self.packing == "cut", "data.packing", self.packing, "'cut' in the order 'olmo'"
@@ -329,7 +312,7 @@ class TrackingConfig:
             needs = f"{unset!r} without tracking.wandb_project"
             require(bool(project) or value == unset, f"tracking.{name}", value, needs)
         # The value is not shown: it is a secret, and the config goes to the workdir and trackers.
-        if "@" in _authority(uri):
+        if has_secret(uri):
             raise ConfigError(
                 "config.tracking.mlflow_uri: must not hold a user or password; set"
                 " MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD instead"

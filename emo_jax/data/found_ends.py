@@ -13,6 +13,7 @@ import hashlib
 import logging
 import os
 import tempfile
+import threading
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -53,36 +54,57 @@ class FoundEnds(RisingList):
     ):
         self._temporary = None if cache else tempfile.TemporaryDirectory(prefix="emo_ends_")
         folder = cache or Path(self._temporary.name if self._temporary else "")
-        digest = hashlib.sha256(repr((name, key)).encode()).digest()
-        path = folder / f"{digest.hex()[:32]}.ends"
-        head = _read_head(path, digest)
-        if head is None:
-            _LOG.info("%s: looking for its documents, once", name)
-            try:
-                folder.mkdir(parents=True, exist_ok=True)
-                _write(path, digest, find(), lasting=cache is not None)
-            except OSError as error:
-                raise UsageError(
-                    f"{folder}: cannot keep where documents of {name} end ({one_line(error)});"
-                    " give another folder"
-                ) from error
-            head = _read_head(path, digest)
-        if head is None:
-            raise DataError(f"{path}: was changed while it was written; run the same command again")
-        num, last = head
-        self._path, self._size = path, path.stat().st_size
+        self._of, self._find, self._lasting = name, find, cache is not None
+        self._digest = hashlib.sha256(repr((name, key)).encode()).digest()
+        self._path = folder / f"{self._digest.hex()[:32]}.ends"
+        self._scanning = threading.Lock()
+        num, last = _read_head(self._path, self._digest) or self._scan()
         self._patience = Patience(DataError, away="run the same command again", spoilt="")
-        super().__init__(num, last, self._read_some, f"{path} (documents of {name})")
+        super().__init__(num, last, self._read_some, f"{self._path} (documents of {name})")
+
+    def _scan(self) -> tuple[int, int]:
+        """Finds the ends and writes the file; returns their number and the last of them."""
+        folder = self._path.parent
+        _LOG.info("%s: looking for its documents, once", self._of)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            _write(self._path, self._digest, self._find(), lasting=self._lasting)
+        except OSError as error:
+            raise UsageError(
+                f"{folder}: cannot keep where documents of {self._of} end ({one_line(error)});"
+                " give another folder"
+            ) from error
+        head = _read_head(self._path, self._digest)
+        if head is None:
+            raise DataError(
+                f"{self._path}: was changed while it was written; run the same command again"
+            )
+        return head
 
     def _read_some(self, first: int, stop: int) -> np.ndarray:
+        found = self._pages_of(first, stop)
+        if found is None:
+            with self._scanning:
+                found = self._pages_of(first, stop)  # another thread may have scanned
+                if found is None:
+                    _LOG.warning("%s: damaged, is made again", self._path)
+                    if self._scan() != (self.num, self.last):
+                        raise DataError(f"{self._of}: was changed while it was in use")
+                    found = self._pages_of(first, stop)
+        if found is None:
+            raise DataError(f"{self._path}: damaged once more; give another disk")
+        return found
+
+    def _pages_of(self, first: int, stop: int) -> np.ndarray | None:
+        """Returns ends [first, stop); None if a page with them is damaged."""
         low, high = first // PAGE, -(-stop // PAGE)
-        end = min(_HEAD + high * _PAGE_BYTES, self._size)
+        end = _HEAD + min(self.num, high * PAGE) * 8 + high * 8
         content = self._patience.read(lambda: self._bytes(_HEAD + low * _PAGE_BYTES, end))
         parts = []
         for at in range(0, len(content), _PAGE_BYTES):
             page = content[at : at + _PAGE_BYTES]
             if zlib.crc32(page[:-8]) != int.from_bytes(page[-8:], "little"):
-                raise DataError(f"{self._path}: damaged; delete it and run it again")
+                return None
             parts.append(np.frombuffer(page[:-8], "<i8"))
         return np.concatenate(parts)[first - low * PAGE : stop - low * PAGE].astype(np.int64)
 

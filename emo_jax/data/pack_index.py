@@ -55,7 +55,7 @@ def open_packed(
     try:
         known = read_npz(file, {"known": "int64"})["known"]
         blocks = -(-documents // BLOCK_DOCUMENTS)
-        if known.shape == (blocks + 1,) and (np.diff(known[:-1], prepend=0) > 0).all():
+        if known.shape == (blocks + 1,) and _may_be(known, stream.num_tokens, documents):
             return make_packed(stream, seq_len, kind, tail=tail, known=known)
     except (OSError, NotReadableError):
         pass  # not there yet, or not whole
@@ -69,3 +69,9 @@ def open_packed(
     except OSError:
         pass  # a folder that cannot be written: counted again next time
     return packed
+
+
+def _may_be(known: np.ndarray, tokens: int, documents: int) -> bool:
+    """Whether these can be numbers of windows; each block's is checked when it is read."""
+    rise = bool((known[1:-1] > known[:-2]).all()) and (len(known) < 2 or known[0] > 0)
+    return rise and int(known[:-1].max(initial=0)) <= tokens and 0 <= known[-1] <= documents

@@ -21,6 +21,7 @@ import numpy as np
 
 from emo_jax.config.names import Packing
 from emo_jax.data.stream import DocumentStream, Stream
+from emo_jax.errors import DataError
 
 BLOCK_DOCUMENTS = 1024
 _PASS_DOCUMENTS = 1 << 20  # lengths read at once by the pass over all documents
@@ -152,7 +153,13 @@ class DocumentWindows:
         first = block * BLOCK_DOCUMENTS
         stop = min(first + BLOCK_DOCUMENTS, self._stream.num_documents)
         ends = _ends_with_start(self._stream, first, stop)
-        return ends[:-1], self._pack(np.diff(ends), self._seq_len)[1]
+        windows, packed = self._pack(np.diff(ends), self._seq_len)
+        if windows != self.ends[block] - (self.ends[block - 1] if block else 0):
+            raise DataError(
+                f"{self._stream.name}: the index of its windows is of other documents; delete the"
+                " folder with it, and run the same command again"
+            )
+        return ends[:-1], packed
 
     def pieces(self, windows_N: np.ndarray) -> Pieces:
         """Returns what these windows consist of."""

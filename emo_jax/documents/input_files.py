@@ -24,6 +24,7 @@ from emo_jax.documents.splits import mixed, split_of
 from emo_jax.documents.text_files import read_start
 from emo_jax.errors import DataError, UsageError
 from emo_jax.files import named_code
+from emo_jax.files.remote import refuse_secret
 
 _CHECKED = (ROWS, ARROW, TAR)  # kinds that are checked by their own readers
 _POINTER_BYTES = 1024  # maximum size of a Git LFS pointer
@@ -88,10 +89,12 @@ def expand(inputs: Sequence[str | os.PathLike[str]]) -> Iterator[str]:
     """Yields the inputs, with a pattern such as `data/train-*.parquet` replaced by its matches.
 
     Raises:
-      UsageError: a pattern that matches nothing, or matches several splits.
+      UsageError: a pattern that matches nothing, or matches several splits; a URL that holds a
+        secret.
     """
     for path in inputs:
         given = os.fspath(path) if isinstance(path, os.PathLike) else str(path)
+        refuse_secret(given)
         if given.startswith((named_code.PREFIX, hub.PREFIX)):
             yield given
             continue

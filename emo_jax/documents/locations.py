@@ -19,7 +19,7 @@ from typing import IO, Any, TypeVar, cast
 
 from emo_jax.errors import DataError, EmoError, UsageError, one_line
 from emo_jax.files.json_files import open_regular
-from emo_jax.files.remote import fsspec_options
+from emo_jax.files.remote import fsspec_options, refuse_secret
 from emo_jax.files.waiting import AwayError, Patience, SpoiltError
 
 FILE, FOLDER, OTHER = "file", "folder", "other"
@@ -46,8 +46,10 @@ def location(text: str) -> Path:
     """Returns the path of a file or folder; for a URL, something with the methods of a `Path`.
 
     Raises:
-      UsageError: a store that is not known, or whose library is not installed.
+      UsageError: a store that is not known, or whose library is not installed; or the URL holds a
+        secret.
     """
+    refuse_secret(text)
     if text.startswith("file://"):
         return Path(text.removeprefix("file://"))
     if not is_remote(text):

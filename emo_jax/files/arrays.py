@@ -16,6 +16,7 @@ import tensorstore as ts
 
 from emo_jax.errors import one_line
 from emo_jax.files import remote
+from emo_jax.files.json_files import NotReadableError, parse
 from emo_jax.files.shards import LocalShards, UnusualLayoutError, layout_of
 from emo_jax.files.steady import SteadyFiles
 from emo_jax.files.waiting import AwayError, Patience, SpoiltError
@@ -29,6 +30,31 @@ class Files(Protocol):
     def check(self, *names: str) -> None:
         """Raises AwayError or SpoiltError if they are not what they were."""
         ...
+
+
+_METADATA = {"zarr3": "zarr.json", "zarr": ".zarray"}
+
+
+def check_metadata(
+    spec: Mapping[str, Any],
+    context: ts.Context,
+    wait: Callable[[Any], Any] = lambda future: future.result(),
+) -> None:
+    """Reads what describes an array before tensorstore does, which does not count levels of JSON.
+
+    Args:
+      spec: tensorstore's, of the drivers zarr and zarr3.
+      wait: returns what a future gives.
+
+    Raises:
+      NotReadableError: it is no JSON, or nested deeply.
+      Exception: of `wait`.
+    """
+    folder = wait(ts.KvStore.open(spec["kvstore"], context=context))
+    folder.path = folder.path.rstrip("/") + "/"
+    found = wait(folder.read(_METADATA[spec["driver"]]))
+    if found.state == "value":  # else opening it says that it is missing
+        parse(found.value)
 
 
 class StoredArray:
@@ -173,8 +199,12 @@ class StoredArray:
             raise
 
     def _open(self) -> ts.TensorStore:
-        opening = ts.open(dict(self._spec), open=True, read=True, context=self._context())
-        array = self._result(opening)
+        context = self._context()
+        try:
+            check_metadata(self._spec, context, self._result)
+        except NotReadableError as error:
+            raise SpoiltError(f"{self._name}: cannot be read ({error})") from None
+        array = self._result(ts.open(dict(self._spec), open=True, read=True, context=context))
         if hasattr(self, "dtype") and (array.shape, array.dtype.numpy_dtype) != (
             self.shape,
             self.dtype,

@@ -2,13 +2,46 @@
 
 import contextlib
 import os
+import re
+import secrets
+import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TextIO
+from typing import TextIO, TypeVar
 
 from etils import epath
 
 from emo_jax.errors import UsageError
+
+_UNFINISHED = re.compile(r"\.(.+?)(?:\.[0-9a-f]{8})?\.tmp")  # without digits: of earlier versions
+_LEFT_SECONDS = 3600.0  # no file of ours takes as long to write
+
+P = TypeVar("P", Path, epath.Path)
+
+
+def unfinished(path: P) -> P:
+    """Returns a new name next to `path` for its content until that is complete.
+
+    No two processes get the same, on whatever hosts, so none takes what another is writing.
+    """
+    return path.parent / f".{path.name}.{secrets.token_hex(4)}.tmp"
+
+
+def finished_name(name: str) -> str:
+    """Returns the name of what a file by this name becomes; itself, for one that is finished."""
+    found = _UNFINISHED.fullmatch(name)
+    return found[1] if found else name
+
+
+def _remove_left_over(path: Path) -> None:
+    """Removes what killed processes left of a file."""
+    with contextlib.suppress(OSError), os.scandir(path.parent) as entries:
+        for entry in entries:
+            if entry.name == path.name or finished_name(entry.name) != path.name:
+                continue
+            age = time.time() - entry.stat(follow_symlinks=False).st_mtime
+            if age > _LEFT_SECONDS:
+                os.unlink(entry.path)
 
 
 def write_atomic(path: epath.Path, text: str) -> None:
@@ -21,28 +54,33 @@ def write_bytes_atomic(path: epath.Path, content: bytes) -> None:
     if "://" in str(path):  # object stores publish an object only when it is complete
         path.write_bytes(content)
         return
-    temporary = path.parent / f".{path.name}.tmp"
-    # Left by a killed run; or a link that someone else put in their folder, to one of our files.
-    with contextlib.suppress(FileNotFoundError):
-        os.unlink(temporary)
-    with open(temporary, "xb") as f:
-        f.write(content)
-        f.flush()
-        os.fsync(f.fileno())
-    os.replace(temporary, path)
+    _remove_left_over(Path(path))
+    temporary = unfinished(path)
+    file = open(temporary, "xb")  # noqa: SIM115 - what is there already is not ours to remove
+    try:
+        with file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)
+        raise
     sync_folder(path.parent)
 
 
 @contextlib.contextmanager
 def whole_file(path: Path) -> Iterator[TextIO]:
     """Yields a text file that appears when it is complete: not at all if the body fails."""
-    unfinished = path.with_name(f".{path.name}.tmp")
+    temporary = unfinished(path)
+    stream = temporary.open("x", encoding="utf-8")
     try:
-        with unfinished.open("w", encoding="utf-8") as stream:
+        with stream:
             yield stream
-        unfinished.rename(path)
+        temporary.rename(path)
     finally:
-        unfinished.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
 
 
 def sync_folder(path: epath.Path) -> None:

@@ -13,6 +13,8 @@ import shutil
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
+from emo_jax.files.atomic import finished_name
+
 
 @contextlib.contextmanager
 def partial_folder(target: Path, kind: str) -> Iterator[Path]:
@@ -66,7 +68,7 @@ def remove_left_over(target: Path, kinds: Collection[str], holds: Collection[str
             continue
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if not {p.name for p in folder.iterdir()} <= set(holds):
+            if not {finished_name(p.name) for p in folder.iterdir()} <= set(holds):
                 continue
             shutil.rmtree(folder)
             notes.append(f"note: removed {folder}, left by a command that was killed")

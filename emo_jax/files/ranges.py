@@ -87,8 +87,9 @@ def expand(pattern: str, patience: Patience) -> list[str]:
     A name without wildcards is returned as it is, whether or not such a file exists.
 
     Raises:
-      UsageError: nothing fits.
+      UsageError: nothing fits, or it is a URL that holds a secret.
     """
+    remote.refuse_secret(pattern)
     if not glob.has_magic(pattern):
         return [pattern]
     if is_remote(pattern):

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import tensorstore as ts
 
-from emo_jax.errors import one_line
+from emo_jax.errors import UsageError, has_secret, one_line
 from emo_jax.files.waiting import AwayError, RefusedError, SpoiltError, is_stopped
 
 BLOCK_BYTES = 8 << 20  # of a file that is read from end to end
@@ -31,6 +31,20 @@ _REFUSED = ("PERMISSION_DENIED", "UNAUTHENTICATED")
 def is_remote(location: str) -> bool:
     """Whether a location is a URL of something other than a local file."""
     return "://" in location and not location.startswith("file://")
+
+
+def refuse_secret(location: str) -> None:
+    """Refuses a URL with a password, key or signature: names of inputs are kept and shown.
+
+    Raises:
+      UsageError: says so, without the secret.
+    """
+    if has_secret(location):
+        raise UsageError(
+            f"{location}: must not hold a password, key or signature; give it by the environment"
+            " (AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY; for others FSSPEC_HTTP and the like,"
+            " see SECURITY.md)"
+        )
 
 
 def endpoint() -> str:
@@ -67,7 +81,12 @@ def kvstore(url: str) -> Any:
 
 
 def kvstore_of_file(url: str) -> Any:
-    """Returns what tensorstore needs to open the one file `url`."""
+    """Returns what tensorstore needs to open the one file `url`.
+
+    Raises:
+      UsageError: see `refuse_secret`.
+    """
+    refuse_secret(url)
     scheme, _, rest = url.partition("://")
     if scheme not in ("gs", "s3"):
         return url

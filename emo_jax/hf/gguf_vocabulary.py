@@ -14,22 +14,16 @@ from tokenizers.pre_tokenizers import ByteLevel
 from emo_jax.errors import UsageError
 from emo_jax.tokenizer.base import Tokenizer
 from emo_jax.tokenizer.json_tokenizer import JsonTokenizer
+from emo_jax.tokenizer.splitting import CL100K, DIGITS, GPT2, QWEN2, pattern_of
 
 NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5  # gguf.TokenType
-_CL100K = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
-    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-_QWEN2 = _CL100K.replace(r"\p{N}{1,3}", r"\p{N}")
-_GPT2 = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
-_GPT2_LONG = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 # (the pattern that splits text, whether a word that is a token is kept whole) → llama.cpp's name.
 _NAMES: dict[tuple[str, bool], str] = {
-    (_GPT2, False): "trillion",
-    (_CL100K, False): "dbrx",
-    (_CL100K, True): "llama-bpe",
-    (_QWEN2, False): "qwen2",
-    ("digits", False): "smollm",
+    (GPT2, False): "trillion",
+    (CL100K, False): "dbrx",
+    (CL100K, True): "llama-bpe",
+    (QWEN2, False): "qwen2",
+    (DIGITS, False): "smollm",
 }
 _NO_MERGE = ("<no", "merges>")  # the list may not be empty; no symbol in a text is this long
 _INSTEAD = "export with --output for transformers, or give --gguf-ids: a file for token ids alone"
@@ -96,27 +90,13 @@ def _split_name(fields: Mapping[str, Any]) -> str:
         raise _refused("BPE that is not byte-level, or puts a space in front")
     uses_regex = last.get("use_regex", True)
     if not cuts and not uses_regex and not fields["model"]["merges"]:
-        return _NAMES[_GPT2, False]  # single bytes, however text is split
-    kinds = [cut.get("type") for cut in cuts]
-    found = ""
-    if not cuts and uses_regex:
-        found = _GPT2
-    elif kinds == ["Digits"] and cuts[0].get("individual_digits") and uses_regex:
-        found = "digits"
-    elif kinds == ["Split"] and not uses_regex and _covers(cuts[0]):
-        found = cuts[0]["pattern"].get("Regex", "")
-        found = _GPT2 if found == _GPT2_LONG else found
+        return _NAMES[GPT2, False]  # single bytes, however text is split
+    found = pattern_of(fields)
     name = _NAMES.get((found, bool(fields["model"].get("ignore_merges"))))
     if name is None:
-        shown = found or ", ".join(map(str, [*kinds, "ByteLevel"]))
+        shown = found or ", ".join(str(step.get("type")) for step in steps)
         raise _refused(f"text split by {shown!r}")
     return name
-
-
-def _covers(cut: Mapping[str, Any]) -> bool:
-    """Whether a `Split` keeps its pattern's matches, which cover the whole text."""
-    behavior, invert = cut.get("behavior"), bool(cut.get("invert"))
-    return (behavior, invert) in (("Isolated", False), ("Removed", True))
 
 
 def _check_model(fields: Mapping[str, Any]) -> None:

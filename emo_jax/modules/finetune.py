@@ -340,6 +340,6 @@ def _make_workdir(
         config,
         folder,
         fill,
-        fills=(PAIRS_FILE, f".{PAIRS_FILE}.tmp.npz", FINETUNE_FILE, f".{FINETUNE_FILE}.tmp"),
+        fills=(PAIRS_FILE, f".{PAIRS_FILE}.tmp.npz", FINETUNE_FILE),
         quiet=quiet,
     )

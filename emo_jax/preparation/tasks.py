@@ -20,6 +20,7 @@ from emo_jax import errors
 from emo_jax.data.stream import token_dtype
 from emo_jax.errors import DataError, EmoError, one_line
 from emo_jax.files import json_files
+from emo_jax.files.atomic import unfinished
 from emo_jax.files.json_files import NotReadableError
 from emo_jax.preparation.drop import DropIds
 from emo_jax.preparation.reading import Reading
@@ -194,7 +195,7 @@ def outcome_of(task: Task, job: Job, *, files: bool = True) -> Outcome | None:
 def whole_file(path: Path) -> Iterator[Path]:
     """Yields a new path that becomes `path` at the end, synced; a failure removes it."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = unfinished(path)
     try:
         yield temporary
         with temporary.open("rb+") as file:

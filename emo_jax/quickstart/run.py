@@ -30,7 +30,7 @@ from emo_jax.evals.by_domain import (
 )
 from emo_jax.evals.report import to_json, to_table
 from emo_jax.explorer.explore import ExploreSettings, explore
-from emo_jax.files.atomic import write_atomic
+from emo_jax.files.atomic import finished_name, write_atomic
 from emo_jax.files.json_files import dumps, read_object
 from emo_jax.files.progress import Progress
 from emo_jax.generation.decode import continue_tokens
@@ -136,9 +136,8 @@ def _claim(output: Path, settings: dict[str, Any]) -> None:
             )
         return
     # An interrupted claim leaves only its temporary file: the folder still counts as empty.
-    leftover = f".{SETTINGS_FILE}.tmp"
     if output.exists() and (
-        not output.is_dir() or any(p.name != leftover for p in output.iterdir())
+        not output.is_dir() or any(finished_name(p.name) != SETTINGS_FILE for p in output.iterdir())
     ):
         raise UsageError(f"{output}: is there already; give another --output")
     output.mkdir(parents=True, exist_ok=True)

@@ -21,7 +21,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from etils import epath
+
 from emo_jax.errors import DataError, UsageError
+from emo_jax.files.atomic import write_bytes_atomic
 from emo_jax.files.json_files import parse, read_regular
 from emo_jax.files.progress import Progress
 from emo_jax.quickstart import sample_readers as readers
@@ -385,7 +388,4 @@ def _sha256(path: Path) -> str:
 
 
 def _write(path: Path, content: str) -> None:
-    """Writes a file so that it exists completely or not at all."""
-    scratch = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    scratch.write_text(content, encoding="utf-8", errors="replace")
-    os.replace(scratch, path)
+    write_bytes_atomic(epath.Path(path), content.encode("utf-8", "replace"))

@@ -15,7 +15,7 @@ from etils import epath
 
 from emo_jax.config import Config, differences, from_config_dict, may_change, to_dict
 from emo_jax.errors import ConfigError, EmoError, UsageError, one_line
-from emo_jax.files.atomic import write_atomic
+from emo_jax.files.atomic import finished_name, write_atomic
 from emo_jax.files.inside import check_own_files
 from emo_jax.files.json_files import parse, read_regular
 from emo_jax.parallel import processes
@@ -96,17 +96,22 @@ def refuse_foreign(folder: epath.Path) -> None:
 
     The remains of an interrupted claim still count as an empty workdir.
     """
-    ours = {f".{CONFIG_FILE}.tmp", INIT_FILE, f".{INIT_FILE}.tmp", INDEX_FOLDER}
     if not folder.exists():
         return
     names = sorted(entry.name for entry in folder.iterdir())
-    others = [n for n in names if n not in ours and not n.startswith(TOKEN_FILE)]
+    others = [n for n in names if not _is_of_claim(n)]
     if others and CONFIG_FILE not in names:
         raise UsageError(
             f"{folder}: not empty and not a workdir (no {CONFIG_FILE}; it holds"
             f" {', '.join(others[:3])}{', …' if len(others) > 3 else ''}); give a new or"
             " empty folder"
         )
+
+
+def _is_of_claim(name: str) -> bool:
+    """Whether a claim, or the processes that meet before it, writes a file of this name first."""
+    finished = name in (INIT_FILE, INDEX_FOLDER) or finished_name(name) in (CONFIG_FILE, INIT_FILE)
+    return finished or name.startswith(TOKEN_FILE)
 
 
 def is_free(difference: str) -> bool:

@@ -1,7 +1,9 @@
 """A tokenizer defined by a `tokenizer.json`, as Hugging Face's libraries read it."""
 
 import copy
+import functools
 import hashlib
+import itertools
 import json
 import re
 from collections.abc import Iterable, Sequence
@@ -13,10 +15,11 @@ from tokenizers import Tokenizer as _Backend
 
 from emo_jax.errors import DataError, UsageError
 from emo_jax.files.json_files import dumps
-from emo_jax.tokenizer import backend
+from emo_jax.tokenizer import backend, splitting
 from emo_jax.tokenizer.base import Tokenizer
 
 _ANOTHER = "use another tokenizer"
+_PARTS_AT_ONCE = 8  # of a long text: about 200 MB of memory
 
 FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 # Parts of a tokenizer.json that ids do not depend on; saving it again rewrites them.
@@ -188,9 +191,25 @@ class JsonTokenizer(Tokenizer):
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
         """Returns the ids of each text, int32 and without an end of document; uses all cores."""
+        if any(len(text) > 2 * splitting.PART for text in texts) and self._can_be_cut:
+            return [self._encode_long(text) for text in texts]
+        return self._encode(texts)
+
+    def _encode(self, texts: Sequence[str]) -> list[np.ndarray]:
         with backend.failing_as(f"{self._where}: cannot encode a text", _ANOTHER):
             encoded = self._json.encode_batch_fast(list(texts), add_special_tokens=False)
         return [np.asarray(e.ids, np.int32) for e in encoded]
+
+    def _encode_long(self, text: str) -> np.ndarray:
+        """Returns the ids of a text, with the memory for a few parts of it."""
+        parts, found = splitting.parts(text), [np.zeros(0, np.int32)]
+        while some := list(itertools.islice(parts, _PARTS_AT_ONCE)):
+            found += self._encode(some)
+        return np.concatenate(found)
+
+    @functools.cached_property
+    def _can_be_cut(self) -> bool:
+        return splitting.can_be_cut(self._fields)
 
     def decode(self, ids: Iterable[int], *, skip_special: bool = True) -> str:
         """Returns the text of some ids; special tokens are dropped by default."""

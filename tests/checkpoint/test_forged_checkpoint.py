@@ -1,10 +1,12 @@
 """Checkpoints whose checksums fit and whose manifest does not: somebody made them so."""
 
+import hashlib
 import json
 import os
 import shutil
 
 import pytest
+import tensorstore as ts
 
 from emo_jax.checkpoint import manifest
 from emo_jax.checkpoint.reading import restore_params
@@ -126,3 +128,28 @@ def test_a_config_of_another_model(forged, use, place, size, named):
     file.write_text(json.dumps(config))
     with pytest.raises(CheckpointError, match=named):
         use(str(forged))
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_what_describes_an_array_is_read_by_us_first(forged, whole):
+    """As in a token store; here it lies in a database of tensorstore's."""
+    data = forged / "checkpoints/0/data"
+    database = {"driver": "ocdbt", "base": f"file://{data}/params/"}
+    opened = ts.KvStore.open(database).result()
+    (name,) = [n.decode() for n in opened.list().result() if b"embedding/.zarray" in n]
+    nested = "[" * 300 + "]" * 300
+    content = opened.read(name).result().value.decode()
+    opened.write(name, f'{{"dimension_names": {nested}, {content[1:]}'.encode()).result()
+
+    def change(held):
+        for file in (file for file in data.rglob("*") if file.is_file()):
+            record = {"size": file.stat().st_size}
+            record["sha256"] = hashlib.sha256(file.read_bytes()).hexdigest()
+            held["files"][file.relative_to(data).as_posix()] = record
+
+    _seal(forged, change)
+    with pytest.raises(CheckpointError, match="JSON that is nested too deep"):
+        if whole:
+            load_model(str(forged))
+        else:
+            open_model(str(forged)).source.read("embed/embedding", (slice(0, 1), slice(0, 1)))

@@ -112,13 +112,38 @@ def test_damaged_ends_are_never_used(tmp_path):
         at = int(rng.integers(0, 64 if n % 2 else len(bad)))
         bad[at] ^= 1 << int(rng.integers(8))
         kept.write_bytes(bad[: at + 1] if n % 3 == 0 else bad)
-        try:
-            found = opened().document_ends(0, len(expected))
-        except DataError as error:
-            assert "damaged; delete it" in str(error)
-        else:
-            assert found.tolist() == expected.tolist()
+        stream = opened()
+        assert stream.document_ends(0, len(expected)).tolist() == expected.tolist()
+        assert kept.read_bytes() == good  # found again
     assert [f.name for f in cache.iterdir()] == [kept.name]
+
+
+def test_ends_damaged_while_in_use_are_found_again(tmp_path, caplog):
+    scans = []
+
+    def find():
+        scans.append(1)
+        yield np.arange(1, 20_001)
+
+    opened = FoundEnds("a", 1, find, tmp_path)
+    (kept,) = tmp_path.iterdir()
+    good = kept.read_bytes()
+    bad = bytearray(good)
+    bad[64 + 3 * found_ends._PAGE_BYTES + 100] ^= 1
+    kept.write_bytes(bad)
+    assert opened.read(9000, 9003).tolist() == [9001, 9002, 9003] and len(scans) == 1
+    assert opened.read(0, 20_000).tolist() == list(range(1, 20_001)) and len(scans) == 2
+    assert kept.read_bytes() == good and "damaged, is made again" in caplog.text
+
+
+def test_ends_that_are_found_again_and_differ(tmp_path):
+    """What was scanned has changed behind our back."""
+    found = [np.arange(1, 5000), np.arange(1, 5001)]
+    opened = FoundEnds("a", 1, lambda: iter([found.pop(0)]), tmp_path)
+    (kept,) = tmp_path.iterdir()
+    kept.write_bytes(kept.read_bytes()[:-1] + b"x")
+    with pytest.raises(DataError, match="a: was changed while it was in use"):
+        opened.read(4500, 4501)
 
 
 def test_ends_under_the_name_of_others_are_not_used(tmp_path):

@@ -166,6 +166,18 @@ def test_arrays_of_another_kind(forged, name, old, new, named):
     assert named in _refused(forged)
 
 
+def test_what_describes_an_array_is_read_by_us_first(forged):
+    """tensorstore does not count levels of JSON; these few do not harm it."""
+    file = forged / "train/tokens/zarr.json"
+    nested = "[" * 300 + "]" * 300
+    file.write_text(f'{{"attributes": {{"a": {nested}}}, {file.read_text()[1:]}')
+    ts.open(
+        {"driver": "zarr3", "kvstore": {"driver": "file", "path": f"{file.parent}/"}}, open=True
+    ).result()
+    _seal(forged)
+    assert "train/tokens: cannot be read (JSON that is nested too deep)" in _refused(forged)
+
+
 def test_what_is_no_file(forged):
     """A pipe would be waited for for ever, a device has no end."""
     file = forged / "train/tokens/c/0"

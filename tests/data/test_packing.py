@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from lists import EOS, PAD, ListSource, random_documents
 
 from emo_jax.batch import Batch
-from emo_jax.data import packing
+from emo_jax.data import pack_index, packing
 from emo_jax.data.packing import CutWindows, DocumentWindows, count_cuts
 from emo_jax.data.windows import Windows
 from emo_jax.errors import DataError
@@ -160,6 +160,29 @@ def test_an_index_is_kept_and_a_spoilt_one_is_counted_again(tmp_path):
         ListSource(documents, vocab_size=10**6), 9, packing="best_fit", cache=tmp_path / "index"
     )
     assert len(list((tmp_path / "index").iterdir())) == 2 and len(other) != len(opened())
+
+
+def test_an_index_of_other_documents_is_noticed(tmp_path, monkeypatch):
+    """Its checksum is right: somebody else has made it."""
+    for module in (packing, pack_index):
+        monkeypatch.setattr(module, "BLOCK_DOCUMENTS", 8)
+    documents = random_documents(np.random.default_rng(2), 40, 9)
+    source = ListSource(documents, vocab_size=10**6)
+
+    def opened():
+        return Windows(source, 8, packing="best_fit", cache=tmp_path)
+
+    windows = opened()
+    numbers, known = np.arange(len(windows)), windows._packed[0].known
+    (file,) = tmp_path.iterdir()
+    content = file.read_bytes()
+    for wrong in (known * 1000, -known, known[::-1], known[1:], known * 0 + 2**62):
+        np.savez(file, known=wrong)
+        assert (opened().read(numbers).tokens == windows.read(numbers).tokens).all()
+        assert file.read_bytes() == content  # counted again
+    np.savez(file, known=known + np.arange(len(known)) % 2)
+    with pytest.raises(DataError, match=r"the index of its windows is of other documents; delete"):
+        opened().read(numbers)
 
 
 def test_repetition_and_batches_of_any_windows():

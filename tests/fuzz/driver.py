@@ -55,6 +55,8 @@ def _one_worker(name: str, first: int, last: int, seeds: Path) -> list[dict[str,
             try:
                 line = lines.get(timeout=seconds)
             except queue.Empty:
+                if found and found[-1]["seed"] == last:
+                    break  # all were read; it is slow to end
                 found.append(
                     {"seed": at, "fault": f"hangs, for {seconds} s, where nothing ends it"}
                 )
@@ -91,7 +93,8 @@ def confirmed(name: str, outcomes: list[dict[str, Any]], seeds: Path) -> list[di
         if "fault" not in outcome:
             continue
         if outcome["fault"].startswith("hangs"):
-            (outcome,) = fuzz(name, outcome["seed"], outcome["seed"], seeds) or [outcome]
+            again = fuzz(name, outcome["seed"], outcome["seed"], seeds) or [outcome]
+            outcome = next((o for o in again if "fault" in o), again[-1])
         if "fault" in outcome:
             faults.append(outcome)
     return faults

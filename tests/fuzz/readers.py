@@ -1,10 +1,14 @@
 """Every reader of files: what it reads, how that is made malformed, and reading it to the end."""
 
+import contextlib
 import hashlib
 import json
 import os
 import random
 import shutil
+import socket
+import threading
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -132,6 +136,34 @@ def _token_files(name: str) -> Callable[[Path, Path], None]:
     return use
 
 
+def _dropped(folder: Path, out: Path) -> None:
+    from emo_jax.preparation.prepare import prepare
+    from emo_jax.tokenizer.load import byte_tokenizer
+
+    ids = folder / "ids.txt"
+    prepare([folder / "a.jsonl"], out / "store", byte_tokenizer(), drop_ids=ids)
+
+
+def _ends(folder: Path, out: Path) -> None:
+    from seeds import found_ends
+
+    found = found_ends(folder)
+    ends = found.read(0, found.num)
+    assert (np.diff(ends) >= 0).all() and ends[-1] == found.last
+    assert 0 <= found.at(found.last // 2) < found.num
+
+
+def _packed(folder: Path, out: Path) -> None:
+    from emo_jax.data.store import TokenStore
+    from emo_jax.data.windows import Windows
+
+    source = TokenStore.open(folder / "store")
+    windows = Windows(source, 16, packing="best_fit", cache=folder / "index")
+    assert len(windows) <= source.streams("train")[0].num_tokens
+    read = windows.read(np.unique(np.linspace(0, len(windows) - 1, 8).astype(int)))
+    assert (read.segment_ids.max(axis=1) >= 0).all()  # no window is padding alone
+
+
 # --- models and runs ------------------------------------------------------------------------------
 
 
@@ -222,6 +254,35 @@ def _hf(folder: Path, out: Path) -> None:
     import_(folder, out / "run")
 
 
+def _gguf(folder: Path, out: Path) -> None:
+    from emo_jax.saved.gguf import convert_to_gguf
+
+    convert_to_gguf(str(folder), out / "model.gguf")
+
+
+def _message(folder: Path, out: Path) -> None:
+    """What a stranger sends to a port of a run: read, or the connection ends."""
+    from emo_jax.parallel.processes.line import Line
+
+    file, there = folder / "message.json", []
+    content = file.read_bytes() if file.is_file() else b""
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        line = Line(ours)
+        sending = threading.Thread(target=_send, args=(theirs, content), daemon=True)
+        sending.start()
+        line._read(there.append)
+        line.close()
+        sending.join()
+    assert there[-1] is None and all(isinstance(m, dict) for m in there[:-1]) and line.ended
+
+
+def _send(to: socket.socket, content: bytes) -> None:
+    with contextlib.suppress(OSError):
+        to.sendall(content)
+        to.shutdown(socket.SHUT_WR)
+
+
 def _activations(folder: Path, out: Path) -> None:
     from emo_jax.analysis import cluster
     from emo_jax.analysis.activations import Activations
@@ -276,6 +337,19 @@ def _seal_checkpoint(folder: Path, changed: Path) -> None:
     _seal(step, changed, step / "manifest.json", "data", "sha256", "size")
 
 
+def _seal_ends(folder: Path, changed: Path) -> None:
+    from emo_jax.data import found_ends
+
+    content, size = bytearray(changed.read_bytes()), found_ends._PAGE_BYTES
+    pages = range(found_ends._HEAD, len(content), size)
+    for start, stop in ((0, found_ends._HEAD), *((at, at + size) for at in pages)):
+        stop = min(stop, len(content))
+        if stop - start > 8:
+            sum_ = zlib.crc32(bytes(content[start : stop - 8]))
+            content[stop - 8 : stop] = sum_.to_bytes(8, "little")
+    changed.write_bytes(content)
+
+
 def _seal_vocabulary(folder: Path, changed: Path) -> None:
     if changed.name != "tokenizer.model":
         return
@@ -314,6 +388,9 @@ READERS = {
     "datatrove": Reader("datatrove", {"*": BYTES}, _token_files("/datatrove.ds")),
     "mds": Reader("mds", {"index.json": JSON, "*.mds": BYTES}, _token_files("/index.json")),
     "array_record": Reader("array_record", {"*": BYTES}, _token_files("/a.array_record")),
+    "ends": Reader("ends", {"*": BYTES}, _ends, _seal_ends),
+    "pack index": Reader("packing", {"index/*": mutate.zip_of}, _packed),
+    "drop ids": Reader("drop", {"ids.txt": mutate.text_of}, _dropped),
     "pair windows": Reader("npz", {"*": mutate.zip_of}, _open_source),
     "run config": Reader("run", {"config.json": JSON}, _run),
     "checkpoint manifest": Reader(
@@ -328,6 +405,8 @@ READERS = {
     "selection": Reader("module", {"selection.json": JSON}, _module),
     "hf config": Reader("hf", {"config.json": JSON, "generation_config.json": JSON}, _hf),
     "hf weights": Reader("hf", {"*.safetensors": mutate.safetensors_of, "*index*": JSON}, _hf),
+    "gguf": Reader("gguf", {"*.json": JSON}, _gguf),
+    "message": Reader("message", {"*": LINES}, _message),
     "activations": Reader(
         "activations", {"*.json": JSON, "*/zarr.json": JSON, "*/c/**/*": BYTES}, _activations
     ),

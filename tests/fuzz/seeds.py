@@ -20,7 +20,10 @@ from array_record.python.array_record_module import ArrayRecordWriter
 from emo_jax.analysis.activations import model_facts, record
 from emo_jax.analysis.sample import sample_documents
 from emo_jax.config import Config
+from emo_jax.data.found_ends import FoundEnds
 from emo_jax.data.pairs import pack_pairs, read_pairs, write_pairs
+from emo_jax.data.store import TokenStore
+from emo_jax.data.windows import Windows
 from emo_jax.files.trees import flatten
 from emo_jax.hf import export_model
 from emo_jax.hf.sources import TreeSource
@@ -75,6 +78,25 @@ def make_documents(folder: Path) -> None:
     tokenizer = byte_tokenizer()
     packed = pack_pairs(list(read_pairs(folder / "pairs/pairs.jsonl")), tokenizer, 16)
     write_pairs(folder / "npz/data.pairs.npz", packed, tokenizer)
+
+
+def found_ends(folder: Path) -> FoundEnds:
+    """Ends that are kept in a folder, or found: three pages of them."""
+    return FoundEnds("a", 1, lambda: iter([np.arange(1, 10_001) * 3]), folder)
+
+
+def make_caches(folder: Path) -> None:
+    """What is kept between runs: where documents end, how they fill windows."""
+    found_ends(folder / "ends")
+    shutil.copytree(folder / "store", folder / "packing/store")
+    source = TokenStore.open(folder / "packing/store")
+    Windows(source, 16, packing="best_fit", cache=folder / "packing/index")
+    (folder / "drop").mkdir()
+    shutil.copy(folder / "jsonl/a.jsonl", folder / "drop")
+    (folder / "drop/ids.txt").write_text("doc-1\ndoc-5\n\nnone\n")
+    (folder / "message").mkdir()
+    hello = {"hello": 1, "host": "a", "pid": 5, "alive": True}
+    (folder / "message/message.json").write_bytes(_lines([hello, {"facts": {"a": [1, "b"]}}]))
 
 
 def make_tables(folder: Path) -> None:
@@ -162,13 +184,16 @@ def config_of_seeds() -> Config:
 
 def make_models(folder: Path) -> None:
     """A Hugging Face folder, a module of it, a run that began from it, activations."""
-    from emo_jax.data.store import TokenStore
-
     config, store = config_of_seeds(), TokenStore.open(folder / "store")
     params = jax.tree.map(np.asarray, jax.jit(ModelFunctions(config).init, static_argnums=0)(3))
     source, tokenizer = TreeSource(flatten(params)), folder / "store/tokenizer"
     shards = {"max_shard_bytes": 50_000}
     export_model(params, config, folder / "hf", tokenizer_dir=tokenizer, **shards)
+    pairs = load_tokenizer(folder / "tokenizer")
+    model = dataclasses.replace(config.model, vocab_size=pairs.vocab_size)
+    wider = dataclasses.replace(config, model=model)
+    weights = jax.tree.map(np.asarray, jax.jit(ModelFunctions(wider).init, static_argnums=0)(3))
+    export_model(weights, wider, folder / "gguf", tokenizer_dir=folder / "tokenizer")
     kept_LR = np.zeros((2, 7), bool)
     kept_LR[0, [0, 2, 4]] = kept_LR[1, [1, 5, 6]] = True
     selection = Selection(
@@ -234,6 +259,7 @@ def make_seeds(folder: Path) -> Path:
     make_documents(folder)
     make_tokenizers(folder)
     make_store(folder)
+    make_caches(folder)
     make_models(folder)
     (folder / "overrides").mkdir()
     overrides = ["model.num_layers=3", "optimizer.peak_lr=0.001", "train.eval_keep=(16,8)"]

@@ -1,6 +1,6 @@
 """No file makes a reader raise anything but its own errors, hang, or take more than 2 GB.
 
-A handful of inputs for each reader here; 300 with `-m slow`, in processes of their own. One input
+Twenty inputs for each reader here; 300 with `-m slow`, in processes of their own. One input
 again: `python tests/fuzz/driver.py SEED SEED READER`.
 """
 
@@ -13,7 +13,7 @@ from readers import READERS
 from seeds import make_seeds
 from worker import HangError, attempt
 
-FEW, MANY = 4, 300
+FEW, MANY = 20, 300
 
 
 @pytest.fixture(scope="session")

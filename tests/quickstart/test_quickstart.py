@@ -117,6 +117,7 @@ def test_a_claim_cut_short_is_an_empty_folder(tmp_path):
     settings = {"documents": ["docs.jsonl"], "steps": 3}
     leftover = tmp_path / f".{quickstart.SETTINGS_FILE}.tmp"
     leftover.write_text('{"docu')
+    os.utime(leftover, (0, 0))
     quickstart._claim(tmp_path, settings)
     assert json.loads((tmp_path / quickstart.SETTINGS_FILE).read_text()) == settings
     assert not leftover.exists()

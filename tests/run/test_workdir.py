@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 
 import pytest
 
@@ -139,7 +140,8 @@ def test_the_caller_says_which_changes_are_refused(tmp_path):
 
 
 def test_a_claim_cut_short_can_be_made_again(tmp_path):
-    (tmp_path / ".config.json.tmp").write_text('{"name"')
+    (left := tmp_path / ".config.json.0123abcd.tmp").write_text('{"name"')
+    os.utime(left, (0, 0))
     assert claim_workdir(tmp_path, CONFIG) is False
     assert [p.name for p in tmp_path.iterdir()] == ["config.json"]
 

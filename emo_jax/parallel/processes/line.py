@@ -51,7 +51,8 @@ class Line:
         threading.Thread(target=self._read, args=(receive,), name="roster", daemon=True).start()
 
     def _read(self, receive: Callable[[Any], None]) -> None:
-        with contextlib.suppress(OSError, ValueError), self._socket.makefile("rb") as stream:
+        wrong = (OSError, ValueError, RecursionError)  # the last: nested deeply, by a stranger
+        with contextlib.suppress(*wrong), self._socket.makefile("rb") as stream:
             while line := stream.readline(_LONGEST):
                 before, self.heard = self.heard, time.monotonic()
                 if self.heard - before >= NOTABLE:
