@@ -3,6 +3,7 @@
 With `--dry-run` a launcher prints, as a shell script, exactly what it would run; `| bash` runs it.
 """
 
+import re
 import shlex
 import subprocess
 from collections.abc import Iterable, Sequence
@@ -29,9 +30,23 @@ def command(example: str, **settings: Any) -> Any:
     return click.command(cls=Command, epilog=example, context_settings=names, **settings)
 
 
+class _JobName(click.ParamType):
+    name = "text"
+
+    def convert(self, value, param, ctx) -> str:
+        """A name that Kubernetes accepts, with room for what it appends."""
+        if not re.fullmatch(r"[a-z]([-a-z0-9]{0,38}[a-z0-9])?", value):
+            self.fail(
+                f"{value!r}: must be 1 to 40 of a-z, 0-9 and -, and begin with a letter", param, ctx
+            )
+        return value
+
+
 DRY_RUN = click.option("--dry-run", is_flag=True, help="Print what would be run, as a script.")
 COMMAND = click.argument("command", nargs=-1, type=click.UNPROCESSED, required=True)
-NAME = click.option("--name", default="emo", show_default=True, help="Name of the job.")
+NAME = click.option(
+    "--name", type=_JobName(), default="emo", show_default=True, help="Name of the job."
+)
 MAX_FAILURES = click.option(
     "--max-failures",
     type=click.IntRange(min=0),

@@ -115,23 +115,21 @@ def exit_code(codes: list[int]) -> int:
     return next(code for code in order if count[code])
 
 
-def get(slice_: Tpu, create: Call, *, poll: float = _POLL) -> None:
+def get(slice_: Tpu, create: Call) -> None:
     """Waits for the slice; asks for it where nobody has, and again where it was preempted."""
     while (state := slice_.state()) != _THERE:
         if state in _GONE:
             carry_out([slice_.delete()], dry_run=False)
         if state in _GONE or state == _ABSENT:
             carry_out([create], dry_run=False)
-        time.sleep(poll)
+        time.sleep(_POLL)
 
 
-def go_on(
-    slice_: Tpu, create: Call, prepare: Call, command: Call, *, failures: int, poll: float = _POLL
-) -> int:
+def go_on(slice_: Tpu, create: Call, prepare: Call, command: Call, *, failures: int) -> int:
     """Runs the command until it has finished; returns its exit code."""
     failed = 0
     while True:
-        get(slice_, create, poll=poll)
+        get(slice_, create)
         code = EXIT_FAILED if run(prepare) else exit_code(watched(command))
         if code in (EXIT_OK, EXIT_USAGE):
             return code

@@ -19,8 +19,14 @@ pytestmark = pytest.mark.system
 
 LAUNCHER = runs.REPO / "launch/slurm.py"
 STEPS = 360
-SMALL = {"train__steps": STEPS, "train__eval_every": 0, "checkpoint__save_every": 1000}
-# `emo`, whose batches come slowly while a file is there: 9 a second at most.
+SMALL = {
+    "train__steps": STEPS,
+    "train__eval_every": 0,
+    "checkpoint__save_every": 1000,  # only where it is stopped
+    "checkpoint__keep_every": 0,
+}
+ENDED = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT")
+# `emo`, whose batches come slowly while a file is there: 6 a second at most.
 _SLOW = """
 import os, sys, time
 from emo_jax.cli import main
@@ -32,7 +38,7 @@ batches = Trainer._batches
 def slowly(self, *given):
     for batch in batches(self, *given):
         if os.path.exists(file):
-            time.sleep(0.11)
+            time.sleep(0.16)
         yield batch
 
 Trainer._batches = slowly
@@ -61,8 +67,8 @@ def env(cluster, tmp_path_factory):
 
 def submit(env, folder: Path, command: list[str], *options: str) -> str:
     """Submits a job of two tasks in `folder`; returns its number."""
-    sizes = ["--nodes", "1", "--tasks-per-node", "2", "--save-seconds", "5", *options]
-    launch = [sys.executable, LAUNCHER, *sizes, "--", *command]
+    sizes = ["--nodes", "1", "--tasks-per-node", "2", "--save-seconds", "5", "--time", "30"]
+    launch = [sys.executable, LAUNCHER, *sizes, *options, "--", *command]
     done = subprocess.run(launch, env=env, cwd=folder, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     return re.search(r"Submitted batch job (\d+)", done.stdout)[1]
@@ -75,11 +81,22 @@ def job(env, number: str) -> dict[str, str]:
     return dict(re.findall(r"(\w+)=(\S*)", said))
 
 
-def wait_until(reached, log: Path, seconds: float = 150) -> None:
-    give_up = time.monotonic() + seconds
+def wait_until(reached, env, number: str, log: Path) -> None:
+    """Waits for something that happens while a job goes on."""
+    give_up = time.monotonic() + 150
     while not reached():
-        assert time.monotonic() < give_up, log.read_text() if log.exists() else "it never began"
+        said = log.read_text() if log.exists() else "it never began"
+        state = job(env, number)["JobState"]
+        assert state not in ENDED or reached(), f"{state}:\n{said}"
+        assert time.monotonic() < give_up, said
         time.sleep(0.1)
+
+
+def update(env, number: str, change: str) -> None:
+    """Changes a job, as an administrator would."""
+    command = ["scontrol", "update", f"JobId={number}", change]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
 
 
 def tasks_of(number: str) -> list[int]:
@@ -103,34 +120,38 @@ def losses(workdir: Path) -> list[tuple[int, float]]:
 
 
 def test_a_job_goes_on_after_its_time_limit_and_a_killed_task(env, store, tmp_path):
-    brake, workdir = tmp_path / "brake", tmp_path / "run"
-    brake.touch()
-    number = submit(env, tmp_path, slow(brake, store, workdir), "--time", "1")
-    log = tmp_path / f"emo-{number}.log"
-
-    # 1. SIGTERM before the limit of a minute: both save and end with 75, and the job is requeued.
-    wait_until(lambda: int(job(env, number)["Restarts"]) == 1, log)
-    saved = runs.checkpoints(workdir)
-    assert saved and 0 < saved[-1] < STEPS
-    assert log.read_text().count("run the same command again") == 2
-    # 2. A task is killed: the other ends, and the job is requeued as after any failure.
-    wait_until(lambda: runs.steps_logged(workdir) > saved[-1] + 5, log)
-    os.kill(tasks_of(number)[1], signal.SIGKILL)
-    brake.unlink()
-    wait_until(lambda: int(job(env, number)["Restarts"]) == 2, log)
-    assert (tmp_path / f"emo-{number}.failures").read_text() == "1\n"
-    # 3. It goes on to the end.
-    wait_until(lambda: job(env, number)["JobState"] == "COMPLETED", log)
-    assert not (tmp_path / f"emo-{number}.failures").exists()
-    text = log.read_text()
-    assert text.count(f"resumed at step {saved[-1]}\n") == 2
-    assert "Traceback" not in text
-
-    whole = tmp_path / "whole"
+    brake, workdir, whole = tmp_path / "brake", tmp_path / "run", tmp_path / "whole"
     here = [sys.executable, runs.REPO / "launch/local.py", "--processes", "2", "--"]
     command = [*here, *slow(brake, store, whole)]
     done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stderr
+
+    brake.touch()
+    number = submit(env, tmp_path, slow(brake, store, workdir))
+    log = tmp_path / f"emo-{number}.log"
+    restarts = lambda: int(job(env, number)["Restarts"])  # noqa: E731
+    # 1. The time limit comes soon. Before it both get SIGTERM, save and end with 75, and the job is
+    # requeued.
+    wait_until(lambda: runs.steps_logged(workdir) > 5, env, number, log)
+    update(env, number, "EndTime=now+40")
+    wait_until(lambda: restarts() == 1, env, number, log)
+    [saved] = runs.checkpoints(workdir)
+    assert 5 < saved < STEPS
+    assert log.read_text().count("run the same command again") == 2
+    update(env, number, "TimeLimit=30")
+    # 2. A task is killed: the other ends, and the job is requeued as after any failure.
+    wait_until(lambda: runs.steps_logged(workdir) > saved + 5, env, number, log)
+    os.kill(tasks_of(number)[1], signal.SIGKILL)
+    brake.unlink()
+    wait_until(lambda: restarts() == 2, env, number, log)
+    failures = tmp_path / f"emo-{number}.failures"
+    assert failures.read_text() == "1\n"
+    # 3. It goes on to the end.
+    wait_until(lambda: job(env, number)["JobState"] == "COMPLETED", env, number, log)
+    assert not failures.exists()
+    text = log.read_text()
+    assert text.count(f"resumed at step {saved}\n") == 2
+    assert "Traceback" not in text
     assert losses(workdir) == losses(whole) and losses(whole)[-1][0] == STEPS
     assert runs.equal_trees(restore_params(workdir)[0], restore_params(whole)[0])
 
@@ -140,9 +161,9 @@ def test_a_job_goes_on_after_its_time_limit_and_a_killed_task(env, store, tmp_pa
 )
 def test_which_exit_codes_start_a_job_again(env, tmp_path, code, restarts, state):
     command = [sys.executable, "-c", f"print('begun'); raise SystemExit({code})"]
-    number = submit(env, tmp_path, command, "--max-failures", "1", "--time", "1")
+    number = submit(env, tmp_path, command, "--max-failures", "1")
     log = tmp_path / f"emo-{number}.log"
-    wait_until(lambda: job(env, number)["JobState"] == state, log)
+    wait_until(lambda: job(env, number)["JobState"] == state, env, number, log)
     assert int(job(env, number)["Restarts"]) == restarts
     assert job(env, number)["ExitCode"] == f"{code}:0"
     assert log.read_text().count(": begun\n") == 2 * (1 + restarts)
@@ -158,5 +179,5 @@ def test_what_is_shown_is_what_is_submitted(env, tmp_path):
     )
     number = re.search(r"Submitted batch job (\d+)", done.stdout)[1]
     log = tmp_path / f"emo-{number}.log"
-    wait_until(lambda: job(env, number)["JobState"] == "COMPLETED", log)
+    wait_until(lambda: job(env, number)["JobState"] == "COMPLETED", env, number, log)
     assert log.read_text() == "0: [\"it's\", 'a  b', '$HOME']\n"
