@@ -135,9 +135,7 @@ class _RawStream(FileStream):
         return np.frombuffer(self._file.read(start * size, stop * size), self._dtype)
 
 
-def _open(
-    name: str, vocabulary: Vocabulary, source: RawTokens
-) -> tuple[Ranges, str, Ends | None]:
+def _open(name: str, vocabulary: Vocabulary, source: RawTokens) -> tuple[Ranges, str, Ends | None]:
     """Opens and checks one file; returns it, its start's digest and datatrove's index, if any."""
     file, dtype = open_ranges(name, source.patience), vocabulary.stored
     start = file.read(0, min(file.size, _START))

@@ -5,6 +5,7 @@ Tried with the versions below. If another version has moved one, a one-line erro
 
 import importlib
 import importlib.metadata
+from collections.abc import Callable
 from typing import Any
 
 from emo_jax.errors import EmoError
@@ -23,6 +24,12 @@ def cluster(name: str) -> Any:
 def workers_of_tpu_slice(tpu_cluster: Any) -> list[str]:
     """Host names of a TPU slice, by process, according to a TPU cluster from `cluster`."""
     return tpu_cluster._get_worker_list_in_slice()
+
+
+def tpu_vm_metadata() -> Callable[[str], str | None]:
+    """What the metadata server of a TPU VM says of a variable, by its name."""
+    module = "jax._src.clusters.cloud_tpu_cluster"
+    return _private("jax", module, "get_tpu_env_value_from_metadata")
 
 
 def tpu_info_registry() -> dict[str, Any]:

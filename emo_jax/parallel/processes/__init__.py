@@ -19,6 +19,7 @@ from emo_jax.parallel.processes.line import is_loopback
 from emo_jax.parallel.processes.place import Place, find_place
 from emo_jax.parallel.processes.relay import Relay
 from emo_jax.parallel.processes.roster import Facts, Roster
+from emo_jax.parallel.processes.slices import refuse_stale_slices
 
 JOIN_TIMEOUT = 300.0  # seconds
 SILENCE_TIMEOUT = 60.0
@@ -47,11 +48,13 @@ def joined(
       stopped: whether to give up waiting for the others.
 
     Raises:
-      UsageError: the processes differ, or their number or addresses are wrong.
+      UsageError: the processes differ, or their number or addresses are wrong, or the environment
+        has TPU slices of another run.
       EmoError: one did not join.
       PreemptedError: stopped while waiting.
     """
     global _roster
+    refuse_stale_slices()
     place = find_place(count, index, coordinator)
     if place is None:
         yield
