@@ -1,4 +1,4 @@
-"""libtpu on machines without TPUs: where it is only installed, and to compile for other machines."""
+"""libtpu on machines without TPUs: installed, but not used, or used to compile for others."""
 
 import glob
 import os

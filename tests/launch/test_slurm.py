@@ -18,7 +18,7 @@ from emo_jax.checkpoint.reading import restore_params
 pytestmark = pytest.mark.system
 
 LAUNCHER = runs.REPO / "launch/slurm.py"
-STEPS = 360
+STEPS = 260
 SMALL = {
     "train__steps": STEPS,
     "train__eval_every": 0,
@@ -89,7 +89,7 @@ def wait_until(reached, env, number: str, log: Path) -> None:
         state = job(env, number)["JobState"]
         assert state not in ENDED or reached(), f"{state}:\n{said}"
         assert time.monotonic() < give_up, said
-        time.sleep(0.1)
+        time.sleep(0.3)
 
 
 def update(env, number: str, change: str) -> None:
@@ -133,7 +133,7 @@ def test_a_job_goes_on_after_its_time_limit_and_a_killed_task(env, store, tmp_pa
     # 1. The time limit comes soon. Before it both get SIGTERM, save and end with 75, and the job is
     # requeued.
     wait_until(lambda: runs.steps_logged(workdir) > 5, env, number, log)
-    update(env, number, "EndTime=now+40")
+    update(env, number, "EndTime=now+36")
     wait_until(lambda: restarts() == 1, env, number, log)
     [saved] = runs.checkpoints(workdir)
     assert 5 < saved < STEPS
