@@ -1,6 +1,8 @@
 """What all launchers have in common, and the image."""
 
 import os
+import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -9,6 +11,8 @@ from pathlib import Path
 import pytest
 import runs
 from shown import TRAIN, launch, shown
+
+from emo_jax.config.file import load_config
 
 OPTIONS = {
     "gke": ("--tpu", "v5e:4x4", "--image", "i"),
@@ -32,6 +36,31 @@ def test_each_shows_a_script_and_an_example(launcher):
     helped = launch(launcher, "--help").stdout
     assert f"Example:\n  python launch/{launcher}.py " in helped
     assert "--dry-run" in helped
+
+
+def _examples() -> list[tuple[str, list[str]]]:
+    """(launcher, options) of every launch in a fenced block of the documentation."""
+    found = []
+    for page in [runs.REPO / "README.md", *(runs.REPO / "docs").glob("*.md")]:
+        for block in re.findall(r"^```\n(.*?)^```$", page.read_text(), re.MULTILINE | re.DOTALL):
+            for line in block.replace("\\\n", " ").splitlines():
+                if match := re.match(r"python launch/(\w+)\.py (.*)", line):
+                    found.append((match[1], shlex.split(match[2], comments=True)))
+    return found
+
+
+@pytest.mark.parametrize(("launcher", "options"), _examples())
+def test_an_example_is_a_launch(launcher, options):
+    done = launch(launcher, "--dry-run", *options)
+    assert done.exit_code == 0, done.stderr
+    if "--config" in options:
+        file = options[options.index("--config") + 1].removeprefix("/shared/")
+        overrides = [word for word in options if word.startswith("--config.")]
+        load_config(str(runs.REPO / file), overrides)
+
+
+def test_there_is_an_example_of_every_launcher():
+    assert {launcher for launcher, _ in _examples()} == OPTIONS.keys()
 
 
 def test_a_launcher_is_a_program():
