@@ -38,6 +38,7 @@ AccountingStorageType=accounting_storage/none
 MpiDefault=none
 SwitchType=switch/none
 SchedulerType=sched/builtin
+SchedulerParameters=sched_interval=1,batch_sched_delay=0,sched_min_interval=10000
 SelectType=select/cons_tres
 SelectTypeParameters=CR_CPU
 JobRequeue=1
