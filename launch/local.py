@@ -14,6 +14,7 @@ import os
 import queue
 import re
 import secrets
+import shlex
 import signal
 import socket
 import subprocess
@@ -24,9 +25,11 @@ from collections.abc import Callable, Sequence
 from typing import IO
 
 import click
+from launching import COMMAND, DRY_RUN, command
+
+from emo_jax.errors import EXIT_RUN_AGAIN
 
 SETTLE = 10.0  # seconds for processes that end together, or notice a failure by themselves
-RUN_AGAIN = 75
 TIMED_OUT = 124
 _PR_SET_PDEATHSIG = 1  # of Linux
 _DEVICES = "--xla_force_host_platform_device_count"
@@ -168,7 +171,7 @@ def exit_code(failed: Sequence[int]) -> int:
     """
     if killed := [status for status in failed if status < 0]:
         return 128 - killed[0]
-    return next((code for code in failed if code != RUN_AGAIN), failed[0] if failed else 0)
+    return next((code for code in failed if code != EXIT_RUN_AGAIN), failed[0] if failed else 0)
 
 
 def described(status: int) -> str:
@@ -197,17 +200,21 @@ def _pass_on(index: int, source: IO[bytes], sink: IO[str]) -> None:
         _write(sink, f"[{index}] {line.decode(errors='replace').rstrip()}\n")
 
 
-class _Command(click.Command):
-    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Writes the example as it is typed."""
-        formatter.write(
-            "\nExample:\n  python launch/local.py --processes 2 --devices-per-process 4 --"
-            " emo train --config experiments/emo_tiny.py --config.data.store=store"
-            " --workdir runs/tiny\n"
-        )
+def script(words: Sequence[str], processes: int, devices: int) -> str:
+    """The processes as lines of a shell script: each with the variables that are its own."""
+    address = f"127.0.0.1:{free_port()}"
+    lines = []
+    for index in range(processes):
+        env = environment(processes, index, address, devices)
+        changed = [f"{name}={env[name]}" for name in env if env[name] != os.environ.get(name)]
+        lines.append(f"{shlex.join(['env', *changed, *words])} &")
+    return "\n".join([*lines, "wait", ""])
 
 
-@click.command(cls=_Command, context_settings={"help_option_names": ["-h", "--help"]})
+@command(
+    "python launch/local.py --processes 2 --devices-per-process 4 -- emo train"
+    " --config experiments/emo_tiny.py --config.data.store=store --workdir runs/tiny"
+)
 @click.option("--processes", type=click.IntRange(min=1), required=True, help="How many.")
 @click.option(
     "--devices-per-process",
@@ -230,12 +237,14 @@ class _Command(click.Command):
     show_default=True,
     help="From SIGTERM to SIGKILL, for processes that are stopped.",
 )
-@click.argument("command", nargs=-1, type=click.UNPROCESSED, required=True)
+@DRY_RUN
+@COMMAND
 def main(
     processes: int,
     devices_per_process: int,
     timeout: float | None,
     kill_after: float,
+    dry_run: bool,
     command: tuple[str, ...],
 ) -> None:
     """Start COMMAND as several processes on this machine.
@@ -248,6 +257,9 @@ def main(
     otherwise 128 + signal if a signal killed one, or the code of the first that failed; 124 after
     --timeout.
     """
+    if dry_run:
+        click.echo(script(command, processes, devices_per_process), nl=False)
+        return
     group = Group(kill_after, timeout)
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         if signal.getsignal(number) != signal.SIG_IGN:  # as nohup sets SIGHUP

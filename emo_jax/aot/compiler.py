@@ -15,18 +15,8 @@ from typing import Any
 from emo_jax.aot.chips import GIB, Topology
 from emo_jax.config import Config
 from emo_jax.errors import EmoError, UsageError
+from emo_jax.parallel.libtpu import WITHOUT_TPUS
 
-# libtpu is loaded for its compiler: it must not look for TPUs, query a metadata server, lock out
-# other processes, or write logs.
-ENVIRONMENT = {
-    "TPU_SKIP_MDS_QUERY": "1",
-    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
-    "TPU_WORKER_HOSTNAMES": "localhost",
-    "TPU_ACCELERATOR_TYPE": "v5litepod-16",  # any existing type; the topology is given by name
-    "TPU_LOG_DIR": "disabled",
-    "TPU_STDERR_LOG_LEVEL": "3",
-    "TPU_MIN_LOG_LEVEL": "3",
-}
 _CACHE = "jax_enable_compilation_cache"
 # The second message covers temporaries only.
 _TOO_MUCH = re.compile(r"Used ([\d.]+)([KMGT]?) of ([\d.]+)([KMGT]?) hbm")
@@ -95,10 +85,12 @@ class DoesNotFitError(EmoError):
 
 
 def prepare_environment() -> None:
-    """Sets the variables that libtpu and JAX read on loading; call it before importing JAX."""
+    """Sets the variables that libtpu and JAX read on loading; call it before importing JAX.
+
+    libtpu is loaded for its compiler, and the topology is given by name.
+    """
     os.environ["JAX_PLATFORMS"] = "cpu"
-    for name, value in ENVIRONMENT.items():
-        os.environ[name] = value
+    os.environ.update(WITHOUT_TPUS)
 
 
 def require_libtpu() -> None:

@@ -26,6 +26,7 @@ from emo_jax.errors import (
     without_secrets,
 )
 from emo_jax.files import compile_cache
+from emo_jax.parallel import libtpu
 
 _LARGEST = 3.4e38  # of a float32
 
@@ -120,6 +121,7 @@ def main(argv: list[str] | None = None) -> None:
     if not debug:
         _drop_afterwords()
     compile_cache.enable()
+    libtpu.silence_without_tpus()
     # Before jax is imported. Every dtype is ours or the config's: 64 bits change only how sums are
     # rounded, and a run would not go on with the same bits.
     os.environ["JAX_ENABLE_X64"] = "0"

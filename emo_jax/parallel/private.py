@@ -5,6 +5,7 @@ Tried with the versions below. If another version has moved one, a one-line erro
 
 import importlib
 import importlib.metadata
+from collections.abc import Callable
 from typing import Any
 
 from emo_jax.errors import EmoError
@@ -31,6 +32,12 @@ def coordination_client() -> Any:
     Publicly, JAX has only collectives for this, which wait for the running step.
     """
     return _private("jax", "jax._src.distributed", "global_state").client
+
+
+def tpu_vm_metadata() -> Callable[[str], str | None]:
+    """What the metadata server of a TPU VM says of a variable, by its name."""
+    module = "jax._src.clusters.cloud_tpu_cluster"
+    return _private("jax", module, "get_tpu_env_value_from_metadata")
 
 
 def tpu_info_registry() -> dict[str, Any]:

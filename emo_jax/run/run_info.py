@@ -39,7 +39,7 @@ class RunInfo:
       workdir: folder of the run.
       config: the full config.
       start: steps done before; later records are for later steps. 0: a fresh run.
-      facts: JSON values: `time`, `environment`, `git`, `data`.
+      facts: JSON values: `time`, `environment`, `git`, `frozen`, `data`.
     """
 
     workdir: Path
@@ -48,12 +48,21 @@ class RunInfo:
     facts: dict[str, Any]
 
 
-def describe_run(workdir: Path, config: Config, start: int, *, fingerprint: str) -> RunInfo:
-    """The facts about a start; `fingerprint` is that of the data the run reads."""
+def describe_run(
+    workdir: Path, config: Config, start: int, *, fingerprint: str, frozen: str | None = None
+) -> RunInfo:
+    """The facts about a start.
+
+    Args:
+      workdir, config, start: as in `RunInfo`.
+      fingerprint: that of the data the run reads.
+      frozen: the folder below WORKDIR/frozen that has the code and the libraries of this start.
+    """
     facts = {
         "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "environment": environment(),
         "git": git_state(Path(emo_jax.__file__).parent) or git_state(Path.cwd()),
+        "frozen": frozen,
         "data": {"store": ", ".join(config.data.stores), "fingerprint": fingerprint},
     }
     return RunInfo(workdir=workdir, config=config, start=start, facts=facts)

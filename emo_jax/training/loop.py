@@ -33,6 +33,7 @@ from emo_jax.model.functions import ModelFunctions
 from emo_jax.parallel import mesh as mesh_lib
 from emo_jax.parallel import processes
 from emo_jax.parallel.rows import global_batch, own_rows
+from emo_jax.run.frozen import freeze
 from emo_jax.run.lock import RunLock
 from emo_jax.run.run_info import describe_run
 from emo_jax.run.workdir import (
@@ -178,7 +179,10 @@ class Trainer:
             log = None
             if _is_first():
                 fingerprint = self.source.fingerprint
-                run = describe_run(self.workdir, config, start, fingerprint=fingerprint)
+                frozen = freeze(self.workdir)
+                run = describe_run(
+                    self.workdir, config, start, fingerprint=fingerprint, frozen=frozen
+                )
                 log = stack.enter_context(Tracker(run, self._trackers, show=progress.line))
             # Tell the other processes of an error first: cleanup may wait for them.
             stack.push(lambda kind, error, trace: processes.leave(error))

@@ -6,11 +6,12 @@ from pathlib import Path
 import pytest
 from test_compile import B, S, _config
 
-from emo_jax.aot import chips, compiler
+from emo_jax.aot import chips
 from emo_jax.aot.analysis import analyse
 from emo_jax.aot.report import grouped
 from emo_jax.config import Config
 from emo_jax.config.file import load_config
+from emo_jax.parallel.libtpu import WITHOUT_TPUS
 
 pytestmark = pytest.mark.slow
 
@@ -21,7 +22,7 @@ EXPERIMENTS = Path(__file__).parents[2] / "experiments"
 def _environment():
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("JAX_PLATFORMS", "cpu")
-        for name, value in compiler.ENVIRONMENT.items():
+        for name, value in WITHOUT_TPUS.items():
             patch.setenv(name, value)
         yield
 

@@ -12,6 +12,7 @@ from emo_jax.aot.collectives import Collective
 from emo_jax.aot.counts import Counts
 from emo_jax.aot.roofline import group_bandwidth, roofline
 from emo_jax.cli.app import main
+from emo_jax.parallel.libtpu import WITHOUT_TPUS
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -19,7 +20,7 @@ def _environment():
     """What `emo compile` sets for libtpu; the rest of the process is as it was."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("JAX_PLATFORMS", "cpu")
-        for name, value in compiler.ENVIRONMENT.items():
+        for name, value in WITHOUT_TPUS.items():
             patch.setenv(name, value)
         yield
 

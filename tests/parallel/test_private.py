@@ -10,6 +10,7 @@ def test_all_of_it_is_in_the_installed_versions():
     for name in ("SlurmCluster", "K8sCluster", "GkeTpuCluster", "GceTpuCluster"):
         assert callable(private.cluster(name).get_process_count)
     assert hasattr(private.cluster("GceTpuCluster"), "_get_worker_list_in_slice")
+    assert callable(private.tpu_vm_metadata())
     assert isinstance(private.tpu_info_registry(), dict)
     implementations, mask = private.tokamax_attention()
     assert callable(mask) and "xla" in implementations

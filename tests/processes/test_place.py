@@ -145,7 +145,7 @@ def test_a_tpu_pod(env, monkeypatch):
     monkeypatch.setattr(clusters, "running_in_cloud_tpu_vm", True)
     monkeypatch.setattr(clusters, "get_tpu_env_value", lambda key: os.environ.get(key))
     assert find_place() == Place(
-        index=1, count=2, coordinator="localhost:8482", found="the TPU pod"
+        index=1, count=2, coordinator="localhost:8476", found="the TPU pod"
     )
     env(JAX_PLATFORMS="cpu")  # the chips are not used
     assert find_place() is None

@@ -20,6 +20,7 @@ from emo_jax.parallel.processes.place import Place, find_place
 from emo_jax.parallel.processes.pulse import Pulse
 from emo_jax.parallel.processes.relay import Relay
 from emo_jax.parallel.processes.roster import Roster
+from emo_jax.parallel.processes.slices import refuse_stale_slices
 from emo_jax.parallel.processes.stall import WriteStacks
 from emo_jax.parallel.processes.words import Facts
 
@@ -56,11 +57,13 @@ def joined(
         it is not there yet. The environment variable EMO_TOKEN goes before it.
 
     Raises:
-      UsageError: the processes differ, or their number or addresses are wrong.
+      UsageError: the processes differ, or their number or addresses are wrong, or the environment
+        has TPU slices of another run.
       EmoError: one did not join.
       PreemptedError: stopped while waiting.
     """
     global _roster
+    refuse_stale_slices()
     place = find_place(count, index, coordinator)
     if place is None:
         yield

@@ -24,6 +24,9 @@ _INDEX_VARIABLES = (
     "SLURM_PROCID",
     "SKYPILOT_NODE_RANK",
 )
+# Of process 0, on TPU VMs and in pods, which no other job shares: the port that rules of firewalls
+# open for JAX, which itself takes another since 0.8.1.
+COORDINATOR_PORT = 8476
 _ASKED = "give --processes N --process-index I --coordinator HOST:PORT"
 
 
@@ -182,7 +185,7 @@ def _tpu_pod() -> Place | None:
     for cluster in map(private.cluster, _TPU_CLUSTERS):
         if cluster.is_env_present():
             count = cluster.get_process_count()
-            coordinator = "alone" if count == 1 else _of(cluster)
+            coordinator = "alone" if count == 1 else _of(cluster, COORDINATOR_PORT)
             index = cluster.get_process_id()
             return Place(count=count, index=index, coordinator=coordinator, found="the TPU pod")
     return None
@@ -196,23 +199,27 @@ def _kubernetes() -> Place | None:
         raise UsageError(
             "this is a pod of an indexed job, and how many there are is not known: set"
             " EMO_PROCESSES and EMO_COORDINATOR=HOST:PORT in its environment (EMO_PROCESSES=1 for"
-            " a run of one pod), as launch/gke_jobset.yaml does, or install kubernetes"
+            " a run of one pod), as launch/gke.py does, or install kubernetes"
         )
     kubernetes = private.cluster("K8sCluster")
     kubernetes.is_env_present()  # opens its clients
     try:
         count = kubernetes.get_process_count()
-        coordinator = "alone" if count == 1 else _of(kubernetes)
+        coordinator = "alone" if count == 1 else _of(kubernetes, COORDINATOR_PORT)
     except RuntimeError as e:
         raise UsageError(f"Kubernetes: {' '.join(str(e).split())}") from e
     index = kubernetes.get_process_id()
     return Place(count=count, index=index, coordinator=coordinator, found="Kubernetes")
 
 
-def _of(cluster: Any) -> str:
-    """The coordinator address that a JAX cluster reports."""
-    port = os.environ.get("JAX_COORDINATOR_PORT")
-    return cluster.get_coordinator_address(timeout_secs=300, override_coordinator_port=port)
+def _of(cluster: Any, port: int | None = None) -> str:
+    """The coordinator address that a JAX cluster reports.
+
+    Args:
+      port: None: JAX chooses one for each job, since jobs may share a machine.
+    """
+    asked = os.environ.get("JAX_COORDINATOR_PORT") or (str(port) if port else None)
+    return cluster.get_coordinator_address(timeout_secs=300, override_coordinator_port=asked)
 
 
 def _port(name: str) -> int:
