@@ -163,6 +163,7 @@ def _digest(path: epath.Path) -> tuple[int, str]:
     digest, size = hashlib.sha256(), 0
     with path.open("rb") as f:
         while block := f.read(_HASH_BLOCK):
+            processes.pulse.beat()
             digest.update(block)
             size += len(block)
     return size, digest.hexdigest()
@@ -254,8 +255,9 @@ def verify(folder: epath.Path, items: set[str], peers: Peers = TOGETHER) -> dict
                 return f"{name} is missing"
             if path.stat().length != record["size"]:
                 return f"{name} has {path.stat().length} bytes of {record['size']}"
-            if _digest(path)[1] != record["sha256"]:
-                return f"{name} has other bytes than were written"
+            with processes.pulse.reading(str(path)):
+                if _digest(path)[1] != record["sha256"]:
+                    return f"{name} has other bytes than were written"
         except OSError as e:
             return f"{name} cannot be read: {one_line(e)}"
         return None

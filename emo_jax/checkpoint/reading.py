@@ -25,6 +25,7 @@ from emo_jax.checkpoint.manifest import (
 from emo_jax.checkpoint.slices import SliceReader, check_metadata_of
 from emo_jax.errors import one_line
 from emo_jax.files.trees import nest
+from emo_jax.parallel import processes
 from emo_jax.run.workdir import CHECKPOINTS
 
 
@@ -99,13 +100,12 @@ def read_leaves(
         except Exception as e:
             raise DamagedError(f"{item} cannot be read: {one_line(e)}") from e
         handler = ocp.PyTreeCheckpointHandler(restore_concurrent_gb=limit_gb(specs.values()))
+        how = ocp.args.PyTreeRestore(
+            item=nest(specs), restore_args=nest(args), partial_restore=True
+        )
         try:
-            tree = handler.restore(
-                data,
-                args=ocp.args.PyTreeRestore(
-                    item=nest(specs), restore_args=nest(args), partial_restore=True
-                ),
-            )
+            with processes.pulse.reading(str(data)):
+                tree = handler.restore(data, args=how)
         except Exception as e:
             raise DamagedError(f"{item} cannot be read: {one_line(e)}") from e
         yield from leaves_of(tree).items()

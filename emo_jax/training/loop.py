@@ -142,6 +142,8 @@ class Trainer:
             shown = not self.quiet and _is_first()
             for line in begin.lines if shown else ():  # reading the state may take minutes
                 print(f"{config.name}: {line}", file=sys.stderr, flush=True)
+            stack.enter_context(Watchdog(self.workdir, config.train.stall_timeout))
+            processes.pulse.at("read", 0)
             self._passed = PassedWindows.read(self.workdir, self._newest_extra(checkpointer))
             self._passed.compare()
             local = made = None
@@ -201,7 +203,6 @@ class Trainer:
                 extra=self._extra,
                 restart=lambda: self._plan(checkpointer).make(),
             )
-            stack.enter_context(Watchdog(self.workdir, config.train.stall_timeout))
             while True:
                 saves.begin(start)
                 try:

@@ -8,6 +8,7 @@ from emo_jax.training.stopwatch import Stopwatch
 # What the time of a phase counts as while no step is on the devices (`run/goodput.py`).
 _CAUSES: dict[Phase, str] = {
     "start": "startup",
+    "read": "startup",
     "data": "input_wait",
     "compile": "compile",
     "step": STEPS,

@@ -18,7 +18,7 @@ from emo_jax.parallel.processes.pulse import does
 from emo_jax.parallel.processes.stall import SECONDS as WRITE_SECONDS
 
 STALLS = "stalls"  # in a workdir
-_LONGER = {"compile": 6, "evaluation": 6, "save": 6, "restore": 6}  # times the limit
+_LONGER = {"read": 3, "compile": 6, "evaluation": 6, "save": 6, "restore": 6}  # times the limit
 _AGAIN = "run the same command again to go on (train.stall_timeout is how long it may take)"
 
 

@@ -1,12 +1,17 @@
 """What a process is doing, as it says in its heartbeats, and who waits for whom."""
 
+import contextlib
 import time
+from collections.abc import Iterator
 from typing import Any, Literal
 
-Phase = Literal["start", "data", "compile", "step", "evaluation", "save", "restore", "agree"]
+Phase = Literal[
+    "start", "read", "data", "compile", "step", "evaluation", "save", "restore", "agree"
+]
 # In the order in which a step has them; {} is the step.
 _PHASES: dict[str, str] = {
     "start": "starts",
+    "read": "reads a checkpoint",
     "data": "waits for the data of step {}",
     "compile": "compiles step {}",
     "step": "is in step {}",
@@ -28,6 +33,7 @@ class Pulse:
     def __init__(self) -> None:
         self._now: tuple[Phase, int, float] = ("start", 0, time.monotonic())
         self._steps, self._data = 0, 0.0
+        self._files: dict[object, str] = {}  # that are being read, the oldest first
         self.beats = 0
 
     @property
@@ -41,7 +47,7 @@ class Pulse:
         now = time.monotonic()
         if before == "data":
             self._data += now - since
-        if phase == "data" and before != "start":
+        if phase == "data" and before not in ("start", "read"):
             self._steps += 1
         self._now = (phase, step, now)
         self.beats += 1
@@ -49,6 +55,18 @@ class Pulse:
     def beat(self) -> None:
         """Says that the current phase goes on."""
         self.beats += 1
+
+    @contextlib.contextmanager
+    def reading(self, file: str) -> Iterator[None]:
+        """Context in which a file is read, in any thread; `beat` says that this gets on."""
+        key = object()
+        self._files[key] = file
+        self.beat()
+        try:
+            yield
+        finally:
+            del self._files[key]
+            self.beat()
 
     def sign(self) -> dict[str, Any]:
         """What a heartbeat says: phase and step; the steps done, the time and the seconds in which
@@ -61,6 +79,7 @@ class Pulse:
             "steps": self._steps,
             "data": self._data + (now - since if phase == "data" else 0.0),
             "now": now,
+            "file": next(iter(list(self._files.values())), ""),
         }
 
 
@@ -68,7 +87,8 @@ def does(sign: dict[str, Any] | None) -> str:
     """What a process does, in words."""
     if not sign or sign.get("phase") not in _PHASES:
         return "has not said what it does"
-    return _PHASES[sign["phase"]].format(sign.get("step"))
+    file = sign.get("file")
+    return _PHASES[sign["phase"]].format(sign.get("step")) + (f" ({file})" if file else "")
 
 
 def who_waits(names: dict[int, str], signs: dict[int, dict[str, Any]]) -> str:
