@@ -49,6 +49,8 @@ def freeze(workdir: Path) -> str:
     if folder.is_dir():
         return name
     parent.mkdir(exist_ok=True)
+    for left in parent.glob(".*.tmp"):  # by a killed run; the workdir is locked
+        shutil.rmtree(left, ignore_errors=True)
     unfinished = parent / f".{name}.{secrets.token_hex(4)}.tmp"
     try:
         unfinished.mkdir()

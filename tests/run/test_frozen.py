@@ -80,6 +80,10 @@ def test_a_half_written_one_is_none(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="No space left"):
         frozen.freeze(tmp_path)
     assert list((tmp_path / "frozen").iterdir()) == []
+    monkeypatch.undo()
+    (tmp_path / "frozen/.0123.4567.tmp").mkdir()  # of a killed run
+    name = frozen.freeze(tmp_path)
+    assert [p.name for p in (tmp_path / "frozen").iterdir()] == [name]
 
 
 def test_a_start_says_which_code_it_had(finished_run):
