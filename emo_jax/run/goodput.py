@@ -13,6 +13,7 @@ there is only the time of day, and a clock set back counts as no time.
 
 import bisect
 import dataclasses
+import itertools
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from emo_jax.errors import UsageError
-from emo_jax.files.json_files import Fields, NotReadableError, is_number, read_object
+from emo_jax.files.json_files import Fields, NotReadableError, read_object
 from emo_jax.files.json_lines import json_line, mend_lines, read_lines, warn_of_bad
 
 GOODPUT_FILE = "goodput.jsonl"
@@ -39,6 +40,7 @@ BADPUT = {  # cause: what it is
     "other": "the devices are idle for anything else: logging, agreeing, ending",
 }
 CAUSES = (STEPS, *BADPUT)
+_LONGEST, _LATEST = 1e9, 1e11  # seconds of a start; time of day
 OUTCOMES = ("running", "finished", "stopped", "halted", "failed")
 
 
@@ -92,15 +94,17 @@ class Mark:
         seconds: dict[str, float] = {}
         for name in fields.inner("seconds"):
             value = fields.inner("seconds").number(name)
-            if value < 0:
-                raise NotReadableError(f"seconds.{name} must not be negative, not {value}")
+            if not 0 <= value <= _LONGEST:
+                raise NotReadableError(f"seconds.{name} must be 0..{_LONGEST:.0e}, not {value}")
             known = name if name in CAUSES else "other"
             seconds[known] = seconds.get(known, 0.0) + value
+        if not 0 <= (at := fields.number("time")) <= _LATEST:
+            raise NotReadableError(f"time must be 0..{_LATEST:.0e}, not {at}")
         return cls(
             start=fields.integer("start"),
             first=fields.integer("first"),
             step=fields.integer("step"),
-            time=fields.number("time"),
+            time=at,
             seconds=seconds,
             outcome=fields.choice("outcome", OUTCOMES, "running"),
             said=fields.text("said", ""),
@@ -170,15 +174,16 @@ def account(marks: Sequence[Mark]) -> Account:
     for mark in marks:
         starts.setdefault(mark.start, []).append(mark)
     of_start = list(starts.values())
+    # The earliest step that any later start began at: what came after it was done again.
+    kept = list(itertools.accumulate((own[0].first for own in of_start[::-1]), min))[::-1]
     spans: list[Span] = []
     total = dict.fromkeys(CAUSES, 0.0)
     begins = 0.0
     for n, own in enumerate(of_start):
         last = own[-1]
         seconds = {name: last.seconds.get(name, 0.0) for name in CAUSES}
-        later = [others[0].first for others in of_start[n + 1 :]]
-        if later:
-            lost = seconds[STEPS] - _steps_until(own, min(later))
+        if n + 1 < len(of_start):
+            lost = seconds[STEPS] - _steps_until(own, kept[n + 1])
             seconds[STEPS] -= lost
             seconds["lost_work"] += lost
         down = 0.0
@@ -285,6 +290,4 @@ def _is_news(beat: Mark, marks: Sequence[Mark]) -> bool:
 
 
 def _check(record: dict[str, Any]) -> None:
-    if not is_number(record.get("time")):
-        raise NotReadableError("no time")
     Mark.of(record)

@@ -193,11 +193,15 @@ def _run(folder: Path, out: Path) -> None:
 def _log(folder: Path, out: Path) -> None:
     from emo_jax.report.page import write_report
     from emo_jax.report.run import read_run
+    from emo_jax.run.goodput import keep_heartbeat
     from emo_jax.run.metrics_file import MetricsFile
     from emo_jax.run.run_info import read_run_info
+    from emo_jax.run.status import read_status
 
     read_run_info(folder)
+    read_status(folder).to_json()
     write_report(read_run(folder), out / "report.html")
+    keep_heartbeat(folder)
     MetricsFile(folder, resume_step=3).close()
 
 
@@ -397,7 +401,14 @@ READERS = {
         "run", {"checkpoints/0/manifest.json": JSON}, _run, _seal_checkpoint
     ),
     "checkpoint arrays": Reader("run", {"checkpoints/0/data/**/*": JSON}, _run, _seal_checkpoint),
-    "run log": Reader("run", {"metrics.jsonl": LINES, "run_info.jsonl": LINES}, _log),
+    "run log": Reader(
+        "run",
+        {
+            **{f"{name}.jsonl": LINES for name in ("metrics", "run_info", "goodput")},
+            "heartbeat.json": JSON,
+        },
+        _log,
+    ),
     "lock": Reader("run", {".lock": JSON}, _lock),
     "run records": Reader(
         "run", {"init.json": JSON, "finetune.json": JSON, "tracking.json": JSON}, _records

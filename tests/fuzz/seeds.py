@@ -243,6 +243,12 @@ def _log(run: Path, config: Config) -> None:
     (run / "metrics.jsonl").write_bytes(_lines(logged))
     for step in (0, 3):
         append_run_info(describe_run(run, config, step, fingerprint="0" * 64))
+    seconds = {"startup": 2.0, "compile": 5.0, "steps": 30.0, "save_stall": 0.5}
+    mark = {"start": 0, "first": 0, "step": 5, "time": 1.8e9, "seconds": seconds}
+    again = {"start": 1, "first": 3, "time": 1.8e9 + 90}
+    (run / "goodput.jsonl").write_bytes(_lines([mark | {"step": 3}, mark, mark | again]))
+    beat = mark | again | {"step": 6, "outcome": "running", "cause": "steps", "since_step": 0.5}
+    (run / "heartbeat.json").write_text(json.dumps(beat | {"seconds": seconds | {"other": 1.0}}))
     lock = {"host": socket.gethostname(), "pid": 1, "begun": 1}
     (run / ".lock").write_text(json.dumps(lock))
     began = {"workdir": "/runs/a", "name": "a", "step": 3, "mode": "weights"}
