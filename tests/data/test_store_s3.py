@@ -293,10 +293,10 @@ def test_requests_do_not_grow_with_the_shards(bucket, url, store_path, monkeypat
             TokenStore.open(where, verify=verify).streams("train")
             counts.append(len(bucket.proxy.requests))
             assert bucket.proxy.counted("/tokens/c/") == 0
-        # Manifest, listing, 4 arrays, index of documents; and what is compared: the tokenizer's 3
-        # files, and the descriptions of all arrays (the first store has 3 splits of 6 arrays, the
-        # other one of 4).
-        assert counts == ([7, 7] if verify is False else [7 + 3 + 18, 7 + 3 + 4])
+        # Manifest, listing, descriptions of 4 arrays, which we read and then tensorstore, index of
+        # documents; and what is compared: the tokenizer's 3 files, and the descriptions of all
+        # arrays (the first store has 3 splits of 6 arrays, the other one of 4).
+        assert counts == ([11, 11] if verify is False else [11 + 3 + 18, 11 + 3 + 4])
 
 
 def test_a_tokenizer_of_another_store(bucket, url, sharded):
