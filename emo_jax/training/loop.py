@@ -142,7 +142,8 @@ class Trainer:
             shown = not self.quiet and _is_first()
             for line in begin.lines if shown else ():  # reading the state may take minutes
                 print(f"{config.name}: {line}", file=sys.stderr, flush=True)
-            stack.enter_context(Watchdog(self.workdir, config.train.stall_timeout))
+            watchdog = Watchdog(self.workdir, config.train.stall_timeout)
+            stack.enter_context(watchdog)
             processes.pulse.at("read", 0)
             self._passed = PassedWindows.read(self.workdir, self._newest_extra(checkpointer))
             self._passed.compare()
@@ -178,6 +179,7 @@ class Trainer:
                 )
             kept = self.workdir if _is_first() else None
             times = stack.enter_context(Stopwatch(kept, first=start, began=stop.began))
+            watchdog.last_words = times.end
             log = None
             if _is_first():
                 fingerprint = self.source.fingerprint

@@ -91,6 +91,13 @@ def does(sign: dict[str, Any] | None) -> str:
     return _PHASES[sign["phase"]].format(sign.get("step")) + (f" ({file})" if file else "")
 
 
+def _place(sign: dict[str, Any] | None) -> tuple[int, int, bool]:
+    """How far a process is; who reads a file is behind those that are done with theirs."""
+    if not sign:
+        return -1, 0, False
+    return sign["step"], _ORDER.index(sign["phase"]), not sign.get("file")
+
+
 def who_waits(names: dict[int, str], signs: dict[int, dict[str, Any]]) -> str:
     """Says in one line which processes are behind, and which wait for them.
 
@@ -98,10 +105,7 @@ def who_waits(names: dict[int, str], signs: dict[int, dict[str, Any]]) -> str:
       names: of all processes.
       signs: what they said last; a process that said nothing is behind all others.
     """
-    places = {
-        i: (sign["step"], _ORDER.index(sign["phase"])) if (sign := signs.get(i)) else (-1, 0)
-        for i in names
-    }
+    places = {i: _place(signs.get(i)) for i in names}
     least = min(places.values())
     behind = sorted(i for i, place in places.items() if place == least)
     ahead = sorted(set(names) - set(behind))
