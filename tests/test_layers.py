@@ -94,4 +94,4 @@ def test_tests_have_the_rooms_of_the_package():
     }
     tested = {path.parent.name for path in (ROOT.parent / "tests").glob("*/test_*.py")}
     assert tested - rooms == {"processes", "fuzz", "launch", "soak"}
-    assert rooms - tested == {"parallel"}
+    assert rooms - tested <= {"parallel"}
