@@ -205,7 +205,7 @@ make = Loader.batch
 def poisoned(self, start_window, **settings):
     batch = make(self, start_window, **settings)
     if start_window == bad * self.batch_size and 5 in self.rows:
-        batch.loss_mask[self.rows.index(5), 2] = float("nan")
+        batch.loss_mask[list(self.rows).index(5), 2] = float("nan")
     return batch
 
 Loader.batch = poisoned
@@ -239,7 +239,8 @@ def test_a_loss_that_is_not_finite_stops_all_with_one_message(env, store, whole,
 def test_an_error_of_one_process_ends_the_others_too(env, store, tmp_path):
     """Its batches cannot be read; the other one waits in a collective."""
     failing = _POISONED.replace(
-        'batch.loss_mask[self.rows.index(5), 2] = float("nan")', 'raise OSError("no such disk")'
+        'batch.loss_mask[list(self.rows).index(5), 2] = float("nan")',
+        'raise OSError("no such disk")',
     )
     argv = group.train_argv(store, tmp_path / "run")[3:]
     done = group.launch([sys.executable, "-c", failing, "6", *argv], env)
@@ -294,7 +295,7 @@ main()
     assert done.returncode == 2, done.stderr
     for index in (0, 1):
         assert (
-            "process 1 differs from process 0: tokens of config.data.store"
+            "process 1 differs from process 0: tokens of config.data: "
             in (group.said(done.stderr, index)[-1])
         )
 

@@ -42,13 +42,13 @@ def late(store, workdir, slow, hangs, **fields):
 
 def test_one_that_hangs_ends_all_and_is_named(env, store, tmp_path):
     workdir = tmp_path / "run"
-    command = late(store, workdir, 0, 6, train__stall_timeout=8)
+    command = late(store, workdir, 0, 6, train__stall_timeout=12)
     done = group.launch(command, env)
     assert done.returncode == 75, done.stderr
     lines = [group.said(done.stderr, index)[-1] for index in (0, 1)]
     assert lines[0] == lines[1]
     found = re.fullmatch(
-        r"emo: no step for 8 s: process 0 \((is in|agrees .+ after) step \d+\) waits for"
+        r"emo: no step for 12 s: process 0 \((is in|agrees .+ after) step \d+\) waits for"
         r" process 1 \(pid \d+ on .+\), which waits for the data of step 7; the stacks of all"
         rf" threads are in ({workdir}/stalls/step\d+-\d+T\d+); this run ends with it: run the same"
         r" command again to go on",

@@ -3,6 +3,7 @@
 import re
 import signal
 import subprocess
+import sys
 import threading
 import time
 
@@ -16,7 +17,7 @@ from emo_jax.training.watchdog import Watchdog
 @pytest.mark.system
 def test_a_run_that_hangs_ends_and_says_where(env, store, tmp_path):
     workdir = tmp_path / "run"
-    argv = runs.train_argv(store, workdir, train__stall_timeout=3, train__eval_every=0)
+    argv = runs.train_argv(store, workdir, train__stall_timeout=12, train__eval_every=0)
     begun = time.monotonic()
     command = runs.stalled(argv, step=4)
     done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=200)
@@ -24,7 +25,7 @@ def test_a_run_that_hangs_ends_and_says_where(env, store, tmp_path):
     assert time.monotonic() - begun < 180
     last = done.stderr.splitlines()[-1]
     found = re.match(
-        r"emo: no step for 3 s: this process waits for the data of step 4; the stacks of all"
+        r"emo: no step for 12 s: this process waits for the data of step 4; the stacks of all"
         r" threads are in (\S+/stalls/step4-\d+T\d+); run the same command again to go on",
         last,
     )
@@ -37,20 +38,29 @@ def test_a_run_that_hangs_ends_and_says_where(env, store, tmp_path):
     assert done.returncode == 0, done.stderr
 
 
+_WAITS = """
+import sys, time
+from pathlib import Path
+from emo_jax.parallel import processes
+from emo_jax.training.watchdog import Watchdog
+
+processes.pulse.at("step", 1)
+with Watchdog(Path(sys.argv[1]), 8):
+    print("ready", flush=True)
+    for _ in range(20):
+        time.sleep(0.1)
+"""
+
+
 @pytest.mark.system
-def test_time_in_which_the_process_is_stopped_does_not_count(env, store, tmp_path):
-    workdir, log = tmp_path / "run", tmp_path / "log"
-    argv = runs.train_argv(store, workdir, train__steps=4000, train__stall_timeout=4)
-    process = runs.start(argv, env, log)
-    runs.wait_until(lambda: runs.steps_logged(workdir) >= 2, process, log)
+def test_time_in_which_the_process_is_stopped_does_not_count(env, tmp_path):
+    command = [sys.executable, "-c", _WAITS, str(tmp_path)]
+    process = subprocess.Popen(command, env=env, stdout=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "ready\n"
     process.send_signal(signal.SIGSTOP)
-    time.sleep(7)
+    time.sleep(9)
     process.send_signal(signal.SIGCONT)
-    before = runs.steps_logged(workdir)
-    runs.wait_until(lambda: runs.steps_logged(workdir) >= before + 50, process, log)
-    process.send_signal(signal.SIGTERM)
-    assert process.wait(timeout=60) == 75
-    assert "stopped by a signal" in log.read_text() and not (workdir / "stalls").exists()
+    assert process.wait(timeout=60) == 0 and not list(tmp_path.iterdir())
 
 
 @pytest.fixture

@@ -54,7 +54,8 @@ def joined(
       silence_timeout: seconds without a heartbeat after which a process counts as lost.
       stopped: whether to give up waiting for the others.
       token: given this process's index, returns what only the processes of this run know; None if
-        it is not there yet. The environment variable EMO_TOKEN goes before it.
+        it is not there yet. The environment variable EMO_TOKEN goes before it. With neither,
+        whoever reaches the port is taken for one of them.
 
     Raises:
       UsageError: the processes differ, or their number or addresses are wrong, or the environment

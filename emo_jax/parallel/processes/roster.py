@@ -230,8 +230,10 @@ class Roster:
             if self._deadline is not None and now >= self._deadline:
                 index, (code, why) = next((i, x) for i, x in self._left.items() if x[0])
                 self._lost(f"{self._names[index]} failed (exit code {code}): {why}", code)
-            if (text := self.stall.verdict(now, self._names, self.signs())) is not None:
-                self._lost(text, EXIT_RUN_AGAIN)
+            if self.stall.has_begun:
+                text = self.stall.verdict(now, self._names, self.signs())
+                if text is not None:
+                    self._lost(text, EXIT_RUN_AGAIN)
             try:
                 index, source, message = self._inbox.get(timeout=min(pause, _LOOK))
             except queue.Empty:

@@ -32,6 +32,11 @@ class Stall:
         self._begun: tuple[str, float, float] | None = None  # process 0: folder, limit, when
         self._wrote: dict[int, Sign] = {}  # process 0: who wrote their stacks, and what they do
 
+    @property
+    def has_begun(self) -> bool:
+        """Process 0: whether a process has said that there is no step."""
+        return self._begun is not None
+
     def begin(self, limit: float) -> str | None:
         """Process 0: returns the folder for the stacks of all; None if this has begun before."""
         if self._begun is not None:
