@@ -70,6 +70,7 @@ class LocalCheckpointer:
         Raises:
           CheckpointError: one of the two has failed, on this process.
         """
+        self._checkpointer.wait()  # before this state is copied: one copy in memory is enough
         leaves = {path: savable(path, leaf) for path, leaf in leaves_of(state).items()}
         parts: dict[LeafPath, Any] = {}
         for path, leaf in leaves.items():
@@ -117,21 +118,24 @@ class LocalCheckpointer:
         wanted = leaves_of(abstract_state)
         folder = checkpoints_of(self._folder) / str(step)
         specs = {
-            (*path, str(number)): jax.ShapeDtypeStruct(_shape(index), leaf.dtype)
+            path: {
+                (*path, str(number)): jax.ShapeDtypeStruct(_shape(index), leaf.dtype)
+                for number, index in enumerate(_indices(leaf))
+            }
             for path, leaf in wanted.items()
-            for number, index in enumerate(_indices(leaf))
         }
+        whole = {}
         try:
             manifest = read_manifest(folder)
-            compare(folder, manifest, specs, ())
-            read = dict(read_leaves(folder, manifest, specs))
+            compare(folder, manifest, {p: x for of in specs.values() for p, x in of.items()}, ())
+            for path, leaf in wanted.items():  # one after the other: none is held twice for long
+                parts = dict(read_leaves(folder, manifest, specs[path]))
+                whole[path] = _whole(leaf, path, parts)
         except DamagedError as error:
             raise CheckpointError(
                 f"{folder}: {error}; remove {self._folder} to go on from the shared checkpoints"
             ) from error
-        return like(
-            abstract_state, {path: _whole(leaf, path, read) for path, leaf in wanted.items()}
-        )
+        return like(abstract_state, whole)
 
     def _newest(
         self,
