@@ -88,6 +88,12 @@ def test_the_tree_that_is_shown_is_the_house(page):
     assert floors == ORDER
 
 
+def test_modules_of_tests_have_names_of_their_own():
+    """pytest imports them all by their bare names."""
+    names = [path.name for path in (ROOT.parent / "tests").rglob("test_*.py")]
+    assert sorted({name for name in names if names.count(name) > 1}) == []
+
+
 def test_tests_have_the_rooms_of_the_package():
     rooms = {
         path.name for path in ROOT.iterdir() if path.is_dir() and (path / "__init__.py").exists()
