@@ -11,10 +11,12 @@ writing and reading then need a bounded amount more, see `limit_gb`. All process
 the file system and call the same methods in the same order.
 """
 
+import atexit
 import contextlib
 import logging
 import os
 import re
+import sys
 import threading
 import time
 from collections.abc import Mapping
@@ -46,7 +48,7 @@ from emo_jax.checkpoint.reading import checkpoints_of, limit_gb, read_leaves
 from emo_jax.checkpoint.slices import WRITE_BYTES, SlicedLeaf, sliced_registry
 from emo_jax.checkpoint.together import Meeting, OtherFailedError
 from emo_jax.config import CheckpointConfig
-from emo_jax.errors import CheckpointError, one_line
+from emo_jax.errors import EXIT_FAILED, CheckpointError, one_line
 from emo_jax.files.json_files import dumps
 from emo_jax.files.trees import nest
 from emo_jax.run.workdir import MANIFEST
@@ -75,6 +77,7 @@ class Checkpointer:
         self._started: set[int] = set()  # the save in progress, if any
         self._thread: threading.Thread | None = None
         self._error: CheckpointError | None = None
+        atexit.register(self._at_exit)
 
     def save(self, step: int, state: Any, extra: Mapping[str, Any]) -> bool:
         """Starts saving a pytree of arrays and `extra` (JSON); returns when the state is copied.
@@ -162,6 +165,7 @@ class Checkpointer:
 
     def close(self) -> None:
         """Like `wait`, but for this process alone, so that a failing process can exit."""
+        atexit.unregister(self._at_exit)
         try:
             self._join()
         finally:
@@ -276,6 +280,18 @@ class Checkpointer:
         """
         ours = f"{os.sep}orbax{os.sep}" in record.pathname
         return record.levelno < logging.ERROR or not ours
+
+    def _at_exit(self) -> None:
+        """Ends a program that forgot to close this, and so cut a save short, with an error."""
+        try:
+            self._join()  # the interpreter has waited for it, but it could start no more threads
+        except CheckpointError as e:
+            sys.stdout.flush()
+            with contextlib.suppress(OSError):
+                os.write(
+                    2, f"emo: the program ended before it closed its checkpoints: {e}\n".encode()
+                )
+            os._exit(EXIT_FAILED)
 
     def _undo(self, folder: epath.Path) -> None:
         """Frees the space of a failed save as far as possible; the disk may be full."""

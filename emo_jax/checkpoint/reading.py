@@ -23,7 +23,7 @@ from emo_jax.checkpoint.manifest import (
     param_specs,
 )
 from emo_jax.checkpoint.slices import SliceReader, check_metadata_of
-from emo_jax.errors import one_line
+from emo_jax.errors import CheckpointError, one_line
 from emo_jax.files.trees import nest
 from emo_jax.parallel import processes
 from emo_jax.run.workdir import CHECKPOINTS
@@ -79,7 +79,19 @@ def open_params(
 def read_leaves(
     folder: epath.Path, manifest: dict[str, Any], wanted: Mapping[LeafPath, Any]
 ) -> Iterator[tuple[LeafPath, Any]]:
-    """Yields the wanted leaves, as arrays placed by their specs, item by item."""
+    """Yields the wanted leaves, as arrays placed by their specs, item by item.
+
+    Raises:
+      DamagedError: the files cannot be read.
+      CheckpointError: a device cannot hold a leaf as it is.
+    """
+    for path, spec in wanted.items():
+        held = None if _sharding(spec) is None else jax.dtypes.canonicalize_dtype(spec.dtype)
+        if held not in (None, spec.dtype):  # orbax would cut the numbers without a word
+            raise CheckpointError(
+                f"state {'/'.join(path)}: {jnp.dtype(spec.dtype).name} does not fit devices, which"
+                f" have {held.name} here; restore it without a sharding, as an array of the host"
+            )
     empty = {path for path, spec in wanted.items() if math.prod(spec.shape) == 0}
     for path in empty:
         zeros, sharding = np.zeros(wanted[path].shape, wanted[path].dtype), _sharding(wanted[path])

@@ -153,8 +153,18 @@ def together(workdir, port, process):
         assert checkpointer.steps() == [2, 6]
 
 
+def end(workdir, close):
+    """Ends while a save is being written."""
+    checkpointer = Checkpointer(workdir, CheckpointConfig(save_every=1))
+    checkpointer.save(1, state(1), {})
+    if close:
+        checkpointer.close()
+
+
 if __name__ == "__main__":
-    if sys.argv[1] == "killed":
+    if sys.argv[1] in ("forgets", "remembers"):
+        end(sys.argv[2], sys.argv[1] == "remembers")
+    elif sys.argv[1] == "killed":
         killed(sys.argv[2], int(sys.argv[3]), int(sys.argv[4]))
     elif sys.argv[1] == "together":
         together(sys.argv[2], int(sys.argv[3]), int(sys.argv[4]))

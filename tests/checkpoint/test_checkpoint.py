@@ -257,6 +257,18 @@ def test_another_structure_is_told_by_leaf(tmp_path):
         restore_params(tmp_path, abstract_params=abstract["params"])
 
 
+def test_an_integer_that_devices_would_cut_is_refused(tmp_path):
+    """orbax 0.12.8 restores 2⁴⁰ + 5 to a device as 5."""
+    with checkpointer(tmp_path) as c:
+        c.save(1, {"params": {"w": np.zeros(2)}, "seen": np.int64(2**40 + 5)}, {})
+        shape, device = ((), np.int64), jax.sharding.SingleDeviceSharding(jax.devices()[0])
+        params = {"w": jax.ShapeDtypeStruct((2,), np.float64)}
+        got, _, _ = c.restore({"params": params, "seen": jax.ShapeDtypeStruct(*shape)})
+        assert got["seen"] == 2**40 + 5 and got["seen"].dtype == np.int64
+        with pytest.raises(CheckpointError, match=r"state seen: int64 does not fit devices"):
+            c.restore({"params": params, "seen": jax.ShapeDtypeStruct(*shape, sharding=device)})
+
+
 def test_what_cannot_be_saved_is_told_by_leaf(tmp_path):
     with checkpointer(tmp_path) as c:
         for leaf, said in (

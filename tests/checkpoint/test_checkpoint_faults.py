@@ -37,6 +37,17 @@ def test_a_full_disk_costs_one_save_and_one_line(tmp_path):
     assert later == "restored 3 ['3']"  # nor does what was written of step 2 take space
 
 
+def test_a_program_that_ends_in_a_save_does_not_end_well(tmp_path):
+    """With orbax 0.12.8 alone it exits with 0, and there is no checkpoint."""
+    done = start("forgets", tmp_path)
+    there = (tmp_path / "checkpoints/1/manifest.json").exists()
+    assert done.returncode == (0 if there else 1), done.stderr
+    said = "emo: the program ended before it closed its checkpoints: checkpoint of step 1 was not"
+    assert there == (said not in done.stderr)
+    done = start("remembers", tmp_path / "closed")
+    assert done.returncode == 0 and (tmp_path / "closed/checkpoints/1/manifest.json").exists()
+
+
 @pytest.mark.system
 def test_killed_at_any_moment_a_complete_step_is_restored(tmp_path):
     done = start("killed", tmp_path, 8, 1)
