@@ -55,6 +55,8 @@ def jobset(
         "backoffLimit": 0,
         "podFailurePolicy": {
             "rules": [
+                # The node was taken away: no failure of the job.
+                {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget"}]},
                 # Another pod replaces the one whose state is saved.
                 {"action": "Ignore", "onExitCodes": exit_code(EXIT_RUN_AGAIN)},
                 {"action": "FailJob", "onExitCodes": exit_code(EXIT_USAGE)},

@@ -67,10 +67,17 @@ class Tpu:
         return self._gcloud("tpu-vm", "ssh", self._name, "--worker=all", f"--command={shell}")
 
     def state(self) -> str:
-        """What `describe` prints; ABSENT: there is no such request."""
+        """What `describe` prints; ABSENT: there is no such request; UNKNOWN: it does not answer."""
         call = self.describe()
         done = subprocess.run(call.argv, capture_output=True, text=True, stdin=subprocess.DEVNULL)
-        return done.stdout.strip() if done.returncode == 0 else _ABSENT
+        if done.returncode == 0:
+            return done.stdout.strip()
+        if "NOT_FOUND" in done.stderr:
+            return _ABSENT
+        # The network, or a login that has expired: the job lives for weeks, and waits.
+        last = (done.stderr.strip().splitlines() or ["gcloud said nothing"])[-1]
+        click.echo(f"launch: the slice's state is not known: {last}", err=True)
+        return "UNKNOWN"
 
 
 def install(source: str, nfs: str | None) -> str:
@@ -105,7 +112,7 @@ def watched(call: Call) -> list[int]:
 def exit_code(codes: list[int]) -> int:
     """One exit code for those of all hosts.
 
-    Bad usage comes first, then other failures; a host that said none has failed.
+    Bad usage comes first, then other failures; if no host said one, all have failed.
     """
     if not codes:
         return EXIT_FAILED

@@ -19,11 +19,10 @@ import re
 import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
-import orbax.checkpoint as ocp
 from etils import epath
 
 from emo_jax.checkpoint.manifest import (
@@ -44,19 +43,16 @@ from emo_jax.checkpoint.manifest import (
     versions,
 )
 from emo_jax.checkpoint.peers import TOGETHER, Peers
-from emo_jax.checkpoint.reading import checkpoints_of, limit_gb, read_leaves
-from emo_jax.checkpoint.slices import WRITE_BYTES, SlicedLeaf, sliced_registry
+from emo_jax.checkpoint.reading import checkpoints_of, read_leaves
 from emo_jax.checkpoint.together import Meeting, OtherFailedError
+from emo_jax.checkpoint.writing import start_writing
 from emo_jax.config import CheckpointConfig
 from emo_jax.errors import EXIT_FAILED, CheckpointError, one_line
 from emo_jax.files.json_files import dumps
-from emo_jax.files.trees import nest
 from emo_jax.run.workdir import MANIFEST
 
 _LOG = logging.getLogger(__name__)
 _DATA = "data"  # in a step's folder
-_CHUNK_BYTES = 64 * 2**20  # unit of reading: another mesh reads little more than its own shards
-_SAVE_TIMEOUT = 1800  # seconds for which processes wait for each other's writes
 
 
 class Checkpointer:
@@ -116,11 +112,15 @@ class Checkpointer:
         name = f"step{step}.{self._saves}"
         meeting = Meeting(name, self._peers)
         try:
-            writer = _start(folder / _DATA, self._peers.options(name), leaves, meeting)
+            writer = start_writing(folder / _DATA, self._peers.options(name), leaves, meeting)
         except Exception as e:
             meeting.fail(e)
             self._undo(folder)
-            raise self._failure(step, e) from e
+            if self._peers.count == 1:
+                raise self._failure(step, e) from e
+            # The others may have begun: all raise it where all wait for this save.
+            self._error, self._started = self._failure(step, e), {step}
+            return True
         self._thread = threading.Thread(
             target=self._finish, args=(writer, folder, head, meeting), name=f"checkpoint-{step}"
         )
@@ -131,8 +131,7 @@ class Checkpointer:
     @property
     def failed(self) -> CheckpointError | None:
         """Why the save in the background has failed, which the next `save` or `wait` raises."""
-        done = self._thread is not None and not self._thread.is_alive()
-        return self._error if done else None
+        return None if self.busy else self._error
 
     @property
     def busy(self) -> bool:
@@ -208,12 +207,19 @@ class Checkpointer:
             raise CheckpointError(f"checkpoint of step {step} in {self._folder}: {e}") from e
         return {item_of(tuple(leaf["path"])) for leaf in manifest["leaves"]}
 
-    def restore(self, abstract_state: Any, step: int | None = None) -> tuple[Any, dict, int]:
+    def restore(
+        self,
+        abstract_state: Any,
+        step: int | None = None,
+        *,
+        refuses: Callable[[dict[str, Any]], str | None] = lambda extra: None,
+    ) -> tuple[Any, dict, int]:
         """The newest good checkpoint, or that of `step`, as (state, extra, step).
 
         Every leaf of `abstract_state` has a shape, a dtype and the sharding to restore to, on any
         mesh; a leaf without a sharding is restored as a host array. A damaged checkpoint is
-        reported in a warning and in `skipped`, and the one before it is used.
+        reported in a warning and in `skipped`, and the one before it is used; so is one for which
+        `refuses`, given its `extra`, says why.
 
         Raises:
           CheckpointError: there is no good checkpoint, or `step` is damaged or has another
@@ -227,7 +233,7 @@ class Checkpointer:
             return dict(read_leaves(folder, manifest, wanted))
 
         items = {item_of(path) for path in wanted}
-        values, extra, found = newest_good(self._folder, step, items, load, self.skipped)
+        values, extra, found = newest_good(self._folder, step, items, load, self.skipped, refuses)
         self._own = {found}
         return like(abstract_state, values), extra, found
 
@@ -362,70 +368,3 @@ def _others_in(error: BaseException) -> str:
         named = {1 - ours}
     listed = ", ".join(map(str, sorted(named)[:8])) + (", …" if len(named) > 8 else "")
     return f"process {listed}" if named else "another process"
-
-
-def _start(
-    folder: epath.Path,
-    processes: ocp.options.MultiprocessingOptions,
-    leaves: dict[LeafPath, Any],
-    meeting: Meeting,
-) -> Any:
-    """Copies the leaves to the host and lets orbax write them from there."""
-    # A new writer for each save: a failed one is not reused, and processes cannot meet at the
-    # barrier of a different save.
-    limit = limit_gb(leaves.values())
-    items: dict[str, dict[LeafPath, Any]] = {}
-    for path, leaf in leaves.items():
-        if leaf.size:  # orbax rejects empty arrays; their shape in the manifest is enough
-            items.setdefault(item_of(path), {})[path] = leaf
-    # Compression saves under a tenth on weights and takes CPU time from the input pipeline.
-    handlers = {
-        name: ocp.PyTreeCheckpointHandler(
-            save_concurrent_gb=limit,
-            use_compression=False,
-            multiprocessing_options=processes,
-            **_handler_options(of),
-        )
-        for name, of in items.items()
-    }
-    # Directories are created synchronously: one that cannot be created is then an error now; in a
-    # thread, it would leave others waiting for minutes.
-    options = ocp.AsyncOptions(
-        timeout_secs=_SAVE_TIMEOUT,
-        create_directories_asynchronously=False,
-        barrier_sync_fn=meeting.barrier(),
-    )
-    writer = ocp.AsyncCheckpointer(
-        ocp.CompositeCheckpointHandler(
-            composite_options=ocp.CompositeOptions(
-                async_options=options, multiprocessing_options=processes
-            ),
-            **handlers,
-        ),
-        async_options=options,
-        multiprocessing_options=processes,
-    )
-    args = {
-        name: ocp.args.PyTreeSave(nest(of), nest({p: _save_args(p, x) for p, x in of.items()}))
-        for name, of in items.items()
-    }
-    writer.save(folder, args=ocp.args.Composite(**args))
-    return writer
-
-
-def _handler_options(leaves: Mapping[LeafPath, Any]) -> dict[str, Any]:
-    if all(isinstance(leaf, SlicedLeaf) for leaf in leaves.values()):
-        return {"type_handler_registry": sliced_registry()}
-    return {}
-
-
-def _save_args(path: LeafPath, leaf: Any) -> Any:
-    """How an array is split into chunks on disk.
-
-    A chunk of stacked layers covers one layer, whatever mesh wrote it: by default orbax splits the
-    longest axes, and then a layer, or an expert, is spread over all chunks of the array.
-    """
-    axes: tuple[int, ...] = (0,) if "layers" in path and len(leaf.shape) > 1 else ()
-    if isinstance(leaf, SlicedLeaf):
-        return ocp.SaveArgs(chunk_byte_size=WRITE_BYTES, shard_axes=leaf.chunk_axes)
-    return ocp.SaveArgs(chunk_byte_size=_CHUNK_BYTES, shard_axes=axes)

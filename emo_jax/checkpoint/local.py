@@ -1,5 +1,7 @@
 """Checkpoints on the disks of the hosts, more often than those that all share.
 
+A disk that fails costs these checkpoints, never the run: it is said, on the process that has it.
+
 Each process keeps the parts of the state that its devices hold, in `FOLDER/NAME-ID/process<i>/`,
 where ID is the run's. They are checkpoints like any other, with a manifest and checksums, of one
 process each. A run goes on from them if all processes have the same step, with the same parts, and
@@ -33,6 +35,8 @@ from emo_jax.checkpoint.slices import SlicedLeaf
 from emo_jax.config import CheckpointConfig
 from emo_jax.errors import CheckpointError, UsageError, one_line
 from emo_jax.files.atomic import write_atomic
+from emo_jax.files.inside import check_own_files
+from emo_jax.files.json_files import NotReadableError, read_regular
 from emo_jax.files.trees import nest
 
 RUN_ID = ".run_id"  # in the workdir
@@ -44,9 +48,10 @@ Index = tuple[tuple[int, int], ...]  # start and stop on every axis
 
 
 class Local(NamedTuple):
-    """A step that all processes have on their own disks."""
+    """A step that a process has on its own disk; `start` is of the start that wrote it."""
 
     step: int
+    start: int
     extra: dict[str, Any]
 
 
@@ -63,33 +68,45 @@ class LocalCheckpointer:
         self._folder = _folder_of(workdir, Path(config.local))
         kept = CheckpointConfig(save_every=1, keep_last=_KEEP)
         self._checkpointer = Checkpointer(self._folder, kept, peers=ALONE)
+        self._start = TOGETHER.gather(secrets.randbits(48))[0]  # the same on all processes
 
-    def save(self, step: int, state: Any, extra: Mapping[str, Any]) -> None:
+    def save(
+        self, step: int, state: Any, extra: Mapping[str, Any], *, shared: int | None = None
+    ) -> None:
         """Starts saving; the one before is waited for.
 
-        Raises:
-          CheckpointError: one of the two has failed, on this process.
+        Args:
+          shared: the step whose shared checkpoint is being written; None: none is.
         """
-        self._checkpointer.wait()  # before this state is copied: one copy in memory is enough
+        # Before this state is copied: one copy in memory is enough.
+        self._try(self._checkpointer.wait)
         leaves = {path: savable(path, leaf) for path, leaf in leaves_of(state).items()}
         parts: dict[LeafPath, Any] = {}
         for path, leaf in leaves.items():
             for number, part in enumerate(_parts(leaf)):
                 parts[*path, str(number)] = part
-        here = {"layout": _layout(leaves), "base": max(self._steps_of_all(), default=0)}
-        self._checkpointer.save(step, nest(parts), {**extra, "local": here})
+        base = max(self._steps_of_all(), default=0) if shared is None else shared
+        here = {"layout": _layout(leaves), "base": base, "start": self._start}
+        self._try(lambda: self._checkpointer.save(step, nest(parts), {**extra, "local": here}))
+
+    def look(self) -> None:
+        """Says that the save in the background has failed, if it has; never waits."""
+        if self._checkpointer.failed is not None:
+            self._try(self._checkpointer.wait)
 
     def drop_after(self, step: int) -> None:
-        """Removes this process's later steps: the run goes another way from here.
-
-        Raises:
-          CheckpointError: they cannot be removed.
-        """
-        self._checkpointer.drop_after(step)
+        """Removes this process's later steps: the run goes another way from here."""
+        self._try(lambda: self._checkpointer.drop_after(step))
 
     def close(self) -> None:
-        """Waits for the last save; raises CheckpointError if it has failed."""
-        self._checkpointer.close()
+        """Waits for the last save."""
+        self._try(self._checkpointer.close)
+
+    def _try(self, action: Callable[[], object]) -> None:
+        try:
+            action()
+        except CheckpointError as error:
+            _LOG.warning("process %d: %s", TOGETHER.index, error)
 
     def find(self, abstract_state: Any, accepts: Callable[[dict[str, Any]], bool]) -> Local | None:
         """Returns the newest step that all processes have whole, if it is worth going on from.
@@ -101,13 +118,19 @@ class LocalCheckpointer:
         layout, shared = _layout(leaves_of(abstract_state)), self._steps_of_all()
         bound = 2**62
         while True:
-            ours = self._newest(bound, layout, shared, accepts)
+            try:
+                ours = self._newest(bound, layout, shared, accepts)
+            except OSError as error:
+                _LOG.warning("process %d: %s: %s", TOGETHER.index, self._folder, one_line(error))
+                ours = None
             all_steps = TOGETHER.gather(-1 if ours is None else ours.step)
+            starts = TOGETHER.gather(-1 if ours is None else ours.start)
             if min(all_steps) < 0:
                 return None
-            if max(all_steps) == min(all_steps):
+            alike = max(all_steps) == min(all_steps)
+            if alike and max(starts) == min(starts):
                 return ours
-            bound = min(all_steps)
+            bound = min(all_steps) - alike
 
     def restore(self, abstract_state: Any, step: int) -> Any:
         """Returns the state of a step from `find`.
@@ -155,7 +178,9 @@ class LocalCheckpointer:
                 _LOG.warning("%s: step %d is not used: %s", self._folder, step, error)
                 continue
             about = extra.get("local")
-            if not isinstance(about, dict) or about.get("layout") != layout or not accepts(extra):
+            if not isinstance(about, dict) or not isinstance(about.get("start"), int):
+                continue
+            if about.get("layout") != layout or not accepts(extra):
                 continue  # of another mesh, another number of processes, other data
             base = about.get("base")
             if base and not any(base <= other <= step for other in shared):
@@ -164,7 +189,7 @@ class LocalCheckpointer:
                     *(self._folder, step, base, self._shared),
                 )
                 continue
-            return Local(step, extra)
+            return Local(step, about["start"], extra)
         return None
 
     def _steps_of_all(self) -> list[int]:
@@ -184,9 +209,10 @@ def _folder_of(workdir: Path, base: Path) -> Path:
             write_atomic(file, secrets.token_hex(8) + "\n")
 
     TOGETHER.all_succeed(lambda: make() if TOGETHER.index == 0 else None, CheckpointError)
+    check_own_files(workdir, [RUN_ID], error=UsageError)
     try:
-        run = file.read_text().strip()
-    except OSError as error:
+        run = read_regular(file, max_bytes=64).decode("ascii", "replace").strip()
+    except (OSError, NotReadableError) as error:
         raise CheckpointError(f"{file}: cannot be read: {one_line(error)}") from error
     if not run.isalnum():
         raise UsageError(f"{file}: not the id of a run; restore it, or remove it for a new one")

@@ -295,8 +295,12 @@ def newest_good(
     items: set[str],
     load: Callable[[epath.Path, dict[str, Any]], Any],
     skipped: list[tuple[int, str]],
+    refuses: Callable[[dict[str, Any]], str | None] = lambda extra: None,
 ) -> tuple[Any, dict[str, Any], int]:
-    """The result of `load` for the newest good checkpoint, or for that of `step`."""
+    """The result of `load` for the newest good checkpoint, or for that of `step`.
+
+    `refuses` takes the `extra` of one, and says why it is not used, if it is not.
+    """
     there = numbered(folder)
     newest = processes.gather(max(there, default=-1))
     if len(set(newest)) > 1:
@@ -314,6 +318,7 @@ def newest_good(
         reason, manifest, result = None, {}, None
         try:
             manifest = verify(folder / str(s), items)
+            reason = refuses(manifest["extra"])
         except DamagedError as e:
             reason = str(e)
         if (reason := _agreed(reason)) is None:

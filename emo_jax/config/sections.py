@@ -206,8 +206,8 @@ class TrainConfig:
     # A spike, as optimizer.skip_window defines it. skip: the step changes nothing; rollback: as
     # for on_nan.
     on_spike: OnSpike = field(default="skip", metadata=RESUME)
-    # Seconds without a step after which the run writes all stacks and exits with 75; six times as
-    # long for compiling, an evaluation and a save; 0: never.
+    # Seconds without a step after which the run writes all stacks and exits with 75; several times
+    # as long for what takes longer (docs/training.md); 0: never.
     stall_timeout: float = field(default=600.0, metadata=RESUME)
 
     def __post_init__(self) -> None:

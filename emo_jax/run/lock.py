@@ -9,6 +9,7 @@ from typing import Literal, NamedTuple
 
 from emo_jax.errors import UsageError, one_line
 from emo_jax.files.json_files import Fields, NotReadableError, dumps, read_object
+from emo_jax.run.workdir import unusable
 
 LOCK_FILE = ".lock"
 _LOG = logging.getLogger(__name__)
@@ -86,9 +87,8 @@ class RunLock:
                     _LOG.warning("%s", fault)
             self._held = True
         except OSError as e:
-            raise UsageError(
-                f"{self._path}: cannot be written: {one_line(e)}; mend it, or give another workdir"
-            ) from e
+            text = f"{self._path}: cannot be written: {one_line(e)}; mend it"
+            raise unusable(self._path.parent, f"{text}, or give another workdir") from e
         finally:
             mine.unlink(missing_ok=True)
 

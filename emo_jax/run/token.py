@@ -12,9 +12,9 @@ from pathlib import Path
 
 from etils import epath
 
-from emo_jax.errors import UsageError, one_line
+from emo_jax.errors import one_line
 from emo_jax.files.json_files import NotReadableError, read_regular
-from emo_jax.run.workdir import TOKEN_FILE, refuse_foreign
+from emo_jax.run.workdir import TOKEN_FILE, refuse_foreign, unusable
 
 _BYTES = 32
 _FORM = re.compile(rf"[0-9a-f]{{{2 * _BYTES}}}")
@@ -27,7 +27,7 @@ def run_token(workdir: Path, *, make: bool) -> str | None:
       make: write a new one, if there is none, or if others could have read or written it.
 
     Raises:
-      UsageError: it cannot be written, or the folder is not a run's.
+      UsageError, EmoError: it cannot be written, or the folder is not a run's.
     """
     path = workdir / TOKEN_FILE
     found = _read(path, secret=make)
@@ -47,10 +47,8 @@ def run_token(workdir: Path, *, make: bool) -> str | None:
         finally:
             unfinished.unlink(missing_ok=True)
     except OSError as e:
-        raise UsageError(
-            f"{path}: cannot be written: {one_line(e)}; give another workdir, or the same EMO_TOKEN"
-            " to all processes"
-        ) from e
+        text = f"{path}: cannot be written: {one_line(e)}; give another workdir, or the same"
+        raise unusable(workdir, f"{text} EMO_TOKEN to all processes") from e
     return new
 
 

@@ -14,7 +14,14 @@ from pathlib import Path
 from etils import epath
 
 from emo_jax.config import Config, differences, from_config_dict, may_change, to_dict
-from emo_jax.errors import ConfigError, EmoError, UsageError, one_line
+from emo_jax.errors import (
+    EXIT_FAILED,
+    EXIT_USAGE,
+    ConfigError,
+    EmoError,
+    UsageError,
+    one_line,
+)
 from emo_jax.files.atomic import finished_name, write_atomic
 from emo_jax.files.inside import check_own_files
 from emo_jax.files.json_files import parse, read_regular
@@ -34,18 +41,31 @@ _RECIPE = ("train", "optimizer")  # sections that may change if the run continue
 def all_succeed(action: Callable[[], None], kind: type[EmoError] = EmoError) -> None:
     """Runs `action` on every process; raises on all of them if it fails on any.
 
-    Those where it succeeded raise `kind`; otherwise they would hang at the next collective.
+    Those where it succeeded raise `kind`, or UsageError if that is what the first one did;
+    otherwise they would hang at the next collective.
     """
     error: Exception | None = None
     try:
         action()
     except Exception as e:
         error = e
-    failed = processes.gather(error is not None)
-    if error is None and any(failed):
-        raise kind(f"process {failed.index(True)} failed; see its log")
+    ours = 0 if error is None else getattr(error, "exit_code", EXIT_FAILED)
+    codes = processes.gather(ours)
     if error is not None:
         raise error
+    if any(codes):
+        index = next(i for i, code in enumerate(codes) if code)
+        bad_usage = codes[index] == EXIT_USAGE
+        raise (UsageError if bad_usage else kind)(f"process {index} failed; see its log")
+
+
+def unusable(workdir: Path, text: str) -> EmoError:
+    """Returns the error for a workdir that cannot be read or written.
+
+    Launchers do not start a job again after bad usage. A run that is there was right once: its disk
+    is away or full, and may come back.
+    """
+    return (EmoError if (workdir / CONFIG_FILE).is_file() else UsageError)(text)
 
 
 def refused_changes(config: Config, theirs: Config) -> list[str]:
@@ -87,7 +107,7 @@ def claim_workdir(
 
     first = jax.process_index() == 0
     claim = partial(_claim, folder, config, check, refused, files or {})
-    all_succeed(lambda: claim() if first else None, UsageError)
+    all_succeed(lambda: claim() if first else None)
     return resumes
 
 
@@ -163,7 +183,8 @@ def _claim(
             # Commands that read the workdir later need to know where the store is now.
             write_atomic(folder / CONFIG_FILE, text)
     except OSError as e:
-        raise UsageError(f"{folder}: cannot be used as a workdir: {one_line(e)}") from e
+        text = f"{folder}: cannot be used as a workdir: {one_line(e)}"
+        raise unusable(Path(folder), text) from e
 
 
 def _way_on(folder: epath.Path, changed: list[str]) -> str:

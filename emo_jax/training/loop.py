@@ -137,7 +137,7 @@ class Trainer:
                 refused=begin.refused,
                 files={} if begin.resumes else files,
             )
-            all_succeed(lambda: lock.acquire() if _is_first() else None, UsageError)
+            all_succeed(lambda: lock.acquire() if _is_first() else None)
             stack.callback(lock.release)
             shown = not self.quiet and _is_first()
             for line in begin.lines if shown else ():  # reading the state may take minutes
@@ -233,6 +233,7 @@ class Trainer:
             windows=self.windows,
             model=self.model,
             optimizer=self.optimizer,
+            refuses=lambda extra: self._passed.refuses(extra),
         )
 
     def _newest_extra(self, checkpointer: Checkpointer) -> dict[str, Any]:

@@ -41,6 +41,10 @@ class Passed(NamedTuple):
     bad: int
     why: str
 
+    def meets(self, other: "Passed") -> bool:
+        """Whether some windows are of both."""
+        return self.first < other.end and other.first < self.end
+
     def __str__(self) -> str:
         return (
             f"windows {self.first}..{self.end - 1} are passed over after step {self.after}"
@@ -62,15 +66,17 @@ class PassedWindows:
           UsageError: the file is damaged.
         """
         path = workdir / PASSED_FILE
-        found = [_of(Fields(one)) for one in (extra or {}).get("passed", [])]
+        found: list[Passed] = []
         if path.is_symlink() or path.exists():
             check_own_files(workdir, [PASSED_FILE], error=UsageError)
             fields = Fields(read_object(path, error=UsageError, advice=_ADVICE))
             try:
-                found += [_of(Fields(one)) for one in fields.items("passed")]
+                found = [_of(Fields(one)) for one in fields.items("passed")]
             except NotReadableError as e:
                 raise UsageError(f"{path}: {e}; {_ADVICE}") from None
-        return cls(found)
+        # A checkpoint may be older than the file, which has merged what it says.
+        saved = [p for p in _saved(workdir, extra or {}) if not any(map(p.meets, found))]
+        return cls([*found, *saved])
 
     @property
     def total(self) -> int:
@@ -92,10 +98,22 @@ class PassedWindows:
         """How many windows before this one are passed over."""
         return sum(min(one.end, window) - one.first for one in self.all if one.first < window)
 
-    def agree_before(self, window: int, others: list[dict[str, Any]]) -> bool:
-        """Whether a checkpoint, which has `others` as JSON, passed over the same ones before."""
-        theirs = {(one["first"], one["end"]) for one in others if one["first"] < window}
+    def agree_with(self, extra: dict[str, Any]) -> bool:
+        """Whether a checkpoint passed over the same ones before it; `extra` is what it has."""
+        window = extra.get("windows")
+        if not isinstance(window, int):
+            return False
+        try:
+            theirs = {(p.first, p.end) for p in _saved(Path(), extra) if p.first < window}
+        except UsageError:
+            return False
         return theirs == {(one.first, one.end) for one in self.all if one.first < window}
+
+    def refuses(self, extra: dict[str, Any]) -> str | None:
+        """Why a run does not go on from a checkpoint, given what it has; None if it may."""
+        if "passed" not in extra or self.agree_with(extra):
+            return None
+        return "it read windows that the run passes over by now"
 
     def place(self, number: int) -> int:
         """The window that is read after `number` others were, from the first on."""
@@ -126,6 +144,13 @@ class PassedWindows:
     def compare(self) -> None:
         """Raises UsageError on all processes if they have not read the same."""
         processes.compare({f"windows in {PASSED_FILE}": self.to_json()})
+
+
+def _saved(workdir: Path, extra: dict[str, Any]) -> list[Passed]:
+    try:
+        return [_of(Fields(one)) for one in Fields({"passed": [], **extra}).items("passed")]
+    except NotReadableError as e:
+        raise UsageError(f"{workdir}: a checkpoint's windows passed over: {e}; {_ADVICE}") from None
 
 
 def _of(fields: Fields) -> Passed:

@@ -10,7 +10,7 @@ from emo_jax.data.sources import MixedSource
 from emo_jax.data.store import TokenStore
 from emo_jax.data.stream import TokenSource
 from emo_jax.errors import DataError, UsageError, one_line
-from emo_jax.run.workdir import TOKENIZER_FOLDER
+from emo_jax.run.workdir import TOKENIZER_FOLDER, unusable
 from emo_jax.training.init_from import windows_of
 
 
@@ -83,4 +83,4 @@ def keep_tokenizer(workdir: Path, source: TokenSource) -> None:
         store.tokenizer().save(unfinished)
         unfinished.rename(folder)
     except OSError as e:
-        raise UsageError(f"{folder}: cannot be written: {one_line(e)}") from e
+        raise unusable(workdir, f"{folder}: cannot be written: {one_line(e)}") from e

@@ -45,6 +45,8 @@ class Saves:
         """Says that the save in the background has failed, if it has; never waits."""
         if (error := self._checkpointer.failed) is not None:
             self._say(error)
+        if self._local is not None:
+            self._local.look()
 
     def start(self, step: int, state: Any, extra: Mapping[str, Any]) -> None:
         """Starts a save; returns when the state is copied. The one before is waited for.
@@ -66,12 +68,9 @@ class Saves:
         self._started = step
 
     def keep(self, step: int, state: Any, extra: Mapping[str, Any]) -> None:
-        """Starts to save on the hosts' own disks; a failure is only said."""
+        """Starts to save on the hosts' own disks; a failure there is only said."""
         assert self._local is not None
-        try:
-            self._local.save(step, state, extra)
-        except CheckpointError as error:
-            self._say(error)
+        self._local.save(step, state, extra, shared=self._started)
 
     def finish(self, step: int, state: Any, extra: Mapping[str, Any]) -> None:
         """Saves and waits until that is written.
@@ -79,7 +78,7 @@ class Saves:
         Raises:
           CheckpointError: this save has failed. An earlier one that has is only counted.
         """
-        self.settle()
+        self._wait_for_earlier(may_end=False)
         self._checkpointer.save(step, state, extra)
         self.wait()
 
@@ -99,20 +98,23 @@ class Saves:
         Raises:
           CheckpointError: one too many has failed.
         """
+        self._wait_for_earlier(may_end=True)
+
+    def _wait_for_earlier(self, *, may_end: bool) -> None:
         if self._started is None:
             return
         self._started = None
         try:
             self._checkpointer.wait()
         except CheckpointError as error:
-            self._count(error)
+            self._count(error, may_end=may_end)
         else:
             self._in_a_row = 0
 
-    def _count(self, error: CheckpointError) -> None:
+    def _count(self, error: CheckpointError, *, may_end: bool = True) -> None:
         self.failed += 1
         self._in_a_row += 1
-        if self._in_a_row > self._most:
+        if may_end and self._in_a_row > self._most:
             raise error
         self._say(error)
 

@@ -68,14 +68,19 @@ def plan_start(
     windows: RunWindows,
     model: ModelFunctions,
     optimizer: optax.GradientTransformationExtraArgs,
+    refuses: Callable[[dict[str, Any]], str | None] = lambda extra: None,
 ) -> Start:
     """Decides where the run begins; writes nothing. Every process calls it.
+
+    Args:
+      refuses: given the `extra` of one of the run's checkpoints when it is read, says why it is not
+        used, if it is not.
 
     Raises:
       UsageError, CheckpointError: it cannot begin as requested.
     """
     found: list[Start] = []
-    plan = partial(_plan, workdir, config, asked, checkpointer, source, windows)
+    plan = partial(_plan, workdir, config, asked, checkpointer, source, windows, refuses)
     all_succeed(lambda: found.append(plan(model, optimizer)), UsageError)
     resumes = processes.gather(found[0].resumes)
     if any(resumes) and not all(resumes):
@@ -97,6 +102,7 @@ def _plan(
     checkpointer: Checkpointer,
     source: TokenSource,
     windows: RunWindows,
+    refuses: Callable[[dict[str, Any]], str | None],
     model: ModelFunctions,
     optimizer: optax.GradientTransformationExtraArgs,
 ) -> Start:
@@ -110,7 +116,9 @@ def _plan(
             return _imported(workdir, model, optimizer, record, lines)
 
         def resume() -> Made:
-            state, extra, step = checkpointer.restore(abstract_state(model, optimizer))
+            state, extra, step = checkpointer.restore(
+                abstract_state(model, optimizer), refuses=refuses
+            )
             return state, step, init_from.windows_of(extra, f"{workdir}: step {step}")
 
         return Start(make=resume, resumes=True, record=record, lines=lines)
@@ -169,7 +177,7 @@ def from_local_disks(
     def same_past(extra: dict[str, Any]) -> bool:
         window = init_from.windows_of(extra, "a local checkpoint")
         same = extra.get("store") == windows.fingerprint_at(window)
-        return same and passed.agree_before(window, extra.get("passed", []))
+        return same and passed.agree_with(extra)
 
     found = local.find(abstract, same_past)
     if found is None:

@@ -67,7 +67,7 @@ def save(workdir, params, step=0):
 def small_slices(monkeypatch):
     """So that these small leaves are many slices."""
     monkeypatch.setattr("emo_jax.checkpoint.slices.WRITE_BYTES", 40_000)
-    monkeypatch.setattr("emo_jax.checkpoint.checkpointer.WRITE_BYTES", 20_000)
+    monkeypatch.setattr("emo_jax.checkpoint.writing.WRITE_BYTES", 20_000)
 
 
 @pytest.mark.parametrize("shape", [(7,), (3, 5), (3, 5, 4), (1, 6, 2, 3)])
@@ -140,7 +140,7 @@ def random_block(rng, shape):
 
 @pytest.mark.parametrize("how", ["arrays", "sharded", "slices"])
 def test_any_block_is_read(tmp_path, monkeypatch, small_slices, how):
-    monkeypatch.setattr("emo_jax.checkpoint.checkpointer._CHUNK_BYTES", 10_000)
+    monkeypatch.setattr("emo_jax.checkpoint.writing._CHUNK_BYTES", 10_000)
     want = arrays()
     params = {"arrays": lambda: want, "slices": lambda: sliced(want), "sharded": lambda: _put(want)}
     save(tmp_path, params[how]())
@@ -229,7 +229,7 @@ def chunk_of(workdir, path):
 @pytest.mark.parametrize("sharded", [False, True])
 def test_a_chunk_of_a_run_is_of_one_layer(tmp_path, monkeypatch, sharded):
     """Left to itself orbax cuts the longest axes, and a layer lies in every chunk."""
-    monkeypatch.setattr("emo_jax.checkpoint.checkpointer._CHUNK_BYTES", 30_000)
+    monkeypatch.setattr("emo_jax.checkpoint.writing._CHUNK_BYTES", 30_000)
     save(tmp_path, _put(arrays()) if sharded else arrays())
     for path, shape in SHAPES.items():
         chunk = chunk_of(tmp_path, path)
@@ -245,7 +245,7 @@ def test_a_chunk_of_an_import_is_of_few_experts(tmp_path):
 
 def test_a_chunk_is_read_once_for_the_blocks_that_share_it(tmp_path, monkeypatch):
     """Expert after expert of a layer whose chunks hold parts of all experts."""
-    monkeypatch.setattr("emo_jax.checkpoint.checkpointer._CHUNK_BYTES", 20_000)
+    monkeypatch.setattr("emo_jax.checkpoint.writing._CHUNK_BYTES", 20_000)
     want = arrays()
     save(tmp_path, want)
     path, leaf = "layers/experts/up", want["layers"]["experts"]["up"]

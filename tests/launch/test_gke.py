@@ -84,6 +84,8 @@ def test_hosts_of_slices():
 def test_exit_codes():
     _, job = job_of(jobset("--tpu", "v5e:4x4"))
     rules = job["podFailurePolicy"]["rules"]
+    taken_away, *rules = rules
+    assert taken_away == {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget"}]}
     actions = {rule["onExitCodes"]["values"][0]: rule["action"] for rule in rules}
     assert actions == {75: "Ignore", 2: "FailJob"}  # any other code starts all pods again
     [container] = job["template"]["spec"]["containers"]

@@ -21,8 +21,11 @@ state = folder / "state"
 with (folder / "log").open("a") as log:
     print(*words[2:4], file=log)
 if "describe" in words:
+    if (away := folder / "away").exists():
+        away.unlink()
+        sys.exit("ERROR: gcloud crashed (TransportError): no route to host")
     if not state.exists():
-        sys.exit(1)
+        sys.exit("ERROR: (gcloud) NOT_FOUND: Resource was not found.")
     print(state.read_text())
     state.write_text(state.read_text().replace("WAITING_FOR_RESOURCES", "ACTIVE"))
 elif "create" in words:
@@ -55,6 +58,12 @@ def gcloud(tmp_path, monkeypatch):
         return done.exit_code, [line for line in log if "describe" not in line]
 
     return go
+
+
+def test_a_network_that_is_away_for_a_moment_asks_for_no_second_slice(gcloud, tmp_path):
+    (tmp_path / "state").write_text("ACTIVE")
+    (tmp_path / "away").touch()
+    assert gcloud("exit 0") == (0, [SSH, SSH])
 
 
 def test_a_slice_is_made_and_the_command_run_until_it_has_finished(gcloud, tmp_path):

@@ -26,11 +26,13 @@ class Fault:
       do: brings it about, in a launch that is training. What it returns is done once the launch has
         ended (or gone on): the disk has space again, the store is back.
       ends: whether the launch ends by it, None: it may.
+      codes: exit codes that are right, if it ends.
     """
 
     name: str
     do: Callable[[Run, Launch, random.Random], Callable[[], None] | None]
     ends: bool | None
+    codes: tuple[int, ...] = ()
 
 
 def _kill_one(run: Run, launch: Launch, draw: random.Random) -> None:
@@ -76,7 +78,7 @@ def _damage(how: Callable[[Path], None]) -> Callable[[Run, Launch, random.Random
 
 
 def _flip(file: Path) -> None:
-    content = bytearray(file.read_bytes())
+    content = bytearray(file.read_bytes()) or bytearray(1)
     content[len(content) // 2] ^= 1
     file.write_bytes(content)
 
@@ -123,12 +125,13 @@ def _disk_full(run: Run, launch: Launch, draw: random.Random) -> Callable[[], No
 
 
 def _meet_a_save(run: Run, launch: Launch) -> None:
-    """Returns once the launch has tried to save, or has ended."""
-    before, give_up = launch.text, time.monotonic() + 20
-    while launch.code is None and time.monotonic() < give_up:
-        if "was not saved" in launch.text[len(before) :]:
-            return
-        time.sleep(0.02)
+    """Returns once the launch has failed to save, or has ended; raises HangsError if neither."""
+    before = launch.text
+
+    def met() -> bool:
+        return launch.code is not None or "was not saved" in launch.text[len(before) :]
+
+    wait(met, launch, "save that fails", seconds=60)
 
 
 def _store_away(seconds: float) -> Callable[[Run, Launch, random.Random], None]:
@@ -142,19 +145,19 @@ def _store_away(seconds: float) -> Callable[[Run, Launch, random.Random], None]:
 
 
 FAULTS = (
-    Fault("kill -9 of one process", _kill_one, True),
-    Fault("kill -9 of all", _kill_all, True),
-    Fault("kill -9 of the launcher", _kill_launcher, True),
-    Fault("SIGTERM to the launcher", _term, True),
-    Fault("SIGTERM to one process", _term_one, True),
+    Fault("kill -9 of one process", _kill_one, True, (137,)),
+    Fault("kill -9 of all", _kill_all, True, (-9,)),
+    Fault("kill -9 of the launcher", _kill_launcher, True, (-9,)),
+    Fault("SIGTERM to the launcher", _term, True, (75,)),
+    Fault("SIGTERM to one process", _term_one, True, (75,)),
     Fault("SIGSTOP, shorter than the time-out", _stop(SILENCE / 3), False),
-    Fault("SIGSTOP, longer than the time-out", _stop(1.6 * SILENCE), True),
-    Fault("newest checkpoint: a byte flipped", _damage(_flip), True),
-    Fault("newest checkpoint: a file cut", _damage(_cut), True),
-    Fault("newest checkpoint: a file deleted", _damage(Path.unlink), True),
-    Fault("a writer that fails in a save", _failing_writer, None),
-    Fault("metrics.jsonl cannot be written", _log_not_written, True),
-    Fault("disk full", _disk_full, None),
+    Fault("SIGSTOP, longer than the time-out", _stop(1.6 * SILENCE), True, (1,)),
+    Fault("newest checkpoint: a byte flipped", _damage(_flip), True, (-9,)),
+    Fault("newest checkpoint: a file cut", _damage(_cut), True, (-9,)),
+    Fault("newest checkpoint: a file deleted", _damage(Path.unlink), True, (-9,)),
+    Fault("a writer that fails in a save", _failing_writer, None, (1,)),
+    Fault("metrics.jsonl cannot be written", _log_not_written, True, (1,)),
+    Fault("disk full", _disk_full, None, (1,)),
     Fault("store away, shorter than the wait", _store_away(READ_WAIT / 3), False),
-    Fault("store away, longer than the wait", _store_away(2 * READ_WAIT), None),
+    Fault("store away, longer than the wait", _store_away(2 * READ_WAIT), None, (1,)),
 )

@@ -100,6 +100,8 @@ def disturb(run: Run, launch: Launch, fault: Fault, draw: random.Random) -> tupl
             run.wait_for_steps(2, launch)
         done.seconds_to_go_on = time.monotonic() - begun
         done.trouble = _trouble(run)
+        if done.code is not None and done.code not in fault.codes:
+            done.trouble = f"exit code {done.code}, not {fault.codes}"
     except HangsError as error:
         done.trouble = f"{error}; {_last_line(launch)}"
         run.end()

@@ -1,5 +1,6 @@
 """Ten faults, and the end is that of a run left alone. A longer soak: docs/reliability.md."""
 
+import numpy as np
 import pytest
 import soak
 
@@ -13,16 +14,32 @@ def test_ten_faults(tmp_path):
     assert report["differences"] == [] and len(report["tries"]) == 10
 
 
-def test_what_differs_is_found():
-    """The comparison itself: of a number, of a step that is not there, of a state."""
+class Fake:
+    """A run, as far as it is compared."""
 
-    class Fake:
-        def __init__(self, rows):
-            self._rows = rows
+    workdir = None
 
-        def numbers(self):
-            return self._rows
+    def __init__(self, rows):
+        self._rows = rows
 
+    def numbers(self):
+        return self._rows
+
+
+def test_what_differs_is_found(monkeypatch):
+    same = {1: {"loss": "2.0"}, 2: {"loss": "1.5"}}
+    states = iter([{"w": np.ones(2)}] * 8)
+    monkeypatch.setattr(soak.runs, "state_of", lambda workdir, step: next(states))
+    assert soak.differences(Fake(same), Fake(same), 2) == []
+    (found,) = soak.differences(Fake(same | {2: {"loss": "1.6"}}), Fake(same), 2)
+    assert found.startswith("step 2: ")
+    (found,) = soak.differences(Fake({1: same[1]}), Fake(same), 2)
+    assert found.startswith("step 2: None is not ")
+    states = iter([{"w": np.ones(2)}, {"w": np.array([1, 1 + 1e-16 * 2**4])}])
+    assert soak.differences(Fake(same), Fake(same), 2) == ["the states of step 2 differ"]
+
+
+def test_how_far_losses_are_apart():
     same = {1: {"loss": "2.0"}, 2: {"loss": "1.5"}}
     assert soak.furthest(Fake(same), Fake(same), 2) == 0
     assert soak.furthest(Fake({1: {"loss": "2.0"}}), Fake(same), 2) == float("inf")

@@ -9,6 +9,7 @@ import runs
 
 from emo_jax.checkpoint import checkpointer as checkpoint
 from emo_jax.checkpoint.checkpointer import Checkpointer
+from emo_jax.checkpoint.local import LocalCheckpointer
 from emo_jax.config import CheckpointConfig
 from emo_jax.errors import CheckpointError
 from emo_jax.training.saves import Saves
@@ -114,3 +115,32 @@ def test_a_run_outlives_a_disk_that_is_full_for_a_while(env, store, finished_run
     assert trained[40]["failed_saves"] >= 1 and "failed_saves" not in trained[10]
     ours, theirs = runs.state_of(workdir, 40), runs.state_of(finished_run, 40)
     assert runs.equal_trees(ours, theirs)
+
+
+def test_the_last_save_is_tried_however_many_have_failed(checkpointer, fails):
+    fails |= {1, 2}
+    saves = Saves(checkpointer, most=0, show=lambda line: None)
+    saves.start(1, state(1), {})
+    saves.finish(3, state(3), {})
+    assert checkpointer.steps() == [3] and saves.failed == 1
+
+
+def test_a_disk_of_a_host_that_fails_is_said_and_costs_nothing_else(tmp_path, caplog, fails):
+    """Neither the next save there, nor how the run ends."""
+    fails.add(1)
+    config = CheckpointConfig(save_every=9, local=str(tmp_path / "disk"), local_every=1)
+    (tmp_path / "run").mkdir()
+    local = LocalCheckpointer(tmp_path / "run", config)
+    with Checkpointer(tmp_path / "run", config) as shared:
+        saves = Saves(shared, most=0, show=pytest.fail, local=local)
+        for step in (1, 2):
+            saves.keep(step, state(step), {"windows": 8 * step})
+        saves.keep(3, state(3), {"windows": 24})
+        fails.add(4)
+        saves.keep(4, state(4), {"windows": 32})
+        local.close()
+    said = [r.getMessage() for r in caplog.records if "was not saved" in r.getMessage()]
+    assert [f"step {n}" in line for n, line in zip((1, 4), said, strict=True)] == [True, True]
+    wanted = {"params": {"w": np.zeros(8, np.float32)}, "step": np.int32(0)}
+    assert local.find(wanted, lambda extra: True).step == 3
+    assert runs.equal_trees(local.restore(wanted, 3), state(3))

@@ -33,7 +33,7 @@ from emo_jax.parallel.processes.line import NOTABLE, Line, listening_address
 from emo_jax.parallel.processes.meeting import Host, Inbox, Secret, Stopped, call, refuse
 from emo_jax.parallel.processes.place import Place
 from emo_jax.parallel.processes.pulse import Pulse
-from emo_jax.parallel.processes.stall import Stall
+from emo_jax.parallel.processes.stall import Sign, Stall
 from emo_jax.parallel.processes.words import Facts, differences, name_of, say, some
 
 GRACE = 5.0  # seconds within which processes that fail together all do so
@@ -337,7 +337,8 @@ class Roster:
         if self.place.index == 0:
             self._inbox.put((0, None, {"stalled": limit}))
         else:
-            self._lines[0].send(stalled=limit)
+            for line in self._others():  # none if process 0 is done
+                line.send(stalled=limit)
 
     def _ask_for_stacks(self, limit: float) -> None:
         if (folder := self.stall.begin(limit)) is not None:
@@ -346,7 +347,11 @@ class Roster:
             self.stall.write_here(folder, lambda sign: self.stall.wrote(0, sign))
 
     def _answer_stacks(self, folder: str) -> None:
-        self.stall.write_here(folder, lambda sign: self._lines[0].send(stacks=sign))
+        def answer(sign: Sign) -> None:
+            for line in self._others():
+                line.send(stacks=sign)
+
+        self.stall.write_here(folder, answer)
 
     # --- leaving ---------------------------------------------------------------------------------
 
