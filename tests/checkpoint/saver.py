@@ -151,6 +151,24 @@ def together(workdir, port, process):
         checkpointer.save(6, sharded(6), {})
         checkpointer.wait()
         assert checkpointer.steps() == [2, 6]
+        # One process fails as it begins: all raise it where they wait, and stay in step.
+        begin = checkpoint.start_writing
+
+        def no_memory(*args):
+            begin(*args)
+            raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
+
+        if process == 1:
+            checkpoint.start_writing = no_memory
+        assert checkpointer.save(7, sharded(7), {})
+        checkpoint.start_writing = begin
+        try:
+            checkpointer.wait()
+        except CheckpointError as e:
+            print("step 7:", e)
+        checkpointer.save(8, sharded(8), {})
+        checkpointer.wait()
+        assert checkpointer.latest_step() == 8
 
 
 def end(workdir, close):

@@ -70,3 +70,5 @@ def test_two_processes_agree_on_what_failed(tmp_path):
     said = "checkpoint of step 5 was not saved in .*: process 1 could not write its part: "
     assert re.search(said + ".+; step 2 is the last good one", first.stdout), first.stdout
     assert re.search("checkpoint of step 5 was not saved in .*; step 2 is", second.stdout)
+    assert re.search("step 7: .*process 1 ", first.stdout), first.stdout
+    assert re.search("step 7: checkpoint of step 7 was not saved in .*Cannot", second.stdout)

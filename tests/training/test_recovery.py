@@ -229,6 +229,30 @@ def test_the_file_and_the_checkpoint_complete_each_other(tmp_path):
     assert PassedWindows.read(tmp_path, extra).all == TWO
 
 
+def test_what_the_file_has_merged_does_not_come_back_from_an_older_checkpoint(tmp_path):
+    old = Passed(44, 48, 11, 12, "w")
+    PassedWindows([old]).add(tmp_path, Passed(32, 60, 8, 15, "v"))
+    found = PassedWindows.read(tmp_path, {"passed": [old._asdict()]})
+    assert [tuple(p)[:2] for p in found.all] == [(32, 60)] and found.total == 28
+
+
+def test_a_checkpoint_of_an_abandoned_branch_is_refused():
+    """It read windows that the run passes over by now; one of before, or of after, did not."""
+    found = PassedWindows([Passed(32, 60, 8, 15, "v")])
+    for windows, passed, agrees in (
+        (32, [], True),
+        (44, [], False),
+        (60, [], False),
+        (64, [{**Passed(32, 60, 8, 15, "v")._asdict()}], True),
+        (64, [{**Passed(44, 48, 11, 12, "w")._asdict()}], False),
+    ):
+        extra = {"windows": windows, "passed": passed}
+        assert found.agree_with(extra) == agrees
+        assert (found.refuses(extra) is None) == agrees
+    assert found.refuses({"windows": 44}) is None  # made before this was recorded
+    assert not found.agree_with({"windows": 44, "passed": [{"first": "x"}]})
+
+
 @pytest.mark.parametrize(
     "text",
     ["", "[]", '{"passed": 1}', '{"passed": [{"first": 3, "end": 3, "after": 0, "bad": 1}]}'],
