@@ -105,6 +105,18 @@ def test_one_whose_shared_checkpoint_was_taken_away_is_not_used(workdir, config,
     assert "it came after step 20, which is no longer in" in caplog.text
 
 
+def test_one_that_was_kept_while_a_shared_one_was_written_came_after_that(workdir, config):
+    with Checkpointer(workdir, config) as shared:
+        shared.save(10, state_of(10), {})
+    local = LocalCheckpointer(workdir, config)
+    local.save(22, state_of(22, mesh_of(4, 2)), {"windows": 176}, shared=20)
+    local.close()
+    assert found(workdir, config) is None
+    with Checkpointer(workdir, config) as shared:
+        shared.save(20, state_of(20), {})
+    assert found(workdir, config) == 22
+
+
 def test_after_going_back_the_same_steps_are_saved_anew(workdir, config):
     """As after a rollback, or where another host's disk had less."""
     local = keep(workdir, config, 2, 4)
