@@ -45,7 +45,7 @@ from emo_jax.checkpoint.manifest import (
 from emo_jax.checkpoint.peers import TOGETHER, Peers
 from emo_jax.checkpoint.reading import checkpoints_of, read_leaves
 from emo_jax.checkpoint.together import Meeting, OtherFailedError
-from emo_jax.checkpoint.writing import start_writing
+from emo_jax.checkpoint.writing import give_back_memory, start_writing
 from emo_jax.config import CheckpointConfig
 from emo_jax.errors import EXIT_FAILED, CheckpointError, one_line
 from emo_jax.files.json_files import dumps
@@ -235,6 +235,7 @@ class Checkpointer:
         items = {item_of(path) for path in wanted}
         values, extra, found = newest_good(self._folder, step, items, load, self.skipped, refuses)
         self._own = {found}
+        give_back_memory()
         return like(abstract_state, values), extra, found
 
     # --- saving, step by step --------------------------------------------------------------------
@@ -270,6 +271,8 @@ class Checkpointer:
             self._error = self._failure(step, e)
         with contextlib.suppress(BaseException):
             writer.close()
+        del writer
+        give_back_memory()
         if self._error is not None:
             self._undo(folder)
         elif self._peers.index == 0:
