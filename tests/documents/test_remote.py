@@ -173,7 +173,7 @@ def test_prepare_makes_the_same_store_of_s3(in_s3, tmp_path):
     folder, url, bucket = in_s3
     tokenizer = byte_tokenizer()
     prepare([folder], tmp_path / "here", tokenizer)
-    bucket.proxy.plan = Plan(seed=3, share=0.3, most=3)
+    bucket.proxy.plan = Plan(seed=3, share=0.7, most=3)  # each kind is met, whatever the paths
     prepare([url], tmp_path / "there", tokenizer)
     assert bucket.proxy.met.keys() >= {"cut", "reset", "busy"}
     content = [

@@ -1,6 +1,7 @@
 """The explorer's page in a real browser, by mouse and by keyboard, against the numbers in it."""
 
 import json
+import math
 import os
 import re
 from pathlib import Path
@@ -103,7 +104,10 @@ def edited(page, file, change):
 
 def percent(share):
     """As the page writes it."""
-    return f"{100 * share:.1f} %" if 0 < 100 * share < 9.95 else f"{100 * share:.0f} %"
+    hundredths = 100 * share
+    if 0 < hundredths < 9.95:
+        return f"{hundredths:.1f} %"
+    return f"{math.floor(hundredths + 0.5)} %"  # JavaScript rounds halves up, Python to even
 
 
 def signed(rise):

@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 
 import pytest
 import runs
@@ -58,8 +59,22 @@ def test_errors_are_hidden_only_where_there_is_nothing(monkeypatch, tpus, asked,
         monkeypatch.delenv(name, raising=False)
 
 
-# libtpu's lock is in /tmp, and another process that has it would keep this one quiet.
-_ALONE = ["unshare", "--mount", "bash", "-c", 'mount -t tmpfs none /tmp && exec "$@"', "alone"]
+# libtpu's lock is in /tmp, and another process that has it would keep this one quiet. This Python
+# and this code may be there too.
+_IN_A_TMP_OF_ITS_OWN = """
+mount -t tmpfs none "$KEPT"
+for folder in "$PREFIX" "$REPO"; do
+  mkdir -p "$KEPT$folder"
+  mount --bind "$folder" "$KEPT$folder"
+done
+mount -t tmpfs none /tmp
+for folder in "$PREFIX" "$REPO"; do
+  mkdir -p "$folder"
+  mount --bind "$KEPT$folder" "$folder"
+done
+exec "$@"
+"""
+_ALONE = ["unshare", "--mount", "bash", "-ec", _IN_A_TMP_OF_ITS_OWN, "alone"]
 _DEVICES = "import jax; print(jax.devices())"
 _EMO = """
 import click
@@ -79,10 +94,13 @@ main(["devices"])
 @pytest.mark.skipif(
     shutil.which("unshare") is None or os.geteuid() != 0, reason="wants a /tmp of its own: root"
 )
-def test_commands_say_nothing_of_tpus():
+def test_commands_say_nothing_of_tpus(request):
+    kept = tempfile.mkdtemp(dir="/var/tmp")  # what is mounted there goes with its process
+    request.addfinalizer(lambda: os.rmdir(kept))
     names = ("JAX_PLATFORMS", "XLA_FLAGS", *libtpu.WITHOUT_TPUS)
     env = {name: value for name, value in os.environ.items() if name not in names}
     env |= {"PYTHONPATH": str(runs.REPO), "EMO_COMPILE_CACHE": "off"}
+    env |= {"PREFIX": sys.prefix, "REPO": str(runs.REPO), "KEPT": kept}
 
     def said(code: str) -> tuple[str, str]:
         command = [*_ALONE, sys.executable, "-c", code]
