@@ -30,6 +30,7 @@ from emo_jax.checkpoint.manifest import (
     DamagedError,
     LeafPath,
     compare,
+    complete,
     dtype_name,
     item_of,
     leaves_of,
@@ -49,7 +50,6 @@ from emo_jax.checkpoint.writing import give_back_memory, start_writing
 from emo_jax.config import CheckpointConfig
 from emo_jax.errors import EXIT_FAILED, CheckpointError, one_line
 from emo_jax.files.json_files import dumps
-from emo_jax.run.workdir import MANIFEST
 
 _LOG = logging.getLogger(__name__)
 _DATA = "data"  # in a step's folder
@@ -183,7 +183,7 @@ class Checkpointer:
 
     def steps(self) -> list[int]:
         """Steps with a complete checkpoint, oldest first; the files are not verified here."""
-        return [s for s in numbered(self._folder) if (self._folder / str(s) / MANIFEST).exists()]
+        return complete(self._folder)
 
     def latest_step(self) -> int | None:
         """The newest of `steps`."""

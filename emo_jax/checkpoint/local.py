@@ -23,6 +23,7 @@ from emo_jax.checkpoint.manifest import (
     DamagedError,
     LeafPath,
     compare,
+    complete,
     leaves_of,
     like,
     read_manifest,
@@ -85,7 +86,7 @@ class LocalCheckpointer:
         for path, leaf in leaves.items():
             for number, part in enumerate(_parts(leaf)):
                 parts[*path, str(number)] = part
-        base = max(self._steps_of_all(), default=0) if shared is None else shared
+        base = max(complete(self._shared), default=0) if shared is None else shared
         here = {"layout": _layout(leaves), "base": base, "start": self._start}
         self._try(lambda: self._checkpointer.save(step, nest(parts), {**extra, "local": here}))
 
@@ -115,7 +116,7 @@ class LocalCheckpointer:
           abstract_state: leaves with shapes, dtypes and shardings, as of `Checkpointer.restore`.
           accepts: takes the `extra` of a step, and says whether this run may go on from it.
         """
-        layout, shared = _layout(leaves_of(abstract_state)), self._steps_of_all()
+        layout, shared = _layout(leaves_of(abstract_state)), complete(self._shared)
         bound = 2**62
         while True:
             try:
@@ -191,13 +192,6 @@ class LocalCheckpointer:
                 continue
             return Local(step, about["start"], extra)
         return None
-
-    def _steps_of_all(self) -> list[int]:
-        there = self._shared
-        if not there.exists():
-            return []
-        found = (p for p in there.iterdir() if p.name.isdecimal())
-        return sorted(int(p.name) for p in found if (p / "manifest.json").exists())
 
 
 def _folder_of(workdir: Path, base: Path) -> Path:

@@ -141,6 +141,11 @@ def numbered(folder: epath.Path) -> list[int]:
     return sorted(int(p.name) for p in folder.iterdir() if p.name.isdecimal())
 
 
+def complete(folder: epath.Path) -> list[int]:
+    """Steps with a complete checkpoint, oldest first; the files are not verified here."""
+    return [s for s in numbered(folder) if (folder / str(s) / MANIFEST).exists()]
+
+
 def remove(folder: epath.Path) -> None:
     """Deletes a folder or file; a checkpoint's manifest goes first, so it is never half there."""
     if folder.is_dir():
