@@ -24,6 +24,8 @@ _HOP = {"connection", "keep-alive", "transfer-encoding", "content-length"}
 class Plan:
     """Which fault meets a request: a function of the seed, the request and how often it came.
 
+    The bucket, whose name a test may draw, does not matter.
+
     Args:
       share: of the requests that meet a fault.
       faults: some of `FAULTS`: late; half of the answer and the end of the connection, or a reset;
@@ -42,7 +44,8 @@ class Plan:
         """The fault of the `count`-th such request, counted from 0."""
         if method not in ("GET", "HEAD") or self.where not in path or count >= self.most:
             return None
-        text = f"{self.seed} {method} {path} {part} {count}".encode()
+        inside = path.lstrip("/").partition("/")[2]
+        text = f"{self.seed} {method} {inside} {part} {count}".encode()
         draw = int.from_bytes(hashlib.sha256(text).digest()[:8], "big") / 2**64
         if draw >= self.share:
             return None

