@@ -292,13 +292,13 @@ def test_only_what_is_needed_is_asked_for(bucket, tmp_path):
 @pytest.mark.system
 @pytest.mark.parametrize("given", ["", "/*"])
 def test_many_files_are_looked_at_at_once(bucket, given):
-    """One after the other, with two answers or more each, they would take 32 seconds."""
+    """One after the other, with two answers or more each, they would take 80 seconds."""
     for i in range(80):
         bucket.put(f"many/{i:03}.jsonl", lines(f"{i}"))
-    bucket.proxy.plan, bucket.proxy.delay_seconds = Plan(share=1, faults=("delay",)), 0.2
+    bucket.proxy.plan, bucket.proxy.delay_seconds = Plan(share=1, faults=("delay",)), 0.5
     begin = time.monotonic()
     documents = read_documents([f"s3://{bucket.name}/many{given}"])
-    assert time.monotonic() - begin < 10
+    assert time.monotonic() - begin < 25
     bucket.proxy.plan = Plan()
     assert [d.text for d in documents] == [str(i) for i in range(80)]
 
