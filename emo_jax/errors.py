@@ -84,6 +84,10 @@ class CheckpointError(EmoError):
     """A checkpoint is damaged, missing, or belongs to another run."""
 
 
+class TakenOverError(CheckpointError):
+    """Another run has taken over the workdir; this one must not write there any more."""
+
+
 class HfFormatError(EmoError):
     """A Hugging Face folder is incomplete or has an unsupported architecture."""
 

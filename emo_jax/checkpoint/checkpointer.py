@@ -48,7 +48,7 @@ from emo_jax.checkpoint.reading import checkpoints_of, read_leaves
 from emo_jax.checkpoint.together import Meeting, OtherFailedError
 from emo_jax.checkpoint.writing import give_back_memory, start_writing
 from emo_jax.config import CheckpointConfig
-from emo_jax.errors import EXIT_FAILED, CheckpointError, one_line
+from emo_jax.errors import EXIT_FAILED, CheckpointError, TakenOverError, one_line
 from emo_jax.files.json_files import dumps
 
 _LOG = logging.getLogger(__name__)
@@ -56,7 +56,15 @@ _DATA = "data"  # in a step's folder
 
 
 class Checkpointer:
-    """Saves and restores the states of a run. Close it, or use it in a `with` statement."""
+    """Saves and restores the states of a run. Close it, or use it in a `with` statement.
+
+    Args:
+      workdir: folder of the run, or its URL.
+      config: what is kept.
+      peers: who saves and restores.
+      check_ours: called before anything is changed or removed; raises TakenOverError where another
+        run uses the workdir.
+    """
 
     def __init__(
         self,
@@ -64,10 +72,11 @@ class Checkpointer:
         config: CheckpointConfig,
         *,
         peers: Peers = TOGETHER,
+        check_ours: Callable[[], None] = lambda: None,
     ):
         self.skipped: list[tuple[int, str]] = []  # (step, fault) of damaged checkpoints
         self._folder = checkpoints_of(workdir)
-        self._config, self._peers = config, peers
+        self._config, self._peers, self._check_ours = config, peers, check_ours
         self._saves = 0
         self._own: set[int] = set()  # steps this run saved or restored, on every process
         self._started: set[int] = set()  # the save in progress, if any
@@ -152,6 +161,7 @@ class Checkpointer:
         """
         with contextlib.suppress(CheckpointError):  # of a save that is dropped
             self.wait()
+        self._check_ours()
         self._own = {s for s in self._own if s <= step}
         try:
             for s in numbered(self._folder):
@@ -242,6 +252,7 @@ class Checkpointer:
 
     def _prepare(self, step: int) -> None:
         """Process 0: makes the folder of the step, removing anything but a good checkpoint."""
+        self._check_ours()
         folder = self._folder / str(step)
         try:
             try:
@@ -265,6 +276,7 @@ class Checkpointer:
         try:
             writer.wait_until_finished()  # on all processes
             if self._peers.index == 0:
+                self._check_ours()
                 publish(folder, head)
         except BaseException as e:
             meeting.fail(e)
@@ -273,6 +285,8 @@ class Checkpointer:
             writer.close()
         del writer
         give_back_memory()
+        if isinstance(self._error, TakenOverError):
+            return  # the folder may be another run's by now
         if self._error is not None:
             self._undo(folder)
         elif self._peers.index == 0:
@@ -336,6 +350,8 @@ class Checkpointer:
             raise error
 
     def _failure(self, step: int, error: BaseException) -> CheckpointError:
+        if isinstance(error, TakenOverError):
+            return error
         try:
             damaged = {s for s, _ in self.skipped} - self._own
             good = max((s for s in self.steps() if s not in damaged), default=None)

@@ -2,7 +2,7 @@
 
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,8 @@ from emo_jax.errors import CheckpointError, one_line
 from emo_jax.files.trees import nest
 from emo_jax.parallel import processes
 from emo_jax.run.workdir import CHECKPOINTS
+
+_LEAST_BYTES = 128 * 2**20  # in flight at once, of however small a state
 
 
 def checkpoints_of(workdir: str | os.PathLike[str]) -> epath.Path:
@@ -127,11 +129,11 @@ def _sharding(spec: Any) -> Any:
     return getattr(spec, "sharding", None)
 
 
-def limit_gb(leaves: Any) -> int:
-    """GB that orbax may have in flight at once, beyond the staged copy.
+def limit_gb(leaves: Iterable[Any]) -> float:
+    """GB that orbax may have in flight at once, beyond the staged copy: a tenth of the leaves.
 
     Its default of 96 GB can amount to a second copy of the state. It rejects an array above the
     limit instead of waiting, and rounds reads up to whole chunks, hence twice the largest array.
     """
-    largest = max((math.prod(x.shape) * jnp.dtype(x.dtype).itemsize for x in leaves), default=0)
-    return max(2, math.ceil(2 * largest / 1e9))
+    sizes = [math.prod(x.shape) * jnp.dtype(x.dtype).itemsize for x in leaves]
+    return max(_LEAST_BYTES, sum(sizes) // 10, 2 * max(sizes, default=0)) / 1e9

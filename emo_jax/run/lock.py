@@ -7,7 +7,7 @@ import socket
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from emo_jax.errors import UsageError, one_line
+from emo_jax.errors import TakenOverError, UsageError, one_line
 from emo_jax.files.json_files import Fields, NotReadableError, dumps, read_object
 from emo_jax.run.workdir import unusable
 
@@ -41,12 +41,13 @@ class RunLock:
     """WORKDIR/.lock: host and process of the run that is active there.
 
     The lock of a process that is gone, or is on another host, is taken over: a scheduler may start
-    a run elsewhere before the old process could clean up. So is a malformed file, with a warning.
+    a run elsewhere before the old process could clean up, and that one then saves nothing more
+    (`check_still_ours`). So is a malformed file, with a warning.
     """
 
     def __init__(self, workdir: Path):
         self._path = workdir / LOCK_FILE
-        self._held = False
+        self._mine: _Owner | None = None  # what we have written, while the workdir is ours
 
     def check(self) -> None:
         """Raises UsageError if another process on this host uses the workdir."""
@@ -74,9 +75,9 @@ class RunLock:
     def acquire(self) -> None:
         """Makes the workdir ours until `release`."""
         mine = self._path.with_name(f"{LOCK_FILE}.{secrets.token_hex(4)}.tmp")
-        pid = os.getpid()
+        owner = _Owner(socket.gethostname(), os.getpid(), _begun(os.getpid()))
         try:
-            mine.write_text(dumps(_Owner(socket.gethostname(), pid, _begun(pid))._asdict()))
+            mine.write_text(dumps(owner._asdict()))
             try:
                 os.link(mine, self._path)  # atomic, and fails if the lock exists
             except OSError:  # the lock exists, or the file system has no hard links
@@ -85,22 +86,33 @@ class RunLock:
                 os.replace(mine, self._path)
                 if fault:
                     _LOG.warning("%s", fault)
-            self._held = True
+            self._mine = owner
         except OSError as e:
             text = f"{self._path}: cannot be written: {one_line(e)}; mend it"
             raise unusable(self._path.parent, f"{text}, or give another workdir") from e
         finally:
             mine.unlink(missing_ok=True)
 
+    def check_still_ours(self) -> None:
+        """Raises TakenOverError if another run has acquired the workdir since we did."""
+        owner = self._owner_or_none()
+        if self._mine is not None and owner is not None and owner != self._mine:
+            raise TakenOverError(
+                f"{self._path.parent}: process {owner.pid} on {owner.host} has taken this run over"
+                " and goes on with it; this process ends, and writes nothing more there"
+            )
+
     def release(self) -> None:
         """Releases the workdir, unless another run has taken it over."""
-        try:
-            owner = self._owner()
-        except UsageError:  # the next run reports it
-            owner = None
-        if self._held and owner is not None and owner.pid == os.getpid():
+        if self._mine is not None and self._owner_or_none() == self._mine:
             self._path.unlink(missing_ok=True)
-        self._held = False
+        self._mine = None
+
+    def _owner_or_none(self) -> _Owner | None:
+        try:
+            return self._owner()
+        except (UsageError, OSError):  # the next run reports it
+            return None
 
     def _fault(self) -> str:
         """Why the lock file is malformed; empty if it is not."""

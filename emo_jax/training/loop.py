@@ -121,8 +121,10 @@ class Trainer:
             stop = stack.enter_context(self._stop)
             if jax.process_count() == 1:  # else they agree first
                 stack.enter_context(wait_unless(lambda: stop.requested))
-            checkpointer = stack.enter_context(Checkpointer(self.workdir, config.checkpoint))
             lock = RunLock(self.workdir)
+            checkpointer = stack.enter_context(
+                Checkpointer(self.workdir, config.checkpoint, check_ours=lock.check_still_ours)
+            )
             all_succeed(lambda: lock.check() if _is_first() else None, UsageError)
             begin = self._plan(checkpointer)
             self._origin = begin.record

@@ -5,7 +5,7 @@ from typing import Any
 
 from emo_jax.checkpoint.checkpointer import Checkpointer
 from emo_jax.checkpoint.local import LocalCheckpointer
-from emo_jax.errors import CheckpointError
+from emo_jax.errors import CheckpointError, TakenOverError
 
 
 class Saves:
@@ -114,7 +114,8 @@ class Saves:
     def _count(self, error: CheckpointError, *, may_end: bool = True) -> None:
         self.failed += 1
         self._in_a_row += 1
-        if may_end and self._in_a_row > self._most:
+        ends = may_end and self._in_a_row > self._most
+        if ends or isinstance(error, TakenOverError):
             raise error
         self._say(error)
 

@@ -165,7 +165,7 @@ def test_a_long_wait_for_the_last_one_is_not_silence(members):
     late = dict(join=60, silence=3, then=FINISH)
     there = members(3, only=[0, 1], **late)
     port = int(there[0].process.args[5])
-    time.sleep(10)
+    time.sleep(7)  # two silences; behind ten seconds process 0 says whom it waits for
     there.append(Member(2, 3, port, **late))
     assert [m.end() for m in there] == [(0, "")] * 3
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import runs
 
-from emo_jax.errors import UsageError
+from emo_jax.errors import TakenOverError, UsageError
 from emo_jax.run.lock import LOCK_FILE, RunLock, _begun
 
 
@@ -117,6 +117,18 @@ def test_a_folder_in_its_place(tmp_path):
     assert os.listdir(tmp_path) == [LOCK_FILE]
 
 
+def test_one_that_is_taken_over_is_known_and_stays(tmp_path):
+    lock = RunLock(tmp_path)
+    lock.check_still_ours()  # not ours yet, and nobody's
+    lock.acquire()
+    lock.check_still_ours()
+    owner(tmp_path, host="elsewhere", pid=os.getpid())  # in containers, every run is process 1
+    with pytest.raises(TakenOverError, match=rf"process {os.getpid()} on elsewhere has taken"):
+        lock.check_still_ours()
+    lock.release()
+    assert json.loads((tmp_path / LOCK_FILE).read_text())["host"] == "elsewhere"
+
+
 def test_what_is_written_into_our_own_lock_ends_nothing(tmp_path):
     lock = RunLock(tmp_path)
     lock.acquire()
@@ -157,3 +169,20 @@ def test_a_second_run_in_the_same_workdir(env, store, tmp_path):
     process.send_signal(signal.SIGTERM)
     assert process.wait(timeout=120) == 75, log.read_text()
     assert not (workdir / LOCK_FILE).exists()
+
+
+@pytest.mark.system
+def test_a_run_that_is_taken_over_saves_nothing_more(env, store, tmp_path):
+    workdir, log = tmp_path / "run", tmp_path / "log"
+    argv = runs.train_argv(store, workdir, train__steps=4000, train__eval_windows=0)
+    process = runs.start(argv, env, log)
+    try:
+        runs.wait_until(lambda: len(runs.checkpoints(workdir)) > 0, process, log)
+        owner(workdir, host="elsewhere")
+        assert process.wait(timeout=120) == 1, log.read_text()
+    finally:
+        process.kill()
+        process.wait()
+    last = log.read_text().splitlines()[-1]
+    assert last.startswith(f"emo: {workdir}: process {os.getppid()} on elsewhere has taken this")
+    assert json.loads((workdir / LOCK_FILE).read_text())["host"] == "elsewhere"

@@ -11,7 +11,7 @@ from emo_jax.checkpoint import checkpointer as checkpoint
 from emo_jax.checkpoint.checkpointer import Checkpointer
 from emo_jax.checkpoint.local import LocalCheckpointer
 from emo_jax.config import CheckpointConfig
-from emo_jax.errors import CheckpointError
+from emo_jax.errors import CheckpointError, TakenOverError
 from emo_jax.training.saves import Saves
 
 
@@ -67,6 +67,32 @@ def test_one_too_many_ends_the_run(checkpointer, fails):
     with pytest.raises(CheckpointError, match="step 5 was not saved"):
         saves.start(6, state(6), {})
     assert saves.failed == 4
+
+
+def test_a_run_that_is_taken_over_touches_nothing_more(tmp_path):
+    """Its own failed saves are removed; what the other run writes at the same steps is not."""
+    others = []
+
+    def check_ours():
+        if others:
+            raise TakenOverError("taken over")
+
+    config = CheckpointConfig(save_every=1, keep_last=1)
+    with Checkpointer(tmp_path, config, check_ours=check_ours) as checkpointer:
+        saves = Saves(checkpointer, most=99, show=lambda line: None)
+        saves.start(1, state(1), {})
+        saves.wait()
+        others.append("another run")
+        with pytest.raises(TakenOverError):
+            saves.start(2, state(2), {})
+        with pytest.raises(TakenOverError):
+            checkpointer.drop_after(0)
+        others.clear()
+        checkpointer.save(2, state(2), {})
+        others.append("another run, while it is written")
+        with pytest.raises(TakenOverError):
+            saves.start(3, state(3), {})
+        assert checkpointer.steps() in ([1], [2]) and (tmp_path / "checkpoints/2/data").is_dir()
 
 
 def test_the_last_save_must_succeed(checkpointer, fails):
