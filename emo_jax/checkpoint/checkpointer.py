@@ -43,10 +43,11 @@ from emo_jax.checkpoint.manifest import (
     savable,
     versions,
 )
+from emo_jax.checkpoint.memory import give_back_memory, nothing_kept
 from emo_jax.checkpoint.peers import TOGETHER, Peers
 from emo_jax.checkpoint.reading import checkpoints_of, read_leaves
 from emo_jax.checkpoint.together import Meeting, OtherFailedError
-from emo_jax.checkpoint.writing import give_back_memory, start_writing
+from emo_jax.checkpoint.writing import start_writing
 from emo_jax.config import CheckpointConfig
 from emo_jax.errors import EXIT_FAILED, CheckpointError, TakenOverError, one_line
 from emo_jax.files.json_files import dumps
@@ -243,9 +244,11 @@ class Checkpointer:
             return dict(read_leaves(folder, manifest, wanted))
 
         items = {item_of(path) for path in wanted}
-        values, extra, found = newest_good(self._folder, step, items, load, self.skipped, refuses)
+        with nothing_kept():
+            values, extra, found = newest_good(
+                self._folder, step, items, load, self.skipped, refuses
+            )
         self._own = {found}
-        give_back_memory()
         return like(abstract_state, values), extra, found
 
     # --- saving, step by step --------------------------------------------------------------------

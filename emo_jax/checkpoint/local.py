@@ -30,6 +30,7 @@ from emo_jax.checkpoint.manifest import (
     savable,
     verify,
 )
+from emo_jax.checkpoint.memory import nothing_kept
 from emo_jax.checkpoint.peers import ALONE, TOGETHER
 from emo_jax.checkpoint.reading import checkpoints_of, read_leaves
 from emo_jax.checkpoint.slices import SlicedLeaf
@@ -152,9 +153,10 @@ class LocalCheckpointer:
         try:
             manifest = read_manifest(folder)
             compare(folder, manifest, {p: x for of in specs.values() for p, x in of.items()}, ())
-            for path, leaf in wanted.items():  # one after the other: none is held twice for long
-                parts = dict(read_leaves(folder, manifest, specs[path]))
-                whole[path] = _whole(leaf, path, parts)
+            with nothing_kept():
+                for path, leaf in wanted.items():  # in turn: none is held twice for long
+                    parts = dict(read_leaves(folder, manifest, specs[path]))
+                    whole[path] = _whole(leaf, path, parts)
         except DamagedError as error:
             raise CheckpointError(
                 f"{folder}: {error}; remove {self._folder} to go on from the shared checkpoints"

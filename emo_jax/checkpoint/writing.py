@@ -1,7 +1,5 @@
 """How a state is written: copied to the host, and from there to files by orbax."""
 
-import contextlib
-import ctypes
 from collections.abc import Mapping
 from typing import Any
 
@@ -65,16 +63,6 @@ def start_writing(
     }
     writer.save(folder, args=ocp.args.Composite(**args))
     return writer
-
-
-def give_back_memory() -> None:
-    """Gives freed memory back to the system, where the C library keeps it (glibc).
-
-    Copies of shards up to 32 MB are freed in pieces that glibc keeps for later: over 20 saves that
-    was another copy of the state.
-    """
-    with contextlib.suppress(AttributeError, OSError, TypeError):
-        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _handler_options(leaves: Mapping[LeafPath, Any]) -> dict[str, Any]:
