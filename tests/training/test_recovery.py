@@ -3,8 +3,8 @@
 import json
 import re
 import subprocess
-import sys
 
+import bad_batches
 import numpy as np
 import pytest
 import runs
@@ -13,38 +13,6 @@ from emo_jax.errors import UsageError
 from emo_jax.training.passed import Passed, PassedWindows
 from emo_jax.training.trace import Trace
 
-# `emo train` with bad batches: every window that a run gets is its own, whatever step reads it.
-# KIND is what is bad, and BAD where bad batches begin. The process kills itself when it takes the
-# batch that begins at DIE, once what it saves by then is saved.
-_BAD = """
-import json, os, signal, sys, time
-from emo_jax.cli import main
-from emo_jax.training.loop import Trainer
-
-kind, bad, die, reads = (sys.argv.pop(1) for _ in range(4))
-bad = json.loads(bad)
-batches = Trainer._batches
-
-def poisoned(self, window, *watched):
-    size = self.config.train.batch_size
-    for consumed, batch in batches(self, window, *watched):
-        first = consumed - size
-        if str(first) == die:
-            saves = self.workdir / "checkpoints"
-            while any(not (p / "manifest.json").exists() for p in saves.glob("[0-9]*")):
-                time.sleep(0.01)
-            os.kill(os.getpid(), signal.SIGKILL)
-        with open(reads, "a") as file:
-            file.write(f"{first}\\n")
-        if first in bad and kind == "nan":
-            batch = batch._replace(loss_mask=batch.loss_mask.at[1, 2].set(float("nan")))
-        elif first in bad:
-            batch = batch._replace(labels=batch.labels * 0 + 255, tokens=batch.tokens * 0 + 254)
-        yield consumed, batch
-
-Trainer._batches = poisoned
-main()
-"""
 FIELDS = {
     "train__steps": 24,
     "train__eval_every": 6,
@@ -56,7 +24,7 @@ FIELDS = {
 def train(env, store, workdir, kind, bad, *, die="-", **fields):
     reads = workdir.with_name(f"{workdir.name}.reads")
     argv = runs.train_argv(store, workdir, **{**FIELDS, **fields})
-    command = [sys.executable, "-c", _BAD, kind, json.dumps(bad), str(die), str(reads), *argv]
+    command = bad_batches.command(argv, kind, bad, die=die, reads=reads)
     done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=300)
     assert reads.exists(), done.stderr
     return done, [int(line) for line in reads.read_text().split()]
