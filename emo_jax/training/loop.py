@@ -144,8 +144,7 @@ class Trainer:
             shown = not self.quiet and _is_first()
             for line in begin.lines if shown else ():  # reading the state may take minutes
                 print(f"{config.name}: {line}", file=sys.stderr, flush=True)
-            watchdog = Watchdog(self.workdir, config.train.stall_timeout)
-            stack.enter_context(watchdog)
+            stack.enter_context(Watchdog(self.workdir, config.train.stall_timeout))
             processes.pulse.at("read", 0)
             self._passed = PassedWindows.read(self.workdir, self._newest_extra(checkpointer))
             self._passed.compare()
@@ -181,7 +180,8 @@ class Trainer:
                 )
             kept = self.workdir if _is_first() else None
             times = stack.enter_context(Stopwatch(kept, first=start, began=stop.began))
-            watchdog.last_words = times.end
+            processes.ending.last_words = times.end
+            stack.callback(setattr, processes.ending, "last_words", None)
             log = None
             if _is_first():
                 fingerprint = self.source.fingerprint

@@ -6,14 +6,12 @@ wait for one another all say the same then, so process 0 says who waits for whom
 
 import contextlib
 import faulthandler
-import os
 import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
-from emo_jax.errors import EXIT_RUN_AGAIN, PreemptedError
+from emo_jax.errors import EXIT_RUN_AGAIN
 from emo_jax.parallel import processes
 from emo_jax.parallel.processes.pulse import does
 from emo_jax.parallel.processes.stall import SECONDS as WRITE_SECONDS
@@ -31,12 +29,7 @@ class Watchdog:
     Args:
       workdir: where stacks are written, in `stalls/`.
       limit: seconds; 0: there is no limit.
-
-    Attributes:
-      last_words: takes the error with which this process ends; None: nobody does.
     """
-
-    last_words: Callable[[PreemptedError], None] | None = None
 
     def __init__(self, workdir: Path, limit: float):
         self._workdir, self._limit = workdir, limit
@@ -85,15 +78,7 @@ class Watchdog:
             f"no step for {limit:.0f} s: this process {does(sign)}; the stacks of all threads are"
             f" in {where[0]}; {_AGAIN}"
         )
-        if self.last_words is not None:
-            teller = threading.Thread(
-                target=self.last_words, args=(PreemptedError(text),), daemon=True
-            )
-            teller.start()
-            teller.join(WRITE_SECONDS)  # the disk may be what the run waits for
-        with contextlib.suppress(OSError):
-            os.write(2, f"emo: {text}\n".encode())
-        os._exit(EXIT_RUN_AGAIN)
+        processes.ending.end(EXIT_RUN_AGAIN, text)
 
     def _write(self, folder: str, lines: list[str]) -> str:
         """Writes the stacks, or some lines about all processes; returns where."""

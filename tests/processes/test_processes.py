@@ -16,6 +16,7 @@ import pytest
 import runs
 
 from emo_jax.checkpoint.reading import restore_params
+from emo_jax.run.status import read_status
 
 pytestmark = pytest.mark.system
 
@@ -95,6 +96,11 @@ def test_a_killed_process_ends_the_run_and_the_same_command_resumes(
         rf"emo: process {killed} \(.+\) is gone; this run ends with it: run the same", last
     )
     assert "Traceback" not in text and "Check failure" not in text
+    status = read_status(workdir)
+    if killed:  # process 0 had the time to say so
+        assert status.state == "failed" and last == f"emo: {status.note}"
+    else:
+        assert status.state == "dead"
 
     done = group.launch(command, env)
     assert done.returncode == 0, done.stderr

@@ -8,6 +8,8 @@ import group
 import pytest
 import runs
 
+from emo_jax.run.status import read_status
+
 pytestmark = pytest.mark.system
 
 # Process 1 hangs, or is slow, where it makes its batches.
@@ -66,6 +68,8 @@ def test_one_that_hangs_ends_all_and_is_named(env, store, tmp_path):
     said = (folder / "processes.txt").read_text().splitlines()
     assert said[1].endswith("waits for the data of step 7")
     assert "Traceback" not in done.stderr
+    status = read_status(workdir)  # `emo status` knows what the log says
+    assert status.state == "stopped" and lines[0] == f"emo: {status.note}"
     done = group.launch(group.train_argv(store, workdir), env)
     assert done.returncode == 0 and "resumed at step 4\n" in done.stderr, done.stderr
 

@@ -15,6 +15,7 @@ from typing import Any
 
 import emo_jax
 from emo_jax.errors import EXIT_FAILED, EmoError, UsageError
+from emo_jax.parallel.processes.ending import Ending
 from emo_jax.parallel.processes.meeting import Secret
 from emo_jax.parallel.processes.place import Place, find_place
 from emo_jax.parallel.processes.pulse import Pulse
@@ -31,6 +32,7 @@ _ANY = ("", "::", "0.0.0.0")  # listening there is listening at all addresses
 
 _roster: Roster | None = None  # this process's roster, while it is one of several
 pulse = Pulse()  # what this process does; its heartbeats say it
+ending = Ending()  # of this process, if it gets stuck or another one is lost
 
 
 @contextlib.contextmanager
@@ -79,6 +81,7 @@ def joined(
         stopped=stopped,
         secret=_secret(place.index, token),
         pulse=pulse,
+        ending=ending,
     )
     try:
         _start_jax(place, _roster.bound, join_timeout, silence_timeout)

@@ -19,16 +19,16 @@ import socket
 import threading
 import time
 from collections.abc import Callable
-from typing import Any, NoReturn
+from typing import Any
 
 from emo_jax.errors import (
     EXIT_FAILED,
     EXIT_RUN_AGAIN,
     EXIT_USAGE,
     EmoError,
-    PreemptedError,
     UsageError,
 )
+from emo_jax.parallel.processes.ending import KINDS, Ending
 from emo_jax.parallel.processes.line import NOTABLE, Line, listening_address
 from emo_jax.parallel.processes.meeting import Host, Inbox, Secret, Stopped, call, refuse
 from emo_jax.parallel.processes.place import Place
@@ -52,6 +52,7 @@ class Roster:
       stopped: whether to give up waiting.
       secret: gives what all processes of the run know, and nobody else; None: not known yet.
       pulse: says what this process does.
+      ending: ends this process if another one is lost.
 
     Attributes:
       bound: on process 0, the IP address and port to listen at; an empty address: all of them.
@@ -73,6 +74,7 @@ class Roster:
         stopped: Callable[[], bool] = lambda: False,
         secret: Secret = lambda: "",
         pulse: Pulse | None = None,
+        ending: Ending | None = None,
     ):
         self.place, self._stopped, self._met = place, Stopped(stopped), False
         self._join_timeout, self._silence = join_timeout, silence_timeout
@@ -82,7 +84,7 @@ class Roster:
         self._left: dict[int, tuple[int, str]] = {}  # exit codes and reasons
         self._leaving: tuple[int, str] | None = None  # ours
         self._deadline: float | None = None  # when those that have not failed end too
-        self._ending = threading.Lock()
+        self._ending = ending or Ending()
         self._slow: queue.SimpleQueue[tuple[int, float]] = queue.SimpleQueue()
         self._stood = (0.0, 0.0)  # when this process did not run, the last time
         self._pulse = pulse or Pulse()
@@ -201,8 +203,7 @@ class Roster:
                     raise EmoError(f"{self._names[0]} does not answer; see its log") from None
         self._met = True
         if verdict["verdict"]:
-            kinds = {error.exit_code: error for error in (UsageError, PreemptedError)}
-            raise kinds.get(verdict["code"], EmoError)(verdict["verdict"])
+            raise KINDS.get(verdict["code"], EmoError)(verdict["verdict"])
         return verdict
 
     # --- watching --------------------------------------------------------------------------------
@@ -313,17 +314,10 @@ class Roster:
         self._deadline = None
         ours, why = self._leaving or (0, "")
         if not ours:
-            self._exit(code, text)
-        timer = threading.Timer(6 * GRACE, self._exit, (ours, why))
+            self._ending.end(code, text)
+        timer = threading.Timer(6 * GRACE, self._ending.end, (ours, why))
         timer.daemon = True  # this process has an error of its own and is cleaning up
         timer.start()
-
-    def _exit(self, code: int, text: str) -> NoReturn:
-        with self._ending:
-            # Not by `print`: another thread may hold the stream's lock forever.
-            with contextlib.suppress(OSError):
-                os.write(2, f"emo: {text}\n".encode())
-            os._exit(code)
 
     # --- a run that does not get on --------------------------------------------------------------
 
