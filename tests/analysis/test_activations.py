@@ -163,6 +163,7 @@ def test_domains_without_a_document_are_named_and_left_out(tmp_path):
     assert sample.about["missing"] == ["short"] and set(sample.domain_ids.tolist()) == {0, 1}
 
 
+@pytest.mark.system
 def test_the_commands(finished_run, store, tmp_path, capsys):
     out = tmp_path / "made"
     argv = ("activations", finished_run, "--data", store, "--tokens", "800", "--min-length", "8")

@@ -100,6 +100,7 @@ def test_new_experts_are_in_every_pool(params):
     assert (counts_LE[:, :7] == 0).all() and (counts_LE[:, 7:9] > 0).all()
 
 
+@pytest.mark.system
 def test_the_command(finished_run, tmp_path, capsys):
     argv = ("extend", finished_run, "--add", "2", "--init", "jitter")
     assert emo_here(*argv, "--output", tmp_path / "more") == 0

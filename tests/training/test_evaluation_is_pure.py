@@ -72,6 +72,7 @@ def unseen(store, tmp_path_factory):
     ],
     ids=LOOKS,
 )
+@pytest.mark.system
 def test_a_run_that_is_looked_at_ends_with_the_same_bits(unseen, store, tmp_path, looks):
     state = emo_jax.train(_config(store, looks), tmp_path / "run")
     assert _differences(state, unseen) == []

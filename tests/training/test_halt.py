@@ -118,6 +118,7 @@ def test_a_run_stops_at_the_first_bad_step_and_again(env, finished_run, store, t
     assert runs.equal_trees(params, expected)
 
 
+@pytest.mark.system
 def test_a_run_that_diverges(env, store, tmp_path):
     workdir = tmp_path / "run"
     argv = runs.train_argv(store, workdir, optimizer__peak_lr=1e38, checkpoint__save_every=1)

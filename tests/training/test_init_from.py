@@ -86,6 +86,7 @@ def annealed(tmp_path_factory, env, store, std_run):
     return folder / "run", done.stderr, seen, argv
 
 
+@pytest.mark.system
 def test_an_anneal_goes_on_with_steps_rate_and_data(annealed, std_run):
     workdir, said, seen, argv = annealed
     assert f"begins from step {BEFORE} of {std_run}: all of it, window {BEFORE * BATCH}" in said
