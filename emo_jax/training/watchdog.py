@@ -15,6 +15,7 @@ from emo_jax.errors import EXIT_RUN_AGAIN
 from emo_jax.parallel import processes
 from emo_jax.parallel.processes.pulse import does
 from emo_jax.parallel.processes.stall import SECONDS as WRITE_SECONDS
+from emo_jax.parallel.processes.stall import in_background
 
 STALLS = "stalls"  # in a workdir
 _LONGER = {"read": 3, "compile": 6, "evaluation": 6, "save": 6, "restore": 6}  # times the limit
@@ -71,9 +72,7 @@ class Watchdog:
         def work() -> None:
             where[0] = self._write(folder, [])
 
-        writer = threading.Thread(target=work, daemon=True)
-        writer.start()
-        writer.join(WRITE_SECONDS)  # the disk may be what the run waits for
+        in_background(work).join(WRITE_SECONDS)
         text = (
             f"no step for {limit:.0f} s: this process {does(sign)}; the stacks of all threads are"
             f" in {where[0]}; {_AGAIN}"

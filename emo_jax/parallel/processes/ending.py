@@ -4,12 +4,13 @@ import contextlib
 import os
 import threading
 from collections.abc import Callable
+from functools import partial
 from typing import NoReturn
 
-from emo_jax.errors import EXIT_RUN_AGAIN, EXIT_USAGE, EmoError, PreemptedError, UsageError
+from emo_jax.errors import EmoError, PreemptedError, UsageError
+from emo_jax.parallel.processes.stall import SECONDS, in_background
 
-_SECONDS = 10.0  # for the last words: the disk may be what the run waits for
-KINDS: dict[int, type[EmoError]] = {EXIT_USAGE: UsageError, EXIT_RUN_AGAIN: PreemptedError}
+KINDS: dict[int, type[EmoError]] = {kind.exit_code: kind for kind in (UsageError, PreemptedError)}
 
 
 class Ending:
@@ -29,9 +30,7 @@ class Ending:
         with self._once:
             if self.last_words is not None:
                 error = KINDS.get(code, EmoError)(text)
-                teller = threading.Thread(target=self.last_words, args=(error,), daemon=True)
-                teller.start()
-                teller.join(_SECONDS)
+                in_background(partial(self.last_words, error)).join(SECONDS)
             # Not by `print`: another thread may hold the stream's lock forever.
             with contextlib.suppress(OSError):
                 os.write(2, f"emo: {text}\n".encode())

@@ -53,7 +53,7 @@ class Stall:
                 self.write(folder, [])
             then(self._pulse.sign())
 
-        _in_background(work)
+        in_background(work)
 
     def wrote(self, index: int, sign: Sign) -> None:
         """Process 0: a process has written its stacks."""
@@ -80,7 +80,7 @@ class Stall:
                     folder, [f"{names[i]} {does(signs.get(i))}" for i in sorted(names)]
                 )
 
-        _in_background(work).join(SECONDS)
+        in_background(work).join(SECONDS)
         silent = [i for i in sorted(names) if i not in self._wrote]
         return (
             f"no step for {limit:.0f} s: {who_waits(names, signs)}; the stacks of all threads are"
@@ -88,7 +88,8 @@ class Stall:
         )
 
 
-def _in_background(work: Callable[[], None]) -> threading.Thread:
+def in_background(work: Callable[[], None]) -> threading.Thread:
+    """Starts what writes to a disk; it is not waited for when the process ends."""
     thread = threading.Thread(target=work, name="stacks", daemon=True)
     thread.start()
     return thread
