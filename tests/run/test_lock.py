@@ -1,5 +1,6 @@
 """One live run in a workdir."""
 
+import contextlib
 import json
 import logging
 import os
@@ -147,21 +148,28 @@ def test_a_zombie_is_gone():
         process.wait()
 
 
+@contextlib.contextmanager
+def long_run(argv, env, log):
+    """A run that does not end by itself, and is killed on exit."""
+    process = runs.start(argv, env, log)
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+
+
 @pytest.mark.system
 def test_a_second_run_in_the_same_workdir(env, store, tmp_path):
     workdir, log = tmp_path / "run", tmp_path / "log"
     argv = runs.train_argv(store, workdir, train__steps=4000, train__eval_windows=0)
-    process = runs.start(argv, env, log)
-    try:
+    with long_run(argv, env, log) as process:
         runs.wait_until(lambda: "step 2/" in log.read_text(), process, log)
         second = runs.emo(argv, env)
         assert second.returncode == 2, second.stderr
         said = f"emo: {workdir} is in use by process {process.pid} on this machine; "
         assert second.stderr.startswith(said) and second.stderr.count("\n") == 1
         assert process.poll() is None
-    finally:
-        process.kill()
-        process.wait()
     assert (workdir / LOCK_FILE).exists()  # of a process that is gone
     log.write_text("")
     process = runs.start(argv, env, log)
@@ -175,14 +183,10 @@ def test_a_second_run_in_the_same_workdir(env, store, tmp_path):
 def test_a_run_that_is_taken_over_saves_nothing_more(env, store, tmp_path):
     workdir, log = tmp_path / "run", tmp_path / "log"
     argv = runs.train_argv(store, workdir, train__steps=4000, train__eval_windows=0)
-    process = runs.start(argv, env, log)
-    try:
+    with long_run(argv, env, log) as process:
         runs.wait_until(lambda: len(runs.checkpoints(workdir)) > 0, process, log)
         owner(workdir, host="elsewhere")
         assert process.wait(timeout=120) == 1, log.read_text()
-    finally:
-        process.kill()
-        process.wait()
     last = log.read_text().splitlines()[-1]
     assert last.startswith(f"emo: {workdir}: process {os.getppid()} on elsewhere has taken this")
     assert json.loads((workdir / LOCK_FILE).read_text())["host"] == "elsewhere"

@@ -149,6 +149,7 @@ try:
     main()
 except SystemExit as e:
     heavy = {"tensorflow", "tensorflow_datasets", "seqio", "torch", "transformers", "t5"}
+    heavy |= {"pandas", "boto3"}
     print("exit", e.code, "imported", sorted(heavy & {m.partition(".")[0] for m in sys.modules}))
 """
 

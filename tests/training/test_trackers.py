@@ -30,7 +30,7 @@ from emo_jax.cli import main
 try:
     main()
 except SystemExit as e:
-    # wandb and mlflow themselves import pandas and boto3 where these are installed.
+    # Not pandas, which wandb and mlflow import, nor boto3, which tensorboard does: see test_loop.
     heavy = {"tensorflow", "torch", "transformers", "datasets", "google.cloud.storage"}
     print("exit", e.code, "imported", sorted(heavy & set(sys.modules)))
 """
