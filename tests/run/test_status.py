@@ -284,8 +284,17 @@ def test_a_run_from_its_first_second_to_its_end(env, store, tmp_path):
     found = read_status(workdir)
     assert found.state == "running" and 0 < found.step < 4000 and found.seconds_left > 0
     assert found.pid == process.pid and found.sign_seconds_ago < 60 and found.goodput > 0
+    # Steps after the last mark are counted as down: suspended when a mark has steps to lose.
+    for _ in range(300):
+        process.send_signal(signal.SIGSTOP)
+        beat, found = goodput.read_heartbeat(workdir), read_status(workdir)
+        if beat is not None and found.saved_step is not None and beat.step > found.saved_step:
+            break
+        process.send_signal(signal.SIGCONT)
+        time.sleep(0.1)
+    else:
+        pytest.fail("no heartbeat of a step after the newest checkpoint in 30 s")
     logged = runs.steps_logged(workdir)
-    process.send_signal(signal.SIGSTOP)
     found = read_status(workdir, now=time.time() + DEAD_SECONDS + 20)
     assert found.state == "stalled" and "its process is there" in found.note
     process.kill()
