@@ -33,7 +33,7 @@ from emo_jax.model.functions import ModelFunctions
 from emo_jax.model.params import count_parameters
 from emo_jax.saved.load import LoadedModel, load_model
 from emo_jax.selection.budgets import keep_items, parse_keep
-from emo_jax.selection.variants import undropped, within_documents
+from emo_jax.selection.variants import within_documents
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -137,7 +137,7 @@ class Model(LoadedModel):
 
     @functools.cached_property
     def _losses(self) -> TextLosses:
-        config = undropped(within_documents(self.config))
+        config = within_documents(self.config)
         model = ModelFunctions(config, eval_mesh(config))
         params = jax.device_put(self.params, model.param_shardings())
         return TextLosses(model, params, self.need_tokenizer().pad_id)

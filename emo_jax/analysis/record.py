@@ -18,7 +18,7 @@ from emo_jax.files.progress import Progress
 from emo_jax.model.functions import ModelFunctions
 from emo_jax.model.params import Params
 from emo_jax.saved.load import ModelOnDisk, load_model
-from emo_jax.selection.variants import undropped, within_documents
+from emo_jax.selection.variants import within_documents
 
 
 class Opened:
@@ -34,7 +34,7 @@ class Opened:
         check_model(loaded, store)
         self.name, self.store = loaded.name, store
         self.facts = model_facts(loaded.config, loaded.name, loaded.path, loaded.step)
-        self.config = undropped(within_documents(loaded.config))
+        self.config = within_documents(loaded.config)
         self.model = ModelFunctions(self.config, eval_mesh(self.config))
         self.params: Params = jax.device_put(loaded.params, self.model.param_shardings())
 

@@ -61,18 +61,13 @@ class MoeConfig:
     # How tokens reach experts on other devices (mesh.expert above 1); auto: ragged_all_to_all
     # if the devices support it.
     dispatch: Dispatch = field(default="auto", metadata=RESUME)
-    # Bound on the rows a device's experts accept, as a multiple of its share in balanced routing;
-    # rows over it are dropped and counted in `dropped`. 0: the worst case, nothing is dropped.
-    receive_factor: float = 0.0
-    # Parts in which a device's tokens go to other devices' experts, one after another. 0: one per
-    # device that shares the experts, which keeps the worst-case buffers as large as on one device.
-    token_parts: int = field(default=0, metadata=RESUME)
+    # Rows that travel in one round, as a multiple of those of balanced routing; rounds go on until
+    # all have. Larger: fewer rounds, and more memory. 0: 1.25.
+    receive_factor: float = field(default=0.0, metadata=RESUME)
 
     def __post_init__(self) -> None:
         n, k, s, pool = self.num_experts, self.top_k, self.num_shared_experts, self.pool
-        factor = self.receive_factor
-        require(factor == 0 or factor >= 1, "moe.receive_factor", factor, "0 or at least 1")
-        require(self.token_parts >= 0, "moe.token_parts", self.token_parts, "at least 0")
+        require(self.receive_factor >= 0, "moe.receive_factor", self.receive_factor, "at least 0")
         require(n >= 1, "moe.num_experts", n, "at least 1")
         require(0 <= s < n, "moe.num_shared_experts", s, f"0..{n - 1} (below moe.num_experts)")
         require(

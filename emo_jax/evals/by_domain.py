@@ -27,7 +27,7 @@ from emo_jax.model.functions import ModelFunctions
 from emo_jax.model.params import Params
 from emo_jax.parallel import mesh as mesh_lib
 from emo_jax.selection.budgets import check_keep
-from emo_jax.selection.variants import undropped, within_documents
+from emo_jax.selection.variants import within_documents
 from emo_jax.tokenizer.load import Tokenizer
 
 SELECT = "select"  # the split that experts are chosen on
@@ -261,7 +261,6 @@ def domain_losses(
       progress: called for every batch with a line about what is being measured.
     """
     check_ways(config, settings)
-    config = undropped(config)
     data = Pass(chosen.windows, settings.windows, mesh)
     params = jax.device_put(params, ModelFunctions(config, mesh).param_shardings())
     domains = data.domains

@@ -76,10 +76,10 @@ class MoeMlp(nnx.Module):
         """Output (B,S,D) and the router's statistics for this layer."""
         routing, stats = self.route(x_BSD, tokens, per_layer)
         # These are the stored weights: `experts` casts and gathers them.
-        out_BSD, dropped = experts(
+        out_BSD, rounds = experts(
             x_BSD, routing, self.experts.weights(), self.config, mesh=self.mesh
         )
-        return out_BSD, stats._replace(dropped=jax.lax.stop_gradient(dropped))
+        return out_BSD, stats._replace(dispatch_rounds=jax.lax.stop_gradient(rounds))
 
     def decode(
         self,

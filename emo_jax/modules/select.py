@@ -45,7 +45,7 @@ from emo_jax.selection.examples import (
     take,
 )
 from emo_jax.selection.scores import Choice, choose_by_examples
-from emo_jax.selection.variants import undropped, within_documents
+from emo_jax.selection.variants import within_documents
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -313,7 +313,7 @@ class _Chooser:
 
     def __init__(self, opened: OpenedModel, settings: _SelectSettings, say: Callable[[str], None]):
         self._settings, self._say = settings, say
-        self._config = undropped(within_documents(opened.config))
+        self._config = within_documents(opened.config)
         self._model = ModelFunctions(self._config, eval_mesh(self._config))
         self._pad_id = opened.special_ids["pad_token_id"] or 0
         self._scores: dict[str, np.ndarray] = {}

@@ -25,7 +25,7 @@ from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 
 from emo_jax.errors import UsageError
-from emo_jax.moe.dispatch import Permutation, rows_of
+from emo_jax.moe.dispatch import Permutation, rows_of, sum_rows
 from emo_jax.parallel import private
 from emo_jax.parallel.island import Held, Reduce
 from emo_jax.parallel.kernels import load_tokamax, register_tpu_info
@@ -137,7 +137,7 @@ def _clean(x_MF: jax.Array, order: _Order) -> jax.Array:
 
 def _sum_picks(order: _Order, *parts_MD: jax.Array) -> jax.Array:
     """(N,D): the rows of each token's picks, summed over the picks and the parts in float32."""
-    sums_ND = [rows_of(part, order.row_NK).sum(axis=1, dtype=jnp.float32) for part in parts_MD]
+    sums_ND = [sum_rows(part, order.row_NK) for part in parts_MD]
     return functools.reduce(jnp.add, sums_ND).astype(parts_MD[0].dtype)
 
 

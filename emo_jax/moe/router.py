@@ -56,7 +56,7 @@ class RouterStats(NamedTuple):
     pool_size_sum: jax.Array  # pool sizes summed over tokens
     domain_probs_MR: jax.Array  # probabilities before the pool, summed over each domain's tokens
     probs_BSR: jax.Array  # of each token, before the pool; (0,) unless requested
-    dropped: jax.Array  # picks that no expert computed for lack of room (`moe.receive_factor`)
+    dispatch_rounds: jax.Array  # in which tokens travelled to experts on other devices
 
 
 def _entropy(probs: jax.Array) -> jax.Array:
@@ -187,5 +187,5 @@ def statistics(
             all_probs_BSR, valid_BS, tokens.domain_ids_BS, tokens.num_domains
         ),
         probs_BSR=all_probs_BSR if tokens.token_probs else jnp.zeros((0,), jnp.float32),
-        dropped=jnp.zeros((), jnp.float32),  # known only once the experts have run
+        dispatch_rounds=jnp.zeros((), jnp.float32),  # known only once the experts have run
     )

@@ -204,10 +204,11 @@ def _routing(run: Run) -> Section | None:
         shown, note = _most(series)
         text = _paragraph(f"{unit[0].upper()}{unit[1:]}. {note}")
         parts.append(f"<h3>{title}</h3>{_line_chart(shown, title)}{text}")
-    dropped = run.points("dropped_picks")
-    if dropped[0]:
-        chart = _line_chart({"dropped picks": dropped}, "dropped picks")
-        parts.append(f"<h3>dropped picks</h3>{chart}<p>For want of room, in a step.</p>")
+    rounds = run.points("dispatch_rounds")
+    if rounds[0]:
+        chart = _line_chart({"rounds": rounds}, "rounds")
+        text = "In which tokens travel to experts on other devices: the most of any layer."
+        parts.append(f"<h3>rounds of dispatch</h3>{chart}<p>{text}</p>")
     if not parts:
         return None
     return Section("routing", "Routing", f'<div class="pairs">{_each(parts)}</div>')

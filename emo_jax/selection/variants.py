@@ -11,10 +11,3 @@ def within_documents(config: Config) -> Config:
         return config
     model = dataclasses.replace(config.model, attention="document")
     return dataclasses.replace(config, model=model)
-
-
-def undropped(config: Config) -> Config:
-    """The same model without dropping: tokens of one domain go to few devices."""
-    if config.moe is None or not config.moe.receive_factor:
-        return config
-    return dataclasses.replace(config, moe=dataclasses.replace(config.moe, receive_factor=0.0))

@@ -35,8 +35,9 @@ def summarize(config: Config, metrics: dict[str, Any]) -> dict[str, Any]:
     there_L = np.array([moe.experts_in(n) - moe.num_shared_experts for n in layers])
     imbalance_L = counts_LR.max(axis=1) / np.maximum(counts_LR.sum(axis=1) / there_L, 1e-9)
     record["router_aux_loss"] = float(metrics["router_aux_loss"])
-    if moe.receive_factor:  # without a limit none is ever dropped
-        record["dropped_picks"] = int(np.asarray(metrics["dropped"]).sum())
+    if config.mesh.expert > 1:
+        most = float(np.asarray(metrics["dispatch_rounds"]).max())  # of any layer
+        record["dispatch_rounds"] = most / config.train.micro_batches
     by_layer = {
         "load_balance_loss": metrics["load_balance_loss"],
         "router_z_loss": metrics["router_z_loss"],

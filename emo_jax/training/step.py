@@ -126,7 +126,7 @@ def micro_batch_loss(
             "token_entropy": stats.token_entropy,
             "document_entropy": stats.document_entropy,
             "pool_size": stats.pool_size_sum,
-            "dropped": stats.dropped,
+            "dispatch_rounds": stats.dispatch_rounds,
         }
     return loss, jax.lax.stop_gradient(metrics | {"loss": loss})
 

@@ -89,19 +89,14 @@ def test_rows_are_grouped_by_expert_in_token_order():
     np.testing.assert_array_equal(perm.group_sizes_R, [2, 2, 2])
     none = dispatch.NO_ROW
     np.testing.assert_array_equal(perm.row_NK, [[4, 0], [2, 5], [none, none], [1, 3]])
-    assert perm.dropped == 0
 
 
-def test_rows_over_the_bound_are_dropped_and_counted():
-    indices = jnp.asarray([[2, 0], [1, 2], [3, 3], [0, 1]])
-    perm = dispatch.sort_by_expert(indices, 3, max_rows=3)
-    np.testing.assert_array_equal(perm.token_M, [0, 3, 1])
-    np.testing.assert_array_equal(perm.group_sizes_R, [2, 1, 0])
-    none = dispatch.NO_ROW
-    np.testing.assert_array_equal(perm.row_NK, [[none, 0], [2, none], [none, none], [1, none]])
-    assert perm.dropped == 3
-    y = jnp.asarray([[1.0], [2.0], [jnp.nan]]).at[2].set(4.0)
-    np.testing.assert_array_equal(dispatch.sum_rows(y, perm), [[1.0], [4.0], [0.0], [2.0]])
+def test_rows_come_back_as_sums():
+    indices = jnp.asarray([[2, 0], [1, 3], [3, 3], [0, 1]])
+    perm = dispatch.sort_by_expert(indices, 3)
+    y = jnp.asarray([[1.0], [2.0], [4.0], [8.0], [16.0], *[[jnp.nan]] * 3])
+    expected = [[17.0], [4.0], [0.0], [10.0]]
+    np.testing.assert_array_equal(dispatch.sum_rows(y, perm.row_NK), expected)
 
 
 def test_no_float_is_scattered():

@@ -56,9 +56,9 @@ def gradients(function, max_rows=None):
 
 
 @functools.cache
-def routed(backend, max_rows=None, num_experts=R):
+def routed(backend, num_experts=R):
     def function(x, weights, indices_NK, gate, up, down):
-        perm = dispatch.sort_by_expert(indices_NK, num_experts, max_rows)
+        perm = dispatch.sort_by_expert(indices_NK, num_experts)
         return grouped.routed_swiglu(
             x, weights, perm, *held(gate, up, down), backend=backend, platform="cpu"
         )
@@ -132,16 +132,6 @@ def test_equals_the_loop(backend, case):
     check(actual, gradients(loop)(picks, *arrays()))
     for gradient in actual[0][2:]:
         assert not np.asarray(gradient)[R:].any()  # the shared expert's, which is not used here
-
-
-@pytest.mark.parametrize("backend", grouped.BACKENDS)
-def test_a_bound_on_the_rows(backend):
-    """Picks over the bound give nothing, forward and back."""
-    picks, max_rows = indices("balanced"), 150
-    kept = dispatch.sort_by_expert(picks, R, max_rows).row_NK < max_rows
-    assert 0 < (~kept).sum() == N * K - max_rows
-    actual = gradients(routed(backend, max_rows))(picks, *arrays())
-    check(actual, gradients(loop)(jnp.where(kept, picks, R), *arrays()))
 
 
 @pytest.mark.parametrize("backend", grouped.BACKENDS)

@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 from cases import few
 from gradients import MESHES
-from jax import lax
-from tiny import NO_POOL, dense_config, tiny_batch, tiny_config
+from ragged import emulated
+from tiny import dense_config, tiny_batch, tiny_config
 
 from emo_jax.batch import Batch
 from emo_jax.config import MeshConfig, PoolConfig
 from emo_jax.errors import ConfigError
 from emo_jax.model.functions import ModelFunctions
-from emo_jax.moe import exchange
+from emo_jax.moe import rounds
 from emo_jax.parallel import collectives
 from emo_jax.parallel import stages as stages_lib
 from emo_jax.parallel.mesh import make_mesh, windows_sharding
@@ -29,22 +29,9 @@ MORE = {
 }
 
 
-def _emulated(operand, output, send_from, send_sizes, send_to, receive_sizes, *, axis_name):
-    """What `lax.ragged_all_to_all` does, by gathering everything: XLA:CPU does not have it."""
-    me = lax.axis_index(axis_name)
-    rows = lax.all_gather(operand, axis_name)
-    column = lambda a: lax.all_gather(a, axis_name)[:, me]  # noqa: E731
-    first, size, to = column(send_from), column(send_sizes), column(send_to)
-    r = jax.numpy.arange(output.shape[0])[:, None]
-    here = (r >= to) & (r < to + size)
-    sender = here.argmax(axis=1)
-    source = first[sender] + r[:, 0] - to[sender]
-    return jax.numpy.where(here.any(axis=1)[:, None], rows[sender, source], output)
-
-
 @pytest.fixture
 def emulated_exchange(monkeypatch):
-    monkeypatch.setattr(exchange, "ragged_all_to_all", _emulated)
+    monkeypatch.setattr(rounds, "ragged_all_to_all", emulated)
 
 
 def _config(*, mesh=None, imbalance=False, moe=None, **kwargs):
@@ -87,7 +74,8 @@ def _assert_same(ours, theirs):
         scale = np.abs(right).max()
         error = np.abs(grad - right).max() / (scale or 1.0)
         assert error < 1e-5, f"{jax.tree_util.keystr(path)}: {error:.1e} of {scale:.1e}"
-    for name, value in want_metrics.items():
+    for name in want_metrics.keys() - {"dispatch_rounds"}:
+        value = want_metrics[name]
         np.testing.assert_allclose(metrics[name], value, rtol=2e-5, atol=1e-6, err_msg=name)
 
 
@@ -129,19 +117,28 @@ def test_everything_at_once_is_the_same_on_a_mesh():
     )
 
 
+# (mesh, way, size of a round, all tokens want the same experts, at least so many rounds)
+ROUNDS = {
+    "one": ("fsdp 2, expert 4", "all_to_all", 4, True, 1),
+    "some": ("fsdp 2, expert 4", "all_to_all", 0.1, False, 2),
+    "worst": ("fsdp 2, expert 4", "all_to_all", 0.25, True, 4),
+    "tensor": ("fsdp 2, expert 2, tensor 2", "all_to_all", 0.5, True, 3),
+    "ragged": ("fsdp 2, expert 4", "ragged_all_to_all", 0.25, True, 8),
+    "ragged, one": ("fsdp 2, expert 4", "ragged_all_to_all", 4, True, 1),
+    "ragged, tensor": ("fsdp 2, expert 2, tensor 2", "ragged_all_to_all", 0.3, True, 3),
+}
+
+
 @pytest.mark.parametrize(
-    ("name", "parts", "imbalance"),
-    [
-        ("fsdp 2, expert 4", 0, True),
-        pytest.param("fsdp 2, expert 4", 1, False, marks=system),
-        pytest.param("fsdp 2, expert 2, tensor 2", 4, True, marks=system),
-    ],
+    "name", [n if n in ("worst", "ragged") else pytest.param(n, marks=system) for n in ROUNDS]
 )
-def test_tokens_that_travel_to_their_experts_give_the_same(
-    emulated_exchange, name, parts, imbalance
-):
-    config = _config(mesh=MESHES[name], moe=dict(dispatch="ragged_all_to_all", token_parts=parts))
-    _assert_same(_step(config, sharded=True, imbalance=imbalance), _one_device(imbalance))
+def test_any_number_of_rounds_gives_the_same(emulated_exchange, name):
+    mesh, way, size, imbalance, least = ROUNDS[name]
+    config = _config(mesh=MESHES[mesh], moe=dict(dispatch=way, receive_factor=size))
+    grads, metrics = _step(config, sharded=True, imbalance=imbalance)
+    used = metrics["dispatch_rounds"]
+    assert used.min() >= least and used.max() < (2 if least == 1 else 99), used
+    _assert_same((grads, metrics), _one_device(imbalance))
 
 
 def test_what_auto_became_is_said():
@@ -151,24 +148,8 @@ def test_what_auto_became_is_said():
         "mesh": "fsdp 2 × expert 4",
         "attention": "blocked",
         "experts": "blocked",
-        "tokens to experts": "all_gather",
+        "tokens to experts": "all_to_all",
     }
-
-
-@pytest.mark.parametrize("way", ["all_gather", pytest.param("ragged_all_to_all", marks=system)])
-def test_what_has_no_room_is_dropped_and_counted(emulated_exchange, way):
-    """Every token wants the first two of eight experts, which one of four devices holds."""
-    moe = dict(dispatch=way, receive_factor=1.5)
-    config = _config(mesh=MESHES["fsdp 2, expert 4"], moe=moe, pool=NO_POOL)
-    grads, metrics = _step(config, sharded=True, imbalance=True)
-    tokens = (tiny_batch(config).pool_ids >= 0).reshape(2, -1).sum(axis=1)  # by place on fsdp
-    room = 1.5 * config.train.batch_size * config.data.seq_len / 8 * 2  # of a device's two picks
-    want = sum(2 * n - room for n in tokens)
-    np.testing.assert_array_equal(metrics["dropped"], [want, want])
-    assert all(np.isfinite(grad).all() for grad in jax.tree.leaves(grads))
-    # With room for the worst case nothing is.
-    roomy = _config(mesh=MESHES["fsdp 2, expert 4"], moe=dict(dispatch=way), pool=NO_POOL)
-    assert not _step(roomy, sharded=True, imbalance=True)[1]["dropped"].any()
 
 
 def test_sums_in_stages_leave_every_device_its_piece(monkeypatch):

@@ -1,0 +1,396 @@
+"""Experts on other devices: tokens travel to them and back in rounds of a bounded size.
+
+Each device of the `expert` axis sends every other one the rows of that device's experts. How many
+they are depends on the routing, and in the worst case one device gets the rows of all. A round
+moves a bounded number of them; rounds follow until all rows are through, and near balance there is
+one. All devices know how many rows everybody has for every expert (one all-gather of the counts),
+and agree on the number of rounds. Nothing is dropped, and no buffer has room for the worst case.
+
+The backward pass repeats the rounds. It keeps nothing of a round, so that memory does not depend on
+their number either: rows are sent again, and the experts' hidden values computed again.
+
+Legend: N tokens of a device, K picks, M = N·K rows sorted by expert, D width, P devices on the
+`expert` axis, Q experts on each of them, E = P·Q, r a round, c rows of a round that one device
+sends another one, C rows of a round on a device, S rows that it sends in one.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from emo_jax.moe import dispatch
+from emo_jax.moe.dispatch import NO_ROW, Permutation, rows_of, sum_rows
+from emo_jax.parallel.island import Held
+
+AXIS = "expert"
+_MULTIPLE = 16  # of the rows of a round: tiles of bfloat16
+
+
+class Routed(NamedTuple):
+    """A device's picks in the order of their experts, and what all devices have for each expert."""
+
+    perm: Permutation
+    device_NK: jax.Array  # int32, that has the expert of a pick
+    counts_PE: jax.Array  # int32, rows of all devices for all experts
+    me: jax.Array  # int32, this device
+
+
+def routed(
+    indices_NK: jax.Array,
+    num_routed: int,
+    num_experts: int,
+    me: jax.Array,
+    gather: Callable[[jax.Array], jax.Array],
+) -> Routed:
+    """Sorts the picks, and tells all devices how many there are.
+
+    Args:
+      indices_NK: expert of each pick; `num_routed` or more means none.
+      num_routed: routed experts; shared ones, which are no pick's, come last.
+      num_experts: E.
+      me: index of this device.
+      gather: makes (P,E) of the (1,E) of all devices.
+    """
+    perm = dispatch.sort_by_expert(indices_NK, num_routed)
+    counts_PE = gather(jnp.pad(perm.group_sizes_R, (0, num_experts - num_routed))[None])
+    P, E = counts_PE.shape
+    return Routed(perm, jnp.minimum(indices_NK // (E // P), P - 1), counts_PE, me)
+
+
+def round_up(rows: float) -> int:
+    """Rows of a buffer for about so many."""
+    return -(-math.ceil(rows) // _MULTIPLE) * _MULTIPLE
+
+
+# --- two ways to exchange -------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class AllToAll:
+    """Equal parts for all devices, by `lax.all_to_all`, which every back end has.
+
+    Args:
+      rows: c.
+    """
+
+    rows: int
+
+    class Plan(NamedTuple):
+        """Where the rows for a device begin, and how many there are; and of whom ours will be."""
+
+        token_M: jax.Array
+        pick_M: jax.Array
+        row_NK: jax.Array
+        device_NK: jax.Array
+        from_P: jax.Array  # int32, first row here for each device
+        sizes_P: jax.Array
+        ends_PQ: jax.Array  # int32, rows of each device up to and with each expert of this one
+        rounds: jax.Array  # int32 scalar, at least 1
+
+    def plan(self, r: Routed) -> Plan:
+        """Returns what the rounds need to know."""
+        P, E = r.counts_PE.shape
+        Q = E // P
+        wanted_PP = r.counts_PE.reshape(P, P, Q).sum(axis=-1, dtype=jnp.int32)
+        mine_PQ = lax.dynamic_slice_in_dim(r.counts_PE, r.me * Q, Q, axis=1)
+        return self.Plan(
+            token_M=r.perm.token_M,
+            pick_M=r.perm.pick_M,
+            row_NK=r.perm.row_NK,
+            device_NK=r.device_NK,
+            from_P=_before(wanted_PP, axis=1)[r.me],
+            sizes_P=wanted_PP[r.me],
+            ends_PQ=jnp.cumsum(mine_PQ, axis=1, dtype=jnp.int32),
+            rounds=jnp.maximum(1, -(-wanted_PP.max() // self.rows)),
+        )
+
+    def ready(self, x_ND: jax.Array, plan: Plan) -> jax.Array:
+        """What is done once, before the rounds."""
+        return x_ND
+
+    def ready_picks(self, values_NK: jax.Array, plan: Plan) -> jax.Array:
+        """The same of one value a pick."""
+        return values_NK.reshape(-1, 1)
+
+    def fetch(self, ready_ND: jax.Array, plan: Plan, r: jax.Array) -> jax.Array:
+        """(C,D): the tokens that this device computes in round r, or any where there is none."""
+        return self._exchange(ready_ND[plan.token_M[self._sent(plan, r)]])
+
+    def fetch_picks(self, ready_M1: jax.Array, plan: Plan, r: jax.Array) -> jax.Array:
+        """(C,1): the values of their picks."""
+        return self._exchange(ready_M1[plan.pick_M[self._sent(plan, r)]])
+
+    def experts(self, plan: Plan, r: jax.Array) -> jax.Array:
+        """(C,): the expert of each of them, among the Q here; Q: there is none."""
+        place_c = r * self.rows + jnp.arange(self.rows, dtype=jnp.int32)
+        over_PcQ = place_c[None, :, None] >= plan.ends_PQ[:, None, :]
+        return over_PcQ.sum(axis=-1, dtype=jnp.int32).reshape(-1)
+
+    def nothing(self, like_ND: jax.Array, plan: Plan) -> jax.Array:
+        """(N,D): the sum of no round."""
+        return jnp.zeros(like_ND.shape, jnp.float32)
+
+    def add(self, sum_ND: jax.Array, y_CD: jax.Array, plan: Plan, r: jax.Array) -> jax.Array:
+        """Adds what was computed in round r, zero where there was no token, to their tokens."""
+        back_SD = self._exchange(y_CD)
+        return sum_ND + sum_rows(back_SD, self._place(plan, r))
+
+    def sums(self, sum_ND: jax.Array, plan: Plan) -> jax.Array:
+        """(N,D) float32: the sums of all rounds."""
+        return sum_ND
+
+    def no_picks(self, plan: Plan) -> jax.Array:
+        """(N,K): the values of no round."""
+        return jnp.zeros(plan.row_NK.shape, jnp.float32)
+
+    def add_picks(
+        self, sum_NK: jax.Array, value_C1: jax.Array, plan: Plan, r: jax.Array
+    ) -> jax.Array:
+        """Adds one value for each pick of round r."""
+        back_S1 = self._exchange(value_C1)
+        return sum_NK + rows_of(back_S1, self._place(plan, r))[..., 0]
+
+    def picks(self, sum_NK: jax.Array, plan: Plan) -> jax.Array:
+        """(N,K) float32: the values of all rounds."""
+        return sum_NK
+
+    def _sent(self, plan: Plan, r: jax.Array) -> jax.Array:
+        """(S,): the sorted rows that are sent in round r, S = P·c; any row where there is none."""
+        place_c = r * self.rows + jnp.arange(self.rows, dtype=jnp.int32)
+        row_Pc = plan.from_P[:, None] + jnp.minimum(place_c, plan.sizes_P[:, None])
+        return jnp.minimum(row_Pc, plan.token_M.shape[0] - 1).reshape(-1)
+
+    def _place(self, plan: Plan, r: jax.Array) -> jax.Array:
+        """(N,K): where the row of a pick is among those that are sent in round r, or NO_ROW."""
+        place_NK = plan.row_NK - plan.from_P[plan.device_NK] - r * self.rows
+        there_NK = (plan.row_NK != NO_ROW) & (place_NK >= 0) & (place_NK < self.rows)
+        return jnp.where(there_NK, plan.device_NK * self.rows + place_NK, NO_ROW)
+
+    def _exchange(self, rows_SD: jax.Array) -> jax.Array:
+        """Its own inverse, and its own transpose."""
+        return lax.all_to_all(rows_SD, AXIS, split_axis=0, concat_axis=0, tiled=True)
+
+
+# What moves the rows: the tests replace it, since XLA:CPU does not have it.
+ragged_all_to_all = lax.ragged_all_to_all
+
+
+@dataclass(frozen=True)
+class Ragged:
+    """The rows that there are and no others, by `lax.ragged_all_to_all`.
+
+    Args:
+      rows: C: those that a device gets in a round, of all devices together.
+    """
+
+    rows: int
+
+    class Plan(NamedTuple):
+        """Who has how many rows for whom, and where they begin."""
+
+        perm: Permutation
+        wanted_PP: jax.Array  # int32 [sender, receiver]
+        mine_PQ: jax.Array  # int32, rows of each device for each expert of this one
+        me: jax.Array
+        rounds: jax.Array
+
+    def plan(self, r: Routed) -> Plan:
+        """Returns what the rounds need to know."""
+        P, E = r.counts_PE.shape
+        Q = E // P
+        wanted_PP = r.counts_PE.reshape(P, P, Q).sum(axis=-1, dtype=jnp.int32)
+        most = wanted_PP.sum(axis=0).max()
+        return self.Plan(
+            perm=r.perm,
+            wanted_PP=wanted_PP,
+            mine_PQ=lax.dynamic_slice_in_dim(r.counts_PE, r.me * Q, Q, axis=1),
+            me=r.me,
+            rounds=jnp.maximum(1, -(-most // self.rows)),
+        )
+
+    def ready(self, x_ND: jax.Array, plan: Plan) -> jax.Array:
+        """(M,D): the rows to send."""
+        return x_ND[plan.perm.token_M]
+
+    def ready_picks(self, values_NK: jax.Array, plan: Plan) -> jax.Array:
+        """(M,1): their values."""
+        return values_NK.reshape(-1, 1)[plan.perm.pick_M]
+
+    def fetch(self, ready_MD: jax.Array, plan: Plan, r: jax.Array) -> jax.Array:
+        """As `AllToAll.fetch`."""
+        empty_CD = jnp.zeros((self.rows, *ready_MD.shape[1:]), ready_MD.dtype)
+        here, size, there = self._window(plan, r)
+        me = plan.me
+        return ragged_all_to_all(
+            ready_MD, empty_CD, here[me], size[me], there[me], size[:, me], axis_name=AXIS
+        )
+
+    fetch_picks = fetch
+
+    def experts(self, plan: Plan, r: jax.Array) -> jax.Array:
+        """As `AllToAll.experts`."""
+        P, Q = plan.mine_PQ.shape
+        ends_F = jnp.cumsum(plan.mine_PQ.reshape(-1), dtype=jnp.int32)  # by device, then expert
+        place_C = r * self.rows + jnp.arange(self.rows, dtype=jnp.int32)
+        run_C = jnp.searchsorted(ends_F, place_C, side="right").astype(jnp.int32)
+        return jnp.where(run_C < P * Q, run_C % Q, Q)
+
+    def nothing(self, like_ND: jax.Array, plan: Plan) -> jax.Array:
+        """(M,D): rows of which none is back."""
+        return jnp.zeros((plan.perm.token_M.shape[0], like_ND.shape[1]), like_ND.dtype)
+
+    def add(self, back_MD: jax.Array, y_CD: jax.Array, plan: Plan, r: jax.Array) -> jax.Array:
+        """Puts the rows of round r in their places."""
+        here, size, there = self._window(plan, r)
+        me = plan.me
+        return ragged_all_to_all(
+            y_CD, back_MD, there[:, me], size[:, me], here[:, me], size[me], axis_name=AXIS
+        )
+
+    def sums(self, back_MD: jax.Array, plan: Plan) -> jax.Array:
+        """As `AllToAll.sums`."""
+        return sum_rows(back_MD, plan.perm.row_NK)
+
+    def no_picks(self, plan: Plan) -> jax.Array:
+        """(M,1): values of which none is back."""
+        return jnp.zeros((plan.perm.token_M.shape[0], 1), jnp.float32)
+
+    add_picks = add
+
+    def picks(self, back_M1: jax.Array, plan: Plan) -> jax.Array:
+        """As `AllToAll.picks`."""
+        return rows_of(back_M1, plan.perm.row_NK)[..., 0]
+
+    def _window(self, plan: Plan, r: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """[sender, receiver]: first row on the sender, rows, and first row on the receiver.
+
+        A receiver takes the rows for it in the order of the senders, C of them in a round.
+        """
+        starts_PP = _before(plan.wanted_PP, axis=0) - r * self.rows
+        ends_PP = jnp.clip(starts_PP + plan.wanted_PP, 0, self.rows)
+        first_PP = jnp.clip(starts_PP, 0, self.rows)
+        here_PP = _before(plan.wanted_PP, axis=1) + first_PP - starts_PP
+        # Where there is nothing to send, any place that is there.
+        here_PP = jnp.where(ends_PP > first_PP, here_PP, 0)
+        return here_PP, ends_PP - first_PP, first_PP
+
+
+Way = AllToAll | Ragged
+
+
+def _before(counts: jax.Array, axis: int) -> jax.Array:
+    """Exclusive cumulative sum."""
+    return jnp.cumsum(counts, axis=axis, dtype=jnp.int32) - counts
+
+
+# --- the rounds -----------------------------------------------------------------------------------
+
+
+class Compute(NamedTuple):
+    """What a device does with the rows of a round; hashable.
+
+    Args:
+      way: how rows travel.
+      routed: the sum over picks of weight · expert(token), from tokens (C,D), weights (C,1), the
+        `Permutation` of the rows and the held weights.
+      num_experts: Q.
+    """
+
+    way: Way
+    routed: Callable[..., jax.Array]
+    num_experts: int
+
+    def order(self, plan: Any, r: jax.Array) -> Permutation:
+        """The order of a round's rows by expert; each is a token with one pick."""
+        return dispatch.sort_by_expert(self.way.experts(plan, r)[:, None], self.num_experts)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def in_rounds(
+    compute: Compute, x_ND: jax.Array, weights_NK: jax.Array, held: tuple[Held, ...], plan: Any
+) -> jax.Array:
+    """(N,D): Σ_k weight · expert(x) over the routed picks of this device's tokens.
+
+    Args:
+      x_ND: tokens, in the compute dtype.
+      weights_NK: float32 routing weights.
+      held: this device's experts. The gradient of a weight is that of its anchor, in float32 and
+        not summed over devices: `Island.hold(in_loop=True)`.
+      plan: of `compute.way`.
+    """
+    return _forward(compute, x_ND, weights_NK, held, plan)[0]
+
+
+def _forward(compute, x_ND, weights_NK, held, plan):
+    way = compute.way
+    ready_ND, ready_M1 = way.ready(x_ND, plan), way.ready_picks(weights_NK, plan)
+
+    def body(carry):
+        r, sums = carry
+        with jax.named_scope("dispatch"):
+            rows_CD = way.fetch(ready_ND, plan, r)
+            weights_C1 = way.fetch_picks(ready_M1, plan, r)
+            order = compute.order(plan, r)
+        y_CD = compute.routed(rows_CD, weights_C1, order, held)
+        with jax.named_scope("dispatch"):
+            return r + 1, way.add(sums, y_CD, plan, r)
+
+    _, sums = lax.while_loop(
+        lambda carry: carry[0] < plan.rounds, body, (jnp.int32(0), way.nothing(x_ND, plan))
+    )
+    out_ND = way.sums(sums, plan).astype(x_ND.dtype)
+    return out_ND, (x_ND, weights_NK, held, plan)
+
+
+def _backward(compute, kept, grad_ND):
+    x_ND, weights_NK, held, plan = kept
+    way = compute.way
+    weights, anchors = zip(*held, strict=True)
+    ready_ND, ready_M1 = way.ready(x_ND, plan), way.ready_picks(weights_NK, plan)
+    ready_grad_ND = way.ready(grad_ND, plan)
+
+    def body(carry):
+        r, dx, dweights, danchors = carry
+        with jax.named_scope("dispatch"):
+            rows_CD = way.fetch(ready_ND, plan, r)
+            weights_C1 = way.fetch_picks(ready_M1, plan, r)
+            grad_CD = way.fetch(ready_grad_ND, plan, r)
+            order = compute.order(plan, r)
+
+        def again(rows_CD, weights_C1, anchors):
+            of = tuple(Held(w, a) for w, a in zip(weights, anchors, strict=True))
+            return compute.routed(rows_CD, weights_C1, order, of)
+
+        _, pull = jax.vjp(again, rows_CD, weights_C1, anchors)
+        drows_CD, dweights_C1, more = pull(grad_CD)
+        with jax.named_scope("dispatch"):
+            return (
+                r + 1,
+                way.add(dx, drows_CD, plan, r),
+                way.add_picks(dweights, dweights_C1, plan, r),
+                tuple(a + b for a, b in zip(danchors, more, strict=True)),
+            )
+
+    start = (
+        jnp.int32(0),
+        way.nothing(x_ND, plan),
+        way.no_picks(plan),
+        tuple(jnp.zeros_like(a) for a in anchors),
+    )
+    _, dx, dweights, danchors = lax.while_loop(lambda carry: carry[0] < plan.rounds, body, start)
+    dheld = tuple(Held(jnp.zeros_like(w), da) for w, da in zip(weights, danchors, strict=True))
+    return (
+        way.sums(dx, plan).astype(x_ND.dtype),
+        way.picks(dweights, plan).astype(weights_NK.dtype),
+        dheld,
+        None,
+    )
+
+
+in_rounds.defvjp(_forward, _backward)
