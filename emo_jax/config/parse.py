@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from emo_jax.config.checks import nearest
 from emo_jax.config.fields import Config, section_of
+from emo_jax.config.retired import of_today
 from emo_jax.errors import ConfigError, clipped
 from emo_jax.files.json_files import is_text
 
@@ -157,4 +158,4 @@ def from_config_dict(config: Mapping[str, Any]) -> Config:
     values = config.to_dict() if hasattr(config, "to_dict") else config
     if not isinstance(values, Mapping):
         raise ConfigError(f"config = {_shown(values)}: must be a section of fields")
-    return _build(Config, values, "")
+    return _build(Config, of_today(values), "")

@@ -231,3 +231,12 @@ def test_names_are_those_of_the_tables_that_have_them():
     assert set(names.GGUF_TYPES) == set(TYPES)
     assert set(names.FREEZES) == set(FREEZE)
     assert set(names.SPLIT_NAMES) == set(SPLITS)
+
+
+def test_configs_of_earlier_versions_are_read():
+    """A run, a checkpoint or a folder may hold them; on a command line they are unknown."""
+    values = presets.emo_tiny().to_dict()
+    values["moe"] |= {"token_parts": 4, "dispatch": "all_gather"}
+    assert from_config_dict(values) == from_config_dict(presets.emo_tiny())
+    with pytest.raises(ConfigError, match="token_parts"):
+        load_config(str(REPO / "experiments/emo_tiny.py"), ["--config.moe.token_parts=1"])
