@@ -91,7 +91,7 @@ def _read(program: Program, value: Instruction, whole: int) -> int:
     total = 0
     for user in value.computation.users[value.name]:
         first = user.operands[0] == value.name
-        if user.opcode in ("dynamic-slice", "gather") and first:
+        if user.opcode in ("slice", "dynamic-slice", "gather") and first:
             total += user.arrays[0].bytes
         elif user.opcode == "dynamic-update-slice" and first:
             continue  # in place

@@ -58,8 +58,7 @@ class MoeConfig:
     balance_tokens: BalanceTokens = "all"
     # Kernel for the expert matmuls; `auto`: what suits the device.
     backend: ExpertBackend = field(default="auto", metadata=RESUME)
-    # How tokens reach experts on other devices (mesh.expert above 1); auto: ragged_all_to_all
-    # if the devices support it.
+    # How tokens reach experts on other devices (mesh.expert above 1); auto: all_to_all.
     dispatch: Dispatch = field(default="auto", metadata=RESUME)
     # Rows that travel in one round, as a multiple of those of balanced routing; rounds go on until
     # all have. Larger: fewer rounds, and more memory. 0: 1.25.

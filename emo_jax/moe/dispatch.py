@@ -42,10 +42,24 @@ def sort_by_expert(indices_NK: jax.Array, num_experts: int) -> Permutation:
 
 
 def rows_of(y_MD: jax.Array, row_NK: jax.Array) -> jax.Array:
-    """(N,K,D): the row of every pick, or zero if it has none, whatever unused rows contain."""
+    """(N,K,D): the row of every pick, or zero if it has none, whatever unused rows contain.
+
+    The order of the axes is that of `row_NK`.
+    """
     return y_MD.at[row_NK].get(mode="fill", fill_value=0)
 
 
-def sum_rows(y_MD: jax.Array, row_NK: jax.Array) -> jax.Array:
-    """(N,D): Σ_k row of pick k, added in float32, in which it is returned."""
-    return rows_of(y_MD, row_NK).sum(axis=1, dtype=jnp.float32)
+def sum_rows(y_MD: jax.Array, row_NK: jax.Array, start_ND: jax.Array | None = None) -> jax.Array:
+    """(N,D): `start` + Σ_k row of pick k, added in float32, in which it is returned."""
+    # Picks come first: with K in the middle, a TPU lays out all rows again before it adds them.
+    row_KN = row_NK.T
+    if start_ND is None:
+        return rows_of(y_MD, row_KN).sum(axis=0, dtype=jnp.float32)
+    # One by one: a sum of its own would be written, and read again to be added. And zeros only
+    # here, since they would be written for all first.
+    M = y_MD.shape[0]
+    rows_KND = y_MD[jnp.minimum(row_KN, M - 1)]
+    for k in range(row_KN.shape[0]):
+        there_N1 = row_KN[k, :, None] < M
+        start_ND = start_ND + jnp.where(there_N1, rows_KND[k].astype(jnp.float32), 0)
+    return start_ND

@@ -55,9 +55,10 @@ def pick_backend(name: str, mesh: Mesh | None = None) -> str:
 
 
 def pick_dispatch(name: str, mesh: Mesh | None) -> str:
-    """Resolves `auto`: XLA has `ragged_all_to_all` on GPUs and on TPUs other than v5e.
+    """Resolves `auto`: `all_to_all`, which every back end has.
 
-    XLA:CPU lacks the operation; for v5e the compiler says "limited ICI routing".
+    For a v5p, it needs fewer passes over memory than the other one (docs/benchmarks.md), which
+    libtpu does not compile for larger v5e slices ("limited ICI routing"), nor XLA for CPUs.
 
     Raises:
       ConfigError: `ragged_all_to_all` is requested and the devices are CPUs.
@@ -68,10 +69,7 @@ def pick_dispatch(name: str, mesh: Mesh | None) -> str:
             "config.moe.dispatch = 'ragged_all_to_all': XLA does not have it for CPUs, and the"
             " devices are CPUs; must be auto or all_to_all"
         )
-    if name != "auto":
-        return name
-    without = cpu or "v5 lite" in mesh_lib.device_kind(mesh)
-    return "all_to_all" if without else "ragged_all_to_all"
+    return "all_to_all" if name == "auto" else name
 
 
 def experts(
@@ -160,7 +158,9 @@ class _Local(NamedTuple):
         return rounds.in_rounds(compute, x_ND, weights_NK, held, plan), plan.rounds
 
     def _round(self, x_CD, weights_C1, perm, held) -> jax.Array:
-        return self._routed(x_CD, weights_C1, perm, held, [Reduce(self.island, None)] * 3)
+        reduces = [Reduce(self.island, None)] * 3
+        # Rows without a token come from no pick, and nobody reads what becomes of them.
+        return self._routed(x_CD, weights_C1, perm, held, reduces, zeros=False)
 
     def _way(self, num_picks: int) -> rounds.Way:
         """How rows travel, and how many in a round, for the picks of a device."""
@@ -186,7 +186,7 @@ class _Local(NamedTuple):
             for w, a in zip(weights, axes, strict=True)
         ]
 
-    def _routed(self, x_ND, weights_NK, perm, held, reduces) -> jax.Array:
+    def _routed(self, x_ND, weights_NK, perm, held, reduces, zeros=True) -> jax.Array:
         with jax.named_scope("experts"):
             if self.backend == "blocked":
                 weights = (reduce.use(h) for h, reduce in zip(held, reduces, strict=True))
@@ -199,6 +199,7 @@ class _Local(NamedTuple):
                 reduces[0],  # all have the same shape and are reduced alike
                 backend=self.backend,
                 platform=mesh_lib.platform(self.island.mesh),
+                zeros=zeros,
             )
 
     def _shared(self, x_ND: jax.Array, weights: ExpertWeights, number: int) -> jax.Array:

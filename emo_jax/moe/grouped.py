@@ -76,6 +76,7 @@ def routed_swiglu(
     *,
     backend: str,
     platform: str,
+    zeros: bool = True,
 ) -> jax.Array:
     """(N,D): Σ_k weight · expert(x) over the picks that have a row, in the dtype of `x_ND`.
 
@@ -87,6 +88,8 @@ def routed_swiglu(
       reduce: from the same.
       backend: `ragged_dot`, `tokamax` or `megablox`.
       platform: the devices this is compiled for; on `cpu`, TPU kernels are interpreted (tests).
+      zeros: False: tokens have one pick each, and those without an expert get anything, gradients
+        too, which saves two passes over all rows.
     """
     shared = held[0].weight.shape[0] - perm.group_sizes_R.shape[0]
     # Shared experts are passed as experts without rows: no slice of the weights is copied for the
@@ -97,7 +100,7 @@ def routed_swiglu(
     order = _order(perm, sizes_E, pad=-M % tile)
     matmuls = grouped_matmuls(backend, platform, tile)
     weights, anchors = zip(*held, strict=True)
-    return _routed(matmuls, reduce, x_ND, weights_NK, weights, anchors, order)
+    return _routed((matmuls, reduce, zeros), x_ND, weights_NK, weights, anchors, order)
 
 
 class _Order(NamedTuple):
@@ -135,18 +138,20 @@ def _clean(x_MF: jax.Array, order: _Order) -> jax.Array:
     return jnp.where(used_M[:, None], x_MF.astype(jnp.float32), 0)
 
 
-def _sum_picks(order: _Order, *parts_MD: jax.Array) -> jax.Array:
-    """(N,D): the rows of each token's picks, summed over the picks and the parts in float32."""
-    sums_ND = [sum_rows(part, order.row_NK) for part in parts_MD]
-    return functools.reduce(jnp.add, sums_ND).astype(parts_MD[0].dtype)
+def _sum_picks(y_MD: jax.Array, order: _Order, zeros: bool) -> jax.Array:
+    """(N,D): the rows of each token's picks, summed over the picks in float32."""
+    if not zeros:
+        return y_MD[jnp.minimum(order.row_NK[:, 0], y_MD.shape[0] - 1)]
+    return sum_rows(y_MD, order.row_NK).astype(y_MD.dtype)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _routed(matmuls, reduce, x_ND, weights_NK, weights, anchors, order):
-    return _routed_fwd(matmuls, reduce, x_ND, weights_NK, weights, anchors, order)[0]
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _routed(how, x_ND, weights_NK, weights, anchors, order):
+    return _routed_fwd(how, x_ND, weights_NK, weights, anchors, order)[0]
 
 
-def _routed_fwd(matmuls, reduce, x_ND, weights_NK, weights, anchors, order):
+def _routed_fwd(how, x_ND, weights_NK, weights, anchors, order):
+    matmuls, _, zeros = how
     gate_EDF, up_EDF, down_EDF = weights
     x_MD = _rows(x_ND, order)
     # Two products instead of one with gate and up side by side, which would copy all weights.
@@ -155,10 +160,11 @@ def _routed_fwd(matmuls, reduce, x_ND, weights_NK, weights, anchors, order):
     act_MF = swiglu(_clean(gate_MF, order), _clean(up_MF, order))
     weighted_MF = (act_MF * _weight_rows(weights_NK, order)).astype(x_ND.dtype)
     y_MD = matmuls.rows_transposed(weighted_MF, down_EDF, order.sizes_E)
-    return _sum_picks(order, y_MD), (x_ND, weights_NK, weights, order, gate_MF, up_MF)
+    return _sum_picks(y_MD, order, zeros), (x_ND, weights_NK, weights, order, gate_MF, up_MF)
 
 
-def _routed_bwd(matmuls, reduce, kept, grad_ND):
+def _routed_bwd(how, kept, grad_ND):
+    matmuls, reduce, zeros = how
     x_ND, weights_NK, (gate_EDF, up_EDF, down_EDF), order, gate_MF, up_MF = kept
     dtype, sizes_E = x_ND.dtype, order.sizes_E
     x_MD, grad_MD = _rows(x_ND, order), _rows(grad_ND, order)
@@ -173,11 +179,12 @@ def _routed_bwd(matmuls, reduce, kept, grad_ND):
     dgate_MF = (dact_MF * up_MF * (sigmoid_MF + silu_MF * (1.0 - sigmoid_MF))).astype(dtype)
     dup_MF = (dact_MF * silu_MF).astype(dtype)
     weighted_MF = (act_MF * weight_M1).astype(dtype)
-    dx_ND = _sum_picks(
-        order,
-        matmuls.rows_transposed(dgate_MF, gate_EDF, sizes_E),
-        matmuls.rows_transposed(dup_MF, up_EDF, sizes_E),
-    )
+    # Added while they are sorted: then one gather, not two, brings them to their tokens.
+    dx_MD = (
+        matmuls.rows_transposed(dgate_MF, gate_EDF, sizes_E).astype(jnp.float32)
+        + matmuls.rows_transposed(dup_MF, up_EDF, sizes_E)
+    ).astype(dtype)
+    dx_ND = _sum_picks(dx_MD, order, zeros)
     # A layer's expert gradients are as large as its experts: finish with these arrays first.
     tied = lax.optimization_barrier((dx_ND, x_MD, grad_MD, weighted_MF, dgate_MF, dup_MF))
     dx_ND, x_MD, grad_MD, weighted_MF, dgate_MF, dup_MF = tied

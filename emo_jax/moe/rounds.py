@@ -137,9 +137,9 @@ class AllToAll:
         return jnp.zeros(like_ND.shape, jnp.float32)
 
     def add(self, sum_ND: jax.Array, y_CD: jax.Array, plan: Plan, r: jax.Array) -> jax.Array:
-        """Adds what was computed in round r, zero where there was no token, to their tokens."""
+        """Adds what was computed in round r to its tokens."""
         back_SD = self._exchange(y_CD)
-        return sum_ND + sum_rows(back_SD, self._place(plan, r))
+        return sum_rows(back_SD, self._place(plan, r), sum_ND)
 
     def sums(self, sum_ND: jax.Array, plan: Plan) -> jax.Array:
         """(N,D) float32: the sums of all rounds."""
