@@ -26,6 +26,7 @@ from emo_jax.parallel.island import Held, Island, Reduce
 
 # `moe.receive_factor` = 0. A margin over balanced routing: parts of 16 devices differ by a tenth.
 DEFAULT_RECEIVE_FACTOR = 1.25
+PARTS = 2  # of a round
 GATE_UP_AXES, DOWN_AXES = ("expert", "embed", "mlp"), ("expert", "mlp", "embed")
 
 
@@ -154,7 +155,9 @@ class _Local(NamedTuple):
             )
             way = self._way(indices_NK.size)
             plan = way.plan(routed)
-        compute = rounds.Compute(way, self._round, held[0].weight.shape[0])
+        # CPUs wait for what travels.
+        parts = 1 if mesh_lib.platform(island.mesh) == "cpu" else PARTS
+        compute = rounds.Compute(way, self._round, held[0].weight.shape[0], parts)
         return rounds.in_rounds(compute, x_ND, weights_NK, held, plan), plan.rounds
 
     def _round(self, x_CD, weights_C1, perm, held) -> jax.Array:

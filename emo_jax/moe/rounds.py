@@ -15,7 +15,7 @@ sends another one, C rows of a round on a device, S rows that it sends in one.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
@@ -29,7 +29,7 @@ from emo_jax.moe.dispatch import NO_ROW, Permutation, rows_of, sum_rows
 from emo_jax.parallel.island import Held
 
 AXIS = "expert"
-_MULTIPLE = 16  # of the rows of a round: tiles of bfloat16
+_MULTIPLE = 64  # of the rows of a round: tiles of bfloat16 in up to four parts
 
 
 class Routed(NamedTuple):
@@ -64,8 +64,29 @@ def routed(
 
 
 def round_up(rows: float) -> int:
-    """Rows of a buffer for about so many."""
+    """Rows of a buffer for about so many, which can be cut into as many parts as there may be."""
     return -(-math.ceil(rows) // _MULTIPLE) * _MULTIPLE
+
+
+class Part(NamedTuple):
+    """Rows that travel together: of each pair of devices, or for each device.
+
+    Args:
+      first: int32, the first of them.
+      rows: how many.
+    """
+
+    first: jax.Array
+    rows: int
+
+    def places(self) -> jax.Array:
+        """(rows,): int32, all of them."""
+        return self.first + jnp.arange(self.rows, dtype=jnp.int32)
+
+
+def parts_of(r: jax.Array, rows: int, count: int) -> list[Part]:
+    """The parts of round r, of which each has `rows` rows."""
+    return [Part(r * rows + i * (rows // count), rows // count) for i in range(count)]
 
 
 # --- two ways to exchange -------------------------------------------------------------------------
@@ -118,28 +139,32 @@ class AllToAll:
         """The same of one value a pick."""
         return values_NK.reshape(-1, 1)
 
-    def fetch(self, ready_ND: jax.Array, plan: Plan, r: jax.Array) -> jax.Array:
-        """(C,D): the tokens that this device computes in round r, or any where there is none."""
-        return self._exchange(ready_ND[plan.token_M[self._sent(plan, r)]])
+    def fetch(self, ready_ND: jax.Array, plan: Plan, part: Part) -> jax.Array:
+        """(C,D): the tokens that this device computes in a part, or any where there is none."""
+        return self._exchange(ready_ND[plan.token_M[self._sent(plan, part)]])
 
-    def fetch_picks(self, ready_M1: jax.Array, plan: Plan, r: jax.Array) -> jax.Array:
+    def fetch_picks(self, ready_M1: jax.Array, plan: Plan, part: Part) -> jax.Array:
         """(C,1): the values of their picks."""
-        return self._exchange(ready_M1[plan.pick_M[self._sent(plan, r)]])
+        return self._exchange(ready_M1[plan.pick_M[self._sent(plan, part)]])
 
-    def experts(self, plan: Plan, r: jax.Array) -> jax.Array:
+    def experts(self, plan: Plan, part: Part) -> jax.Array:
         """(C,): the expert of each of them, among the Q here; Q: there is none."""
-        place_c = r * self.rows + jnp.arange(self.rows, dtype=jnp.int32)
-        over_PcQ = place_c[None, :, None] >= plan.ends_PQ[:, None, :]
+        over_PcQ = part.places()[None, :, None] >= plan.ends_PQ[:, None, :]
         return over_PcQ.sum(axis=-1, dtype=jnp.int32).reshape(-1)
+
+    def back(self, y_CD: jax.Array, part: Part) -> jax.Array:
+        """Sends what was computed in a part to the devices of its tokens."""
+        return self._exchange(y_CD)
 
     def nothing(self, like_ND: jax.Array, plan: Plan) -> jax.Array:
         """(N,D): the sum of no round."""
         return jnp.zeros(like_ND.shape, jnp.float32)
 
-    def add(self, sum_ND: jax.Array, y_CD: jax.Array, plan: Plan, r: jax.Array) -> jax.Array:
-        """Adds what was computed in round r to its tokens."""
-        back_SD = self._exchange(y_CD)
-        return sum_rows(back_SD, self._place(plan, r), sum_ND)
+    def add(
+        self, sum_ND: jax.Array, backs: Sequence[jax.Array], plan: Plan, parts: Sequence[Part]
+    ) -> jax.Array:
+        """Adds what came back of all parts of a round to its tokens."""
+        return sum_rows(_joined(backs), self._place(plan, parts), sum_ND)
 
     def sums(self, sum_ND: jax.Array, plan: Plan) -> jax.Array:
         """(N,D) float32: the sums of all rounds."""
@@ -150,27 +175,30 @@ class AllToAll:
         return jnp.zeros(plan.row_NK.shape, jnp.float32)
 
     def add_picks(
-        self, sum_NK: jax.Array, value_C1: jax.Array, plan: Plan, r: jax.Array
+        self, sum_NK: jax.Array, backs: Sequence[jax.Array], plan: Plan, parts: Sequence[Part]
     ) -> jax.Array:
-        """Adds one value for each pick of round r."""
-        back_S1 = self._exchange(value_C1)
-        return sum_NK + rows_of(back_S1, self._place(plan, r))[..., 0]
+        """Adds one value for each pick of a round."""
+        return sum_NK + rows_of(_joined(backs), self._place(plan, parts))[..., 0]
 
     def picks(self, sum_NK: jax.Array, plan: Plan) -> jax.Array:
         """(N,K) float32: the values of all rounds."""
         return sum_NK
 
-    def _sent(self, plan: Plan, r: jax.Array) -> jax.Array:
-        """(S,): the sorted rows that are sent in round r, S = P·c; any row where there is none."""
-        place_c = r * self.rows + jnp.arange(self.rows, dtype=jnp.int32)
-        row_Pc = plan.from_P[:, None] + jnp.minimum(place_c, plan.sizes_P[:, None])
+    def _sent(self, plan: Plan, part: Part) -> jax.Array:
+        """(S,): the sorted rows that are sent in a part, S = P·c; any row where there is none."""
+        row_Pc = plan.from_P[:, None] + jnp.minimum(part.places(), plan.sizes_P[:, None])
         return jnp.minimum(row_Pc, plan.token_M.shape[0] - 1).reshape(-1)
 
-    def _place(self, plan: Plan, r: jax.Array) -> jax.Array:
-        """(N,K): where the row of a pick is among those that are sent in round r, or NO_ROW."""
-        place_NK = plan.row_NK - plan.from_P[plan.device_NK] - r * self.rows
-        there_NK = (plan.row_NK != NO_ROW) & (place_NK >= 0) & (place_NK < self.rows)
-        return jnp.where(there_NK, plan.device_NK * self.rows + place_NK, NO_ROW)
+    def _place(self, plan: Plan, parts: Sequence[Part]) -> jax.Array:
+        """(N,K): where the row of a pick is among those that are sent in some parts, or NO_ROW.
+
+        The parts follow each other, as do their rows.
+        """
+        rows, P = parts[0].rows, plan.from_P.shape[0]
+        place_NK = plan.row_NK - plan.from_P[plan.device_NK] - parts[0].first
+        there_NK = (plan.row_NK != NO_ROW) & (place_NK >= 0) & (place_NK < rows * len(parts))
+        sent_NK = (place_NK // rows * P + plan.device_NK) * rows + place_NK % rows
+        return jnp.where(there_NK, sent_NK, NO_ROW)
 
     def _exchange(self, rows_SD: jax.Array) -> jax.Array:
         """Its own inverse, and its own transpose."""
@@ -222,10 +250,10 @@ class Ragged:
         """(M,1): their values."""
         return values_NK.reshape(-1, 1)[plan.perm.pick_M]
 
-    def fetch(self, ready_MD: jax.Array, plan: Plan, r: jax.Array) -> jax.Array:
+    def fetch(self, ready_MD: jax.Array, plan: Plan, part: Part) -> jax.Array:
         """As `AllToAll.fetch`."""
-        empty_CD = jnp.zeros((self.rows, *ready_MD.shape[1:]), ready_MD.dtype)
-        here, size, there = self._window(plan, r)
+        empty_CD = jnp.zeros((part.rows, *ready_MD.shape[1:]), ready_MD.dtype)
+        here, size, there = self._window(plan, part)
         me = plan.me
         return ragged_all_to_all(
             ready_MD, empty_CD, here[me], size[me], there[me], size[:, me], axis_name=AXIS
@@ -233,25 +261,32 @@ class Ragged:
 
     fetch_picks = fetch
 
-    def experts(self, plan: Plan, r: jax.Array) -> jax.Array:
+    def experts(self, plan: Plan, part: Part) -> jax.Array:
         """As `AllToAll.experts`."""
         P, Q = plan.mine_PQ.shape
         ends_F = jnp.cumsum(plan.mine_PQ.reshape(-1), dtype=jnp.int32)  # by device, then expert
-        place_C = r * self.rows + jnp.arange(self.rows, dtype=jnp.int32)
-        run_C = jnp.searchsorted(ends_F, place_C, side="right").astype(jnp.int32)
+        run_C = jnp.searchsorted(ends_F, part.places(), side="right").astype(jnp.int32)
         return jnp.where(run_C < P * Q, run_C % Q, Q)
+
+    def back(self, y_CD: jax.Array, part: Part) -> jax.Array:
+        """What was computed in a part; `add` sends it."""
+        return y_CD
 
     def nothing(self, like_ND: jax.Array, plan: Plan) -> jax.Array:
         """(M,D): rows of which none is back."""
         return jnp.zeros((plan.perm.token_M.shape[0], like_ND.shape[1]), like_ND.dtype)
 
-    def add(self, back_MD: jax.Array, y_CD: jax.Array, plan: Plan, r: jax.Array) -> jax.Array:
-        """Puts the rows of round r in their places."""
-        here, size, there = self._window(plan, r)
+    def add(
+        self, back_MD: jax.Array, backs: Sequence[jax.Array], plan: Plan, parts: Sequence[Part]
+    ) -> jax.Array:
+        """Puts the rows of all parts of a round in their places."""
         me = plan.me
-        return ragged_all_to_all(
-            y_CD, back_MD, there[:, me], size[:, me], here[:, me], size[me], axis_name=AXIS
-        )
+        for y_CD, part in zip(backs, parts, strict=True):
+            here, size, there = self._window(plan, part)
+            back_MD = ragged_all_to_all(
+                y_CD, back_MD, there[:, me], size[:, me], here[:, me], size[me], axis_name=AXIS
+            )
+        return back_MD
 
     def sums(self, back_MD: jax.Array, plan: Plan) -> jax.Array:
         """As `AllToAll.sums`."""
@@ -267,14 +302,14 @@ class Ragged:
         """As `AllToAll.picks`."""
         return rows_of(back_M1, plan.perm.row_NK)[..., 0]
 
-    def _window(self, plan: Plan, r: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    def _window(self, plan: Plan, part: Part) -> tuple[jax.Array, jax.Array, jax.Array]:
         """[sender, receiver]: first row on the sender, rows, and first row on the receiver.
 
-        A receiver takes the rows for it in the order of the senders, C of them in a round.
+        A receiver takes the rows for it in the order of the senders, C of them in a part.
         """
-        starts_PP = _before(plan.wanted_PP, axis=0) - r * self.rows
-        ends_PP = jnp.clip(starts_PP + plan.wanted_PP, 0, self.rows)
-        first_PP = jnp.clip(starts_PP, 0, self.rows)
+        starts_PP = _before(plan.wanted_PP, axis=0) - part.first
+        ends_PP = jnp.clip(starts_PP + plan.wanted_PP, 0, part.rows)
+        first_PP = jnp.clip(starts_PP, 0, part.rows)
         here_PP = _before(plan.wanted_PP, axis=1) + first_PP - starts_PP
         # Where there is nothing to send, any place that is there.
         here_PP = jnp.where(ends_PP > first_PP, here_PP, 0)
@@ -282,6 +317,10 @@ class Ragged:
 
 
 Way = AllToAll | Ragged
+
+
+def _joined(backs: Sequence[jax.Array]) -> jax.Array:
+    return backs[0] if len(backs) == 1 else jnp.concatenate(backs)
 
 
 def _before(counts: jax.Array, axis: int) -> jax.Array:
@@ -300,15 +339,17 @@ class Compute(NamedTuple):
       routed: the sum over picks of weight · expert(token), from tokens (C,D), weights (C,1), the
         `Permutation` of the rows and the held weights.
       num_experts: Q.
+      parts: in which a round is computed: while one is, others travel. Divides `way.rows`.
     """
 
     way: Way
     routed: Callable[..., jax.Array]
     num_experts: int
+    parts: int = 1
 
-    def order(self, plan: Any, r: jax.Array) -> Permutation:
-        """The order of a round's rows by expert; each is a token with one pick."""
-        return dispatch.sort_by_expert(self.way.experts(plan, r)[:, None], self.num_experts)
+    def order(self, plan: Any, part: Part) -> Permutation:
+        """The order of a part's rows by expert; each is a token with one pick."""
+        return dispatch.sort_by_expert(self.way.experts(plan, part)[:, None], self.num_experts)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -333,13 +374,17 @@ def _forward(compute, x_ND, weights_NK, held, plan):
 
     def body(carry):
         r, sums = carry
+        parts, backs = parts_of(r, way.rows, compute.parts), []
+        for part in parts:
+            with jax.named_scope("dispatch"):
+                rows_CD = way.fetch(ready_ND, plan, part)
+                weights_C1 = way.fetch_picks(ready_M1, plan, part)
+                order = compute.order(plan, part)
+            y_CD = compute.routed(rows_CD, weights_C1, order, held)
+            with jax.named_scope("dispatch"):
+                backs.append(way.back(y_CD, part))
         with jax.named_scope("dispatch"):
-            rows_CD = way.fetch(ready_ND, plan, r)
-            weights_C1 = way.fetch_picks(ready_M1, plan, r)
-            order = compute.order(plan, r)
-        y_CD = compute.routed(rows_CD, weights_C1, order, held)
-        with jax.named_scope("dispatch"):
-            return r + 1, way.add(sums, y_CD, plan, r)
+            return r + 1, way.add(sums, backs, plan, parts)
 
     _, sums = lax.while_loop(
         lambda carry: carry[0] < plan.rounds, body, (jnp.int32(0), way.nothing(x_ND, plan))
@@ -357,11 +402,15 @@ def _backward(compute, kept, grad_ND):
 
     def body(carry):
         r, dx, dweights, danchors = carry
+        # In one part, since each adds up the gradients of all experts. What is left to compute
+        # while rows travel: hidden values while gradients come, and the weights' gradients while
+        # those of tokens go.
+        (part,) = parts = parts_of(r, way.rows, 1)
         with jax.named_scope("dispatch"):
-            rows_CD = way.fetch(ready_ND, plan, r)
-            weights_C1 = way.fetch_picks(ready_M1, plan, r)
-            grad_CD = way.fetch(ready_grad_ND, plan, r)
-            order = compute.order(plan, r)
+            rows_CD = way.fetch(ready_ND, plan, part)
+            weights_C1 = way.fetch_picks(ready_M1, plan, part)
+            grad_CD = way.fetch(ready_grad_ND, plan, part)
+            order = compute.order(plan, part)
 
         def again(rows_CD, weights_C1, anchors):
             of = tuple(Held(w, a) for w, a in zip(weights, anchors, strict=True))
@@ -372,8 +421,8 @@ def _backward(compute, kept, grad_ND):
         with jax.named_scope("dispatch"):
             return (
                 r + 1,
-                way.add(dx, drows_CD, plan, r),
-                way.add_picks(dweights, dweights_C1, plan, r),
+                way.add(dx, [way.back(drows_CD, part)], plan, parts),
+                way.add_picks(dweights, [way.back(dweights_C1, part)], plan, parts),
                 tuple(a + b for a, b in zip(danchors, more, strict=True)),
             )
 
