@@ -27,8 +27,7 @@ def routed_swiglu(
     x_ND: jax.Array,
     weights_NK: jax.Array,
     perm: Permutation,
-    gate_EDF: jax.Array,
-    up_EDF: jax.Array,
+    gate_up_EDG: jax.Array,
     down_EFD: jax.Array,
 ) -> jax.Array:
     """(N,D): Σ_k weight · expert(x) over the routed picks, in the dtype of `x_ND`.
@@ -37,10 +36,10 @@ def routed_swiglu(
       x_ND: tokens, in the compute dtype, like the expert weights.
       weights_NK: float32 routing weights; 0 where a pick has no expert.
       perm: `sort_by_expert` of the picks.
-      gate_EDF, up_EDF, down_EFD: may contain more experts than there are groups (the shared ones,
+      gate_up_EDG, down_EFD: may contain more experts than there are groups (the shared ones,
         last): those get a zero gradient here.
     """
-    return _routed(x_ND, weights_NK, gate_EDF, up_EDF, down_EFD, perm)
+    return _routed(x_ND, weights_NK, gate_up_EDG, down_EFD, perm)
 
 
 _dot = partial(jnp.dot, preferred_element_type=jnp.float32)
@@ -97,23 +96,19 @@ def _weight_rows(weights_NK: jax.Array, perm: Permutation, spare: int) -> jax.Ar
     return jnp.pad(weights_NK.reshape(-1)[perm.pick_M], (0, spare))[:, None]
 
 
-def _gate_up(gate_EDF: jax.Array, up_EDF: jax.Array, expert: jax.Array) -> jax.Array:
-    return jnp.concatenate([gate_EDF[expert], up_EDF[expert]], axis=-1)
-
-
 @jax.custom_vjp
-def _routed(x_ND, weights_NK, gate_EDF, up_EDF, down_EFD, perm):
-    return _routed_fwd(x_ND, weights_NK, gate_EDF, up_EDF, down_EFD, perm)[0]
+def _routed(x_ND, weights_NK, gate_up_EDG, down_EFD, perm):
+    return _routed_fwd(x_ND, weights_NK, gate_up_EDG, down_EFD, perm)[0]
 
 
-def _routed_fwd(x_ND, weights_NK, gate_EDF, up_EDF, down_EFD, perm):
-    D, F, dtype = x_ND.shape[1], gate_EDF.shape[-1], x_ND.dtype
+def _routed_fwd(x_ND, weights_NK, gate_up_EDG, down_EFD, perm):
+    D, F, dtype = x_ND.shape[1], down_EFD.shape[1], x_ND.dtype
     of = _Experts(perm)
     x_MD = x_ND[of.token_M]
     weight_M1 = _weight_rows(weights_NK, perm, of.rows)
 
     def expert(e, carry):
-        gate_up_DG, down_FD = _gate_up(gate_EDF, up_EDF, e), down_EFD[e]
+        gate_up_DG, down_FD = gate_up_EDG[e], down_EFD[e]
 
         def block(start, _, carry):
             y_MD, hidden_MG = carry
@@ -129,19 +124,19 @@ def _routed_fwd(x_ND, weights_NK, gate_EDF, up_EDF, down_EFD, perm):
     y_MD, hidden_MG = of.loop(expert, empty)
     hidden_MG = checkpoint_name(hidden_MG, "expert_hidden")
     out_ND = sum_rows(y_MD, perm.row_NK).astype(dtype)
-    return out_ND, (x_ND, weights_NK, gate_EDF, up_EDF, down_EFD, perm, hidden_MG)
+    return out_ND, (x_ND, weights_NK, gate_up_EDG, down_EFD, perm, hidden_MG)
 
 
 def _routed_bwd(residuals, grad_ND):
-    x_ND, weights_NK, gate_EDF, up_EDF, down_EFD, perm, hidden_MG = residuals
-    D, F, dtype = x_ND.shape[1], gate_EDF.shape[-1], x_ND.dtype
+    x_ND, weights_NK, gate_up_EDG, down_EFD, perm, hidden_MG = residuals
+    D, F, dtype = x_ND.shape[1], down_EFD.shape[1], x_ND.dtype
     of = _Experts(perm)
     x_MD, grad_MD = x_ND[of.token_M], grad_ND[of.token_M]
     weight_M1 = _weight_rows(weights_NK, perm, of.rows)
 
     def expert(e, carry):
-        dx_MD, dweight_M1, dgate_EDF, dup_EDF, ddown_EFD = carry
-        gate_up_GD, down_DF = _gate_up(gate_EDF, up_EDF, e).T, down_EFD[e].T
+        dx_MD, dweight_M1, dgate_up_EDG, ddown_EFD = carry
+        gate_up_GD, down_DF = gate_up_EDG[e].T, down_EFD[e].T
 
         def block(start, own_m1, carry):
             dx_MD, dweight_M1, dgate_up_DG, ddown_FD = carry
@@ -171,18 +166,16 @@ def _routed_bwd(residuals, grad_ND):
         # Weight gradients sum over many blocks: in float32, then cast to the weights' dtype.
         zeros = jnp.zeros((D, 2 * F), jnp.float32), jnp.zeros((F, D), jnp.float32)
         dx_MD, dweight_M1, dgate_up_DG, ddown_FD = of.blocks(e, block, (dx_MD, dweight_M1, *zeros))
-        dgate_up_DG = dgate_up_DG.astype(dtype)
         return (
             dx_MD,
             dweight_M1,
-            _put_expert(dgate_EDF, dgate_up_DG[:, :F], e),
-            _put_expert(dup_EDF, dgate_up_DG[:, F:], e),
+            _put_expert(dgate_up_EDG, dgate_up_DG.astype(dtype), e),
             _put_expert(ddown_EFD, ddown_FD.astype(dtype), e),
         )
 
     zeros = jnp.zeros((of.num_rows, D), dtype), jnp.zeros((of.num_rows, 1), jnp.float32)
     dx_MD, dweight_M1, *dweights = of.loop(
-        expert, (*zeros, *(jnp.zeros_like(w) for w in (gate_EDF, up_EDF, down_EFD)))
+        expert, (*zeros, *(jnp.zeros_like(w) for w in (gate_up_EDG, down_EFD)))
     )
     dx_ND = sum_rows(dx_MD, perm.row_NK).astype(dtype)
     return dx_ND, rows_of(dweight_M1[:, 0], perm.row_NK), *dweights, None

@@ -161,7 +161,7 @@ class _Local(NamedTuple):
         return rounds.in_rounds(compute, x_ND, weights_NK, held, plan), plan.rounds
 
     def _round(self, x_CD, weights_C1, perm, held) -> jax.Array:
-        reduces = [Reduce(self.island, None)] * 3
+        reduces = [Reduce(self.island, None)] * 2
         # Rows without a token come from no pick, and nobody reads what becomes of them.
         return self._routed(x_CD, weights_C1, perm, held, reduces, zeros=False)
 
@@ -175,18 +175,19 @@ class _Local(NamedTuple):
         return rounds.AllToAll(min(each, rounds.round_up(num_picks)))
 
     def _hold(self, weights: ExpertWeights, dtype, *, in_loop: bool) -> list[tuple[Held, Reduce]]:
-        """The gathered weights. For kernels the third has the shape of the other two.
+        """The gathered weights: gate and up side by side, and down, for kernels as (E,D,F).
 
-        If it were gathered along its last dimension, it and its gradient would each be laid out
+        If that were gathered along its last dimension, it and its gradient would each be laid out
         again for the kernel: a copy of a layer's experts each time.
         """
-        axes = (GATE_UP_AXES, GATE_UP_AXES, DOWN_AXES)
+        down, axes = weights.down_EFD, DOWN_AXES
         if self.backend != "blocked":
-            swapped = jnp.swapaxes(weights.down_EFD, 1, 2)
-            weights, axes = weights._replace(down_EFD=swapped), (GATE_UP_AXES,) * 3
+            down, axes = jnp.swapaxes(down, 1, 2), GATE_UP_AXES
+        gate_up = (weights.gate_EDF, weights.up_EDF)
+        hold = self.island.hold
         return [
-            self.island.hold(w, a, dtype, in_loop=in_loop)
-            for w, a in zip(weights, axes, strict=True)
+            hold(gate_up, GATE_UP_AXES, dtype, in_loop=in_loop),
+            hold(down, axes, dtype, in_loop=in_loop),
         ]
 
     def _routed(self, x_ND, weights_NK, perm, held, reduces, zeros=True) -> jax.Array:
@@ -199,7 +200,7 @@ class _Local(NamedTuple):
                 weights_NK,
                 perm,
                 held,
-                reduces[0],  # all have the same shape and are reduced alike
+                reduces[0],  # both are reduced alike
                 backend=self.backend,
                 platform=mesh_lib.platform(self.island.mesh),
                 zeros=zeros,

@@ -9,7 +9,7 @@ wherever they are read anyway: tokamax's Hopper kernel sums over an expert's row
 others by 0, so that one NaN would reach the last expert's gradient.
 
 Legend: N tokens, K picks, M rows sorted by expert, R routed experts, E experts in the weights
-(shared ones last), D width, F hidden size of an expert; I and O: D and F, or F and D.
+(shared ones last), D width, F hidden size of an expert, G = 2F; I and O: widths in and out.
 """
 
 import functools
@@ -84,7 +84,7 @@ def routed_swiglu(
     float32.
 
     Args:
-      held: gate, up and down, each (E,D,F), from `Island.hold`.
+      held: gate and up side by side, (E,D,G), and down, (E,D,F), from `Island.hold`.
       reduce: from the same.
       backend: `ragged_dot`, `tokamax` or `megablox`.
       platform: the devices this is compiled for; on `cpu`, TPU kernels are interpreted (tests).
@@ -138,6 +138,12 @@ def _clean(x_MF: jax.Array, order: _Order) -> jax.Array:
     return jnp.where(used_M[:, None], x_MF.astype(jnp.float32), 0)
 
 
+def _halves(hidden_MG: jax.Array, order: _Order) -> tuple[jax.Array, jax.Array]:
+    """Gate and up in float32, zero where unused; cut first, or both would be written to memory."""
+    F = hidden_MG.shape[-1] // 2
+    return _clean(hidden_MG[:, :F], order), _clean(hidden_MG[:, F:], order)
+
+
 def _sum_picks(y_MD: jax.Array, order: _Order, zeros: bool) -> jax.Array:
     """(N,D): the rows of each token's picks, summed over the picks in float32."""
     if not zeros:
@@ -152,49 +158,42 @@ def _routed(how, x_ND, weights_NK, weights, anchors, order):
 
 def _routed_fwd(how, x_ND, weights_NK, weights, anchors, order):
     matmuls, _, zeros = how
-    gate_EDF, up_EDF, down_EDF = weights
-    x_MD = _rows(x_ND, order)
-    # Two products instead of one with gate and up side by side, which would copy all weights.
-    gate_MF = checkpoint_name(matmuls.rows(x_MD, gate_EDF, order.sizes_E), "expert_hidden")
-    up_MF = checkpoint_name(matmuls.rows(x_MD, up_EDF, order.sizes_E), "expert_hidden")
-    act_MF = swiglu(_clean(gate_MF, order), _clean(up_MF, order))
+    gate_up_EDG, down_EDF = weights
+    hidden_MG = matmuls.rows(_rows(x_ND, order), gate_up_EDG, order.sizes_E)
+    hidden_MG = checkpoint_name(hidden_MG, "expert_hidden")
+    act_MF = swiglu(*_halves(hidden_MG, order))
     weighted_MF = (act_MF * _weight_rows(weights_NK, order)).astype(x_ND.dtype)
     y_MD = matmuls.rows_transposed(weighted_MF, down_EDF, order.sizes_E)
-    return _sum_picks(y_MD, order, zeros), (x_ND, weights_NK, weights, order, gate_MF, up_MF)
+    return _sum_picks(y_MD, order, zeros), (x_ND, weights_NK, weights, order, hidden_MG)
 
 
 def _routed_bwd(how, kept, grad_ND):
     matmuls, reduce, zeros = how
-    x_ND, weights_NK, (gate_EDF, up_EDF, down_EDF), order, gate_MF, up_MF = kept
+    x_ND, weights_NK, (gate_up_EDG, down_EDF), order, hidden_MG = kept
     dtype, sizes_E = x_ND.dtype, order.sizes_E
     x_MD, grad_MD = _rows(x_ND, order), _rows(grad_ND, order)
     weight_M1 = _weight_rows(weights_NK, order)
-    dweighted_MF = matmuls.rows(grad_MD, down_EDF, sizes_E)
-    dweighted_MF, gate_MF, up_MF = (_clean(a, order) for a in (dweighted_MF, gate_MF, up_MF))
+    dweighted_MF = _clean(matmuls.rows(grad_MD, down_EDF, sizes_E), order)
+    gate_MF, up_MF = _halves(hidden_MG, order)
     sigmoid_MF = jax.nn.sigmoid(gate_MF)
     silu_MF = gate_MF * sigmoid_MF
     act_MF = silu_MF * up_MF
     dweight_M1 = (dweighted_MF * act_MF).sum(axis=-1, keepdims=True)
     dact_MF = dweighted_MF * weight_M1
-    dgate_MF = (dact_MF * up_MF * (sigmoid_MF + silu_MF * (1.0 - sigmoid_MF))).astype(dtype)
-    dup_MF = (dact_MF * silu_MF).astype(dtype)
+    dgate_MF = dact_MF * up_MF * (sigmoid_MF + silu_MF * (1.0 - sigmoid_MF))
+    dhidden_MG = jnp.concatenate([dgate_MF, dact_MF * silu_MF], axis=-1).astype(dtype)
     weighted_MF = (act_MF * weight_M1).astype(dtype)
-    # Added while they are sorted: then one gather, not two, brings them to their tokens.
-    dx_MD = (
-        matmuls.rows_transposed(dgate_MF, gate_EDF, sizes_E).astype(jnp.float32)
-        + matmuls.rows_transposed(dup_MF, up_EDF, sizes_E)
-    ).astype(dtype)
+    dx_MD = matmuls.rows_transposed(dhidden_MG, gate_up_EDG, sizes_E)
     dx_ND = _sum_picks(dx_MD, order, zeros)
     # A layer's expert gradients are as large as its experts: finish with these arrays first.
-    tied = lax.optimization_barrier((dx_ND, x_MD, grad_MD, weighted_MF, dgate_MF, dup_MF))
-    dx_ND, x_MD, grad_MD, weighted_MF, dgate_MF, dup_MF = tied
+    tied = lax.optimization_barrier((dx_ND, x_MD, grad_MD, weighted_MF, dhidden_MG))
+    dx_ND, x_MD, grad_MD, weighted_MF, dhidden_MG = tied
     return (
         dx_ND,
         rows_of(dweight_M1, order.row_NK)[..., 0].astype(weights_NK.dtype),
-        tuple(jnp.zeros_like(w) for w in (gate_EDF, up_EDF, down_EDF)),  # the anchors get it all
+        tuple(jnp.zeros_like(w) for w in (gate_up_EDG, down_EDF)),  # the anchors get it all
         (
-            reduce(matmuls.weights(x_MD, dgate_MF, sizes_E)),
-            reduce(matmuls.weights(x_MD, dup_MF, sizes_E)),
+            reduce(matmuls.weights(x_MD, dhidden_MG, sizes_E)),
             reduce(matmuls.weights(grad_MD, weighted_MF, sizes_E)),
         ),
         None,

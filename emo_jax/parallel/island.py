@@ -9,6 +9,7 @@ reduce-scatter. Nothing here relies on replicated values, whose gradients are ea
 per copy.
 """
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -23,6 +24,7 @@ from emo_jax.parallel import collectives
 from emo_jax.parallel import mesh as mesh_lib
 
 LogicalAxes = tuple[str | None, ...]
+Stored = jax.Array | tuple[jax.Array, ...]  # a weight, or some that are used side by side
 
 
 class Island:
@@ -102,11 +104,12 @@ class Island:
         return _whole(weight, self, self._how(logical_axes, leading), jnp.dtype(dtype))
 
     def hold(
-        self, weight: jax.Array, logical_axes: LogicalAxes, dtype, *, in_loop: bool = False
+        self, weight: Stored, logical_axes: LogicalAxes, dtype, *, in_loop: bool = False
     ) -> tuple["Held", "Reduce"]:
         """Like `whole`, with control over when the gradient is summed over devices.
 
-        The consumer returns `Reduce(gradient)` as the anchor's gradient. With `in_loop`, `Reduce`
+        Several weights of the same axes become one, side by side in the last dimension. The
+        consumer returns `Reduce(gradient)` as the anchor's gradient. With `in_loop`, `Reduce`
         only casts: gradients of many uses add up in float32 and are summed over devices once.
         """
         how = self._how(logical_axes)
@@ -160,17 +163,34 @@ _use.defvjp(
 )
 
 
+def _side_by_side(weight: Stored, dtype) -> jax.Array:
+    if isinstance(weight, tuple):
+        return jnp.concatenate([w.astype(dtype) for w in weight], axis=-1)
+    return weight.astype(dtype)
+
+
+def _apart(grad: jax.Array, of: Stored) -> Stored:
+    """The gradients of the weights that are side by side, in their dtypes."""
+    if not isinstance(of, tuple):
+        return grad.astype(of.dtype)
+    ends = list(itertools.accumulate(w.shape[-1] for w in of))
+    pieces = jnp.split(grad, ends[:-1], axis=-1)
+    return tuple(piece.astype(w.dtype) for piece, w in zip(pieces, of, strict=True))
+
+
 @partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))
 def _whole(weight, island, how, dtype):
     if not how.axes:
-        return weight.astype(dtype)
+        return _side_by_side(weight, dtype)
     # Without the barrier, the compiler casts the weights of all layers before it loops over them.
-    return island.gather(lax.optimization_barrier(weight).astype(dtype), how.axes, how.dim)
+    cast = _side_by_side(lax.optimization_barrier(weight), dtype)
+    return island.gather(cast, how.axes, how.dim)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))
 def _held(weight, island, how, dtype):
-    return Held(_whole(weight, island, how, dtype), jnp.zeros(weight.shape, jnp.float32))
+    stored = jax.eval_shape(partial(_side_by_side, dtype=jnp.float32), weight)
+    return Held(_whole(weight, island, how, dtype), jnp.zeros(stored.shape, stored.dtype))
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))
@@ -180,12 +200,14 @@ def _held_in_loop(weight, island, how, dtype):
 
 
 def _keeping_dtype(function):
-    """The forward pass of a custom_vjp that keeps only the dtype of the weight."""
-    return lambda weight, *how: (function(weight, *how), jnp.zeros((0,), weight.dtype))
+    """The forward pass of a custom_vjp that keeps only the dtype and the last size of weights."""
+    kept = lambda w: jnp.zeros((0, w.shape[-1]), w.dtype)  # noqa: E731
+    return lambda weight, *how: (function(weight, *how), jax.tree.map(kept, weight))
 
 
 def _summed(island, how, of_weight, grad):
-    return (island.sum_scatter(grad.astype(of_weight.dtype), how.axes, how.dim),)
+    dtype = jax.tree.leaves(of_weight)[0].dtype
+    return (_apart(island.sum_scatter(grad.astype(dtype), how.axes, how.dim), of_weight),)
 
 
 _whole.defvjp(
@@ -194,7 +216,7 @@ _whole.defvjp(
 )
 _held.defvjp(
     _keeping_dtype(_held),
-    lambda island, how, dtype, of_weight, grads: (grads.anchor.astype(of_weight.dtype),),
+    lambda island, how, dtype, of_weight, grads: (_apart(grads.anchor, of_weight),),
 )
 _held_in_loop.defvjp(
     _keeping_dtype(_held_in_loop),

@@ -43,6 +43,16 @@ def platform(mesh: Mesh | None) -> str:
     return "gpu" if name in ("cuda", "rocm") else name
 
 
+def compiler_options(mesh: Mesh | None) -> dict[str, bool]:
+    """What a step that is compiled for the mesh asks of the compiler, beyond its defaults.
+
+    libtpu can exchange rows while something else is computed, but does not by itself.
+    """
+    if mesh is None or platform(mesh) != "tpu" or mesh.shape["expert"] == 1:
+        return {}
+    return {"xla_tpu_enable_async_all_to_all": True}
+
+
 def device_kind(mesh: Mesh | None) -> str:
     """The driver's name for the mesh's devices: `TPU v5 lite`, `NVIDIA H100 …`, `cpu`."""
     return (jax.devices() if mesh is None else mesh.devices.flat)[0].device_kind

@@ -265,4 +265,7 @@ def jit_train_step(
     if model.mesh is not None:
         shardings = (state_shardings(model, optimizer), mesh_lib.replicated(model.mesh))
     step = make_train_step(config, model, optimizer)
-    return jax.jit(step, donate_argnums=0, out_shardings=shardings)
+    options = mesh_lib.compiler_options(model.mesh)
+    return jax.jit(
+        step, donate_argnums=0, out_shardings=shardings, compiler_options=options or None
+    )

@@ -7,7 +7,7 @@ from emo_jax.parallel.island import Island
 
 
 def held(gate_EDF, up_EDF, down_EFD):
-    """The three, and how their gradients are reduced: not at all."""
-    weights = gate_EDF, up_EDF, jnp.swapaxes(down_EFD, 1, 2)
-    pairs = [Island(None).hold(w, GATE_UP_AXES, w.dtype) for w in weights]
+    """Gate and up, and down, and how their gradients are reduced: not at all."""
+    weights = (gate_EDF, up_EDF), jnp.swapaxes(down_EFD, 1, 2)
+    pairs = [Island(None).hold(w, GATE_UP_AXES, gate_EDF.dtype) for w in weights]
     return [weight for weight, _ in pairs], pairs[0][1]
