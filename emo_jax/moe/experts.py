@@ -9,6 +9,7 @@ Legend: B windows, S tokens, N = B·S on a device, D width, E experts (shared on
 s shared, K picks, F hidden size of an expert, P devices on the `expert` axis, Q experts on each.
 """
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -26,7 +27,7 @@ from emo_jax.parallel.island import Held, Island, Reduce
 
 # `moe.receive_factor` = 0. A margin over balanced routing: parts of 16 devices differ by a tenth.
 DEFAULT_RECEIVE_FACTOR = 1.25
-PARTS = 2  # of a round
+PARTS = 2  # of a round, of which one is computed while others travel
 GATE_UP_AXES, DOWN_AXES = ("expert", "embed", "mlp"), ("expert", "mlp", "embed")
 
 
@@ -153,10 +154,9 @@ class _Local(NamedTuple):
                 jnp.asarray(island.index("expert")),
                 lambda counts_1E: island.gather(counts_1E, ("expert",), 0),
             )
-            way = self._way(indices_NK.size)
+            parts = PARTS if mesh_lib.exchanges_beside(island.mesh) else 1
+            way = self._way(indices_NK.size, parts)
             plan = way.plan(routed)
-        # CPUs wait for what travels.
-        parts = 1 if mesh_lib.platform(island.mesh) == "cpu" else PARTS
         compute = rounds.Compute(way, self._round, held[0].weight.shape[0], parts)
         return rounds.in_rounds(compute, x_ND, weights_NK, held, plan), plan.rounds
 
@@ -165,14 +165,15 @@ class _Local(NamedTuple):
         # Rows without a token come from no pick, and nobody reads what becomes of them.
         return self._routed(x_CD, weights_C1, perm, held, reduces, zeros=False)
 
-    def _way(self, num_picks: int) -> rounds.Way:
+    def _way(self, num_picks: int, parts: int) -> rounds.Way:
         """How rows travel, and how many in a round, for the picks of a device."""
+        rows = functools.partial(rounds.round_up, parts=parts)
         balanced = num_picks * (self.config.receive_factor or DEFAULT_RECEIVE_FACTOR)
         if pick_dispatch(self.config.dispatch, self.island.mesh) == "ragged_all_to_all":
             most = num_picks * self.island.size("expert")
-            return rounds.Ragged(min(rounds.round_up(balanced), rounds.round_up(most)))
-        each = rounds.round_up(balanced / self.island.size("expert"))
-        return rounds.AllToAll(min(each, rounds.round_up(num_picks)))
+            return rounds.Ragged(min(rows(balanced), rows(most)))
+        each = rows(balanced / self.island.size("expert"))
+        return rounds.AllToAll(min(each, rows(num_picks)))
 
     def _hold(self, weights: ExpertWeights, dtype, *, in_loop: bool) -> list[tuple[Held, Reduce]]:
         """The gathered weights: gate and up side by side, and down, for kernels as (E,D,F).

@@ -29,7 +29,7 @@ from emo_jax.moe.dispatch import NO_ROW, Permutation, rows_of, sum_rows
 from emo_jax.parallel.island import Held
 
 AXIS = "expert"
-_MULTIPLE = 64  # of the rows of a round: tiles of bfloat16 in up to four parts
+_TILE = 16  # rows, of bfloat16
 
 
 class Routed(NamedTuple):
@@ -63,9 +63,10 @@ def routed(
     return Routed(perm, jnp.minimum(indices_NK // (E // P), P - 1), counts_PE, me)
 
 
-def round_up(rows: float) -> int:
-    """Rows of a buffer for about so many, which can be cut into as many parts as there may be."""
-    return -(-math.ceil(rows) // _MULTIPLE) * _MULTIPLE
+def round_up(rows: float, parts: int) -> int:
+    """Rows of a round of about so many, which is cut into parts."""
+    tile = _TILE * parts
+    return -(-math.ceil(rows) // tile) * tile
 
 
 class Part(NamedTuple):

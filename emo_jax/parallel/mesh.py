@@ -43,14 +43,19 @@ def platform(mesh: Mesh | None) -> str:
     return "gpu" if name in ("cuda", "rocm") else name
 
 
-def compiler_options(mesh: Mesh | None) -> dict[str, bool]:
-    """What a step that is compiled for the mesh asks of the compiler, beyond its defaults.
+def exchanges_beside(mesh: Mesh | None) -> bool:
+    """Whether an all-to-all can be under way while a device computes.
 
-    libtpu can exchange rows while something else is computed, but does not by itself.
+    Not on CPUs; nor on a v5e, where libtpu says "Async all-to-all not supported on limited ICI".
     """
-    if mesh is None or platform(mesh) != "tpu" or mesh.shape["expert"] == 1:
+    return platform(mesh) != "cpu" and "v5 lite" not in device_kind(mesh)
+
+
+def compiler_options(mesh: Mesh | None) -> dict[str, bool]:
+    """What a step that is compiled for the mesh asks of the compiler, beyond its defaults."""
+    if mesh is None or platform(mesh) != "tpu" or not exchanges_beside(mesh):
         return {}
-    return {"xla_tpu_enable_async_all_to_all": True}
+    return {"xla_tpu_enable_async_all_to_all": True} if mesh.shape["expert"] > 1 else {}
 
 
 def device_kind(mesh: Mesh | None) -> str:

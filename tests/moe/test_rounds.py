@@ -54,14 +54,14 @@ def toy(rows_CD, weights_C1, order, held):
     return jnp.where(there_C1 > 0, weights_C1 * jnp.tanh(rows_CD * scale_C1), 0)
 
 
-def on_devices(way, indices_PNK, x_PND, weights_PNK, scale_E, grad_PND):
+def on_devices(way, indices_PNK, x_PND, weights_PNK, scale_E, grad_PND, parts=1):
     """Output, gradients of tokens, weights and scales, and rounds; of all devices."""
 
     def one(indices, x, weights, scale, grad):
         me = lax.axis_index("expert")
         gather = lambda a: lax.all_gather(a, "expert", tiled=True)  # noqa: E731
         plan = way.plan(rounds.routed(indices[0], E, E, me, gather))
-        compute = rounds.Compute(way, toy, Q)
+        compute = rounds.Compute(way, toy, Q, parts)
 
         def f(x, weights, anchor):
             held = (Held(scale, anchor),)
@@ -88,8 +88,17 @@ def here(indices_PNK, x_PND, weights_PNK, scale_E, grad_PND):
 
 
 @pytest.mark.parametrize("case", ROUTINGS)
-@pytest.mark.parametrize(("name", "rows"), [("all_to_all", 4), ("all_to_all", 100), ("ragged", 7)])
-def test_all_rows_are_through_and_so_are_their_gradients(monkeypatch, name, rows, case):
+@pytest.mark.parametrize(
+    ("name", "rows", "parts"),
+    [
+        ("all_to_all", 4, 1),
+        ("all_to_all", 6, 2),
+        ("all_to_all", 100, 1),
+        ("ragged", 7, 1),
+        ("ragged", 20, 2),
+    ],
+)
+def test_all_rows_are_through_and_so_are_their_gradients(monkeypatch, name, rows, parts, case):
     monkeypatch.setattr(rounds, "ragged_all_to_all", emulated)
     rng = np.random.default_rng(3)
     picks = indices(case, rng).astype(np.int32)
@@ -97,7 +106,7 @@ def test_all_rows_are_through_and_so_are_their_gradients(monkeypatch, name, rows
         rng.standard_normal(shape).astype(np.float32)
         for shape in ((P, N, D), (P, N, K), (E,), (P, N, D))
     ]
-    *ours, used = on_devices(way_of(name, rows), picks, *arrays)
+    *ours, used = on_devices(way_of(name, rows), picks, *arrays, parts)
     for found, right in zip(ours, here(picks, *arrays), strict=True):
         np.testing.assert_allclose(found, right, rtol=2e-5, atol=2e-6)
     counts_PP = np.stack([np.bincount(p[p < E] // Q, minlength=P) for p in picks])
