@@ -180,20 +180,25 @@ def _routed_bwd(how, kept, grad_ND):
     act_MF = silu_MF * up_MF
     dweight_M1 = (dweighted_MF * act_MF).sum(axis=-1, keepdims=True)
     dact_MF = dweighted_MF * weight_M1
-    dgate_MF = dact_MF * up_MF * (sigmoid_MF + silu_MF * (1.0 - sigmoid_MF))
-    dhidden_MG = jnp.concatenate([dgate_MF, dact_MF * silu_MF], axis=-1).astype(dtype)
+    dgate_MF = (dact_MF * up_MF * (sigmoid_MF + silu_MF * (1.0 - sigmoid_MF))).astype(dtype)
+    dup_MF = (dact_MF * silu_MF).astype(dtype)
     weighted_MF = (act_MF * weight_M1).astype(dtype)
+    dhidden_MG = jnp.concatenate([dgate_MF, dup_MF], axis=-1)
     dx_MD = matmuls.rows_transposed(dhidden_MG, gate_up_EDG, sizes_E)
     dx_ND = _sum_picks(dx_MD, order, zeros)
-    # A layer's expert gradients are as large as its experts: finish with these arrays first.
-    tied = lax.optimization_barrier((dx_ND, x_MD, grad_MD, weighted_MF, dhidden_MG))
-    dx_ND, x_MD, grad_MD, weighted_MF, dhidden_MG = tied
+    # A layer's expert gradients are as large as its experts: finish with these arrays first, and
+    # then take one gradient after the other.
+    tied = lax.optimization_barrier((dx_ND, x_MD, grad_MD, weighted_MF, dgate_MF, dup_MF))
+    dx_ND, x_MD, grad_MD, weighted_MF, dgate_MF, dup_MF = tied
     return (
         dx_ND,
         rows_of(dweight_M1, order.row_NK)[..., 0].astype(weights_NK.dtype),
         tuple(jnp.zeros_like(w) for w in (gate_up_EDG, down_EDF)),  # the anchors get it all
         (
-            reduce(matmuls.weights(x_MD, dhidden_MG, sizes_E)),
+            (
+                reduce(matmuls.weights(x_MD, dgate_MF, sizes_E)),
+                reduce(matmuls.weights(x_MD, dup_MF, sizes_E)),
+            ),
             reduce(matmuls.weights(grad_MD, weighted_MF, sizes_E)),
         ),
         None,

@@ -424,14 +424,14 @@ def _backward(compute, kept, grad_ND):
                 r + 1,
                 way.add(dx, [way.back(drows_CD, part)], plan, parts),
                 way.add_picks(dweights, [way.back(dweights_C1, part)], plan, parts),
-                tuple(a + b for a, b in zip(danchors, more, strict=True)),
+                jax.tree.map(jnp.add, danchors, more),
             )
 
     start = (
         jnp.int32(0),
         way.nothing(x_ND, plan),
         way.no_picks(plan),
-        tuple(jnp.zeros_like(a) for a in anchors),
+        jax.tree.map(jnp.zeros_like, anchors),
     )
     _, dx, dweights, danchors = lax.while_loop(lambda carry: carry[0] < plan.rounds, body, start)
     dheld = tuple(Held(jnp.zeros_like(w), da) for w, da in zip(weights, danchors, strict=True))

@@ -108,7 +108,8 @@ class Island:
     ) -> tuple["Held", "Reduce"]:
         """Like `whole`, with control over when the gradient is summed over devices.
 
-        Several weights of the same axes become one, side by side in the last dimension. The
+        Several weights of the same axes become one, side by side in the last dimension; each has
+        an anchor of its own, so that their gradients need not be in memory together. The
         consumer returns `Reduce(gradient)` as the anchor's gradient. With `in_loop`, `Reduce`
         only casts: gradients of many uses add up in float32 and are summed over devices once.
         """
@@ -132,7 +133,7 @@ class Held(NamedTuple):
     """A weight ready for use, and the anchor that receives its gradient."""
 
     weight: jax.Array
-    anchor: jax.Array  # float32 zeros, never used in a computation
+    anchor: Stored  # float32 zeros, never used in a computation; of each stored weight
 
 
 @dataclass(frozen=True)
@@ -157,10 +158,11 @@ def _use(weight, anchor, reduce):
     return weight
 
 
-_use.defvjp(
-    lambda weight, anchor, reduce: (weight, None),
-    lambda reduce, _, grad: (jnp.zeros_like(grad), reduce(grad)),
-)
+def _used(reduce, of_weight, grad):
+    return jnp.zeros_like(grad), jax.tree.map(reduce, _apart(grad, of_weight))
+
+
+_use.defvjp(lambda weight, anchor, reduce: (weight, _last_sizes(anchor)), _used)
 
 
 def _side_by_side(weight: Stored, dtype) -> jax.Array:
@@ -169,13 +171,17 @@ def _side_by_side(weight: Stored, dtype) -> jax.Array:
     return weight.astype(dtype)
 
 
-def _apart(grad: jax.Array, of: Stored) -> Stored:
-    """The gradients of the weights that are side by side, in their dtypes."""
+def _last_sizes(stored: Stored) -> Stored:
+    """What a backward pass needs to know of stored weights: dtypes and last sizes."""
+    return jax.tree.map(lambda w: jnp.zeros((0, w.shape[-1]), w.dtype), stored)
+
+
+def _apart(whole: jax.Array, of: Stored) -> Stored:
+    """What belongs to each of the weights that are side by side."""
     if not isinstance(of, tuple):
-        return grad.astype(of.dtype)
+        return whole
     ends = list(itertools.accumulate(w.shape[-1] for w in of))
-    pieces = jnp.split(grad, ends[:-1], axis=-1)
-    return tuple(piece.astype(w.dtype) for piece, w in zip(pieces, of, strict=True))
+    return tuple(jnp.split(whole, ends[:-1], axis=-1))
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))
@@ -189,34 +195,42 @@ def _whole(weight, island, how, dtype):
 
 @partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))
 def _held(weight, island, how, dtype):
-    stored = jax.eval_shape(partial(_side_by_side, dtype=jnp.float32), weight)
-    return Held(_whole(weight, island, how, dtype), jnp.zeros(stored.shape, stored.dtype))
+    anchor = jax.tree.map(lambda w: jnp.zeros(w.shape, jnp.float32), weight)
+    return Held(_whole(weight, island, how, dtype), anchor)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))
 def _held_in_loop(weight, island, how, dtype):
     whole = _whole(weight, island, how, dtype)
-    return Held(whole, jnp.zeros(whole.shape, jnp.float32))
+    shape = whole.shape[:-1]
+    return Held(
+        whole, jax.tree.map(lambda w: jnp.zeros((*shape, w.shape[-1]), jnp.float32), weight)
+    )
 
 
 def _keeping_dtype(function):
-    """The forward pass of a custom_vjp that keeps only the dtype and the last size of weights."""
-    kept = lambda w: jnp.zeros((0, w.shape[-1]), w.dtype)  # noqa: E731
-    return lambda weight, *how: (function(weight, *how), jax.tree.map(kept, weight))
+    """The forward pass of a custom_vjp that keeps next to nothing of the weight."""
+    return lambda weight, *how: (function(weight, *how), _last_sizes(weight))
 
 
-def _summed(island, how, of_weight, grad):
-    dtype = jax.tree.leaves(of_weight)[0].dtype
-    return (_apart(island.sum_scatter(grad.astype(dtype), how.axes, how.dim), of_weight),)
+def _summed(island, how, of_weight, grads):
+    def one(of, grad):
+        return island.sum_scatter(grad.astype(of.dtype), how.axes, how.dim)
+
+    return (jax.tree.map(one, of_weight, grads),)
 
 
 _whole.defvjp(
     _keeping_dtype(_whole),
-    lambda island, how, dtype, of_weight, grad: _summed(island, how, of_weight, grad),
+    lambda island, how, dtype, of_weight, grad: _summed(
+        island, how, of_weight, _apart(grad, of_weight)
+    ),
 )
 _held.defvjp(
     _keeping_dtype(_held),
-    lambda island, how, dtype, of_weight, grads: (_apart(grads.anchor, of_weight),),
+    lambda island, how, dtype, of_weight, grads: (
+        jax.tree.map(lambda of, grad: grad.astype(of.dtype), of_weight, grads.anchor),
+    ),
 )
 _held_in_loop.defvjp(
     _keeping_dtype(_held_in_loop),
