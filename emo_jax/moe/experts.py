@@ -20,7 +20,7 @@ from jax.sharding import Mesh, PartitionSpec
 
 from emo_jax.config import MoeConfig
 from emo_jax.errors import ConfigError
-from emo_jax.moe import blocked, dispatch, grouped, rounds
+from emo_jax.moe import blocked, dispatch, exchange, grouped, rounds
 from emo_jax.moe.router import Routing
 from emo_jax.parallel import mesh as mesh_lib
 from emo_jax.parallel.island import Held, Island, Reduce
@@ -66,7 +66,7 @@ def pick_dispatch(name: str, mesh: Mesh | None) -> str:
       ConfigError: `ragged_all_to_all` is requested and the devices are CPUs.
     """
     cpu = mesh_lib.platform(mesh) == "cpu"
-    if name == "ragged_all_to_all" and cpu and rounds.ragged_all_to_all is lax.ragged_all_to_all:
+    if name == "ragged_all_to_all" and cpu and exchange.ragged_all_to_all is lax.ragged_all_to_all:
         raise ConfigError(
             "config.moe.dispatch = 'ragged_all_to_all': XLA does not have it for CPUs, and the"
             " devices are CPUs; must be auto or all_to_all"
@@ -147,7 +147,7 @@ class _Local(NamedTuple):
         config, island = self.config, self.island
         held = tuple(h for h, _ in self._hold(weights, x_ND.dtype, in_loop=True))
         with jax.named_scope("dispatch"):
-            routed = rounds.routed(
+            routed = exchange.routed(
                 indices_NK,
                 config.num_routed_experts,
                 config.num_experts,
@@ -165,15 +165,15 @@ class _Local(NamedTuple):
         # Rows without a token come from no pick, and nobody reads what becomes of them.
         return self._routed(x_CD, weights_C1, perm, held, reduces, zeros=False)
 
-    def _way(self, num_picks: int, parts: int) -> rounds.Way:
+    def _way(self, num_picks: int, parts: int) -> exchange.Way:
         """How rows travel, and how many in a round, for the picks of a device."""
-        rows = functools.partial(rounds.round_up, parts=parts)
+        rows = functools.partial(exchange.round_up, parts=parts)
         balanced = num_picks * (self.config.receive_factor or DEFAULT_RECEIVE_FACTOR)
         if pick_dispatch(self.config.dispatch, self.island.mesh) == "ragged_all_to_all":
             most = num_picks * self.island.size("expert")
-            return rounds.Ragged(min(rows(balanced), rows(most)))
+            return exchange.Ragged(min(rows(balanced), rows(most)))
         each = rows(balanced / self.island.size("expert"))
-        return rounds.AllToAll(min(each, rows(num_picks)))
+        return exchange.AllToAll(min(each, rows(num_picks)))
 
     def _hold(self, weights: ExpertWeights, dtype, *, in_loop: bool) -> list[tuple[Held, Reduce]]:
         """The gathered weights: gate and up side by side, and down, for kernels as (E,D,F).

@@ -8,7 +8,7 @@ from jax import lax
 from jax.sharding import Mesh, PartitionSpec
 from ragged import emulated
 
-from emo_jax.moe import rounds
+from emo_jax.moe import exchange, rounds
 from emo_jax.parallel.island import Held
 
 P, Q, N, K, D = 4, 2, 24, 3, 5
@@ -39,8 +39,8 @@ def indices(case: str, rng) -> np.ndarray:
     return np.where(rng.random((P, N, K)) < 0.5, E - 1, E)
 
 
-def way_of(name: str, rows: int) -> rounds.Way:
-    return rounds.AllToAll(rows) if name == "all_to_all" else rounds.Ragged(rows)
+def way_of(name: str, rows: int) -> exchange.Way:
+    return exchange.AllToAll(rows) if name == "all_to_all" else exchange.Ragged(rows)
 
 
 def toy(rows_CD, weights_C1, order, held):
@@ -60,7 +60,7 @@ def on_devices(way, indices_PNK, x_PND, weights_PNK, scale_E, grad_PND, parts=1)
     def one(indices, x, weights, scale, grad):
         me = lax.axis_index("expert")
         gather = lambda a: lax.all_gather(a, "expert", tiled=True)  # noqa: E731
-        plan = way.plan(rounds.routed(indices[0], E, E, me, gather))
+        plan = way.plan(exchange.routed(indices[0], E, E, me, gather))
         compute = rounds.Compute(way, toy, Q, parts)
 
         def f(x, weights, anchor):
@@ -99,7 +99,7 @@ def here(indices_PNK, x_PND, weights_PNK, scale_E, grad_PND):
     ],
 )
 def test_all_rows_are_through_and_so_are_their_gradients(monkeypatch, name, rows, parts, case):
-    monkeypatch.setattr(rounds, "ragged_all_to_all", emulated)
+    monkeypatch.setattr(exchange, "ragged_all_to_all", emulated)
     rng = np.random.default_rng(3)
     picks = indices(case, rng).astype(np.int32)
     arrays = [
@@ -122,7 +122,7 @@ def test_memory_is_that_of_a_round_forward_and_back():
         arrays = [
             jax.ShapeDtypeStruct(s, jnp.float32 if i else jnp.int32) for i, s in enumerate(shapes)
         ]
-        way = rounds.AllToAll(rows)
+        way = exchange.AllToAll(rows)
         lowered = jax.jit(lambda *a: on_devices(way, *a)).lower(*arrays)
         return lowered.compile().memory_analysis().temp_size_in_bytes
 

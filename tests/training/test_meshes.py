@@ -15,7 +15,7 @@ from emo_jax.batch import Batch
 from emo_jax.config import MeshConfig, PoolConfig
 from emo_jax.errors import ConfigError
 from emo_jax.model.functions import ModelFunctions
-from emo_jax.moe import rounds
+from emo_jax.moe import exchange
 from emo_jax.parallel import collectives
 from emo_jax.parallel import stages as stages_lib
 from emo_jax.parallel.mesh import make_mesh, windows_sharding
@@ -31,7 +31,7 @@ MORE = {
 
 @pytest.fixture
 def emulated_exchange(monkeypatch):
-    monkeypatch.setattr(rounds, "ragged_all_to_all", emulated)
+    monkeypatch.setattr(exchange, "ragged_all_to_all", emulated)
 
 
 def _config(*, mesh=None, imbalance=False, moe=None, **kwargs):
