@@ -202,10 +202,8 @@ def _held(weight, island, how, dtype):
 @partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))
 def _held_in_loop(weight, island, how, dtype):
     whole = _whole(weight, island, how, dtype)
-    shape = whole.shape[:-1]
-    return Held(
-        whole, jax.tree.map(lambda w: jnp.zeros((*shape, w.shape[-1]), jnp.float32), weight)
-    )
+    pieces = jax.eval_shape(lambda whole: _apart(whole, weight), whole)
+    return Held(whole, jax.tree.map(lambda w: jnp.zeros(w.shape, jnp.float32), pieces))
 
 
 def _keeping_dtype(function):
