@@ -55,6 +55,7 @@ def test_gradients_are_the_same(env, tmp_path, mesh, count):
     assert done.returncode == 0, done.stderr
     with np.load(out) as arrays:
         found = differences(dict(arrays), here(imbalance))
+    found.pop("metric/dispatch_rounds", None)  # none on one device
     assert {name: error for name, error in found.items() if error > 1e-5} == {}
 
 
