@@ -55,7 +55,7 @@ def test_gradients_are_the_same(env, tmp_path, mesh, count):
     assert done.returncode == 0, done.stderr
     with np.load(out) as arrays:
         found = differences(dict(arrays), here(imbalance))
-    found.pop("metric/dispatch_rounds", None)  # none on one device
+    found.pop("metric/dispatch_rounds")  # none without an expert axis
     assert {name: error for name, error in found.items() if error > 1e-5} == {}
 
 
@@ -80,9 +80,8 @@ def test_every_start_gives_the_same_bits(env, tmp_path, mesh, count, devices, st
         assert done.returncode == 0, done.stderr
         with np.load(out) as arrays:
             found.append(dict(arrays))
-        rounds = found[i].pop("metric/dispatch_rounds", None)  # one device has none
-        assert rounds is None or (rounds >= 1).all()
         far = differences(found[i], right)
+        far.pop("metric/dispatch_rounds")  # none without an expert axis
         assert {name: error for name, error in far.items() if error > 1e-5} == {}, i
         for name, array in found[0].items():
             np.testing.assert_array_equal(found[i][name], array, err_msg=f"{name}, start {i}")
