@@ -17,18 +17,18 @@ from emo_jax.training import flops
 
 @dataclass(frozen=True, kw_only=True)
 class Analysis:
-    """The analysis of a config, for one chip and one step unless stated otherwise."""
+    """The analysis of a config, for one device and one step unless stated otherwise."""
 
     step: CompiledStep
     counts: Counts
     roofline: Roofline
     peak: Peak
-    expected_rows: float  # of a chip's routed experts, if routing is balanced
+    expected_rows: float  # of a device's routed experts, if routing is balanced
     seconds: float  # spent on counting
 
     @property
     def fits(self) -> bool:
-        """Whether the step fits the chip's memory."""
+        """Whether the step fits the device's memory."""
         return self.step.memory.total <= self.step.topology.chip.usable_hbm
 
     @property
@@ -38,9 +38,9 @@ class Analysis:
 
     @property
     def spec_flops(self) -> float:
-        """FLOPs per chip by the formula used for MFU (SPEC 1.5)."""
+        """FLOPs per device by the formula used for MFU (SPEC 1.5)."""
         per_token = flops.flops_per_token(self.step.config)
-        return per_token * self.tokens / self.step.topology.num_chips
+        return per_token * self.tokens / self.step.topology.num_devices
 
     @property
     def best_mfu(self) -> float:
@@ -59,7 +59,7 @@ def analyse(
     step = compile_step(config, topology, devices, starting=starting)
     started = time.perf_counter()
     program = hlo.parse(step.text)
-    rows = balanced_rows(config, topology.num_chips, step.mesh_shape)
+    rows = balanced_rows(config, topology.num_devices, step.mesh_shape)
     counts = count(
         program,
         step.mesh_shape,
@@ -76,12 +76,12 @@ def analyse(
     )
 
 
-def balanced_rows(config: Config, num_chips: int, mesh_shape: dict[str, int]) -> float:
-    """Rows of a chip's routed experts in a micro-batch, if all experts get equally many.
+def balanced_rows(config: Config, num_devices: int, mesh_shape: dict[str, int]) -> float:
+    """Rows of a device's routed experts in a micro-batch, if all experts get equally many.
 
-    Chips of a `tensor` group compute the same tokens, each with a part of the hidden size.
+    Devices of a `tensor` group compute the same tokens, each with a part of the hidden size.
     """
     if config.moe is None:
         return 0.0
     tokens = config.train.batch_size * config.data.seq_len / config.train.micro_batches
-    return tokens * config.moe.num_routed_picks * mesh_shape.get("tensor", 1) / num_chips
+    return tokens * config.moe.num_routed_picks * mesh_shape.get("tensor", 1) / num_devices

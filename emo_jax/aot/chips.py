@@ -1,10 +1,12 @@
-"""TPU generations: chip capabilities, and the slices that exist.
+"""TPU generations: what a device can do, and the slices that exist.
+
+A device is a chip, but half of one on a TPU7x, whose chips have two, each with its own memory.
 
 Figures come from Google's documentation of each generation (docs.cloud.google.com/tpu/docs/v5e,
-/v5p, /v6e, read in 2026); a link's one-way bandwidth is half of a chip's stated two-way bandwidth,
-divided by its ports. Exceptions: `usable_hbm` is what the compiler allows a program, as reported by
-libtpu 0.0.52 ("… of 15.75G hbm"), and a v5p has 96 GiB, of which the documentation gives users 95.
-Peaks are those that MFU is reported against.
+/v5p, /v6e, /tpu7x, read in 2026); a link's one-way bandwidth is half of a chip's stated two-way
+bandwidth, divided by its ports. Exceptions: `usable_hbm` is what the compiler allows a program, as
+reported by libtpu ("… of 15.75G hbm"; 0.0.52, and 0.0.42.1 for a TPU7x), and a v5p has 96 GiB, of
+which the documentation gives users 95. Peaks are those that MFU is reported against.
 """
 
 import difflib
@@ -21,7 +23,7 @@ GIB = 2**30
 
 @dataclass(frozen=True, kw_only=True)
 class Chip:
-    """Figures for one chip; bandwidths are in bytes per second in one direction."""
+    """Figures of a device, links apart; bandwidths are in bytes per second in one direction."""
 
     generation: str
     peak_flops: float  # bfloat16, dense
@@ -29,17 +31,19 @@ class Chip:
     usable_hbm: int  # what the runtime leaves for a program
     hbm_bandwidth: float
     ici_link_bandwidth: float  # per link, one way
-    ici_links: int
-    dcn_bandwidth: float  # to other slices, a chip's share of its host's
-    cores: int  # TensorCores, which the names of v5p slices count
+    ici_links: int  # of a chip
+    dcn_bandwidth: float  # to other slices, a device's share of its host's
+    cores: int  # TensorCores of a chip, which the names of v5p and TPU7x slices count
+    devices: int = 1  # of a chip, as JAX sees them
+    inner_bandwidth: float = 0.0  # between the devices of a chip
     shapes: tuple[str, ...]  # of one slice; with `max_cubes`, the common ones
     closed_at: int  # see `Topology.wrap`
     max_cubes: int = 0  # any box of whole 4x4x4 cubes is a slice, up to this many
 
     @property
-    def ici_bandwidth(self) -> float:
-        """Bandwidth of all links, one way."""
-        return self.ici_link_bandwidth * self.ici_links
+    def device(self) -> str:
+        """What to call a device."""
+        return "chip" if self.devices == 1 else "device"
 
     def has_shape(self, shape: tuple[int, ...]) -> bool:
         """Whether a slice can have this shape."""
@@ -118,9 +122,28 @@ CHIPS = {
             shapes=_2D,
             closed_at=16,
         ),
+        Chip(
+            generation="tpu7x",
+            peak_flops=PEAK_FLOPS["TPU7x"],
+            hbm_bytes=96 * GIB,
+            usable_hbm=int(94.75 * GIB),
+            hbm_bandwidth=7380e9 / 2,
+            ici_link_bandwidth=100e9,  # 1200 GB/s both ways per chip
+            ici_links=6,
+            dcn_bandwidth=12.5e9 / 2,  # 100 Gbit/s per chip
+            cores=2,
+            devices=2,
+            inner_bandwidth=600e9,  # six times that of a link
+            shapes=("1x1x1", *_3D),
+            closed_at=CUBE,
+            max_cubes=144,
+        ),
     )
 }
-ALIASES = {"v5litepod": "v5e", "v5lite": "v5e", "v5": "v5p", "trillium": "v6e"}
+ALIASES = {
+    **{"v5litepod": "v5e", "v5lite": "v5e", "v5": "v5p", "trillium": "v6e"},
+    **dict.fromkeys(("ironwood", "v7x", "tpu7"), "tpu7x"),
+}
 
 
 @dataclass(frozen=True)
@@ -142,12 +165,23 @@ class Topology:
         return math.prod(self.shape) * self.slices
 
     @property
+    def num_devices(self) -> int:
+        """Number of devices in all slices."""
+        return self.num_chips * self.chip.devices
+
+    @property
+    def size(self) -> str:
+        """For people: `64 chips`, or `64 chips of 2 devices`."""
+        chips = "1 chip" if self.num_chips == 1 else f"{self.num_chips} chips"
+        return chips if self.chip.devices == 1 else f"{chips} of {self.chip.devices} devices"
+
+    @property
     def wrap(self) -> tuple[bool, bool, bool]:
         """Which axes close to rings.
 
-        On v5e and v6e an axis of 16 chips does; on v5p all axes do if the shape is whole 4x4x4
-        cubes. Without it the compiler treats a torus as a grid, where it has no gather along three
-        axes.
+        On v5e and v6e an axis of 16 chips does; on v5p and TPU7x all axes do if the shape is whole
+        4x4x4 cubes. Without it the compiler treats a torus as a grid, where it has no gather along
+        three axes.
         """
         x, y, *z = (n % self.chip.closed_at == 0 for n in self.shape)
         if z:
@@ -169,6 +203,8 @@ def known_topologies() -> str:
 
 def parse_topology(text: str, slices: int = 1) -> Topology:
     """Parses `v5p:4x4x4`, or a cloud name: `v5p-128` counts TensorCores, `v5e-256` chips.
+
+    A TPU7x has two TensorCores a chip, like a v5p: `tpu7x-128` is `tpu7x:4x4x4`.
 
     Raises:
       UsageError: there is no such topology; the known ones are listed.

@@ -18,7 +18,7 @@ from emo_jax.errors import EmoError, UsageError
 from emo_jax.parallel.libtpu import WITHOUT_TPUS
 
 _CACHE = "jax_enable_compilation_cache"
-# The second message covers temporaries only.
+# The temporaries of the second message hold the arguments too.
 _TOO_MUCH = re.compile(r"Used ([\d.]+)([KMGT]?) of ([\d.]+)([KMGT]?) hbm")
 _TOO_MANY_TEMPORARIES = re.compile(
     r"HLO temporaries \(([\d.]+)([KMGT]?)\) exceeds available HBM \(([\d.]+)([KMGT]?)\)"
@@ -28,22 +28,22 @@ _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": GIB, "T": 2**40}
 
 @dataclass(frozen=True, kw_only=True)
 class Memory:
-    """Bytes on one chip."""
+    """Bytes on one device."""
 
     parameters: int
     optimizer: int
     batch: int  # plus the few scalars of the state, and tile padding of all arguments
-    temporaries: int
     arguments: int
     outputs: int
     aliased: int  # outputs that reuse the memory of an argument
-    code: int
+    total: int  # the most that is in use at once, according to the compiler
+    code: int  # the program, in addition
     host: int = 0  # in the host's memory, in addition
 
     @property
-    def total(self) -> int:
-        """The most that the step needs at once, according to the compiler."""
-        return self.arguments + self.outputs - self.aliased + self.temporaries + self.code
+    def temporaries(self) -> int:
+        """What the step needs beyond its arguments, outputs with memory of their own included."""
+        return self.total - self.arguments
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +61,7 @@ class CompiledStep:
 
 
 class DoesNotFitError(EmoError):
-    """The step needs more memory than a chip has."""
+    """The step needs more memory than a device has."""
 
     def __init__(
         self,
@@ -75,12 +75,12 @@ class DoesNotFitError(EmoError):
     ):
         super().__init__(message)
         self.used, self.usable = used, usable
-        self.parameters, self.optimizer = parameters, optimizer  # their bytes on a chip
+        self.parameters, self.optimizer = parameters, optimizer  # their bytes on a device
         self.mesh_shape = mesh_shape
 
     @property
     def state(self) -> int:
-        """Bytes of parameters and optimizer on a chip."""
+        """Bytes of parameters and optimizer on a device."""
         return self.parameters + self.optimizer
 
 
@@ -113,7 +113,7 @@ def topology_devices(topology: Topology) -> list[Any]:
             topology_name=topology.name,
             wrap=topology.wrap,
             num_slices=topology.slices,
-            # A single chip is fewer than a host has: part of a host.
+            # A single chip is less than a host has.
             chips_per_host_bounds=(1, 1, 1) if math.prod(topology.shape) == 1 else (2, 2, 1),
         )
     except Exception as error:
@@ -139,7 +139,7 @@ def compile_step(
 
     Raises:
       ConfigError: the mesh or the batch does not fit the topology.
-      DoesNotFitError: a chip's memory is too small.
+      DoesNotFitError: a device's memory is too small.
       EmoError: the compiler gives up.
     """
     import jax
@@ -185,10 +185,12 @@ def compile_step(
         parameters=parts[0],
         optimizer=parts[1],
         batch=stats.argument_size_in_bytes - sum(parts),
-        temporaries=stats.temp_size_in_bytes,
         arguments=stats.argument_size_in_bytes,
         outputs=stats.output_size_in_bytes,
         aliased=stats.alias_size_in_bytes,
+        # Not the sum of the parts, as these need not be there at once: a step can fit whose sum
+        # is larger than the memory.
+        total=stats.peak_memory_in_bytes,
         code=stats.generated_code_size_in_bytes,
         host=stats.host_argument_size_in_bytes + stats.host_temp_size_in_bytes,
     )
@@ -226,7 +228,7 @@ def _one_window() -> tuple[Any, Any]:
 
 
 def _bytes_of(tree: Any) -> int:
-    """Bytes of one chip's share, in its own memory."""
+    """Bytes of one device's share, in its own memory."""
     import jax
 
     return sum(
@@ -267,11 +269,9 @@ def _explained(
     if found is None:
         return EmoError(f"the compiler for {topology} gave up: {' '.join(text.split())[:400]}")
     used, usable = (int(float(found[i]) * _UNITS[found[i + 1]]) for i in (1, 3))
-    if found.re is _TOO_MANY_TEMPORARIES:
-        used += parameters + optimizer
     return DoesNotFitError(
         f"does not fit: {used / GIB:.2f} GiB of the {usable / GIB:.2f} GiB that a"
-        f" {topology.chip.generation} chip has for a program,"
+        f" {topology.chip.generation} {topology.chip.device} has for a program,"
         f" {(used - usable) / GIB:.2f} GiB too much",
         used=used,
         usable=usable,

@@ -19,7 +19,7 @@ _LARGEST = 8  # buffers shown
 
 
 def to_json(found: Analysis) -> dict[str, Any]:
-    """Every figure for one chip and one step, with its unit in its name."""
+    """Every figure for one device and one step, with its unit in its name."""
     step, counts, roof = found.step, found.counts, found.roofline
     chip, memory = step.topology.chip, step.memory
     return {
@@ -28,6 +28,7 @@ def to_json(found: Analysis) -> dict[str, Any]:
             "name": step.topology.name,
             "slices": step.topology.slices,
             "chips": step.topology.num_chips,
+            "devices": step.topology.num_devices,
             "mesh": step.mesh_shape,
         },
         "chip": {
@@ -45,13 +46,13 @@ def to_json(found: Analysis) -> dict[str, Any]:
             "parameters": memory.parameters,
             "optimizer": memory.optimizer,
             "batch_scalars_and_padding": memory.batch,
-            "temporaries": memory.temporaries,
+            "temporaries_and_new_outputs": memory.temporaries,
             "arguments": memory.arguments,
             "outputs": memory.outputs,
             "aliased": memory.aliased,
+            "total": memory.total,
             "code": memory.code,
             "host": memory.host,
-            "total": memory.total,
             "fits": found.fits,
         },
         "largest_buffers_at_peak": [
@@ -107,10 +108,13 @@ def tables(found: Analysis) -> list[Table | str]:
     """The tables and lines to show."""
     step, counts, roof = found.step, found.counts, found.roofline
     chip = step.topology.chip
-    mesh = ", ".join(f"{axis} {n}" for axis, n in step.mesh_shape.items() if n > 1) or "one chip"
+    mesh = (
+        ", ".join(f"{axis} {n}" for axis, n in step.mesh_shape.items() if n > 1)
+        or f"one {chip.device}"
+    )
     shown: list[Table | str] = [
-        f"{step.config.name} on {step.topology} ({step.topology.num_chips} chips; {mesh}),"
-        f" compiled in {step.seconds:.0f} s; one chip, one step:",
+        f"{step.config.name} on {step.topology} ({step.topology.size}; {mesh}),"
+        f" compiled in {step.seconds:.0f} s; one {chip.device}, one step:",
         _memory(step.memory, chip),
     ]
     shown.append(_largest(found))
@@ -135,8 +139,10 @@ def tables(found: Analysis) -> list[Table | str]:
     roofline.add_row("matmul", f"{roof.matmul:.3g}", f"{chip.peak_flops / 1e12:,.0f} TFLOP/s")
     roofline.add_row("memory", f"{roof.memory:.3g}", f"{chip.hbm_bandwidth / GB:,.0f} GB/s")
     links = f"{chip.ici_link_bandwidth / GB:,.0f} GB/s a link, {chip.ici_links} links"
+    if chip.devices > 1:
+        links += f" a chip, {chip.inner_bandwidth / GB:,.0f} GB/s inside"
     if step.topology.slices > 1:
-        links += f"; {chip.dcn_bandwidth / GB:,.4g} GB/s a chip between slices"
+        links += f"; {chip.dcn_bandwidth / GB:,.4g} GB/s a {chip.device} between slices"
     roofline.add_row("network", f"{roof.network:.3g}", links)
     roofline.add_row("max", f"{roof.overlapped:.3g}", f"{found.best_mfu:.0%} MFU")
     roofline.add_row("sum", f"{roof.summed:.3g}", "")
@@ -173,25 +179,23 @@ def _table(*columns: str, title: str) -> Table:
 
 
 def _memory(memory: Memory, chip: Chip) -> Table:
-    table = _table("memory", "GB", title="Memory of a chip")
+    table = _table("memory", "GB", title=f"Memory of a {chip.device}, at its peak")
     for name, size in (
         ("parameters", memory.parameters),
         ("optimizer", memory.optimizer),
         ("batch, scalars, padding of tiles", memory.batch),
-        ("temporaries", memory.temporaries),
-        ("new outputs", memory.outputs - memory.aliased),
-        ("program", memory.code),
+        ("temporaries, new outputs", memory.temporaries),
     ):
         table.add_row(name, f"{size / GB:.3f}")
-    table.add_row("arguments, aliased", f"{memory.arguments / GB:.3f}, {memory.aliased / GB:.3f}")
-    if memory.host:
-        table.add_row("in the host's memory", f"{memory.host / GB:.3f}")
     left = chip.usable_hbm - memory.total
     fits = "fits" if left >= 0 else "does not fit"
     table.add_row(
         f"total: {fits}, {abs(left) / GB:.2f} GB {'free' if left >= 0 else 'too much'}",
         f"{memory.total / GB:.3f} of {chip.usable_hbm / GB:.2f}",
     )
+    table.add_row("the program, in addition", f"{memory.code / GB:.3f}")
+    if memory.host:
+        table.add_row("in the host's memory", f"{memory.host / GB:.3f}")
     return table
 
 
@@ -233,7 +237,7 @@ def what_would_fit(config: Config, error: DoesNotFitError, topology: Topology) -
     if helping:
         said.append(f"{' and '.join(helping)} would help")
     if not said:
-        said.append(f"use more chips than {topology.num_chips}")
+        said.append(f"use more than {topology.size}")
     return "; ".join([*said, "emo compile --search tries such changes"])
 
 

@@ -14,7 +14,7 @@ from emo_jax.aot.counts import Counts
 
 @dataclass(frozen=True, kw_only=True)
 class Roofline:
-    """Seconds per step on one chip."""
+    """Seconds per step on one device."""
 
     matmul: float  # bfloat16 passes of all matrix products, at the peak
     memory: float  # bytes read and written, at full bandwidth
@@ -42,7 +42,7 @@ def roofline(counts: Counts, topology: Topology, mesh: Any) -> Roofline:
     """Estimates the time of a step.
 
     Args:
-      counts: counts for one chip.
+      counts: counts for one device.
       topology: the topology of the chips and links.
       mesh: the mesh it was compiled for; the places of its devices determine an axis's links.
     """
@@ -61,11 +61,13 @@ def roofline(counts: Counts, topology: Topology, mesh: Any) -> Roofline:
 
 
 def group_bandwidth(group: Sequence[int], topology: Topology, mesh: Any) -> float:
-    """Bytes per second that a chip receives from the others in a group.
+    """Bytes per second that a device receives from the others in a group.
 
     Each torus axis that the group spans contributes its links: both if it closes to a ring,
-    otherwise one. Links shared between groups are not taken into account. Between slices it is the
-    chip's share of the host's network.
+    otherwise one. The two devices of a chip share them; if both are in the group, they are taken
+    to receive each byte once, and to exchange it inside the chip. Links shared between groups of
+    different chips are not taken into account. Between slices it is the device's share of the
+    host's network.
 
     Args:
       group: mesh positions.
@@ -75,7 +77,11 @@ def group_bandwidth(group: Sequence[int], topology: Topology, mesh: Any) -> floa
     devices = [mesh.devices.flat[i] for i in group]
     if len({getattr(device, "slice_index", 0) or 0 for device in devices}) > 1:
         return topology.chip.dcn_bandwidth
-    return topology.chip.ici_link_bandwidth * max(1, _links(devices, topology))
+    chip, links = topology.chip, _links(devices, topology)
+    together = len({getattr(device, "core_on_chip", 0) for device in devices})
+    if links == 0 and together > 1:
+        return chip.inner_bandwidth
+    return chip.ici_link_bandwidth * max(1, links) * together / chip.devices
 
 
 def _links(devices: list[Any], topology: Topology) -> int:

@@ -55,10 +55,10 @@ class Tried:
 
 
 def meshes(config: Config, topology: Topology) -> Iterator[dict[str, int]]:
-    """Axis sizes that multiply to the chips: first all on `fsdp`, then one more axis, then two."""
+    """Axis sizes that multiply to the devices: all on `fsdp`, then one more axis, then two."""
     replica = max(config.mesh.replica, topology.slices)
-    chips = topology.num_chips // replica
-    sizes = [n for n in (2**i for i in range(1, 10)) if n <= min(LARGEST_SPLIT, chips)]
+    devices = topology.num_devices // replica
+    sizes = [n for n in (2**i for i in range(1, 10)) if n <= min(LARGEST_SPLIT, devices)]
     axes = [a for a in SPLIT_AXES if not (a == "expert" and config.moe is None)]
     splits: list[dict[str, int]] = [{}]
     splits += [{axis: n} for n in sizes for axis in axes]
@@ -67,14 +67,14 @@ def meshes(config: Config, topology: Topology) -> Iterator[dict[str, int]]:
         for a, b in itertools.combinations(axes, 2)
         for n in sizes
         for m in sizes
-        if n * m <= chips
+        if n * m <= devices
     ]
     for split in splits:
         ways = 1
         for n in split.values():
             ways *= n
-        if chips % ways == 0:
-            yield {"replica": replica, "fsdp": chips // ways, **split}
+        if devices % ways == 0:
+            yield {"replica": replica, "fsdp": devices // ways, **split}
 
 
 def config_of(config: Config, candidate: Candidate) -> Config | None:

@@ -83,7 +83,7 @@ def compile_(
                 show=lambda line: progress.show(line, always=True),
             )
         else:
-            line = f"{loaded.name} for {asked.num_chips} chips; a minute or more"
+            line = f"{loaded.name} for {asked.size}; a minute or more"
             starting = partial(progress.show, line, always=True)
             try:
                 found = analysis.analyse(loaded, asked, starting=starting)

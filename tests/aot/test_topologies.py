@@ -12,7 +12,9 @@ from emo_jax.aot.collectives import Collective
 from emo_jax.aot.counts import Counts
 from emo_jax.aot.roofline import group_bandwidth, roofline
 from emo_jax.cli.app import main
+from emo_jax.config import MeshConfig
 from emo_jax.parallel.libtpu import WITHOUT_TPUS
+from emo_jax.parallel.mesh import make_mesh
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -47,6 +49,9 @@ def _refused(capsys, *argv: str) -> str:
         ("v5p-384", "v5p:4x4x12", 192),  # not of the common ones: boxes of whole cubes
         ("v5p-1152", "v5p:4x12x12", 576),
         ("v5p:12x16x24", "v5p:12x16x24", 4608),
+        ("tpu7x-128", "tpu7x:4x4x4", 64),  # counts TensorCores, which are devices there
+        ("ironwood:2x2x1", "tpu7x:2x2x1", 4),
+        ("v7x:12x24x32", "tpu7x:12x24x32", 9216),
     ],
 )
 def test_names_of_topologies(text, name, num_chips):
@@ -102,13 +107,20 @@ def test_without_the_extra_one_line_says_which(capsys, monkeypatch, package):
 
 
 @pytest.mark.parametrize(
-    ("text", "slices"), [("v5e:1x1", 1), ("v5e:2x2", 2), ("v5p:2x2x1", 1), ("v6e:4x4", 1)]
+    ("text", "slices"),
+    [
+        *(("v5e:1x1", 1), ("v5e:2x2", 2), ("v5p:2x2x1", 1), ("v6e:4x4", 1)),
+        *(("tpu7x:1x1x1", 1), ("tpu7x:4x4x4", 1), ("tpu7x:2x2x2", 2)),
+    ],
 )
 def test_libtpu_knows_the_topologies_and_says_nothing_else(capfd, text, slices):
     topology = chips.parse_topology(text, slices)
     devices = compiler.topology_devices(topology)
-    assert len(devices) == topology.num_chips
-    assert len({getattr(d, "slice_index", 0) or 0 for d in devices}) == slices
+    assert len(devices) == topology.num_devices
+    slice_of = [getattr(d, "slice_index", 0) or 0 for d in devices]
+    assert len(set(slice_of)) == slices
+    places = {(s, *d.coords) for s, d in zip(slice_of, devices, strict=True)}
+    assert len(places) == topology.num_chips
     assert capfd.readouterr().err == ""
 
 
@@ -143,6 +155,26 @@ def test_an_axis_has_the_links_of_the_chips_that_it_spans():
     two = chips.parse_topology("v5e:4x4", 2)
     mesh = _mesh(two, {"replica": 2, "fsdp": 16})
     assert group_bandwidth([0, 16], two, mesh) == two.chip.dcn_bandwidth
+
+
+def test_the_two_devices_of_a_chip_share_its_links():
+    topology = chips.parse_topology("tpu7x:4x4x4")
+    chip = topology.chip
+    assert (topology.num_chips, topology.num_devices, topology.wrap) == (64, 128, (True,) * 3)
+    assert topology.size == "64 chips of 2 devices"
+    link = chip.ici_link_bandwidth
+    for sizes in ({"fsdp": 128}, {"fsdp": 64, "tensor": 2}, {"fsdp": 16, "expert": 8}):
+        devices = compiler.topology_devices(topology)
+        mesh = make_mesh(MeshConfig(**sizes), devices)
+        places = {(*d.coords, d.core_on_chip): i for i, d in enumerate(mesh.devices.flat)}
+        assert group_bandwidth(range(128), topology, mesh) == 6 * link  # each byte comes once
+        one_chip = [places[0, 0, 0, core] for core in (0, 1)]
+        assert group_bandwidth(one_chip, topology, mesh) == chip.inner_bandwidth
+        ring = [places[x, 0, 0, 0] for x in range(4)]
+        assert group_bandwidth(ring, topology, mesh) == 2 * link / 2  # the other half has its own
+        # The last axis of a mesh, which talks most, is inside a chip or along a ring with it.
+        last = [tuple(d.coords) for d in mesh.devices.reshape(-1, list(sizes.values())[-1])[0]]
+        assert len(set(last)) * 2 == len(last)
 
 
 def test_the_roofline_is_the_work_over_the_peaks():
@@ -214,5 +246,5 @@ def test_peaks_stand_in_one_table():
     from emo_jax.training.flops import PEAK_FLOPS
 
     for name, chip in chips.CHIPS.items():
-        assert chip.peak_flops == PEAK_FLOPS[f"TPU {name}"]
+        assert chip.peak_flops == PEAK_FLOPS[f"TPU {name}" if name != "tpu7x" else "TPU7x"]
     assert jax.default_backend() == "cpu"
