@@ -96,7 +96,10 @@ def experts(
       every device has all experts.
     """
     island = Island(mesh)
-    local = _Local(config, island, pick_backend(config.backend, mesh), with_shared).__call__
+    how = grouped.How(
+        pick_backend(config.backend, mesh), mesh_lib.platform(mesh), mesh_lib.device_kind(mesh)
+    )
+    local = _Local(config, island, how, with_shared).__call__
     tokens: Any = mesh_lib.windows_spec(1)
     gate_up: Any = mesh_lib.spec(GATE_UP_AXES)  # specs take the places of the arrays
     down: Any = mesh_lib.spec(DOWN_AXES)
@@ -113,7 +116,7 @@ class _Local(NamedTuple):
 
     config: MoeConfig
     island: Island
-    backend: str
+    how: grouped.How
     with_shared: bool
 
     def __call__(
@@ -182,7 +185,7 @@ class _Local(NamedTuple):
         again for the kernel: a copy of a layer's experts each time.
         """
         down, axes = weights.down_EFD, DOWN_AXES
-        if self.backend != "blocked":
+        if self.how.backend != "blocked":
             down, axes = jnp.swapaxes(down, 1, 2), GATE_UP_AXES
         gate_up = (weights.gate_EDF, weights.up_EDF)
         hold = self.island.hold
@@ -193,7 +196,7 @@ class _Local(NamedTuple):
 
     def _routed(self, x_ND, weights_NK, perm, held, reduces, zeros=True) -> jax.Array:
         with jax.named_scope("experts"):
-            if self.backend == "blocked":
+            if self.how.backend == "blocked":
                 weights = (reduce.use(h) for h, reduce in zip(held, reduces, strict=True))
                 return blocked.routed_swiglu(x_ND, weights_NK, perm, *weights)
             return grouped.routed_swiglu(
@@ -202,8 +205,7 @@ class _Local(NamedTuple):
                 perm,
                 held,
                 reduces[0],  # both are reduced alike
-                backend=self.backend,
-                platform=mesh_lib.platform(self.island.mesh),
+                how=self.how,
                 zeros=zeros,
             )
 

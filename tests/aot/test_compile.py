@@ -100,6 +100,13 @@ def test_flops_grow_with_depth_and_only_with_it():
     assert eight.total_flops > 3 * two.total_flops
 
 
+def test_one_chip_runs_the_kernels_of_many():
+    config = dataclasses.replace(_config(fsdp=1), train=_config().train)
+    found = analyse(config, chips.parse_topology("v5e:1x1"))
+    assert found.counts.kernels["grouped matmul"][0] == 8 * 2
+    assert "attention" in found.counts.kernels
+
+
 @pytest.mark.parametrize("expert", [1, 2])
 def test_grouped_matmuls_are_kernels_and_not_dense(expert):
     found = _analysis(fsdp=CHIPS // expert, expert=expert)
@@ -199,26 +206,25 @@ def test_memory_adds_up():
 
 
 def test_what_does_not_fit_is_measured_as_what_does():
-    """Memory grows by the same for each window, on both sides of what a chip has."""
+    """Memory grows by about the same for each window, on both sides of what a chip has."""
 
     def used(windows: int) -> int:
         config = _config(1, fsdp=1)
         config = dataclasses.replace(
             config,
-            model=dataclasses.replace(config.model, vocab_size=1_000_000, remat="none"),
-            train=dataclasses.replace(config.train, batch_size=windows, loss_chunk=8),
-            data=dataclasses.replace(config.data, seq_len=1024),
+            moe=dataclasses.replace(config.moe, expert_dim=2**17),
+            train=dataclasses.replace(config.train, batch_size=windows),
         )
         try:
             found = compiler.compile_step(config, chips.parse_topology("v5e:1x1"))
         except compiler.DoesNotFitError as error:
+            assert error.state > 4e9
             return error.used
         return found.memory.total
 
-    small, middle, large = used(64), used(96), used(256)
-    a_window = (middle - small) / 32
-    assert middle < chips.CHIPS["v5e"].usable_hbm < large
-    assert large == pytest.approx(small + 192 * a_window, rel=0.02)
+    few, many, more = used(8), used(64), used(128)
+    assert few < chips.CHIPS["v5e"].usable_hbm < many
+    assert few == pytest.approx(many - 56 * (more - many) / 64, rel=0.08)
 
 
 def test_the_peak_of_a_program_is_about_the_compilers():

@@ -22,13 +22,13 @@ N, K, R, E, D, F = 4096, 7, 127, 128, 2048, 1024
 S, H, HEAD = 4096, 16, 128
 
 
-def experts(backend: str, x, weights, indices, gate, up, down, cotangent):
+def experts(backend: str, kind: str, x, weights, indices, gate, up, down, cotangent):
     """All gradients."""
     perm = dispatch.sort_by_expert(indices, R)
 
     def scalar(x, weights, gate, up, down):
         out = grouped.routed_swiglu(
-            x, weights, perm, *held(gate, up, down), backend=backend, platform="tpu"
+            x, weights, perm, *held(gate, up, down), how=grouped.How(backend, "tpu", kind)
         )
         return (out.astype(jnp.float32) * cotangent).sum()
 
@@ -100,8 +100,11 @@ def main(topology: str, chips: str, part: str, *backends: str) -> None:
             array((rows, D), half, split),
         )
         wanted = 8 * 2 * N * K * D * F  # of nine products the output's own is not asked for
+        kind = devices[0].device_kind
         reports = {
-            backend: report(on_mesh(partial(experts, backend), arguments, (split,) * 5), wanted)
+            backend: report(
+                on_mesh(partial(experts, backend, kind), arguments, (split,) * 5), wanted
+            )
             for backend in backends
         }
     print(json.dumps(reports))

@@ -60,7 +60,7 @@ def routed(backend, num_experts=R):
     def function(x, weights, indices_NK, gate, up, down):
         perm = dispatch.sort_by_expert(indices_NK, num_experts)
         return grouped.routed_swiglu(
-            x, weights, perm, *held(gate, up, down), backend=backend, platform="cpu"
+            x, weights, perm, *held(gate, up, down), how=grouped.How(backend, "cpu")
         )
 
     return function
@@ -232,6 +232,52 @@ def test_row_tiles(rows, experts, tile):
     assert grouped.row_tile(rows, experts) == tile
     visits = rows / tile + experts - 1
     assert tile == 128 or visits * tile <= 1.5 * rows
+
+
+@pytest.mark.parametrize(
+    ("kind", "rows", "tile"),
+    [
+        *(("TPU v5 lite", 512, 256), ("TPU v5", 128, 128), ("TPU v5", 1024, 512)),
+        *(("TPU v6 lite", 512, 256), ("TPU v6 lite", 128, 256), ("TPU v6e", 64, 128)),
+        *(("TPU7x", 128, 256), ("TPU7x", 1024, 512), ("cpu", 128, 128)),
+    ],
+)
+def test_row_tiles_fill_the_matrix_unit(kind, rows, tile):
+    assert grouped.row_tile(128 * rows, 128, grouped.matrix_unit(kind)) == tile
+
+
+@pytest.mark.parametrize("sizes", [(32, 32, 0, 32), (32, 0, 64, 0)])
+def test_an_expert_without_rows_has_no_gradient_on_a_gpu(monkeypatch, sizes):
+    """tokamax's Triton kernel, interpreted: what GPUs before Hopper run."""
+    triton = pytest.importorskip("tokamax._src.ops.ragged_dot.pallas_triton")
+    base = triton.base
+    rng = np.random.default_rng(0)
+    x, y = (jnp.asarray(rng.normal(size=(96, 64)), jnp.float32) for _ in range(2))
+    sizes_E, ends = jnp.array(sizes, jnp.int32), np.cumsum(sizes)
+    want = np.stack(
+        [x[end - n : end].T @ y[end - n : end] for n, end in zip(sizes, ends, strict=True)]
+    )
+    call = triton.pl.pallas_call
+
+    def interpreted(*args, compiler_params, **kwargs):
+        return call(*args, **kwargs, interpret=True)
+
+    def product(self, x, y, sizes_E, dims):
+        assert dims == grouped.WEIGHTS
+        return triton._ragged_contracting_dim_dot(
+            *(x, y),
+            group_sizes=sizes_E,
+            ragged_dot_dimension_numbers=base.RAGGED_CONTRACTING_DOT_DIM_NUMS,
+            precision=jax.lax.Precision.HIGHEST,
+            out_dtype=jnp.float32,
+            config=triton.Config(block_m=32, block_n=32, block_k=32, num_warps=4, num_stages=1),
+        )
+
+    monkeypatch.setattr(triton.pl, "pallas_call", interpreted)
+    monkeypatch.setattr(grouped.TokamaxGpu, "_dot", product)
+    np.testing.assert_allclose(
+        grouped.grouped_matmuls("tokamax", "gpu").weights(x, y, sizes_E), want, atol=1e-4
+    )
 
 
 @pytest.mark.parametrize(
