@@ -16,6 +16,7 @@ Dispatch = Literal["auto", "ragged_all_to_all", "all_to_all"]
 BalanceScope = Literal["micro", "step"]
 BalanceTokens = Literal["all", "labels"]
 Schedule = Literal["cosine", "wsd"]
+OptimizerName = Literal["adamw", "muon"]
 # What a run does about a loss or gradient that is not finite, and about a spike of either.
 OnNan = Literal["stop", "skip", "rollback"]
 OnSpike = Literal["skip", "rollback"]

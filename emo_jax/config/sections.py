@@ -10,6 +10,7 @@ from emo_jax.config.names import (
     Dtype,
     OnNan,
     OnSpike,
+    OptimizerName,
     Packing,
     RawDtype,
     Schedule,
@@ -122,13 +123,17 @@ class DataConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:
-    """AdamW (SPEC 4). After a linear warm-up the learning rate falls to a fraction of its peak.
+    """AdamW (SPEC 4) or Muon. After a warm-up the learning rate falls to a fraction of its peak.
+
+    `muon` takes the matrices of the layers, each expert's own, and leaves embeddings and norms to
+    AdamW; its updates are scaled so that AdamW's learning rate and weight decay can stay.
 
     `cosine` falls from the peak until `train.steps`; `wsd` is constant and falls linearly over the
     last `decay_steps`. A step whose loss or gradient norm exceeds the mean of the last
     `skip_window` steps by `skip_sigma` of their standard deviations is skipped.
     """
 
+    name: OptimizerName = "adamw"
     peak_lr: float = 4e-3  # learning rate at the end of the warm-up
     schedule: Schedule = "cosine"
     warmup_steps: int = 2000  # linear
@@ -139,6 +144,7 @@ class OptimizerConfig:
     b1: float = 0.9  # for Adam's first moment
     b2: float = 0.95  # for its second moment
     eps: float = 1e-8
+    muon_momentum: float = 0.95  # Nesterov's
     first_moment_dtype: Dtype = "float32"  # bfloat16 saves 2 bytes per parameter
     # Keep Adam's moments in host memory.
     offload: bool = field(default=False, metadata=RESUME)
@@ -162,13 +168,15 @@ class OptimizerConfig:
             self.final_lr_fraction,
             "0..1",
         )
-        for name in ("b1", "b2"):
+        for name in ("b1", "b2", "muon_momentum"):
             require(
                 0 <= getattr(self, name) < 1,
                 f"optimizer.{name}",
                 getattr(self, name),
                 "at least 0 and below 1",
             )
+        if self.name == "muon":
+            require(not self.offload, "optimizer.offload", self.offload, "False with muon")
         decay, window = self.decay_steps, self.skip_window
         if self.schedule == "wsd":
             require(decay >= 1, "optimizer.decay_steps", decay, "at least 1 in a wsd schedule")

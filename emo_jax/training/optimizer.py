@@ -1,4 +1,4 @@
-"""AdamW, clipping and schedule as one optax chain (SPEC 4)."""
+"""AdamW (SPEC 4) or Muon, clipping and schedule as one optax chain."""
 
 from typing import Any
 
@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from emo_jax.config import Config, OptimizerConfig
+from emo_jax.training import muon
 from emo_jax.training.freeze import freeze
 from emo_jax.training.offload import follow_memory
 from emo_jax.training.skip import SkipState, skip_spikes
@@ -41,15 +42,21 @@ def decay_mask(params) -> dict:
 
 
 def make_optimizer(config: Config) -> optax.GradientTransformationExtraArgs:
-    """Clips to the global norm, then applies AdamW: p -= lr · (update + wd·p), decay decoupled.
+    """Clips to the global norm, then applies p -= lr · (update + wd·p): the decay is decoupled.
+
+    The update is Adam's, or that of Muon for matrices with `optimizer.name = muon`.
 
     With `skip_window`, the update takes the step's cross-entropy as `loss`, and a spike of it or of
     the gradient norm changes nothing but the schedule's count.
     """
     opt = config.optimizer
+    direction = _adam(opt)
+    if opt.name == "muon":
+        momentum = _kept_in(opt.first_moment_dtype, muon.muon(opt.muon_momentum))
+        direction = optax.partition({muon.MUON: momentum, muon.ADAM: direction}, muon.labels)
     adamw: optax.GradientTransformation = optax.chain(
         optax.clip_by_global_norm(opt.clip_norm),
-        _adam(opt),
+        direction,
         optax.add_decayed_weights(opt.weight_decay, mask=decay_mask),
     )
     if opt.skip_window:
@@ -60,26 +67,32 @@ def make_optimizer(config: Config) -> optax.GradientTransformationExtraArgs:
 
 
 def _adam(opt: OptimizerConfig) -> optax.GradientTransformationExtraArgs:
-    """Returns optax's Adam, with its first moment kept in `first_moment_dtype` between steps.
+    adam = optax.scale_by_adam(b1=opt.b1, b2=opt.b2, eps=opt.eps)
+    return follow_memory(_kept_in(opt.first_moment_dtype, adam))
+
+
+def _kept_in(dtype: str, inner: optax.GradientTransformation) -> optax.GradientTransformation:
+    """Returns `inner` with its first moment, `mu`, kept in a dtype between steps.
 
     All arithmetic is in float32. optax's own `mu_dtype` multiplies b1 in the narrow dtype, where
     0.9 is 0.898: the mean of equal gradients would come out 1.5 % too small.
     """
-    adam = optax.scale_by_adam(b1=opt.b1, b2=opt.b2, eps=opt.eps)
-    if opt.first_moment_dtype == "float32":
-        return follow_memory(adam)
+    if dtype == "float32":
+        return inner
 
-    def stored(state: optax.ScaleByAdamState, dtype: str) -> optax.ScaleByAdamState:
+    def stored(state: Any, dtype: str) -> Any:
+        if isinstance(state, tuple) and not hasattr(state, "mu"):  # of a chain
+            return tuple(stored(part, dtype) for part in state)
         return state._replace(mu=optax.tree.cast(state.mu, dtype))
 
-    def init(params: Any) -> optax.ScaleByAdamState:
-        return stored(adam.init(params), opt.first_moment_dtype)
+    def init(params: Any) -> Any:
+        return stored(inner.init(params), dtype)
 
-    def update(grads: Any, state: optax.ScaleByAdamState, params: Any = None) -> tuple[Any, Any]:
-        updates, state = adam.update(grads, stored(state, "float32"), params)
-        return updates, stored(state, opt.first_moment_dtype)
+    def update(grads: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        updates, state = inner.update(grads, stored(state, "float32"), params)
+        return updates, stored(state, dtype)
 
-    return follow_memory(optax.GradientTransformation(init, update))
+    return optax.GradientTransformation(init, update)
 
 
 def skipped_steps(opt_state: Any) -> jax.Array:
