@@ -12,7 +12,7 @@ import runs
 from emo_jax.errors import UsageError
 from emo_jax.hf import import_model
 
-pytestmark = pytest.mark.system
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")

@@ -29,12 +29,12 @@ TOKENS_1T = 1_000_000_000_000
 TOKENS_ANNEAL = 50_000_000_000
 
 
-def _as_config_dict(config: Config) -> ConfigDict:
+def as_config_dict(config: Config) -> ConfigDict:
     """All fields of a config, so that any of them can be overridden on the command line."""
     return ConfigDict(to_dict(config), convert_dict=True)
 
 
-def _steps(num_tokens: int, batch_size: int, seq_len: int) -> int:
+def steps_of(num_tokens: int, batch_size: int, seq_len: int) -> int:
     return math.ceil(num_tokens / (batch_size * seq_len))
 
 
@@ -76,7 +76,7 @@ def _run_1b(
     skip_window: int = 0,
 ) -> ConfigDict:
     batch_size, seq_len = 1024, 4096
-    return _as_config_dict(
+    return as_config_dict(
         Config(
             name=name,
             model=model,
@@ -84,7 +84,7 @@ def _run_1b(
             data=DataConfig(seq_len=seq_len, eos_starts_next_pool=eos_starts_next_pool),
             optimizer=OptimizerConfig(weight_decay=weight_decay, skip_window=skip_window),
             train=TrainConfig(
-                steps=_steps(length.num_tokens, batch_size, seq_len),
+                steps=steps_of(length.num_tokens, batch_size, seq_len),
                 batch_size=batch_size,
                 micro_batches=2,
                 eval_every=length.eval_every,
@@ -142,7 +142,7 @@ def dense_1b() -> ConfigDict:
 
 def _tiny(name: str, pool: PoolConfig) -> ConfigDict:
     """A tiny model: 64 experts, one of them shared, top-k 4, float32, sized for two CPU cores."""
-    return _as_config_dict(
+    return as_config_dict(
         Config(
             name=name,
             model=ModelConfig(
@@ -250,7 +250,7 @@ def _extension(config: ConfigDict, arg: str, *, steps: int, name: str) -> Config
         add = 0
     if add < 1:
         raise ConfigError(f"config argument {arg!r}: must be how many experts were added")
-    config = _as_config_dict(extended_config(from_config_dict(config), add))
+    config = as_config_dict(extended_config(from_config_dict(config), add))
     config.name = f"{name}_{add}"
     config.optimizer.update(
         {
@@ -320,7 +320,7 @@ def bench_cpu(arg: str = "emo") -> ConfigDict:
     }
     if arg not in pools:
         raise ConfigError(f"config argument {arg!r}: must be one of {', '.join(pools)}")
-    return _as_config_dict(
+    return as_config_dict(
         Config(
             name=f"bench_cpu_{arg}",
             model=ModelConfig(

@@ -72,8 +72,13 @@ CASES = {
 }
 
 
-@pytest.mark.system
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(n, marks=pytest.mark.system if n in ("skip", "rollback") else pytest.mark.slow)
+        for n in CASES
+    ],
+)
 def test_a_run_that_was_killed_after_it_passed_windows_over_equals_one_that_was_not(
     env, store, tmp_path, name
 ):

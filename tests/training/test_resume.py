@@ -117,7 +117,7 @@ def test_stopped_before_the_first_step(env, store, tmp_path, script):
 def test_killed_again_and_again(store, tmp_path):
     """Each process compiles anew, as a restart on another machine does."""
     reference, workdir, log = tmp_path / "reference", tmp_path / "run", tmp_path / "log"
-    env, kills = runs.environment(), 8
+    env, kills = runs.environment(), 5
     fields = dict(
         train__steps=500,
         train__eval_every=130,
