@@ -35,6 +35,7 @@ def as_config_dict(config: Config) -> ConfigDict:
 
 
 def steps_of(num_tokens: int, batch_size: int, seq_len: int) -> int:
+    """Steps of batches of `batch_size` windows until `num_tokens` have been seen."""
     return math.ceil(num_tokens / (batch_size * seq_len))
 
 
