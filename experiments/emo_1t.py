@@ -1,4 +1,4 @@
-"""EMO 1t (1.03 T parameters, 38 B active), 10 T tokens; planned, trained by nobody yet.
+"""EMO 1t (1.03 T parameters, 36 B active), 10 T tokens; planned, trained by nobody yet.
 
 emo compile --config experiments/emo_1t.py --topology tpu7x:8x8x16 --config.mesh.expert=32
 

@@ -75,12 +75,13 @@ def emo_64b() -> ConfigDict:
 
 
 def emo_1t() -> ConfigDict:
-    """1.03 T parameters, 38 B active: 60 layers, 383 routed experts and 1 shared, 8 + 1 used."""
+    """1.03 T parameters, 36 B active: 70 layers, 383 routed experts and 1 shared, 8 + 1 used."""
     pool = PoolConfig(kind="uniform", min_size=24, max_size=384, eval_size=96)
     return _larger(
         "emo_1t",
-        width=7168,
-        layers=60,
+        width=6144,
+        layers=70,
+        # A width that 2048 devices divide: weights are cut along it.
         moe=MoeConfig(num_experts=384, top_k=9, expert_dim=2048, pool=pool),
         batch_size=4096,
         num_tokens=10_000_000_000_000,
