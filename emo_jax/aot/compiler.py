@@ -156,7 +156,8 @@ def compile_step(
     mesh_lib.check_batch(
         mesh, config.train.batch_size // config.train.micro_batches, config.data.seq_len
     )
-    model, optimizer = ModelFunctions(config, mesh), make_optimizer(config)
+    model = ModelFunctions(config, mesh)
+    optimizer = make_optimizer(config, model.param_shardings())
     state = abstract_state(model, optimizer)
     shape = (config.train.batch_size, config.data.seq_len)
     one = from_documents(*_one_window())

@@ -107,7 +107,8 @@ class Runner:
         mesh_lib.check_batch(
             mesh, config.train.batch_size // config.train.micro_batches, config.data.seq_len
         )
-        model, optimizer = ModelFunctions(config, mesh), make_optimizer(config)
+        model = ModelFunctions(config, mesh)
+        optimizer = make_optimizer(config, model.param_shardings())
         self.config = config
         self._batches = batches(config, mesh)
         self._done = 0

@@ -110,7 +110,7 @@ class Trainer:
         processes.compare({"tokens of config.data": planned})
         self.model = ModelFunctions(config, self.mesh)
         self._watch = HeldOutWatch.of(config, self.model, source)
-        self.optimizer = make_optimizer(config)
+        self.optimizer = make_optimizer(config, self.model.param_shardings())
         self._batch_sharding = mesh_lib.windows_sharding(self.mesh)
         self.train_step = jit_train_step(config, self.model, self.optimizer)
 

@@ -7,10 +7,14 @@ leaves stacks of them to Adam without a word.
 """
 
 import math
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
+from jax.sharding import NamedSharding
 from optax.contrib import MuonDimensionNumbers
 
 # An update's root mean square, whatever the matrix's shape, so that AdamW's learning rate and
@@ -53,18 +57,86 @@ def labels(params: Any) -> Any:
     )
 
 
-def muon(momentum: float) -> optax.GradientTransformation:
-    """Returns the direction of a step for matrices; a momentum of their size is all it keeps."""
+def muon(momentum: float, shardings: Any = None) -> optax.GradientTransformation:
+    """Returns the direction of a step for matrices; a momentum of their size is all it keeps.
+
+    Args:
+      momentum: Nesterov's.
+      shardings: `NamedSharding`s of the parameters, on a mesh: the state is placed alike, and each
+        device makes some whole matrices orthogonal, which travel to it and back.
+    """
 
     def matrices(tree: Any) -> Any:
         return _matrices(tree, optax.MaskedNode())
 
-    def scaled(updates: Any, _: Any) -> Any:
-        def leaf(update: jax.Array, found: MuonDimensionNumbers) -> jax.Array:
-            fans = (math.prod(update.shape[d] for d in dims) for dims in found)
+    def orthogonal(updates: Any, _: Any) -> Any:
+        def leaf(path: Any, update: jax.Array) -> jax.Array:
+            found = matrix_of(tuple(key.key for key in path), update.ndim)
+            assert found is not None
+            where = shardings
+            for key in path:
+                where = where and where[key.key]
+            fans = [math.prod(update.shape[d] for d in dims) for dims in found]
+            make = partial(_orthogonal, into=len(found.reduction_axis))
+            update = _whole(make, update, found.reduction_axis[0], where)
             return update * (UPDATE_RMS * math.sqrt(max(fans)))
 
-        return jax.tree.map(leaf, updates, matrices(updates))
+        return jax.tree_util.tree_map_with_path(leaf, updates)
 
-    orthogonal = optax.contrib.scale_by_muon(beta=momentum, weight_dimension_numbers=matrices)
-    return optax.chain(orthogonal, optax.stateless(scaled))
+    # No iteration here: what is left is the momentum, of norm 1.
+    kept = optax.contrib.scale_by_muon(ns_steps=0, beta=momentum, weight_dimension_numbers=matrices)
+    return optax.chain(kept, optax.stateless(orthogonal))
+
+
+def _orthogonal(matrices: jax.Array, into: int) -> jax.Array:
+    """Newton–Schulz of (n, in…, out…), with `into` dimensions that go in, by optax."""
+    dims = tuple(range(1, matrices.ndim))
+    optimizer = optax.contrib.scale_by_muon(
+        beta=0.0,
+        nesterov=False,
+        weight_dimension_numbers=[MuonDimensionNumbers(dims[:into], dims[into:])],
+    )
+    (out,), _ = optimizer.update([matrices], optimizer.init([matrices]))
+    return out
+
+
+def _whole(
+    function: Callable[[jax.Array], jax.Array],
+    array: jax.Array,
+    stacked: int,
+    sharding: NamedSharding | None,
+) -> jax.Array:
+    """`function` of a stack (n, …) of whole matrices, some of them on each device.
+
+    Args:
+      array: its first `stacked` dimensions count matrices.
+      sharding: how it is cut; the result is cut alike.
+    """
+
+    def stack(own: jax.Array) -> jax.Array:
+        return own.reshape(-1, *own.shape[stacked:])
+
+    if sharding is None or sharding.mesh.size == 1:
+        return function(stack(array)).reshape(array.shape)
+    mesh, spec = sharding.mesh, sharding.spec
+    # (dimension of a stack, mesh axes along which it is cut)
+    cut = []
+    for dim in range(stacked, array.ndim):
+        axes = spec[dim] if dim < len(spec) and spec[dim] is not None else ()
+        used = tuple(a for a in ((axes,) if isinstance(axes, str) else axes) if mesh.shape[a] > 1)
+        if used:
+            cut.append((dim - stacked + 1, used))
+
+    def local(own: jax.Array) -> jax.Array:
+        pieces = stack(own)
+        n = pieces.shape[0]
+        ways = math.prod(mesh.shape[a] for _, axes in cut for a in axes)
+        x = jnp.pad(pieces, ((0, -n % ways), *((0, 0) for _ in pieces.shape[1:])))
+        for dim, axes in cut:
+            x = jax.lax.all_to_all(x, axes, 0, dim, tiled=True)
+        x = function(x)
+        for dim, axes in reversed(cut):
+            x = jax.lax.all_to_all(x, axes, dim, 0, tiled=True)
+        return x[:n].reshape(own.shape)
+
+    return jax.shard_map(local, mesh=mesh, in_specs=spec, out_specs=spec, check_vma=False)(array)

@@ -41,18 +41,22 @@ def decay_mask(params) -> dict:
     return jax.tree_util.tree_map_with_path(lambda path, _: path[0].key != "embed", params)
 
 
-def make_optimizer(config: Config) -> optax.GradientTransformationExtraArgs:
+def make_optimizer(config: Config, shardings: Any = None) -> optax.GradientTransformationExtraArgs:
     """Clips to the global norm, then applies p -= lr · (update + wd·p): the decay is decoupled.
 
     The update is Adam's, or that of Muon for matrices with `optimizer.name = muon`.
 
     With `skip_window`, the update takes the step's cross-entropy as `loss`, and a spike of it or of
     the gradient norm changes nothing but the schedule's count.
+
+    Args:
+      config: config of the run.
+      shardings: those of the parameters, on a mesh; Muon computes by them.
     """
     opt = config.optimizer
     direction = _adam(opt)
     if opt.name == "muon":
-        momentum = _kept_in(opt.first_moment_dtype, muon.muon(opt.muon_momentum))
+        momentum = _kept_in(opt.first_moment_dtype, muon.muon(opt.muon_momentum, shardings))
         direction = optax.partition({muon.MUON: momentum, muon.ADAM: direction}, muon.labels)
     adamw: optax.GradientTransformation = optax.chain(
         optax.clip_by_global_norm(opt.clip_norm),

@@ -106,12 +106,13 @@ def test_state_has_one_moment_of_matrices_and_is_placed_as_they_are():
     assert sizes["adamw"] - sizes["muon"] == matrices - 4
 
 
-def step(config, *, sharded):
-    """The states at the start and after each of two steps."""
-    mesh = make_mesh(MeshConfig(fsdp=2, expert=4)) if sharded else None
-    model, optimizer = ModelFunctions(config, mesh), make_optimizer(config)
+def step(config, **sizes):
+    """The states at the start and after each of two steps; on one device without sizes."""
+    mesh = make_mesh(MeshConfig(**sizes)) if sizes else None
+    model = ModelFunctions(config, mesh)
+    optimizer = make_optimizer(config, model.param_shardings() if sizes else None)
     state, batch = init_state(model, optimizer, seed=0), tiny_batch(config)
-    if sharded:
+    if sizes:
         batch = Batch(*(jax.device_put(a, windows_sharding(mesh)) for a in batch))
     run = jit_train_step(config, model, optimizer)
     states = [jax.device_get(state)]
@@ -121,9 +122,17 @@ def step(config, *, sharded):
     return states
 
 
-def test_eight_devices_do_as_one():
-    before, _, one = step(with_muon(), sharded=False)
-    _, _, many = step(with_muon(), sharded=True)
+@pytest.fixture(scope="module")
+def one_device():
+    return step(with_muon())
+
+
+@pytest.mark.parametrize(
+    "sizes", [dict(fsdp=2, expert=4), dict(fsdp=2, expert=2, tensor=2)], ids=str
+)
+def test_eight_devices_do_as_one(one_device, sizes):
+    before, _, one = one_device
+    _, _, many = step(with_muon(), **sizes)
     for (path, a), b, old in zip(
         jax.tree.leaves_with_path(one.params),
         jax.tree.leaves(many.params),
@@ -137,7 +146,7 @@ def test_eight_devices_do_as_one():
 
 def test_frozen_parts_and_a_narrow_moment():
     config = with_muon(frozen=("routed", "norms"), first_moment_dtype="bfloat16")
-    before, _, state = step(config, sharded=True)
+    before, _, state = step(config, fsdp=2, expert=4)
     R = config.moe.num_routed_experts
     for name in ("gate", "up", "down"):
         old, new = (s.params["layers"]["mlp"]["experts"][name] for s in (before, state))
