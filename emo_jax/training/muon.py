@@ -14,8 +14,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-from jax.sharding import NamedSharding
+from jax.sharding import AbstractMesh, NamedSharding, PartitionSpec
 from optax.contrib import MuonDimensionNumbers
+
+from emo_jax.parallel.island import Island
 
 # An update's root mean square, whatever the matrix's shape, so that AdamW's learning rate and
 # weight decay can stay: Liu et al., arXiv 2502.16982, section 2.2.
@@ -113,30 +115,25 @@ def _whole(
       sharding: how it is cut; the result is cut alike.
     """
 
-    def stack(own: jax.Array) -> jax.Array:
-        return own.reshape(-1, *own.shape[stacked:])
-
-    if sharding is None or sharding.mesh.size == 1:
-        return function(stack(array)).reshape(array.shape)
-    mesh, spec = sharding.mesh, sharding.spec
+    mesh, spec = (None, PartitionSpec()) if sharding is None else (sharding.mesh, sharding.spec)
+    assert not isinstance(mesh, AbstractMesh)
+    island = Island(mesh)
     # (dimension of a stack, mesh axes along which it is cut)
     cut = []
-    for dim in range(stacked, array.ndim):
-        axes = spec[dim] if dim < len(spec) and spec[dim] is not None else ()
-        used = tuple(a for a in ((axes,) if isinstance(axes, str) else axes) if mesh.shape[a] > 1)
-        if used:
+    for dim in range(stacked, len(spec)):
+        axes = (spec[dim],) if isinstance(spec[dim], str) else spec[dim] or ()
+        if used := island.used(axes):
             cut.append((dim - stacked + 1, used))
 
     def local(own: jax.Array) -> jax.Array:
-        pieces = stack(own)
-        n = pieces.shape[0]
-        ways = math.prod(mesh.shape[a] for _, axes in cut for a in axes)
-        x = jnp.pad(pieces, ((0, -n % ways), *((0, 0) for _ in pieces.shape[1:])))
+        x = own.reshape(-1, *own.shape[stacked:])
+        n, ways = x.shape[0], math.prod(island.size(*axes) for _, axes in cut)
+        x = jnp.pad(x, ((0, -n % ways), *((0, 0) for _ in x.shape[1:])))
         for dim, axes in cut:
-            x = jax.lax.all_to_all(x, axes, 0, dim, tiled=True)
+            x = island.all_to_all(x, axes, split=0, join=dim)
         x = function(x)
         for dim, axes in reversed(cut):
-            x = jax.lax.all_to_all(x, axes, dim, 0, tiled=True)
+            x = island.all_to_all(x, axes, split=dim, join=0)
         return x[:n].reshape(own.shape)
 
-    return jax.shard_map(local, mesh=mesh, in_specs=spec, out_specs=spec, check_vma=False)(array)
+    return island.run(local, (spec,), spec)(array)
