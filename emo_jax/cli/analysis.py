@@ -9,6 +9,7 @@ import click
 import emo_jax
 from emo_jax.cli.app import TRUST, Number, command, refuse_unwritable
 from emo_jax.errors import UsageError, listed
+from emo_jax.parallel import host_memory
 
 _SAMPLE = [
     click.option("--split", default="test", show_default=True, help="Of the store."),
@@ -70,6 +71,7 @@ def activations(model: str, data: str, output: str, **sample: Any) -> None:
     without a pool, attention is within documents. The folder holds zarr arrays; two models with the
     same tokenizer, store and options see the same tokens.
     """
+    host_memory.keep()
     found = emo_jax.activations(model, data, output, **sample, quiet=False)
     if missing := found.sample["missing"]:
         short = f"no document of {sample['min_length']} tokens was found of {listed(missing, 20)}"
@@ -179,6 +181,7 @@ def explore(
     expert or cluster, what is lost with fewer experts. Two models are shown side by side on the
     same documents.
     """
+    host_memory.keep()
     refuse_unwritable("--output", Path(output))
     from emo_jax.explorer.explore import ExploreSettings
     from emo_jax.explorer.explore import explore as run

@@ -8,6 +8,7 @@ import emo_jax
 from emo_jax.cli.app import Command, Number, cli, command, refuse_unwritable
 from emo_jax.errors import EmoError, UsageError
 from emo_jax.files.json_files import dumps
+from emo_jax.parallel import host_memory
 
 
 @command("emo verify --json verify.json\nemo verify hf/tiny --against runs/tiny")
@@ -108,6 +109,7 @@ def bench_train(
     Documents are made up; the data pipeline is not timed. OVERRIDES change the config, and that of
     --against: --config.model.num_layers=8.
     """
+    host_memory.keep()
     instead = [
         name for name, on in (("--per-layer", per_layer), ("--largest-batch", largest_batch)) if on
     ]

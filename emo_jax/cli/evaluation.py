@@ -13,6 +13,7 @@ from emo_jax.config.names import METHODS, SPLIT_NAMES
 from emo_jax.errors import UsageError
 from emo_jax.files.atomic import whole_file
 from emo_jax.files.json_files import dumps, is_text
+from emo_jax.parallel import host_memory
 
 if TYPE_CHECKING:
     from emo_jax.generation.texts import Text, TextGenerator
@@ -250,6 +251,7 @@ def eval_(
     MODEL is a run's workdir, WORKDIR@STEP, or a Hugging Face folder. Losses are in nats a token and
     without a pool: one with a pool looks at the whole document, its future too.
     """
+    host_memory.keep()
     if json_file:
         refuse_unwritable("--json", Path(json_file))
     from rich.console import Console

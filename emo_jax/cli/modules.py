@@ -8,6 +8,7 @@ import emo_jax
 from emo_jax.cli.app import TRUST, Items, Number, command
 from emo_jax.config.names import FREEZES, METHODS, MOE_LAYOUT_NAMES, NEW_EXPERTS
 from emo_jax.errors import UsageError
+from emo_jax.parallel import host_memory
 
 _MOST_DIGITS = 18  # of a number of experts or documents
 _LAYOUT = click.option(
@@ -107,6 +108,7 @@ def select(
     MODEL is a run's workdir, WORKDIR@STEP, or a Hugging Face folder. The folders made are Hugging
     Face folders with selection.json: what was kept, by which scores.
     """
+    host_memory.keep()
     from emo_jax.files.atomic import refuse_existing
     from emo_jax.modules.select import stored_bytes
 
@@ -300,6 +302,7 @@ def finetune(
     other: the same command goes on where it stopped. Prompt and answer are tokenised apart, with
     nothing between them.
     """
+    host_memory.keep()
     from emo_jax.training.stop import StopRequest
 
     with StopRequest() as stop:  # before the slow imports

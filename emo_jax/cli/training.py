@@ -8,6 +8,7 @@ import emo_jax
 from emo_jax.cli.app import Number, command
 from emo_jax.config.names import INIT_MODES
 from emo_jax.errors import UsageError
+from emo_jax.parallel import host_memory
 
 
 @command("emo quickstart")
@@ -26,6 +27,7 @@ def quickstart(
     documents: tuple[str, ...], more_documents: tuple[str, ...], output: str, steps: int | None
 ) -> None:
     """Real documents to two trained models, a keep-k table and a Hugging Face folder."""
+    host_memory.keep()
     from emo_jax.quickstart.run import run_quickstart
 
     if more_documents and not documents:
@@ -113,6 +115,7 @@ def train(
     On several machines start the same command on each, by a scheduler or with --processes; on one
     machine launch/local.py starts several processes.
     """
+    host_memory.keep()
     from emo_jax.training.stop import StopRequest
 
     if init is not None and init_from is None:
