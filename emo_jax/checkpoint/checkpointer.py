@@ -43,7 +43,6 @@ from emo_jax.checkpoint.manifest import (
     savable,
     versions,
 )
-from emo_jax.checkpoint.memory import give_back_memory, nothing_kept
 from emo_jax.checkpoint.peers import TOGETHER, Peers
 from emo_jax.checkpoint.reading import checkpoints_of, read_leaves
 from emo_jax.checkpoint.together import Meeting, OtherFailedError
@@ -51,6 +50,7 @@ from emo_jax.checkpoint.writing import start_writing
 from emo_jax.config import CheckpointConfig
 from emo_jax.errors import EXIT_FAILED, CheckpointError, TakenOverError, one_line
 from emo_jax.files.json_files import dumps
+from emo_jax.parallel import host_memory
 
 _LOG = logging.getLogger(__name__)
 _DATA = "data"  # in a step's folder
@@ -244,7 +244,7 @@ class Checkpointer:
             return dict(read_leaves(folder, manifest, wanted))
 
         items = {item_of(path) for path in wanted}
-        with nothing_kept():
+        with host_memory.nothing_kept():
             values, extra, found = newest_good(
                 self._folder, step, items, load, self.skipped, refuses
             )
@@ -287,7 +287,7 @@ class Checkpointer:
         with contextlib.suppress(BaseException):
             writer.close()
         del writer
-        give_back_memory()
+        host_memory.give_back()
         if isinstance(self._error, TakenOverError):
             return  # the folder may be another run's by now
         if self._error is not None:

@@ -30,7 +30,6 @@ from emo_jax.checkpoint.manifest import (
     savable,
     verify,
 )
-from emo_jax.checkpoint.memory import nothing_kept
 from emo_jax.checkpoint.peers import ALONE, TOGETHER
 from emo_jax.checkpoint.reading import checkpoints_of, read_leaves
 from emo_jax.checkpoint.slices import SlicedLeaf
@@ -40,6 +39,7 @@ from emo_jax.files.atomic import write_atomic
 from emo_jax.files.inside import check_own_files
 from emo_jax.files.json_files import NotReadableError, read_regular
 from emo_jax.files.trees import nest
+from emo_jax.parallel import host_memory
 
 RUN_ID = ".run_id"  # in the workdir
 _KEEP = 2  # each process may be killed while another has finished the next one
@@ -153,7 +153,7 @@ class LocalCheckpointer:
         try:
             manifest = read_manifest(folder)
             compare(folder, manifest, {p: x for of in specs.values() for p, x in of.items()}, ())
-            with nothing_kept():
+            with host_memory.nothing_kept():
                 for path, leaf in wanted.items():  # in turn: none is held twice for long
                     parts = dict(read_leaves(folder, manifest, specs[path]))
                     whole[path] = _whole(leaf, path, parts)
