@@ -23,6 +23,7 @@ TENSORBOARD = ["tensorboard>=2.21.0"]
 WANDB = ["wandb>=0.31.0"]
 MLFLOW = ["mlflow-skinny>=3.17.2", "sqlalchemy>=2.1", "alembic>=1.20"]  # the last two: sqlite:///
 GGUF = ["gguf>=0.17.0"]  # emo export --gguf
+TASKS = ["lm_eval>=0.4.13"]  # emo tasks, train.eval_tasks
 HUB = ["huggingface_hub>=0.36.2"]  # emo export --push
 # Kernels of TPUs and GPUs, and the compiler for TPUs, which needs none of them (emo compile).
 KERNELS = ["tokamax>=0.0.12"]
@@ -98,6 +99,7 @@ setup(
         "docs": DOCS,
         "hub": HUB,
         "gguf": GGUF,
+        "tasks": TASKS,
         "browser": BROWSER,
         "tpu": TPU_AOT,
         "gpu": ["jax[cuda12]>=0.10.2", *KERNELS],

@@ -14,7 +14,7 @@ ORDER: list[set[str]] = [
     {"bench", "quickstart"},
     {"aot", "checks", "explorer", "modules"},
     {"analysis", "api", "training"},
-    {"evals", "saved"},
+    {"evals", "saved", "tasks"},
     {"generation", "hf", "selection"},
     {"checkpoint", "model", "preparation", "report"},
     {"data", "moe", "run"},

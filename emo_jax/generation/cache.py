@@ -5,7 +5,7 @@ document, which begins after the last end-of-document token of the row; that tok
 before it, as in training.
 
 Legend: L layers, B rows, S tokens of the padded prompts, T places in the cache, H heads, h head
-size, D width, V vocabulary rows.
+size, D width, R routed experts, V vocabulary rows.
 """
 
 from typing import Any, NamedTuple
@@ -50,6 +50,7 @@ def prefill(
     *,
     eos_id: int,
     places: int,
+    keep_LR: jax.Array | None = None,
 ) -> tuple[Cache, jax.Array]:
     """Processes all prompts in one pass: the cache, and the logits (B,V) of each next token.
 
@@ -60,6 +61,7 @@ def prefill(
       length_B: lengths of the prompts, at least 1.
       eos_id: id that ends a document.
       places: T of the cache, at least S.
+      keep_LR: bool, the routed experts that are used in each layer; None: all.
     """
     B, S = tokens_BS.shape
     place_BS = jnp.broadcast_to(jnp.arange(S, dtype=jnp.int32), (B, S))
@@ -77,7 +79,7 @@ def prefill(
         positions=place_BS,
         domain_ids=nothing_BS,
     )
-    hidden_BSD, made = model.bind(params).prefill(batch)
+    hidden_BSD, made = model.bind(params).prefill(batch, keep_LMR=_one_domain(keep_LR))
     more = ((0, 0), (0, 0), (0, 0), (0, places - S), (0, 0))
     entries = KeysValues(*(jnp.pad(a, more) for a in made))
     start_B = jnp.max(jnp.where(ends_BS, place_BS + 1, 0), axis=1)
@@ -87,8 +89,17 @@ def prefill(
     return Cache(entries, start_B, length_B), model.head(params, last_BD)
 
 
+def _one_domain(keep_LR: jax.Array | None) -> jax.Array | None:
+    return None if keep_LR is None else keep_LR[:, None]
+
+
 def append(
-    model: ModelFunctions, params: Params, tokens_B: jax.Array, cache: Cache
+    model: ModelFunctions,
+    params: Params,
+    tokens_B: jax.Array,
+    cache: Cache,
+    *,
+    keep_LR: jax.Array | None = None,
 ) -> tuple[Cache, jax.Array]:
     """Appends one token per row: the new cache, and the logits (B,V) of each next token.
 
@@ -97,12 +108,17 @@ def append(
       params: its parameters.
       tokens_B: int32; below 0 means none: the row is unchanged and its logits are meaningless.
       cache: the cache so far.
+      keep_LR: see `prefill`.
     """
     entries, start_B, length_B = cache
     B, T = entries.keys.shape[1], entries.keys.shape[3]
     place_1T = jnp.arange(T)[None]
     seen_BT = (place_1T >= start_B[:, None]) & (place_1T < length_B[:, None])
-    hidden_BD, new = model.bind(params).decode(tokens_B, length_B, entries, seen_BT)
+    hidden_BD, new = model.bind(params).decode(
+        *(tokens_B, length_B, entries, seen_BT),
+        domain_ids_B=jnp.zeros_like(tokens_B),
+        keep_LMR=_one_domain(keep_LR),
+    )
     # The layers only read the cache: it is written once, in place.
     entries = KeysValues(
         *(

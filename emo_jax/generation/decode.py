@@ -66,6 +66,8 @@ class Generator:
       model: a model on one device (no mesh).
       params: parameters as trained; they are cast to the compute dtype once.
       eos_id: id that ends a document, and thus a row.
+      keep_LR: bool, the routed experts that are used in each layer; None: all. It may be changed
+        between calls.
     """
 
     model: ModelFunctions
@@ -74,6 +76,7 @@ class Generator:
     sampling: Sampling = field(default_factory=Sampling)
     seed: int = 0
     speed: Speed = field(default_factory=Speed)
+    keep_LR: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         self.window: int = self.model.config.data.seq_len
@@ -185,8 +188,8 @@ class Generator:
         keys_B: jax.Array,
     ) -> tuple[_Open, np.ndarray]:
         places = self._places(limit_B.max())
-        args = (self.params, tokens_BS, length_B, limit_B, keys_B)
-        name = ("prefill", self.sampling, tokens_BS.shape, places)
+        args = (self.params, tokens_BS, length_B, limit_B, keys_B, self.keep_LR)
+        name = ("prefill", self.sampling, tokens_BS.shape, places, self.keep_LR is None)
         program = self._program(name, partial(self._prefill, places=places), *args)
         begin = time.perf_counter()
         opened = jax.block_until_ready(program(*args))
@@ -194,9 +197,12 @@ class Generator:
         self.speed.prompt_tokens += int(length_B[limit_B > 0].sum())
         return opened, np.where(limit_B > 0, np.asarray(opened.last_B), -1)
 
-    def _prefill(self, params, tokens_BS, length_B, limit_B, keys_B, *, places) -> _Open:
+    def _prefill(self, params, tokens_BS, length_B, limit_B, keys_B, keep_LR, *, places) -> _Open:
         cache, logits_BV = prefill(
-            self.model, params, tokens_BS, length_B, eos_id=self.eos_id, places=places
+            *(self.model, params, tokens_BS, length_B),
+            eos_id=self.eos_id,
+            places=places,
+            keep_LR=keep_LR,
         )
         last_B = sample(logits_BV, self.sampling, keys_B, length_B)
         return _Open(cache, last_B, (last_B != self.eos_id) & (length_B + 1 < limit_B))
@@ -204,15 +210,16 @@ class Generator:
     def _go_on(
         self, opened: _Open, limit_B: np.ndarray, keys_B: jax.Array, steps: int
     ) -> tuple[_Open, np.ndarray, float]:
-        args = (opened, self.params, limit_B, keys_B, np.int32(steps))
-        name = ("decode", self.sampling, opened.cache.entries.keys.shape)
+        args = (opened, self.params, limit_B, keys_B, np.int32(steps), self.keep_LR)
+        cached = opened.cache.entries.keys.shape
+        name = ("decode", self.sampling, cached, self.keep_LR is None)
         program = self._program(name, self._decode, *args, donate=(0,))
         begin = time.perf_counter()
         opened, new_BC = program(*args)
         new_BC = np.asarray(new_BC)
         return opened, new_BC, time.perf_counter() - begin
 
-    def _decode(self, opened, params, limit_B, keys_B, steps) -> tuple[_Open, jax.Array]:
+    def _decode(self, opened, params, limit_B, keys_B, steps, keep_LR) -> tuple[_Open, jax.Array]:
         """Up to `steps` more tokens for every active row."""
 
         def wanted(carry):
@@ -222,7 +229,7 @@ class Generator:
         def one_token(carry):
             i, (cache, last_B, active_B), new_BC = carry
             fed_B = jnp.where(active_B, last_B, -1)
-            cache, logits_BV = append(self.model, params, fed_B, cache)
+            cache, logits_BV = append(self.model, params, fed_B, cache, keep_LR=keep_LR)
             last_B = sample(logits_BV, self.sampling, keys_B, cache.length_B)
             new_BC = new_BC.at[:, i].set(jnp.where(active_B, last_B, -1))
             active_B &= (last_B != self.eos_id) & (cache.length_B + 1 < limit_B)

@@ -1,6 +1,6 @@
 """Multi-head causal attention, within a document or across the window.
 
-Legend: B windows, S tokens (T keys), D width, H heads, h head size.
+Legend: B windows, S tokens (T keys), N further tokens, D width, H heads, h head size.
 """
 
 from collections.abc import Mapping
@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import Mesh, PartitionSpec
 
@@ -55,6 +56,56 @@ def attend_one(
     return (mixed_BHh / sum_BH1).astype(dtype)
 
 
+class Further(NamedTuple):
+    """Tokens that follow cached ones of the same row: any number of branches of each document.
+
+    A branch sees all of its document's cached tokens, and its own tokens up to each; no other
+    branch.
+    """
+
+    branch_BN: jax.Array  # int32; -1: padding
+    document_BN: jax.Array  # int32, document of the cached tokens that a token follows
+    positions_BN: jax.Array  # int32
+    cached_ids_BT: jax.Array  # int32, documents of the cached tokens; -1: padding
+
+
+def attend_further(
+    q_BNHh: jax.Array,
+    own: KeysValues,
+    cached: KeysValues,
+    further: Further,
+    first: jax.Array | int,
+) -> jax.Array:
+    """(B,N,H,h): queries of branches over the cached tokens of their documents and their own.
+
+    All scores of a row exist at once, in float32; see `attend_one` for dtypes.
+
+    Args:
+      own: keys and values of all further tokens, of which the queries are a part.
+      first: index of the token that is the first query.
+    """
+    N, T = q_BNHh.shape[1], cached.keys.shape[2]
+    scale, dtype = q_BNHh.shape[-1] ** -0.5, own.values.dtype
+    queries_N = jnp.arange(N) + first
+    branch_BN = lax.dynamic_slice_in_dim(further.branch_BN, first, N, 1)
+    document_BN = lax.dynamic_slice_in_dim(further.document_BN, first, N, 1)
+    cached_BNT = further.cached_ids_BT[:, None] == document_BN[:, :, None]
+    own_BNM = further.branch_BN[:, None] == branch_BN[:, :, None]
+    own_BNM &= jnp.arange(own.keys.shape[2]) <= queries_N[:, None]
+    seen_BNU = jnp.concatenate([cached_BNT, own_BNM], axis=-1)
+    scores_BHNU = jnp.concatenate(
+        [_dot("bnhk,bhtk->bhnt", q_BNHh, keys) for keys in (cached.keys, own.keys)], axis=-1
+    )
+    scores_BHNU = jnp.where(seen_BNU[:, None], scores_BHNU * scale, -jnp.inf)
+    # A token sees itself at least, so no row is empty.
+    probs_BHNU = jnp.exp(scores_BHNU - scores_BHNU.max(axis=-1, keepdims=True))
+    sum_BHN = probs_BHNU.sum(axis=-1)
+    probs_BHNU = probs_BHNU.astype(dtype)
+    mixed_BHNh = _dot("bhnt,bhtk->bhnk", probs_BHNU[..., :T], cached.values)
+    mixed_BHNh += _dot("bhnt,bhtk->bhnk", probs_BHNU[..., T:], own.values)
+    return jnp.moveaxis((mixed_BHNh / sum_BHN[..., None]).astype(dtype), 1, 2)
+
+
 class Weights(NamedTuple):
     """A layer's projections."""
 
@@ -95,15 +146,20 @@ class Attention(nnx.Module):
         Padding (id -1) is never attended to.
         """
         tokens, ids = mesh_lib.windows_spec(1), mesh_lib.windows_spec()
-        # Specs take the places of the arrays.
-        project: Any = mesh_lib.spec(PROJECT_AXES)
-        out: Any = mesh_lib.spec(OUT_AXES)
-        keys: Any = PartitionSpec(mesh_lib.WINDOW_AXES, "tensor", "context", None)
-        return self.island.run(
-            self._local,
-            (tokens, ids, ids, Weights(project, project, project, out)),
-            (tokens, KeysValues(keys, keys)),
-        )(x_BSD, segment_ids_BS, positions_BS, self._weights())
+        weights, keys = _specs()
+        return self.island.run(self._local, (tokens, ids, ids, weights), (tokens, keys))(
+            x_BSD, segment_ids_BS, positions_BS, self._weights()
+        )
+
+    def extend(self, x_BND: jax.Array, cached: KeysValues, further: Further) -> jax.Array:
+        """(B,N,D): attention of further tokens, given keys and values of the cached ones."""
+        tokens = mesh_lib.windows_spec(1)
+        ids: Any = mesh_lib.windows_spec()
+        weights, keys = _specs()
+        arguments = (tokens, keys, Further(ids, ids, ids, ids), weights)
+        return self.island.run(self._local_extend, arguments, tokens)(
+            x_BND, cached, further, self._weights()
+        )
 
     def _weights(self) -> Weights:
         return Weights(self.query[...], self.key[...], self.value[...], self.out[...])
@@ -116,8 +172,7 @@ class Attention(nnx.Module):
         x_BSD, ids_BS, positions_BS = (
             island.gather(a, ("tensor",), 1) for a in (x_BSD, ids_BS, positions_BS)
         )
-        axes = (PROJECT_AXES, PROJECT_AXES, PROJECT_AXES, OUT_AXES)
-        weights = Weights(*(island.whole(w, a, dtype) for w, a in zip(stored, axes, strict=True)))
+        weights = self._whole(stored, dtype)
         q_BSHh, k_BSHh, v_BSHh = self._project(x_BSD, positions_BS, weights)
         k_BTHh, v_BTHh, ids_BT = (
             island.gather(a, ("context",), 1) for a in (k_BSHh, v_BSHh, ids_BS)
@@ -135,6 +190,31 @@ class Attention(nnx.Module):
         out_BSD = checkpoint_name(out_BSD, "attention_out")
         heads_first = (jnp.moveaxis(a, 1, 2) for a in (k_BSHh, v_BSHh))
         return out_BSD, KeysValues(*heads_first)
+
+    def _local_extend(
+        self, x_BND: jax.Array, cached: KeysValues, further: Further, stored: Weights
+    ) -> jax.Array:
+        """One device's heads and queries."""
+        island = self.island
+        x_BND, positions_BN = (
+            island.gather(a, ("tensor",), 1) for a in (x_BND, further.positions_BN)
+        )
+        further = Further(*(island.gather(a, mesh_lib.TOKEN_AXES, 1) for a in further))
+        cached = KeysValues(*(island.gather(a, ("context",), 2) for a in cached))
+        weights = self._whole(stored, x_BND.dtype)
+        q_BNHh, k_BNHh, v_BNHh = self._project(x_BND, positions_BN, weights)
+        own = KeysValues(
+            *(jnp.moveaxis(island.gather(a, ("context",), 1), 1, 2) for a in (k_BNHh, v_BNHh))
+        )
+        first = island.index("context") * x_BND.shape[1]
+        mixed_BNHh = attend_further(q_BNHh, own, cached, further, first)
+        return island.sum_scatter(_mix(mixed_BNHh, weights), ("tensor",), 1)
+
+    def _whole(self, stored: Weights, dtype: Any) -> Weights:
+        """One device's heads of the stored projections, ready for use."""
+        axes = (PROJECT_AXES, PROJECT_AXES, PROJECT_AXES, OUT_AXES)
+        whole = self.island.whole
+        return Weights(*(whole(w, a, dtype) for w, a in zip(stored, axes, strict=True)))
 
     def decode(
         self, x_B1D: jax.Array, cached: KeysValues, seen_BT: jax.Array, positions_B1: jax.Array
@@ -162,6 +242,14 @@ class Attention(nnx.Module):
         q_BSHh = rotary(project(weights.query_DHh), positions_BS, self.theta)
         k_BSHh = rotary(project(weights.key_DHh), positions_BS, self.theta)
         return q_BSHh, k_BSHh, project(weights.value_DHh)
+
+
+def _specs() -> tuple[Any, Any]:
+    """Specs of the stored projections, and of keys and values, in the places of the arrays."""
+    project: Any = mesh_lib.spec(PROJECT_AXES)
+    out: Any = mesh_lib.spec(OUT_AXES)
+    keys: Any = PartitionSpec(mesh_lib.WINDOW_AXES, "tensor", "context", None)
+    return Weights(project, project, project, out), KeysValues(keys, keys)
 
 
 def _mix(mixed_BSHh: jax.Array, weights: Weights) -> jax.Array:

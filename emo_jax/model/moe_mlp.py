@@ -99,7 +99,7 @@ class MoeMlp(nnx.Module):
                 self.router.kernel[...],
                 self.config,
                 tokens.pool_ids_BS,
-                allowed_BSR=per_layer.there_R,
+                allowed_BSR=_allowed(tokens, per_layer),
             )
         return few_token_experts(x_B1D, routing, stacked, number, config=self.config)
 
@@ -107,11 +107,7 @@ class MoeMlp(nnx.Module):
         self, x_BSD: jax.Array, tokens: RouterTokens, per_layer: PerLayer
     ) -> tuple[Routing, RouterStats]:
         """Which experts each token uses, and the router's statistics for this layer."""
-        allowed_BSR = per_layer.there_R
-        if per_layer.keep_MR is not None:
-            assert tokens.domain_ids_BS is not None
-            keep_BSR = per_layer.keep_MR[jnp.maximum(tokens.domain_ids_BS, 0)]
-            allowed_BSR = keep_BSR if allowed_BSR is None else allowed_BSR & keep_BSR
+        allowed_BSR = _allowed(tokens, per_layer)
         with jax.named_scope("routing"):
             routing, probs = choose(
                 x_BSD,
@@ -130,3 +126,12 @@ class MoeMlp(nnx.Module):
                 step_load_R=per_layer.step_load_R,
             )
         return routing, stats
+
+
+def _allowed(tokens: RouterTokens, per_layer: PerLayer) -> jax.Array | None:
+    """The routed experts available to each token; None: all."""
+    if per_layer.keep_MR is None:
+        return per_layer.there_R
+    assert tokens.domain_ids_BS is not None
+    keep_BSR = per_layer.keep_MR[jnp.maximum(tokens.domain_ids_BS, 0)]
+    return keep_BSR if per_layer.there_R is None else per_layer.there_R & keep_BSR

@@ -3,8 +3,8 @@
 Layers are stacked along a leading axis L and scanned, so that compile time does not grow with
 depth. `emo_jax.model.functions` exposes it as pure functions of its parameters.
 
-Legend: B windows, S tokens, G documents, M domains, L layers, D width, T cached tokens, E experts,
-R routed experts.
+Legend: B windows, S tokens, G documents, M domains, L layers, D width, T cached tokens, N tokens
+after them, E experts, R routed experts.
 """
 
 from collections.abc import Callable, Mapping
@@ -18,7 +18,7 @@ from jax.sharding import Mesh
 
 from emo_jax.batch import PADDING_ID, Batch
 from emo_jax.config import Config, ModelConfig, MoeConfig
-from emo_jax.model.attention import Attention, KeysValues
+from emo_jax.model.attention import Attention, Further, KeysValues
 from emo_jax.model.embedding import Embedding, Head
 from emo_jax.model.layers import DenseMlp, RMSNorm
 from emo_jax.model.moe_mlp import MoeMlp, PerLayer
@@ -81,11 +81,29 @@ class DecoderLayer(nnx.Module):
     ) -> tuple[jax.Array, RouterStats | None, KeysValues]:
         """The same as `__call__`, plus the keys and values of the tokens."""
         x_BSD, keys_values = self.attend(x_BSD, inputs)
+        return *self._after_attention(x_BSD, inputs, per_layer), keys_values
+
+    def extend(
+        self,
+        x_BND: jax.Array,
+        inputs: ForwardInputs,
+        cached: KeysValues,
+        further: Further,
+        per_layer: PerLayer,
+    ) -> jax.Array:
+        """The residual stream (B,N,D) of tokens that follow cached ones."""
+        with jax.named_scope("attention"):
+            attended_BND = self.attention.extend(self.attention_norm(x_BND), cached, further)
+        return self._after_attention(x_BND + attended_BND, inputs, per_layer)[0]
+
+    def _after_attention(
+        self, x_BSD: jax.Array, inputs: ForwardInputs, per_layer: PerLayer
+    ) -> tuple[jax.Array, RouterStats | None]:
         normed_BSD = self.mlp_norm(x_BSD)
         if isinstance(self.mlp, DenseMlp):
-            return x_BSD + self.mlp(normed_BSD), None, keys_values
+            return x_BSD + self.mlp(normed_BSD), None
         out_BSD, stats = self.mlp(normed_BSD, inputs.router, per_layer)
-        return x_BSD + out_BSD, stats, keys_values
+        return x_BSD + out_BSD, stats
 
     def attend(self, x_BSD: jax.Array, inputs: ForwardInputs) -> tuple[jax.Array, KeysValues]:
         """The residual stream after attention, and the keys and values of the tokens."""
@@ -199,19 +217,59 @@ class Transformer(nnx.Module):
         graphdef, stacked = nnx.split(self.layers)
         return nnx.merge(graphdef, jax.tree.map(lambda a: a[number], stacked))
 
-    def prefill(self, batch: Batch) -> tuple[jax.Array, KeysValues]:
-        """Hidden states (B,S,D), computed without a pool, and keys and values (L,B,H,S,h)."""
-        router = RouterTokens(batch.pool_ids)
+    def prefill(
+        self, batch: Batch, *, keep_LMR: jax.Array | None = None
+    ) -> tuple[jax.Array, KeysValues]:
+        """Hidden states (B,S,D), computed without a pool, and keys and values (L,B,H,S,h).
+
+        `keep_LMR` is that of `__call__`, here and in `extend` and `decode`.
+        """
+        router = RouterTokens(batch.pool_ids, domain_ids_BS=batch.domain_ids)
         inputs = ForwardInputs(batch.segment_ids, batch.positions, router)
 
         def one_layer(layer, x_BSD, per_layer):
             x_BSD, _, keys_values = layer.with_keys(x_BSD, inputs, per_layer)
             return x_BSD, keys_values
 
-        return self._scan(one_layer, batch.tokens, PerLayer(there_R=self.there_LR()))
+        per_layer = PerLayer(keep_MR=keep_LMR, there_R=self.there_LR())
+        return self._scan(one_layer, batch.tokens, per_layer)
+
+    def extend(
+        self,
+        tokens_BN: jax.Array,
+        domain_ids_BN: jax.Array,
+        further: Further,
+        cached: KeysValues,
+        *,
+        keep_LMR: jax.Array | None = None,
+    ) -> jax.Array:
+        """Hidden states (B,N,D) of tokens that follow cached ones, computed without a pool.
+
+        Args:
+          tokens_BN: int32; arbitrary where there is no branch.
+          domain_ids_BN: int32, for `keep_LMR`.
+          further: what each token follows.
+          cached: keys and values (L,B,H,T,h), from `prefill`.
+        """
+        router = RouterTokens(further.branch_BN, domain_ids_BS=domain_ids_BN)
+        inputs = ForwardInputs(further.branch_BN, further.positions_BN, router)
+
+        def one_layer(layer, x_BND, scanned):
+            cached, per_layer = scanned
+            return layer.extend(x_BND, inputs, cached, further, per_layer), None
+
+        per_layer = PerLayer(keep_MR=keep_LMR, there_R=self.there_LR())
+        return self._scan(one_layer, tokens_BN, (cached, per_layer))[0]
 
     def decode(
-        self, tokens_B: jax.Array, positions_B: jax.Array, cached: KeysValues, seen_BT: jax.Array
+        self,
+        tokens_B: jax.Array,
+        positions_B: jax.Array,
+        cached: KeysValues,
+        seen_BT: jax.Array,
+        *,
+        domain_ids_B: jax.Array | None = None,
+        keep_LMR: jax.Array | None = None,
     ) -> tuple[jax.Array, KeysValues]:
         """One more token per row, without a pool: hidden states (B,D), keys and values.
 
@@ -222,7 +280,9 @@ class Transformer(nnx.Module):
           seen_BT: bool, which of them a row's token sees.
         """
         ids_B1 = jnp.where(tokens_B < 0, PADDING_ID, 0)[:, None]
-        inputs = ForwardInputs(ids_B1, positions_B[:, None], RouterTokens(ids_B1))
+        domains_B1 = None if domain_ids_B is None else domain_ids_B[:, None]
+        router = RouterTokens(ids_B1, domain_ids_BS=domains_B1)
+        inputs = ForwardInputs(ids_B1, positions_B[:, None], router)
 
         # The scan's own slices of the experts are unused, so they are not computed.
         mlp = self.layers.mlp
@@ -233,7 +293,8 @@ class Transformer(nnx.Module):
             return layer.decode(x_B1D, inputs, cached, seen_BT, per_layer, stacked, number)
 
         numbers_L = jnp.arange(cached.keys.shape[0])
-        scanned = (cached, numbers_L, PerLayer(there_R=self.there_LR()))
+        per_layer = PerLayer(keep_MR=keep_LMR, there_R=self.there_LR())
+        scanned = (cached, numbers_L, per_layer)
         hidden_B1D, new = self._scan(one_layer, jnp.maximum(tokens_B, 0)[:, None], scanned)
         return hidden_B1D[:, 0], new
 

@@ -166,6 +166,25 @@ def test_greedy_tokens_of_a_batch_are_those_of_each_row_without_a_cache(name):
         assert row.ended == ("max_tokens" if len(row.tokens) == 12 else "eos")
 
 
+def test_greedy_tokens_of_kept_experts_are_those_of_the_model_that_has_no_others():
+    model, _ = _named("standard")
+    params = model.init(2)
+    keep_LR = np.arange(7) < np.array([[4], [3]])
+    generator = Generator(model, params, EOS)
+    whole = generator.generate(PROMPTS, 12)
+    generator.keep_LR = keep_LR
+    kept = generator.generate(PROMPTS, 12)
+    assert kept != whole
+    for b, row in enumerate(kept):
+        tokens = [*PROMPTS[b], *row.tokens]
+        ends = np.array(tokens) == EOS
+        ids = (np.cumsum(ends) - ends)[None]
+        batch = from_documents(np.array([tokens]), ids)._replace(domain_ids=np.zeros_like(ids))
+        logits = model.logits(params, batch, keep_LMR=keep_LR[:, None])
+        chosen = np.asarray(logits)[0, len(PROMPTS[b]) - 1 : -1].argmax(-1)
+        assert chosen.tolist() == row.tokens
+
+
 @functools.cache
 def _generator(seed=0, eos=NEVER, sampling=Sampling(1.0, 20, 0.9)):  # noqa: B008 (frozen)
     model, _ = _named("emo")
