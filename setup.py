@@ -41,7 +41,13 @@ setup(
     python_requires=">=3.11",
     packages=find_packages(include=["emo_jax", "emo_jax.*"]),
     package_data={
-        "emo_jax": ["checks/cases/*/*", "explorer/assets/**", "report/*.css", "py.typed"]
+        "emo_jax": [
+            "checks/cases/*/*",
+            "explorer/assets/**",
+            "report/*.css",
+            "tasks/*.yaml",
+            "py.typed",
+        ]
     },
     install_requires=[
         "absl-py>=2.1.0",
@@ -86,6 +92,7 @@ setup(
             *DOCS,
             *HUB,
             *GGUF,
+            *TASKS,
             *TPU_AOT,
         ],
         "prepare": PREPARE,

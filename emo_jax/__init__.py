@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from emo_jax.analysis.activations import Activations
     from emo_jax.analysis.record import activations
-    from emo_jax.api import Evaluation, Model, evaluate, load
+    from emo_jax.api import Evaluation, Model, evaluate, evaluate_tasks, load
     from emo_jax.checks.verify import verify
     from emo_jax.config.fields import Config
     from emo_jax.config.file import load_config
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from emo_jax.modules.select import Selected, select
     from emo_jax.preparation.prepare import prepare
     from emo_jax.saved.transfer import export, import_
+    from emo_jax.tasks.table import TaskResults
     from emo_jax.training.train import train
 
 __version__ = "0.1.0"
@@ -34,12 +35,14 @@ __all__ = [
     "Evaluation",
     "Model",
     "Selected",
+    "TaskResults",
     "Text",
     "TokenStore",
     "activations",
     "compose",
     "dataset",
     "evaluate",
+    "evaluate_tasks",
     "export",
     "finetune",
     "import_",
@@ -58,12 +61,14 @@ _MODULES = {
     "Evaluation": "api",
     "Model": "api",
     "Selected": "modules.select",
+    "TaskResults": "tasks.table",
     "Text": "generation.texts",
     "TokenStore": "data.store",
     "activations": "analysis.record",
     "compose": "modules.compose",
     "dataset": "data.loader",
     "evaluate": "api",
+    "evaluate_tasks": "api",
     "export": "saved.transfer",
     "finetune": "modules.finetune",
     "import_": "saved.transfer",

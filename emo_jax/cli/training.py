@@ -5,7 +5,8 @@ from pathlib import Path
 import click
 
 import emo_jax
-from emo_jax.cli.app import Number, command
+from emo_jax.cli.app import command
+from emo_jax.cli.joining import PROCESSES
 from emo_jax.config.names import INIT_MODES
 from emo_jax.errors import UsageError
 from emo_jax.parallel import host_memory
@@ -56,44 +57,7 @@ def quickstart(
     " so that the run goes on, as an anneal does. weights: parameters only. weights+optimizer:"
     " Adam's moments too. The last two begin at step 0 and with the first window.",
 )
-@click.option(
-    "--processes",
-    type=click.IntRange(min=1),
-    envvar="EMO_PROCESSES",
-    help="How many processes share the run, where no scheduler says so (Slurm, Open MPI,"
-    " Kubernetes, TPU pods do). [env: EMO_PROCESSES]",
-)
-@click.option(
-    "--process-index",
-    type=click.IntRange(min=0),
-    envvar="EMO_PROCESS_INDEX",
-    help="Which of them this one is, from 0. [env: EMO_PROCESS_INDEX]",
-)
-@click.option(
-    "--coordinator",
-    metavar="HOST:PORT",
-    envvar="EMO_COORDINATOR",
-    help="Where process 0 is, and a free port there. [env: EMO_COORDINATOR]",
-)
-@click.option(
-    "--join-timeout",
-    metavar="SECONDS",
-    type=Number(min=1),
-    default=300,
-    show_default=True,
-    envvar="EMO_JOIN_TIMEOUT",
-    help="How long the processes wait for each other at the start. [env: EMO_JOIN_TIMEOUT]",
-)
-@click.option(
-    "--silence-timeout",
-    metavar="SECONDS",
-    type=Number(min=1),
-    default=60,
-    show_default=True,
-    envvar="EMO_SILENCE_TIMEOUT",
-    help="A process that gives no sign of life for so long is lost, and the others end; one that"
-    " dies is noticed at once. [env: EMO_SILENCE_TIMEOUT]",
-)
+@PROCESSES
 @click.argument("overrides", nargs=-1, type=click.UNPROCESSED)
 def train(
     config: str,

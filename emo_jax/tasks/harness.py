@@ -118,8 +118,8 @@ def _reading(name: str, manager: "TaskManager", load: Callable[[], Any]) -> Any:
         return load()
     except (UsageError, DataError, KeyboardInterrupt):
         raise
-    except IndexError as error:
-        raise DataError(f"{name}: the split that it is evaluated on has no items") from error
+    except (IndexError, StopIteration) as error:
+        raise DataError(f"{name}: a split has no items; give data that has some") from error
     except Exception as error:
         entry = manager.task_index.get(name)
         where = (entry.cfg or {}).get("dataset_path") if entry is not None else None

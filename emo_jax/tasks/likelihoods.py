@@ -156,16 +156,26 @@ class Likelihoods:
         return nats_BK, hits_BK
 
 
+def place(arrays: Any, shardings: Any) -> Any:
+    """Arrays that every process holds, on the devices of all of them."""
+
+    def put(array: Any, where: NamedSharding) -> jax.Array:
+        if where.is_fully_addressable:
+            return jax.device_put(array, where)
+        host = np.asarray(array)
+        return jax.make_array_from_callback(host.shape, where, lambda index: host[index])
+
+    return jax.tree.map(put, arrays, shardings)
+
+
 def _shard(array_Bx: np.ndarray, mesh: Mesh) -> jax.Array:
     """An array that every process holds, spread over the devices by rows, and by T and N too."""
     ways = mesh.shape["context"] * mesh.shape["tensor"]
     along = mesh_lib.windows_spec()
     spec = along if array_Bx.shape[1] % ways == 0 else PartitionSpec(along[0])
-    where = NamedSharding(mesh, spec)
-    return jax.make_array_from_callback(array_Bx.shape, where, lambda index: array_Bx[index])
+    return place(array_Bx, NamedSharding(mesh, spec))
 
 
 def replicate(array: np.ndarray, mesh: Mesh) -> jax.Array:
     """An array that every process holds, whole on every device."""
-    where = mesh_lib.replicated(mesh)
-    return jax.make_array_from_callback(array.shape, where, lambda index: array[index])
+    return place(array, mesh_lib.replicated(mesh))

@@ -4,11 +4,10 @@ Imported only where lm_eval is installed, see `harness.py`. Its numbers are thos
 own `hf` model on the exported folder: the same ids, the same truncation, the same stops.
 """
 
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import jax
 import numpy as np
 from jax.sharding import Mesh
 from lm_eval import utils
@@ -24,7 +23,7 @@ from emo_jax.generation.sampling import Sampling
 from emo_jax.model.functions import ModelFunctions
 from emo_jax.model.params import Params
 from emo_jax.selection.variants import within_documents
-from emo_jax.tasks.likelihoods import Likelihoods
+from emo_jax.tasks.likelihoods import Likelihoods, place
 from emo_jax.tasks.rows import Request, cut_left
 from emo_jax.tokenizer.base import Tokenizer
 
@@ -38,8 +37,7 @@ class EmoLM(TemplateLM):
 
     Attributes:
       keep_LR: bool, the routed experts that are used in each layer; None: all. Results follow it.
-      cut: number of requests that were truncated from the left since the last `begin`, by kind.
-      prompt_tokens: lengths in tokens of the prompts of log-likelihoods, by text.
+      cut: prompts that were truncated from the left, until it is cleared.
 
     Args:
       config: config of the model.
@@ -64,11 +62,11 @@ class EmoLM(TemplateLM):
         self.model = ModelFunctions(self._config, mesh)
         # Cast once, and not for every request.
         cast = inference_params(self._config, params)
-        self.params = jax.device_put(cast, self.model.param_shardings())
+        self.params = place(cast, self.model.param_shardings())
         self._likelihoods = Likelihoods(self.model, tokenizer.pad_id)
         self._generator: Generator | None = None
         self.keep_LR: np.ndarray | None = None
-        self.cut: Counter[str] = Counter()
+        self.cut: set[str] = set()
         self._lengths: dict[str, int] = {}
 
     # --- ids -------------------------------------------------------------------------------------
@@ -83,6 +81,11 @@ class EmoLM(TemplateLM):
         """The id before a text that has no prompt: what documents begin with, or end with."""
         first = self._tokenizer.first_id
         return self._tokenizer.eos_id if first is None else first
+
+    @property
+    def pad_id(self) -> int:
+        """The id of padding."""
+        return self._tokenizer.pad_id
 
     @property
     def max_length(self) -> int:
@@ -131,12 +134,23 @@ class EmoLM(TemplateLM):
         text beyond as many as the prompt has by itself: where the two merge into one token, that
         token is not predicted.
         """
-        pairs = [_space_moved(*request.args) for request in requests]
+        pairs = self._encode_pairs([request.args for request in requests])
+        return self._loglikelihood_tokens(
+            [(request.args, *pair) for request, pair in zip(requests, pairs, strict=True)]
+        )
+
+    def joined(self, prompt: str, continuation: str) -> list[int]:
+        """The ids that `loglikelihood` reads for a pair, with those that it predicts."""
+        ((before, ids),) = self._encode_pairs([(prompt, continuation)])
+        return [*before, *ids]
+
+    def _encode_pairs(self, given: Sequence[tuple[str, str]]) -> list[tuple[list[int], list[int]]]:
+        pairs = [_space_moved(*pair) for pair in given]
         contexts = self._encode_once([context for context, _ in pairs if context])
         wholes = self._encode_once([a + b for a, b in pairs if a])
         alone = self._encode_once([b for a, b in pairs if not a], False)
         encoded = []
-        for (context, continuation), request in zip(pairs, requests, strict=True):
+        for (context, continuation), (text, _) in zip(pairs, given, strict=True):
             if context:
                 prompt = contexts[context]
                 ids = wholes[context + continuation][len(prompt) :]
@@ -145,16 +159,14 @@ class EmoLM(TemplateLM):
                 prompt = [self.prefix_token_id]
                 if ids[:1] == prompt:
                     prompt, ids = ids[:1], ids[1:]
-            self._lengths[request.args[0]] = len(prompt)
-            encoded.append((request.args, prompt, ids))
-        return self._loglikelihood_tokens(encoded)
+            self._lengths[text] = len(prompt)
+            encoded.append((prompt, ids))
+        return encoded
 
     def _loglikelihood_tokens(
         self, requests: list[tuple[tuple[str, str], list[int], list[int]]], **kwargs: Any
     ) -> list[tuple[float, bool]]:
-        made = [
-            self._cut(texts, Request(prompt, ids), "prompts") for texts, prompt, ids in requests
-        ]
+        made = [self._cut_left(texts, Request(prompt, ids)) for texts, prompt, ids in requests]
         found = self._scored(made)
         for (texts, _, _), answer in zip(requests, found, strict=True):
             self.cache_hook.add_partial("loglikelihood", texts, answer)
@@ -171,9 +183,9 @@ class EmoLM(TemplateLM):
                 f"{len(requests):,} requests of {total:,} tokens, {n:,} tokens read"
             ),
         )
-        return [tuple(answer) for answer in found]
+        return [(answer.nats, answer.greedy) for answer in found]
 
-    def _cut(self, texts: tuple[str, str], request: Request, kind: str) -> Request:
+    def _cut_left(self, texts: tuple[str, str], request: Request) -> Request:
         if not request.continuation:
             raise DataError(
                 f"{clipped(repr(texts[1]))} after {clipped(repr(texts[0][-40:]))}: no tokens to"
@@ -185,7 +197,8 @@ class EmoLM(TemplateLM):
                 f" than the model's window of {self.max_length}; shorten it"
             )
         short = cut_left(request, self.max_length)
-        self.cut[kind] += short is not request
+        if short is not request:
+            self.cut.add(texts[0])
         return short
 
     def loglikelihood_rolling(
@@ -229,7 +242,7 @@ class EmoLM(TemplateLM):
             for first in range(0, len(numbers), _ROWS):
                 some = numbers[first : first + _ROWS]
                 self._say(f"{first:,} of {len(numbers):,} texts generated")
-                prompts = [encoded[requests[n].args[0]] for n in some]
+                prompts = [(text, encoded[text]) for text in (requests[n].args[0] for n in some)]
                 made = self._generate(prompts, *settings, rows=min(_ROWS, len(numbers)))
                 for n, text in zip(some, made, strict=True):
                     texts[n] = text
@@ -261,11 +274,16 @@ class EmoLM(TemplateLM):
         return stops, most, sampling
 
     def _generate(
-        self, prompts: list[list[int]], stops: list[str], most: int, sampling: Sampling, rows: int
+        self,
+        prompts: Sequence[tuple[str, list[int]]],
+        stops: list[str],
+        most: int,
+        sampling: Sampling,
+        rows: int,
     ) -> list[str]:
         room = self.max_length - most
-        self.cut["prompts"] += sum(len(ids) > room for ids in prompts)
-        kept = [ids[-room:] or [self.prefix_token_id] for ids in prompts]
+        self.cut |= {text for text, ids in prompts if len(ids) > room}
+        kept = [ids[-room:] or [self.prefix_token_id] for _, ids in prompts]
         decode = self._tokenizer.decode
 
         def watch(made: list[list[int]]) -> list[bool]:

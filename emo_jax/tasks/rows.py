@@ -9,7 +9,7 @@ Legend: B rows, T tokens of prompts, N tokens of branches, K predicted tokens.
 
 import dataclasses
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -35,19 +35,19 @@ class Request(NamedTuple):
 
 
 class Arrays(NamedTuple):
-    """Rows; all int32."""
+    """Rows, of NumPy or JAX; all int32."""
 
-    tokens_BT: np.ndarray
-    documents_BT: np.ndarray  # the group of each token; -1: padding
-    positions_BT: np.ndarray  # in its group, from 0
-    domains_BT: np.ndarray
-    tokens_BN: np.ndarray
-    branches_BN: np.ndarray  # -1: padding
-    documents_BN: np.ndarray
-    positions_BN: np.ndarray
-    domains_BN: np.ndarray
-    sources_BK: np.ndarray  # the token that predicts, among the T and then the N of its row
-    labels_BK: np.ndarray  # the token that is predicted
+    tokens_BT: Any
+    documents_BT: Any  # the group of each token; -1: padding
+    positions_BT: Any  # in its group, from 0
+    domains_BT: Any
+    tokens_BN: Any
+    branches_BN: Any  # -1: padding
+    documents_BN: Any
+    positions_BN: Any
+    domains_BN: Any
+    sources_BK: Any  # the token that predicts, among the T and then the N of its row
+    labels_BK: Any  # the token that is predicted
 
 
 class Rows(NamedTuple):
@@ -135,7 +135,8 @@ def _groups(requests: Sequence[Request]) -> list[_Group]:
 def _shared(
     domain: int, prompt: Sequence[int], numbers: list[int], requests: Sequence[Request]
 ) -> _Group:
-    branches, predictions = [], []
+    branches: list[list[int]] = []
+    predictions: list[tuple[int, int, int, int]] = []
     for n in numbers:
         first, *others = requests[n].continuation
         predictions.append((n, -1, len(prompt) - 1, first))

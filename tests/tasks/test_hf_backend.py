@@ -1,6 +1,6 @@
 """Our model in lm-evaluation-harness says what the harness's own `hf` model does.
 
-Needs torch, transformers and lm_eval (CI installs them before `-m system`).
+Needs torch and transformers (CI installs them before `-m system`).
 """
 
 import harness_files
@@ -62,7 +62,7 @@ def test_every_answer_is_that_of_the_hf_model(both, tasks, kind):
     ours, theirs = (_evaluated(lm, tasks[kind]) for lm in both)
     said, expected = harness_files.answers(ours), harness_files.answers(theirs)
     assert len(said) == len(expected) >= 40
-    assert (both[0].cut["prompts"] > 0) == (kind != "rolling")  # longer than the window of 48
+    assert bool(both[0].cut) == (kind != "rolling")  # longer than the window of 48
     if kind == "writing":
         assert said == expected and len(set(said)) > 10
     else:
