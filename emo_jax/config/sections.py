@@ -208,6 +208,11 @@ class TrainConfig:
     # Numbers of experts per layer, including shared ones, for which to also report the held-out
     # loss; the experts are chosen per domain on half of the windows and judged on the other half.
     eval_keep: tuple[int, ...] = field(default=(), metadata=RESUME)
+    # Tasks of lm-evaluation-harness, by name or YAML file: accuracy, and bits a byte of the gold
+    # answers, with all experts and with each number of `eval_keep`.
+    eval_tasks: tuple[str, ...] = field(default=(), metadata=RESUME)
+    tasks_every: int = field(default=0, metadata=RESUME)  # steps; 0: only at the end
+    task_items: int = field(default=100, metadata=RESUME)  # of each task, the first ones
     # A loss or gradient that is not finite. stop: the run ends; skip: its batch is passed over;
     # rollback: so are all batches since the newest checkpoint, to which the state returns.
     on_nan: OnNan = field(default="stop", metadata=RESUME)
@@ -219,9 +224,13 @@ class TrainConfig:
     stall_timeout: float = field(default=600.0, metadata=RESUME)
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "micro_batches", "loss_chunk", "log_every"):
+        for name in (
+            *("steps", "batch_size", "micro_batches", "loss_chunk", "log_every", "task_items"),
+        ):
             require(getattr(self, name) >= 1, f"train.{name}", getattr(self, name), "at least 1")
-        for name in ("eval_every", "eval_windows", "z_loss_weight", "stall_timeout"):
+        for name in (
+            *("eval_every", "eval_windows", "tasks_every", "z_loss_weight", "stall_timeout"),
+        ):
             require(getattr(self, name) >= 0, f"train.{name}", getattr(self, name), "at least 0")
         require(
             self.batch_size % self.micro_batches == 0,

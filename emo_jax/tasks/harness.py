@@ -101,7 +101,9 @@ class TaskSource:
                     f"--tasks {name}: no such task{hint}; give a name of lm-evaluation-harness"
                     f" {_version()}, or a YAML file, or its folder with --include-path"
                 )
-            spec = {"task": name, **changes} if changes else name
+            # The form in which a group's YAML changes fields of tasks that there are.
+            changed = {"task": name, **(changes or {})}
+            spec = {"group": f"{name} changed", "task": [changed]} if changes else name
         return _reading(name, manager, lambda: list(manager.load([spec])["tasks"].values()))
 
     def _of_file(self, name: str, changes: Mapping[str, Any] | None) -> Any:
@@ -125,6 +127,11 @@ def _reading(name: str, manager: "TaskManager", load: Callable[[], Any]) -> Any:
         where = (entry.cfg or {}).get("dataset_path") if entry is not None else None
         named = f" (data set {where})" if where else ""
         reason = one_line(error)
+        if isinstance(error, ImportError):
+            raise DataError(
+                f"{name}{named}: its code needs what is not installed ({reason}); install that, or"
+                " give a task of your own with --include-path FOLDER"
+            ) from error
         offline = isinstance(error, ConnectionError) or any(
             word in reason.lower() for word in _OFFLINE
         )

@@ -23,6 +23,7 @@ from emo_jax.generation.sampling import Sampling
 from emo_jax.model.functions import ModelFunctions
 from emo_jax.model.params import Params
 from emo_jax.selection.variants import within_documents
+from emo_jax.tasks.encoding import Encoder
 from emo_jax.tasks.likelihoods import Likelihoods, place
 from emo_jax.tasks.rows import Request, cut_left
 from emo_jax.tokenizer.base import Tokenizer
@@ -58,6 +59,7 @@ class EmoLM(TemplateLM):
     ):
         super().__init__()
         self._config, self._tokenizer, self._say = within_documents(config), tokenizer, progress
+        self.encoder = Encoder(tokenizer)
         self._host_params = params
         self.model = ModelFunctions(self._config, mesh)
         # Cast once, and not for every request.
@@ -79,8 +81,7 @@ class EmoLM(TemplateLM):
     @property
     def prefix_token_id(self) -> int:
         """The id before a text that has no prompt: what documents begin with, or end with."""
-        first = self._tokenizer.first_id
-        return self._tokenizer.eos_id if first is None else first
+        return self.encoder.prefix_id
 
     @property
     def pad_id(self) -> int:
@@ -106,62 +107,25 @@ class EmoLM(TemplateLM):
         self, string: str, add_special_tokens: bool | None = None, **kwargs: Any
     ) -> list[int]:
         """The ids of a text; with what documents begin with, unless that is switched off."""
-        return self._encode([string], add_special_tokens)[0]
-
-    def _encode(self, texts: Sequence[str], special: bool | None = None) -> list[list[int]]:
-        encoded = [ids.tolist() for ids in self._tokenizer.encode_batch(list(texts))]
-        first = self._tokenizer.first_id
-        if first is None or special is False:
-            return encoded
-        spelt = self._tokenizer.decode([first], skip_special=False)
-        return [
-            ids if special is None and text.startswith(spelt) else [first, *ids]
-            for text, ids in zip(texts, encoded, strict=True)
-        ]
-
-    def _encode_once(self, texts: Sequence[str], special: bool | None = None) -> dict[str, list]:
-        unique = list(dict.fromkeys(texts))
-        return dict(zip(unique, self._encode(unique, special), strict=True))
+        return self.encoder.encode([string], add_special_tokens)[0]
 
     # --- log-likelihoods -------------------------------------------------------------------------
 
     def loglikelihood(
         self, requests: list[Instance], disable_tqdm: bool = False
     ) -> list[tuple[float, bool]]:
-        """The harness's rule of where a continuation begins, for all requests at once.
-
-        Spaces at the end of a prompt belong to the continuation, whose ids are those of the whole
-        text beyond as many as the prompt has by itself: where the two merge into one token, that
-        token is not predicted.
-        """
-        pairs = self._encode_pairs([request.args for request in requests])
+        """What the harness's own does, for all requests at once."""
+        pairs = self.encoder.pairs([request.args for request in requests])
+        for request, (prompt, _) in zip(requests, pairs, strict=True):
+            self._lengths[request.args[0]] = len(prompt)
         return self._loglikelihood_tokens(
             [(request.args, *pair) for request, pair in zip(requests, pairs, strict=True)]
         )
 
     def joined(self, prompt: str, continuation: str) -> list[int]:
         """The ids that `loglikelihood` reads for a pair, with those that it predicts."""
-        ((before, ids),) = self._encode_pairs([(prompt, continuation)])
+        ((before, ids),) = self.encoder.pairs([(prompt, continuation)])
         return [*before, *ids]
-
-    def _encode_pairs(self, given: Sequence[tuple[str, str]]) -> list[tuple[list[int], list[int]]]:
-        pairs = [_space_moved(*pair) for pair in given]
-        contexts = self._encode_once([context for context, _ in pairs if context])
-        wholes = self._encode_once([a + b for a, b in pairs if a])
-        alone = self._encode_once([b for a, b in pairs if not a], False)
-        encoded = []
-        for (context, continuation), (text, _) in zip(pairs, given, strict=True):
-            if context:
-                prompt = contexts[context]
-                ids = wholes[context + continuation][len(prompt) :]
-            else:
-                ids = alone[continuation]
-                prompt = [self.prefix_token_id]
-                if ids[:1] == prompt:
-                    prompt, ids = ids[:1], ids[1:]
-            self._lengths[text] = len(prompt)
-            encoded.append((prompt, ids))
-        return encoded
 
     def _loglikelihood_tokens(
         self, requests: list[tuple[tuple[str, str], list[int], list[int]]], **kwargs: Any
@@ -206,7 +170,7 @@ class EmoLM(TemplateLM):
     ) -> list[float]:
         """The log-likelihood of whole texts, in windows that overlap by one token."""
         made, owners = [], []
-        encoded = self._encode_once([text for (text,) in (r.args for r in requests)])
+        encoded = self.encoder.once([text for (text,) in (r.args for r in requests)])
         for number, request in enumerate(requests):
             windows = utils.get_rolling_token_windows(
                 encoded[request.args[0]], self.prefix_token_id, self.max_length, 1
@@ -230,7 +194,7 @@ class EmoLM(TemplateLM):
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
         """The text after each prompt, up to the first stop; prompts are truncated from the left."""
-        encoded = self._encode_once([request.args[0] for request in requests])
+        encoded = self.encoder.once([request.args[0] for request in requests])
         alike: dict[str, list[int]] = defaultdict(list)
         for number, request in enumerate(requests):
             alike[repr(sorted(request.args[1].items()))].append(number)
@@ -300,9 +264,3 @@ class EmoLM(TemplateLM):
         return [
             min((text.split(stop)[0] for stop in stops), key=len, default=text) for text in texts
         ]
-
-
-def _space_moved(context: str, continuation: str) -> tuple[str, str]:
-    """The pair with the spaces at the prompt's end before the continuation."""
-    kept = context.rstrip()
-    return kept, context[len(kept) :] + continuation

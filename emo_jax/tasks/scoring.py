@@ -27,18 +27,31 @@ def word_f1(text: str, gold: str) -> float:
     return 2 * common / (len(ours) + len(theirs))
 
 
-def f1_against(golds: Callable[[Any], Sequence[str]]) -> Callable[[Any, list[str]], dict]:
-    """A task's `process_results`: the best F1 and exact match of its first line over the golds."""
+def f1_against(
+    golds: Callable[[Any], Sequence[str]], *, leave_one_out: bool = False
+) -> Callable[[Any, list[str]], dict]:
+    """A task's `process_results`: the best F1 and exact match of its first line over the golds.
+
+    Args:
+      golds: the gold answers of an item.
+      leave_one_out: the mean over the golds of the best among the others, as people are scored in
+        CoQA.
+    """
 
     def process_results(doc: Any, results: list[str]) -> dict[str, float]:
         text = results[0].strip().split("\n")[0]
         given = list(golds(doc)) or [""]
-        return {
-            "f1": max(word_f1(text, gold) for gold in given),
-            "exact_match": max(float(normal_words(text) == normal_words(g)) for g in given),
-        }
+        f1 = [word_f1(text, gold) for gold in given]
+        same = [float(normal_words(text) == normal_words(gold)) for gold in given]
+        return {"f1": _best(f1, leave_one_out), "exact_match": _best(same, leave_one_out)}
 
     return process_results
+
+
+def _best(scores: list[float], leave_one_out: bool) -> float:
+    if not leave_one_out or len(scores) == 1:
+        return max(scores)
+    return sum(max(scores[:n] + scores[n + 1 :]) for n in range(len(scores))) / len(scores)
 
 
 class Gold(NamedTuple):

@@ -64,7 +64,7 @@ _F1 = {
     ]
 }
 _LETTERS = "ABCDEFGHIJ"
-_SQUAD = str(Path(__file__).with_name("squad.yaml"))
+_SQUAD, _COQA = (str(Path(__file__).with_name(f"{name}.yaml")) for name in ("squad", "coqa"))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -121,7 +121,16 @@ def _gen5() -> list[SuiteTask]:
     shots = {"num_fewshot": 5, "fewshot_split": "train"}
     rows: dict[str, tuple[str, dict[str, Any]]] = {
         "squad": (_SQUAD, {"process_results": squad} | shots | _F1),
-        "coqa": ("coqa", {"process_docs": coqa_turns, "num_fewshot": 0}),
+        "coqa": (
+            _COQA,
+            {
+                "process_docs": coqa_turns,
+                "doc_to_text": coqa_prompt,
+                "process_results": f1_against(coqa_answers, leave_one_out=True),
+                "num_fewshot": 0,
+            }
+            | _F1,
+        ),
         "naturalqs": ("nq_open", {"process_results": naturalqs} | shots | _F1),
         "triviaqa": (
             "triviaqa",
@@ -224,6 +233,19 @@ def coqa_turns(dataset: Any) -> Any:
         return made
 
     return dataset.map(turns, batched=True)
+
+
+def coqa_prompt(doc: Mapping[str, Any]) -> str:
+    """The story, and the conversation up to the last question."""
+    asked, said = doc["questions"]["input_text"], doc["answers"]["input_text"][:-1]
+    turns = [f"Q: {q}\n\nA: {a}\n\n" for q, a in zip(asked, said, strict=False)]
+    return f"{doc['story']}\n\n{''.join(turns)}Q: {asked[-1]}\n\nA:"
+
+
+def coqa_answers(doc: Mapping[str, Any]) -> list[str]:
+    """Answers to the last question: the one of the conversation, and those of others."""
+    more = (doc.get("additional_answers") or {}).values()
+    return [part["input_text"][-1] for part in (doc["answers"], *more) if part["input_text"]]
 
 
 _BY_TURN = ("questions", "answers", "additional_answers")

@@ -60,6 +60,7 @@ from emo_jax.training.state import TrainState
 from emo_jax.training.step import jit_train_step
 from emo_jax.training.stop import StopRequest
 from emo_jax.training.stopwatch import Stopwatch
+from emo_jax.training.task_watch import TaskWatch
 from emo_jax.training.trackers import make_trackers
 from emo_jax.training.tracking import Tracker
 from emo_jax.training.watchdog import Watchdog
@@ -110,6 +111,7 @@ class Trainer:
         processes.compare({"tokens of config.data": planned})
         self.model = ModelFunctions(config, self.mesh)
         self._watch = HeldOutWatch.of(config, self.model, source)
+        self._tasks = TaskWatch.of(config, self.model, source)
         self.optimizer = make_optimizer(config, self.model.param_shardings())
         self._batch_sharding = mesh_lib.windows_sharding(self.mesh)
         self.train_step = jit_train_step(config, self.model, self.optimizer)
@@ -164,6 +166,8 @@ class Trainer:
                 progress.line(line)
             if self._watch is not None and self._watch.note:
                 progress.line(f"held-out losses: {self._watch.note}")
+            if self._tasks is not None:
+                progress.line(self._tasks.note)
             if start and resumes:
                 where = "" if made is None else f", from {config.checkpoint.local} of each host"
                 progress.line(f"resumed at step {start}{where}")
@@ -330,11 +334,19 @@ class Trainer:
                 running = Running(step, window - train.batch_size, batch, metrics, logged)
                 last = step == train.steps
                 labels.check(window, last=last)
-                if last or (train.eval_every and step % train.eval_every == 0):
+                due = [
+                    watch
+                    for watch, every in (
+                        (self._watch, train.eval_every),
+                        (self._tasks, train.tasks_every),
+                    )
+                    if last or (every and step % every == 0)
+                ]
+                if due:
                     settle(early=True)
                     phases.at("evaluation", step)
-                    if self._watch is not None:
-                        record, line = self._watch.measure(state.params, step)
+                    for watch in filter(None, due):
+                        record, line = watch.measure(state.params, step)
                         progress.line(line)
                         if log:
                             log.write(record)
