@@ -5,7 +5,7 @@
 CPU, float32, the shape of emo_tiny with random parameters, exported. Requests: four continuations
 of passages of this repository's documentation, of several tokens or of one. Runs are interleaved;
 medians are printed, with the largest difference of a log-likelihood. Compiling is not counted: it
-is printed apart. Needs torch, transformers and lm_eval. About 4 minutes on two cores.
+is printed apart. Needs torch, transformers and lm_eval[hf]. About 4 minutes on two cores.
 """
 
 import argparse

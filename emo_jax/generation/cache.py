@@ -80,6 +80,7 @@ def prefill(
         domain_ids=nothing_BS,
     )
     hidden_BSD, made = model.bind(params).prefill(batch, keep_LMR=_one_domain(keep_LR))
+    assert made is not None
     more = ((0, 0), (0, 0), (0, 0), (0, places - S), (0, 0))
     entries = KeysValues(*(jnp.pad(a, more) for a in made))
     start_B = jnp.max(jnp.where(ends_BS, place_BS + 1, 0), axis=1)

@@ -218,18 +218,19 @@ class Transformer(nnx.Module):
         return nnx.merge(graphdef, jax.tree.map(lambda a: a[number], stacked))
 
     def prefill(
-        self, batch: Batch, *, keep_LMR: jax.Array | None = None
-    ) -> tuple[jax.Array, KeysValues]:
+        self, batch: Batch, *, keep_LMR: jax.Array | None = None, cached: bool = True
+    ) -> tuple[jax.Array, KeysValues | None]:
         """Hidden states (B,S,D), computed without a pool, and keys and values (L,B,H,S,h).
 
-        `keep_LMR` is that of `__call__`, here and in `extend` and `decode`.
+        `keep_LMR` is that of `__call__`, here and in `extend` and `decode`. If not `cached`, there
+        are no keys and values.
         """
         router = RouterTokens(batch.pool_ids, domain_ids_BS=batch.domain_ids)
         inputs = ForwardInputs(batch.segment_ids, batch.positions, router)
 
         def one_layer(layer, x_BSD, per_layer):
             x_BSD, _, keys_values = layer.with_keys(x_BSD, inputs, per_layer)
-            return x_BSD, keys_values
+            return x_BSD, keys_values if cached else None
 
         per_layer = PerLayer(keep_MR=keep_LMR, there_R=self.there_LR())
         return self._scan(one_layer, batch.tokens, per_layer)

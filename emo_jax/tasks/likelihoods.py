@@ -129,6 +129,7 @@ class Likelihoods:
         )
         if rows.tokens_BN.shape[1]:
             hidden_BTD, cached = model.prefill(batch, keep_LMR=keep_LMR)
+            assert cached is not None
             further = Further(
                 rows.branches_BN, rows.documents_BN, rows.positions_BN, rows.documents_BT
             )
@@ -137,10 +138,10 @@ class Likelihoods:
             )
             hidden_BUD = jnp.concatenate([hidden_BTD, hidden_BND], axis=1)
         else:
-            hidden_BUD, _ = model(batch, keep_LMR=keep_LMR)
+            hidden_BUD, _ = model.prefill(batch, keep_LMR=keep_LMR, cached=False)
         B, K = rows.sources_BK.shape
         hidden_BKD = jnp.take_along_axis(hidden_BUD, rows.sources_BK[..., None], axis=1)
-        parts = min(K, 1 << (-(-B * K // _LOGITS_AT_ONCE) - 1).bit_length())
+        parts = next(n for n in range(-(-B * K // _LOGITS_AT_ONCE), K + 1) if K % n == 0)
 
         def one_part(part: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
             hidden_BkD, labels_Bk = part

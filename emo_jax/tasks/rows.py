@@ -8,6 +8,7 @@ Legend: B rows, T tokens of prompts, N tokens of branches, K predicted tokens.
 """
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -19,6 +20,9 @@ _LEAST = 128  # tokens of a row: several short prompts share one
 # Tokens of a group's branches, beyond which its requests are read one by one: the scores of all
 # branches of a row exist at once.
 _MOST_BRANCHED = 1024
+# Of a batch on one device. On two CPU cores, with 64 experts, half as many took an eighth longer.
+_TOKENS = 2 * BATCH_TOKENS
+_OPEN_ROWS = 64  # that are looked at for room
 
 
 class Request(NamedTuple):
@@ -86,8 +90,8 @@ def packed(
 ) -> list[Rows]:
     """Packs requests, each at most `window` tokens of input, into batches, the longest first.
 
-    T, N and K are powers of two as far as they divide over the devices; there is one pair of N and
-    K for each T, so that few programs are compiled.
+    There are few values of T, two for each doubling, and one set of B, N and K for each, so that
+    few programs are compiled.
 
     Args:
       requests: what to predict.
@@ -110,7 +114,7 @@ def packed(
 
 
 def _size(tokens: int, window: int, ways: int) -> int:
-    size = max(_LEAST, 1 << (tokens - 1).bit_length())
+    size = _rounded(max(_LEAST, tokens), 2)
     return window if size > window or size % ways else size
 
 
@@ -152,40 +156,44 @@ def _batches(groups: list[_Group], T: int, devices: int, ways: int, pad_id: int)
         # As many as rows full of prompts have on average, and at least the largest group's.
         share = sum(g.branched for g in groups) / sum(len(g.stem) for g in groups)
         largest = max(g.branched for g in groups)
-        N = _power(max(largest, min(T * share, T, _MOST_BRANCHED)))
+        N = _rounded(max(largest, min(T * share, T, _MOST_BRANCHED)), 4)
         N += -N % ways
-    most = max(1, BATCH_TOKENS // (T + N))
-    needed = sum(len(g.stem) for g in groups) / T + sum(g.branched for g in groups) / max(N, 1)
-    B = min(1 << (most.bit_length() - 1), _power(max(1, needed / devices))) * devices
-    filled: list[list[list[_Group]]] = []
-    room_T: list[int] = []
-    room_N: list[int] = []
+    rows = _filled(groups, T, N)
+    K = _rounded(max(sum(len(g.predictions) for g in row) for row in rows), 4)
+    most = max(1, _TOKENS // (T + N)) * devices
+    step = max(1, most // (8 * devices)) * devices
+    # Batches of one size, the last of which is nearly full too.
+    B = -(-len(rows) // -(-len(rows) // most))
+    B += -B % step
+    return [
+        _arrays(rows[first : first + B], B, T, N, K, pad_id) for first in range(0, len(rows), B)
+    ]
+
+
+def _filled(groups: list[_Group], T: int, N: int) -> list[list[_Group]]:
+    """Groups by row, each in the first of the last rows that has room."""
+    rows: list[list[_Group]] = []
+    room: list[tuple[int, int]] = []
     for group in groups:
-        fits = (
-            row
-            for row in range(len(room_T))
-            if room_T[row] >= len(group.stem) and room_N[row] >= group.branched
-        )
-        row = next(fits, -1)
-        if row < 0 and filled and len(filled[-1]) < B:
-            row = len(room_T)
-        elif row < 0:
-            filled.append([])
-            room_T, room_N, row = [], [], 0
-        if row == len(room_T):
-            filled[-1].append([])
-            room_T.append(T)
-            room_N.append(N)
-        filled[-1][row].append(group)
-        room_T[row] -= len(group.stem)
-        room_N[row] -= group.branched
-    K = _power(max(sum(len(g.predictions) for g in row) for batch in filled for row in batch))
-    return [_arrays(batch, B, T, N, K, pad_id) for batch in filled]
+        begin = max(0, len(rows) - _OPEN_ROWS)
+        for row in range(begin, len(rows)):
+            left_T, left_N = room[row]
+            if left_T >= len(group.stem) and left_N >= group.branched:
+                break
+        else:
+            row = len(rows)
+            rows.append([])
+            room.append((T, N))
+        rows[row].append(group)
+        room[row] = (room[row][0] - len(group.stem), room[row][1] - group.branched)
+    return rows
 
 
-def _power(tokens: float) -> int:
-    """The next power of two, at least 16."""
-    return max(16, 1 << (int(np.ceil(tokens)) - 1).bit_length()) if tokens > 1 else 16
+def _rounded(tokens: float, steps: int) -> int:
+    """The next number, at least 16, of those that part a doubling into `steps` equal parts."""
+    wanted = max(16, math.ceil(tokens))
+    step = max(1, (1 << ((wanted - 1).bit_length() - 1)) // steps)
+    return wanted + -wanted % step
 
 
 def _arrays(batch: list[list[_Group]], B: int, T: int, N: int, K: int, pad_id: int) -> Rows:

@@ -1,7 +1,9 @@
 """Our model in lm-evaluation-harness says what the harness's own `hf` model does.
 
-Needs torch and transformers (CI installs them before `-m system`).
+Needs torch, transformers and lm_eval[hf] (CI installs them before `-m system`).
 """
+
+import json
 
 import harness_files
 import numpy as np
@@ -73,6 +75,38 @@ def test_every_answer_is_that_of_the_hf_model(both, tasks, kind):
     for metric, value in theirs["results"][name].items():
         if isinstance(value, float):
             assert ours["results"][name][metric] == pytest.approx(value, rel=1e-5), metric
+
+
+@pytest.fixture(scope="module")
+def module(make_model, tmp_path_factory):  # noqa: F811
+    """A whole model, the folder of a module of it, and the experts that the module keeps."""
+    root = tmp_path_factory.mktemp("modules")
+    whole = harness_files.export(make_model, root / "whole")
+    (root / "law.jsonl").write_text('{"text": "the court finds"}\n{"text": "the law of salt"}\n')
+    emo_jax.select(whole, root / "law.jsonl", root / "module", keep=5)
+    kept = json.loads((root / "module/selection.json").read_text())["kept"]
+    keep_LR = np.zeros((2, 8), bool)
+    for layer, experts in enumerate(kept):
+        keep_LR[layer, experts] = True
+    return whole, root / "module", keep_LR
+
+
+@pytest.mark.parametrize("kind", ["words", "writing"])
+def test_a_module_gives_the_numbers_of_its_folder_in_the_hf_model(module, tasks, kind):
+    whole, folder, keep_LR = module
+    masked = _ours(whole)
+    unmasked = harness_files.answers(_evaluated(masked, tasks[kind]))
+    masked.keep_LR = keep_LR
+    expected = harness_files.answers(_evaluated(_theirs(folder), tasks[kind]))
+    for lm in (masked, _ours(folder)):
+        said = harness_files.answers(_evaluated(lm, tasks[kind]))
+        if kind == "writing":
+            assert said == expected != unmasked
+        else:
+            np.testing.assert_allclose(
+                np.array(said, float), np.array(expected, float), rtol=0, atol=1e-4
+            )
+            assert np.abs(np.array(unmasked, float) - np.array(expected, float)).max() > 0.1
 
 
 def test_a_continuation_begins_where_the_harness_says(both):
