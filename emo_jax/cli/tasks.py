@@ -11,6 +11,7 @@ from emo_jax.cli.joining import PROCESSES
 from emo_jax.cli.modules import counts
 from emo_jax.config.names import METHODS
 from emo_jax.files.json_files import dumps
+from emo_jax.parallel import host_memory
 
 _WIDTH = 240
 
@@ -121,6 +122,7 @@ def tasks(
     MODEL is a run's workdir, WORKDIR@STEP, or a Hugging Face folder. There is no pool. Needs
     pip install 'emo-jax[tasks]'.
     """
+    host_memory.keep()
     if json_file:
         refuse_unwritable("--json", Path(json_file))
     numbers = tuple(None if n == "all" else counts("--examples", (n,))[0] for n in examples)
