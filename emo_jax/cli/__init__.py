@@ -11,6 +11,7 @@ from emo_jax.cli import (  # noqa: F401  (they add their commands)
     inspect,
     modules,
     status,
+    task_data,
     tasks,
     training,
 )

@@ -88,6 +88,16 @@ def hash64(*parts: str) -> int:
     return _hash("\x00".join(parts).encode())
 
 
+def without_piece(document_id: str) -> str:
+    """Returns the id of the whole document, of which `document_id` may be a piece (`…~2`)."""
+    return _PIECE.sub("", document_id)
+
+
+def split_key(document_id: str) -> int:
+    """Returns the number that decides a document's split; pieces of a document share it."""
+    return hash64("split", without_piece(document_id))
+
+
 def _hash(content: bytes) -> int:
     return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "little")
 
@@ -161,7 +171,7 @@ class _Piece:
         self._index.append(
             (
                 hash64("order", str(self._job.seed), document.id),
-                hash64("split", _PIECE.sub("", document.id)),
+                split_key(document.id),
                 _hash(tokens.tobytes()),
                 tokens.size,
                 len(name),

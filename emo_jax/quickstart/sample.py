@@ -195,7 +195,7 @@ def sample_corpus(
     for domain in domains:
         if domain not in _SOURCES:
             raise UsageError(f"domain {domain!r}: must be one of {', '.join(ALL_DOMAINS)}")
-    folder = Path(cache) if cache is not None else _default_cache()
+    folder = cache_folder(cache)
     # The standard library comes last, so that its duplicates do not change the other domains.
     domains = sorted(set(domains), key=lambda d: (_SOURCES[d] is None, d))
     settings = {
@@ -225,7 +225,10 @@ def sample_corpus(
     )
 
 
-def _default_cache() -> Path:
+def cache_folder(given: str | os.PathLike[str] | None = None) -> Path:
+    """Returns the folder of downloads: the one given, or `emo_jax/sample` in the user's cache."""
+    if given is not None:
+        return Path(given)
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(base) / "emo_jax" / "sample"
 
