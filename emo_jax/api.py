@@ -33,7 +33,7 @@ from emo_jax.generation.texts import Text, TextGenerator, TextSettings
 from emo_jax.model.functions import ModelFunctions
 from emo_jax.model.params import count_parameters
 from emo_jax.saved.load import LoadedModel, load_model
-from emo_jax.selection.budgets import keep_items, parse_keep
+from emo_jax.selection.budgets import keep_items, parse_budgets
 from emo_jax.selection.variants import within_documents
 from emo_jax.tasks.table import TaskResults
 
@@ -212,6 +212,7 @@ def evaluate(
     windows: int = 1024,
     pool: int | Sequence[int] = (),
     keep: int | str | Sequence[int | str] = (),
+    keep_per_layer: str | Sequence[int | str] = (),
     method: str = DEFAULT_METHOD,
     allow_fewer: bool = False,
     max_domains: int = MOST_DOMAINS,
@@ -231,8 +232,10 @@ def evaluate(
       pool: also measure with pools of this many routed experts; one size or several.
       keep: also measure with only this many experts per layer, shared ones included, which are
         chosen for each domain on the split "select"; a count (16), a share ("25%"), or several.
-      method: how the experts are chosen: "layerwise", "global", "easy_ep" or "random", see
-        `select`.
+      keep_per_layer: instead of `keep`, one count for each layer; or, with `keep`, how what that
+        gives in all is spread over the layers: "increasing", "decreasing", "mass" or "greedy", see
+        `emo_jax.selection.schedules`.
+      method: how the experts are chosen, see `select`.
       allow_fewer: allow `keep` to be below the number of experts that a token uses.
       max_domains: number of domains, the largest, that are listed by name; all others are merged
         into one.
@@ -251,14 +254,19 @@ def evaluate(
     loaded = model if isinstance(model, LoadedModel) else load_model(os.fspath(model), trust=trust)
     config, data = loaded.config, os.fspath(data)
     moe = config.moe
-    keeps = keep_items(keep)
-    if moe is None and keeps:
-        raise UsageError(f"--keep {keeps[0]}: {config.name} is dense, it has no experts")
+    for option, given in (("--keep", keep), ("--keep-per-layer", keep_per_layer)):
+        if moe is None and (items := keep_items(given)):
+            raise UsageError(f"{option} {items[0]}: {config.name} is dense, it has no experts")
+    keeps = (
+        parse_budgets(keep, keep_per_layer, config, allow_fewer=allow_fewer)
+        if moe is not None
+        else ()
+    )
     settings = EvalSettings(
         split=split,
         windows=windows,
         pools=tuple(pool) if isinstance(pool, Iterable) else (pool,),
-        keeps=tuple(parse_keep(k, moe, allow_fewer=allow_fewer) for k in keeps) if moe else (),
+        keeps=keeps,
         method=method,
         allow_fewer=allow_fewer,
     )
@@ -280,7 +288,8 @@ def evaluate(
         "model": {"name": loaded.name, "path": loaded.path, "step": loaded.step},
         "data": {"path": data, "fingerprint": chosen.fingerprint},
         "split": split,
-        "keep_method": method if settings.keeps else None,
+        "keep_method": method if keeps else None,
+        "keep_schedule": keeps[0].schedule if keeps else None,
         "window_tokens": config.data.seq_len,
         "attention": config.model.attention,
         "compute_dtype": config.model.compute_dtype,

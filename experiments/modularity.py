@@ -32,7 +32,6 @@ from ml_collections import ConfigDict
 from emo_jax.batch import Batch
 from emo_jax.checkpoint.manifest import versions
 from emo_jax.config import Config, from_config_dict, portable, presets, to_dict
-from emo_jax.config.names import METHODS
 from emo_jax.data.loader import heldout_batches
 from emo_jax.data.store import TokenStore
 from emo_jax.data.windows import Windows
@@ -59,6 +58,7 @@ TOKENIZER_MB = 8.0  # of text
 ARMS = ("emo", "standard", "matched")
 SEEDS = (0, 1, 2)
 METHOD = "layerwise"
+METHODS = (METHOD, "global", "easy_ep", "random")  # those of docs/results.md
 KEEPS = (32, 16, 8)  # of 64 experts, including the shared one
 SMALL_KEEPS = (16, 8)  # for other methods and single examples
 WINDOWS = 256  # per split, at most

@@ -17,8 +17,7 @@ from typing import Any
 import click
 import numpy as np
 
-from emo_jax.config.names import METHODS
-
+METHODS = ("layerwise", "global", "easy_ep", "random")
 SHARES = {32: "50 %", 16: "25 %", 8: "12.5 %"}
 NAMES = {
     "emo": "EMO",

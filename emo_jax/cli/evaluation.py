@@ -217,6 +217,13 @@ def _say(line: str) -> None:
     " split select: counts, or shares; may be given again.",
 )
 @click.option(
+    "--keep-per-layer",
+    type=Items("16,8,…|SCHEDULE"),
+    default=(),
+    help="A count for each layer instead; or, with --keep, how what it gives in all is spread over"
+    " the layers: increasing, decreasing, mass, greedy.",
+)
+@click.option(
     "--method",
     type=click.Choice(METHODS),
     default="global",
@@ -240,6 +247,7 @@ def eval_(
     windows: int,
     pools: tuple[int, ...],
     keeps: tuple[tuple[str, ...], ...],
+    keep_per_layer: tuple[str, ...],
     method: str,
     allow_fewer: bool,
     max_domains: int,
@@ -265,6 +273,7 @@ def eval_(
         windows=windows,
         pool=pools,
         keep=[text for given in keeps for text in given],
+        keep_per_layer=keep_per_layer,
         method=method,
         allow_fewer=allow_fewer,
         max_domains=max_domains,

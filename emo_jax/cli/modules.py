@@ -49,7 +49,11 @@ def counts(option: str, items: tuple[str, ...]) -> tuple[int, ...]:
     " models.",
 )
 @click.option(
-    "--keep-per-layer", type=Items("16,8,…"), default=(), help="A count for each layer instead."
+    "--keep-per-layer",
+    type=Items("16,8,…|SCHEDULE"),
+    default=(),
+    help="A count for each layer instead; or, with --keep, how what it gives in all is spread over"
+    " the layers: increasing, decreasing, mass, greedy.",
 )
 @click.option(
     "--method",
@@ -57,7 +61,8 @@ def counts(option: str, items: tuple[str, ...]) -> tuple[int, ...]:
     default="layerwise",
     show_default=True,
     help="layerwise: by router probability, in a model pruned up to there; global: in the whole"
-    " model; easy_ep: by what experts add; random: by the seed.",
+    " model; easy_ep, reap: by what experts add; aimer: by their weights alone; random: by the"
+    " seed.",
 )
 @click.option(
     "--examples",
@@ -119,7 +124,7 @@ def select(
         data,
         output,
         keep=keep,
-        keep_per_layer=counts("--keep-per-layer", keep_per_layer),
+        keep_per_layer=keep_per_layer,
         method=method,
         examples=numbers,
         max_tokens=max_tokens,

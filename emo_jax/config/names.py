@@ -27,8 +27,13 @@ FrozenPart = Literal[
 ]
 FROZEN_PARTS: tuple[str, ...] = get_args(FrozenPart)
 # How a module's experts are chosen, see `emo_jax.selection.scores`.
-Method = Literal["layerwise", "global", "easy_ep", "random"]
+Method = Literal["layerwise", "global", "easy_ep", "reap", "aimer", "random"]
 METHODS: tuple[str, ...] = get_args(Method)
+# Those that the examples do not change.
+METHODS_WITHOUT_DATA: tuple[Method, ...] = ("aimer", "random")
+# How the experts kept in all are spread over the layers, see `emo_jax.selection.schedules`.
+KeepSchedule = Literal["uniform", "increasing", "decreasing", "mass", "greedy"]
+KEEP_SCHEDULES: tuple[str, ...] = get_args(KeepSchedule)
 # What `emo finetune` keeps frozen.
 Freeze = Literal["none", "routed", "routed+shared", "all-but-router"]
 FREEZES: tuple[str, ...] = get_args(Freeze)

@@ -26,7 +26,7 @@ from emo_jax.evals.text_bytes import TextBytes
 from emo_jax.model.functions import ModelFunctions
 from emo_jax.model.params import Params
 from emo_jax.parallel import mesh as mesh_lib
-from emo_jax.selection.budgets import check_keep
+from emo_jax.selection.budgets import Budget, budget_of, check_keep
 from emo_jax.selection.variants import within_documents
 from emo_jax.tokenizer.load import Tokenizer
 
@@ -43,7 +43,8 @@ class EvalSettings:
       split: "test", "select" or "train".
       windows: maximum number of windows of a split, spread evenly over it.
       pools: pool sizes, in routed experts.
-      keeps: numbers of experts to keep for each domain, shared ones included.
+      keeps: experts to keep for each domain: a number in every layer, shared ones included, or a
+        budget.
       method: how they are chosen, one of `emo_jax.config.names.Method`.
       allow_fewer: allow keeping fewer than top-k.
     """
@@ -51,7 +52,7 @@ class EvalSettings:
     split: str = "test"
     windows: int = 1024
     pools: tuple[int, ...] = ()
-    keeps: tuple[int, ...] = ()
+    keeps: tuple[int | Budget, ...] = ()
     method: str = DEFAULT_METHOD
     allow_fewer: bool = False
 
@@ -137,8 +138,9 @@ def check_ways(config: Config, settings: EvalSettings) -> None:
                 raise UsageError(f"{name} {size}: {config.name} is dense, it has no experts")
             # Pools contain routed experts only, but their size may be up to all experts, as in the
             # config.
-            if name == "--keep":
-                check_keep(size, moe, allow_fewer=settings.allow_fewer)
+            if isinstance(size, Budget) or name == "--keep":
+                for count in budget_of(size).counts:
+                    check_keep(count, moe, allow_fewer=settings.allow_fewer)
                 continue
             least = moe.num_routed_picks
             if not least <= size <= moe.num_experts:

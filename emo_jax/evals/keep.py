@@ -10,6 +10,7 @@ Legend: B windows, L layers, M domains, R routed experts.
 
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -17,16 +18,17 @@ import numpy as np
 
 from emo_jax.batch import Batch
 from emo_jax.config import Config
-from emo_jax.config.names import Method
+from emo_jax.config.names import METHODS_WITHOUT_DATA, Method
 from emo_jax.evals.heldout import HeldOut, evaluate, make_eval_step
 from emo_jax.model.functions import ModelFunctions
 from emo_jax.model.params import Params
-from emo_jax.selection.budgets import budgets, keep_experts
+from emo_jax.selection.budgets import Budget, budget_of, keep_experts, routed_budgets
 from emo_jax.selection.scores import choose_experts
 
 # One pass over the windows, whatever the numbers of experts. `emo select`, which has whole
 # documents of one domain, uses "layerwise".
 DEFAULT_METHOD: Method = "global"
+Keep = TypeVar("Keep", int, Budget, int | Budget)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,12 +36,13 @@ class ExpertChoice:
     """The experts that each domain keeps, for any number of experts.
 
     Attributes:
-      kept: maps a number of experts, shared ones included, to (L,M,R) bool.
+      kept: maps a number of experts in every layer, shared ones included, or a budget to (L,M,R)
+        bool.
       unseen_M: bool, domains without a token to choose by; nothing was chosen for them.
       scores_LMR: the scores that decide, if they do not depend on the number; None: they do.
     """
 
-    kept: Callable[[int], np.ndarray]
+    kept: Callable[[int | Budget], np.ndarray]
     unseen_M: np.ndarray
     scores_LMR: np.ndarray | None = None
 
@@ -48,11 +51,13 @@ def by_router(
     config: Config, router_probs_LMR: np.ndarray, *, allow_fewer: bool = False
 ) -> ExpertChoice:
     """Chooses by router probabilities summed over a domain's tokens (SPEC 7.2, method 4)."""
-    return ExpertChoice(
-        lambda keep: keep_experts(router_probs_LMR, config, keep, allow_fewer=allow_fewer),
-        router_probs_LMR.sum(axis=(0, 2)) == 0,
-        router_probs_LMR,
-    )
+
+    def kept(keep: int | Budget) -> np.ndarray:
+        return keep_experts(
+            *(router_probs_LMR, config, keep), mass_LMR=router_probs_LMR, allow_fewer=allow_fewer
+        )
+
+    return ExpertChoice(kept, router_probs_LMR.sum(axis=(0, 2)) == 0, router_probs_LMR)
 
 
 def choose(
@@ -79,33 +84,43 @@ def choose(
       progress: called with lines about the progress.
     """
     config = model.config
-    if method == "global":
+
+    def routed_mass(batches: Iterable[Batch]) -> np.ndarray:
         step = make_eval_step(config, model, num_domains)
         router_probs_LMR = evaluate(step, params, batches).router_probs_LMR
         assert router_probs_LMR is not None
-        return by_router(config, router_probs_LMR, allow_fewer=allow_fewer)
+        return router_probs_LMR
+
+    if method == "global":
+        return by_router(config, routed_mass(batches), allow_fewer=allow_fewer)
     held, seen_M = [], np.zeros(num_domains + 1, np.int64)
     for batch in batches:
         ids_N = np.asarray(batch.domain_ids).ravel() + 1
         seen_M += np.bincount(ids_N, minlength=num_domains + 1)
         held.append(batch)
+    mass: list[np.ndarray] = []  # measured once, for the budgets that need it
 
-    def kept(keep: int) -> np.ndarray:
-        routed_L = budgets(config, [keep], allow_fewer=allow_fewer)
+    def kept(keep: int | Budget) -> np.ndarray:
+        budget = budget_of(keep)
+        if budget.needs_mass and not mass:
+            mass.append(routed_mass(held))
+        routed_LM = routed_budgets(
+            config, budget, mass[0] if mass else None, allow_fewer=allow_fewer
+        )
         return choose_experts(
-            *(method, model, params, held, routed_L),
+            *(method, model, params, held, routed_LM),
             num_domains=num_domains,
             progress=lambda line: progress(f"keep {keep}, {line}"),
         ).kept_LMR
 
-    return ExpertChoice(kept, (seen_M[1:] == 0) & (method != "random"))
+    return ExpertChoice(kept, (seen_M[1:] == 0) & (method not in METHODS_WITHOUT_DATA))
 
 
 def losses_kept(
-    choice: ExpertChoice, keeps: Sequence[int], judge: Callable[[np.ndarray], HeldOut]
-) -> dict[int, HeldOut]:
+    choice: ExpertChoice, keeps: Sequence[Keep], judge: Callable[[np.ndarray], HeldOut]
+) -> dict[Keep, HeldOut]:
     """What `judge` measures with the experts kept (L,M,R), by number kept; NaN where unseen."""
-    found = {}
+    found: dict[Keep, HeldOut] = {}
     for keep in dict.fromkeys(keeps):
         measured = judge(choice.kept(keep))
         ce_sum_M = np.where(choice.unseen_M, np.nan, measured.ce_sum_M)

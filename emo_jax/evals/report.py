@@ -132,7 +132,7 @@ def _heading(way: str, config: Config) -> str:
     kind, _, size = way.partition("=")
     if way in (FULL, WITHIN):
         return f"all {config.moe.num_experts}" + (f",\n{WITHIN}" if way == WITHIN else "")
-    if kind == "keep":
+    if kind == "keep" and size.isdecimal():
         return f"{100 * int(size) / config.moe.num_experts:g} % ({size})"
     return way
 

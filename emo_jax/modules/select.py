@@ -8,7 +8,7 @@ import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -31,11 +31,11 @@ from emo_jax.modules.folder import write_selected
 from emo_jax.saved.load import OpenedModel, load_model, open_model
 from emo_jax.saved.selection_file import Selection, fingerprint, overlap
 from emo_jax.selection.budgets import (
-    budgets,
+    Budget,
     choose_best,
     experts_there,
-    keep_items,
-    parse_keep,
+    parse_budgets,
+    routed_budgets,
 )
 from emo_jax.selection.examples import (
     Examples,
@@ -52,8 +52,6 @@ from emo_jax.selection.variants import within_documents
 class _SelectSettings:
     """Arguments of `select`; `examples` ascend, and the last one is used for the models."""
 
-    keeps: tuple[str, ...]
-    per_layer: tuple[int, ...]
     method: str
     examples: tuple[int | None, ...]
     max_tokens: int
@@ -93,7 +91,7 @@ def select(
     output: str | os.PathLike[str],
     *,
     keep: int | str | Sequence[int | str] = (),
-    keep_per_layer: Sequence[int] = (),
+    keep_per_layer: str | Sequence[int | str] = (),
     method: str = "layerwise",
     examples: int | Sequence[int | None] | None = None,
     max_tokens: int = 1_000_000,
@@ -116,10 +114,13 @@ def select(
       output: folder to create.
       keep: number of experts to keep in each layer, shared ones included: a count (16) or a share
         ("25%"). Several numbers make one model each.
-      keep_per_layer: instead of `keep`, one count for each layer, shared ones included.
+      keep_per_layer: instead of `keep`, one count for each layer, shared ones included; or, with
+        `keep`, how what it gives in all is spread over the layers: "increasing", "decreasing",
+        "mass" or "greedy", see `emo_jax.selection.schedules`.
       method: "layerwise" (by router probability, in a model whose earlier layers are already
-        pruned), "global" (by router probability, in the whole model), "easy_ep" (by what experts
-        add to the output), or "random" (by the seed).
+        pruned), "global" (by router probability, in the whole model), "easy_ep" or "reap" (by what
+        experts add to the output), "aimer" (by their weights alone), or "random" (by the seed); see
+        `emo_jax.selection.scores`.
       examples: number of documents to choose by; None: all. With several numbers, the largest is
         used for the models, and `Selected.overlaps` tells how similar the choice of fewer is.
       max_tokens: maximum number of tokens in all examples.
@@ -147,8 +148,6 @@ def select(
     numbers = examples if isinstance(examples, Sequence) else (examples,)
     ordered = sorted({n for n in numbers if n is not None})
     settings = _SelectSettings(
-        keeps=keep_items(keep),
-        per_layer=tuple(keep_per_layer),
         method=method,
         examples=(*ordered, *([None] if None in numbers else [])),
         max_tokens=max_tokens,
@@ -163,14 +162,20 @@ def select(
     config = opened.config
     if config.moe is None:
         raise UsageError(f"{model}: {config.name} is dense, it has no experts to select")
-    wanted, layout, notes = _budgets(config, settings)
+    wanted = list(
+        dict.fromkeys(parse_budgets(keep, keep_per_layer, config, allow_fewer=allow_fewer))
+    )
+    if not wanted:
+        raise UsageError("give --keep, or --keep-per-layer with a count for each layer")
     folders = {
-        label: Path(output) if len(wanted) == 1 else Path(output) / f"keep-{label}"
-        for label in wanted
+        budget: Path(output) if len(wanted) == 1 else Path(output) / f"keep-{budget}"
+        for budget in wanted
     }
     refuse_existing(output)
-    for routed_L in wanted.values():  # refuse what the layout cannot hold before the work
-        layout_for(smaller_config(config, routed_L), layout)
+    for budget in wanted:  # refuse what the layout cannot hold before the work
+        if not budget.needs_mass:
+            shape = _shape(config, budget, settings)
+            layout_for(smaller_config(config, shape.routed_L), shape.layout)
     with Progress("select", enabled=not quiet) as shown:
         read = _read_examples(opened, data, settings, shown.show)
         there = len(read.documents)
@@ -180,15 +185,16 @@ def select(
                 f" {settings.max_tokens}; ask for fewer, or raise it"
             )
         parent_print = fingerprint(opened.source, config)
-        chooser = _Chooser(opened, settings, shown.show)
+        needs_mass = any(budget.needs_mass for budget in wanted)
+        chooser = _Chooser(opened, settings, shown.show, needs_mass=needs_mass)
         given = read.first(settings.examples[-1])
         made = []
-        for label, routed_L in wanted.items():
-            choice = chooser.choose(given, routed_L, label)
+        for budget in wanted:
+            choice, shape = chooser.choose(given, budget)
             kept_LR = choice.kept_LMR[:, 0]
             overlaps = {
                 number: overlap(
-                    chooser.choose(read.first(number), routed_L, label).kept_LMR[:, 0], kept_LR
+                    chooser.choose(read.first(number), budget)[0].kept_LMR[:, 0], kept_LR
                 )
                 for number in settings.examples[:-1]
                 if number is not None
@@ -200,17 +206,17 @@ def select(
                 top_k=config.moe.top_k,
                 tokenizer=opened.tokenizer.fingerprint if opened.tokenizer else "",
                 kept=tuple(tuple(np.flatnonzero(row).tolist()) for row in kept_LR),
-                about=_about(settings, given, overlaps, label),
+                about=_about(settings, given, overlaps, budget),
                 scores=tuple(tuple(row) for row in choice.scores_LMR[:, 0].tolist()),
             )
-            shown.show(f"writing {folders[label]}")
+            shown.show(f"writing {folders[budget]}")
             folder, smaller = write_selected(
                 opened.source,
                 config,
                 kept_LR,
-                folders[label],
+                folders[budget],
                 selection,
-                layout=layout,
+                layout=shape.layout,
                 **opened.for_export,
             )
             total, active = count_parameters(smaller)
@@ -224,7 +230,7 @@ def select(
                     examples=selection.about["examples"],
                     tokens=selection.about["tokens"],
                     overlaps=overlaps,
-                    notes=notes,
+                    notes=shape.notes,
                 )
             )
     return made
@@ -235,29 +241,37 @@ def stored_bytes(parameters: int) -> int:
     return parameters * F32_BYTES
 
 
-def _budgets(
-    config: Config, settings: _SelectSettings
-) -> tuple[dict[str, list[int]], str | None, tuple[str, ...]]:
-    """Returns the routed experts to keep in each layer, by folder label; the layout; and notes."""
-    moe, fewer, layout = moe_of(config), settings.allow_fewer, settings.layout
-    if bool(settings.keeps) == bool(settings.per_layer):
-        raise UsageError("give --keep, or --keep-per-layer with a count for each layer")
-    if settings.keeps:
-        counts = [parse_keep(text, moe, allow_fewer=fewer) for text in settings.keeps]
-        return {str(n): budgets(config, [n], allow_fewer=fewer) for n in counts}, layout, ()
-    routed_L = budgets(config, settings.per_layer, allow_fewer=fewer)
-    if len(set(routed_L)) == 1 or layout == "emo":
-        return {"per-layer": routed_L}, layout, ()
+class _Shape(NamedTuple):
+    """Routed experts to keep in each layer, the layout that holds them, and notes for the user."""
+
+    routed_L: list[int]
+    layout: str | None
+    notes: tuple[str, ...] = ()
+
+
+def _shape(
+    config: Config,
+    budget: Budget,
+    settings: _SelectSettings,
+    mass_LMR: np.ndarray | None = None,
+) -> _Shape:
+    """What a budget comes to; `mass_LMR` is that of `routed_budgets`."""
+    layout = settings.layout
+    routed_LM = routed_budgets(config, budget, mass_LMR, allow_fewer=settings.allow_fewer)
+    routed_L = routed_LM[:, 0].tolist()
+    one_count = len(budget.counts) == 1 and budget.schedule == "uniform"
+    if one_count or len(set(routed_L)) == 1 or layout == "emo":
+        return _Shape(routed_L, layout)
     if layout is None:
         note = "layout emo: that of stock transformers has one number of experts for all layers"
-        return {"per-layer": routed_L}, "emo", (note,)
+        return _Shape(routed_L, "emo", (note,))
     most = max(routed_L)
     note = (
         f"layout {layout} has one number of experts for all layers: layers below"
-        f" {most + moe.num_shared_experts} are filled up with their next best; --layout emo keeps"
-        " the counts as given"
+        f" {most + moe_of(config).num_shared_experts} are filled up with their next best; --layout"
+        " emo keeps the counts as given"
     )
-    return {"per-layer": [most] * len(routed_L)}, layout, (note,)
+    return _Shape([most] * len(routed_L), layout, (note,))
 
 
 def _read_examples(
@@ -311,22 +325,40 @@ def _file_examples(
 class _Chooser:
     """Chooses experts by examples; scores that do not depend on the budget are reused."""
 
-    def __init__(self, opened: OpenedModel, settings: _SelectSettings, say: Callable[[str], None]):
+    def __init__(
+        self,
+        opened: OpenedModel,
+        settings: _SelectSettings,
+        say: Callable[[str], None],
+        *,
+        needs_mass: bool,
+    ):
         self._settings, self._say = settings, say
         self._config = within_documents(opened.config)
         self._model = ModelFunctions(self._config, eval_mesh(self._config))
         self._pad_id = opened.special_ids["pad_token_id"] or 0
         self._scores: dict[str, np.ndarray] = {}
         self._params: Params = {}
-        if settings.method != "random":  # which does not use the model
+        if settings.method != "random" or needs_mass:  # random does not use the model
             say(f"reading {opened.path}")
             step = "" if opened.step is None else f"@{opened.step}"
             loaded = load_model(f"{opened.folder}{step}")
             self._params = jax.device_put(loaded.params, self._model.param_shardings())
 
-    def choose(self, examples: Examples, routed_L: Sequence[int], label: str) -> Choice:
+    def choose(self, examples: Examples, budget: Budget) -> tuple[Choice, _Shape]:
         """Chooses the experts for these examples."""
-        method, key = self._settings.method, examples.fingerprint
+        method = self._settings.method
+        mass_LMR = self._scored(examples, "global", budget, ()) if budget.needs_mass else None
+        shape = _shape(self._config, budget, self._settings, mass_LMR)
+        scores_LMR = self._scored(examples, method, budget, shape.routed_L)
+        kept_LMR = choose_best(scores_LMR, experts_there(self._config), shape.routed_L)
+        return Choice(kept_LMR, scores_LMR), shape
+
+    def _scored(
+        self, examples: Examples, method: str, budget: Budget, routed_L: Sequence[int]
+    ) -> np.ndarray:
+        """Scores by one method, (L,1,R); only those of layerwise depend on the budget."""
+        key = f"{method} {examples.fingerprint}"
         if method == "layerwise":
             key = f"{key} {routed_L}"
         if key not in self._scores:
@@ -335,11 +367,11 @@ class _Chooser:
                 self._model,
                 self._params,
                 examples,
-                routed_L,
+                routed_L or [0] * self._config.model.num_layers,
                 method=method,
                 pad_id=self._pad_id,
                 seed=self._settings.seed,
-                progress=lambda line: self._say(f"keep {label}: {what}, {line}"),
+                progress=lambda line: self._say(f"keep {budget}: {what}, {line}"),
             ).scores_LMR
         scores_LMR = self._scores[key]
         if not np.isfinite(scores_LMR).all():
@@ -347,17 +379,18 @@ class _Chooser:
                 f"{examples.source}: the scores of its examples are not finite, so no experts can"
                 " be chosen: the model breaks on them"
             )
-        kept_LMR = choose_best(scores_LMR, experts_there(self._config), routed_L)
-        return Choice(kept_LMR, scores_LMR)
+        return scores_LMR
 
 
 def _about(
-    settings: _SelectSettings, examples: Examples, overlaps: dict[int, float], label: str
+    settings: _SelectSettings, examples: Examples, overlaps: dict[int, float], budget: Budget
 ) -> dict[str, Any]:
+    several = len(budget.counts) > 1
     return {
         "method": settings.method,
-        "keep": label,
-        **({"keep_per_layer": list(settings.per_layer)} if settings.per_layer else {}),
+        "keep": "per-layer" if several else str(budget),
+        "keep_schedule": budget.schedule,
+        **({"keep_per_layer": list(budget.counts)} if several else {}),
         "data": examples.source,
         "data_fingerprint": examples.fingerprint,
         "examples": len(examples.documents),

@@ -3,14 +3,46 @@
 Legend: L layers, M domains, R routed experts.
 """
 
+import dataclasses
+import difflib
 from collections.abc import Iterable, Sequence
 from fractions import Fraction
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
-from emo_jax.config import Config, MoeConfig
+from emo_jax.config import Config, MoeConfig, moe_of
+from emo_jax.config.names import KEEP_SCHEDULES, KeepSchedule
 from emo_jax.errors import UsageError
+from emo_jax.selection.schedules import NEED_MASS, spread
+
+_MOST_DIGITS = 18  # of a number of experts
+
+
+@dataclasses.dataclass(frozen=True)
+class Budget:
+    """How many experts the layers keep, shared ones included.
+
+    Attributes:
+      counts: one for all layers, or one for each.
+      schedule: how what one count gives in all is spread over the layers, see `schedules`.
+    """
+
+    counts: tuple[int, ...]
+    schedule: KeepSchedule = "uniform"
+
+    def __str__(self) -> str:
+        return ",".join(map(str, self.counts))
+
+    @property
+    def needs_mass(self) -> bool:
+        """Whether the numbers depend on the routed mass of the domain's tokens."""
+        return self.schedule in NEED_MASS
+
+
+def budget_of(keep: int | Budget) -> Budget:
+    """A number of experts in every layer as a budget."""
+    return keep if isinstance(keep, Budget) else Budget((keep,))
 
 
 def parse_keep(text: str, moe: MoeConfig, *, allow_fewer: bool = False) -> int:
@@ -64,6 +96,61 @@ def check_keep(
     )
 
 
+def parse_budgets(
+    keep: Any, per_layer: Any, config: Config, *, allow_fewer: bool = False
+) -> tuple[Budget, ...]:
+    """Budgets of `--keep` and `--keep-per-layer`.
+
+    Args:
+      keep: counts and shares as `keep_items` takes them.
+      per_layer: a count for each layer, or the name of a schedule; empty: neither.
+      config: config of the model.
+      allow_fewer: see `parse_keep`.
+
+    Raises:
+      UsageError: a count or share that `parse_keep` refuses, a list of another length or with
+        another sum than `keep` gives, an unknown schedule, or one without `keep`.
+    """
+    moe, L = moe_of(config), config.model.num_layers
+    counts = [parse_keep(text, moe, allow_fewer=allow_fewer) for text in keep_items(keep)]
+    names = keep_items(per_layer)
+    if not names:
+        return tuple(Budget((count,)) for count in counts)
+    if len(names) == 1 and not names[0].strip().isdecimal():
+        schedule = _schedule(names[0])
+        if not counts:
+            raise UsageError(
+                f"--keep-per-layer {schedule}: spreads what --keep gives in all; give --keep too"
+            )
+        return tuple(Budget((count,), schedule) for count in counts)
+    for name in names:
+        if not name.isdecimal() or len(name) > _MOST_DIGITS:
+            raise UsageError(
+                f"--keep-per-layer {name}: must be whole numbers with commas between, or one of"
+                f" {', '.join(KEEP_SCHEDULES)}"
+            )
+    budget = Budget(tuple(map(int, names)))
+    budgets(config, budget.counts, allow_fewer=allow_fewer, option="--keep-per-layer")
+    if len(counts) > 1:
+        raise UsageError(f"--keep-per-layer {budget}: is one model; give one --keep, or none")
+    if counts and sum(budget.counts) != counts[0] * L:
+        raise UsageError(
+            f"--keep-per-layer {budget}: {sum(budget.counts)} experts in all, and --keep"
+            f" {counts[0]} is {counts[0] * L} in {L} layers; give one of the two, or equal sums"
+        )
+    return (budget,)
+
+
+def _schedule(name: str) -> KeepSchedule:
+    if name not in KEEP_SCHEDULES:
+        near = difflib.get_close_matches(name, KEEP_SCHEDULES, n=1, cutoff=0.5)
+        raise UsageError(
+            f"--keep-per-layer {name}: must be a count for each layer, or one of"
+            f" {', '.join(KEEP_SCHEDULES)}" + (f" (did you mean {near[0]!r}?)" if near else "")
+        )
+    return cast(KeepSchedule, name)
+
+
 def experts_there(config: Config) -> np.ndarray:
     """(L,R) bool: the routed experts that each layer has."""
     moe = config.moe
@@ -72,39 +159,85 @@ def experts_there(config: Config) -> np.ndarray:
     return np.arange(moe.num_routed_experts) < np.array(routed_L)[:, None]
 
 
-def budgets(config: Config, keep_L: Sequence[int], *, allow_fewer: bool = False) -> list[int]:
+def budgets(
+    config: Config, keep_L: Sequence[int], *, allow_fewer: bool = False, option: str = "--keep"
+) -> list[int]:
     """Routed experts to keep in each layer, from counts that include the shared ones.
 
     Args:
       config: config of the model.
       keep_L: one count for all layers, or one per layer.
       allow_fewer: see `parse_keep`.
+      option: for errors, where the counts are from.
 
     Raises:
       UsageError: the wrong number of counts, or a count to which a layer cannot be cut.
     """
-    moe, L = config.moe, config.model.num_layers
-    assert moe is not None
-    counts = list(keep_L) * L if len(keep_L) == 1 else list(keep_L)
+    moe, L = moe_of(config), config.model.num_layers
+    per_layer = len(keep_L) > 1 or option == "--keep-per-layer"
+    counts = list(keep_L) if per_layer else list(keep_L) * L
     if len(counts) != L:
         raise UsageError(f"--keep-per-layer: {len(counts)} counts, and the model has {L} layers")
-    option = "--keep" if len(keep_L) == 1 else "--keep-per-layer"
     for count in counts:
-        check_keep(count, moe, allow_fewer=allow_fewer, option=option)
+        where = "--keep-per-layer" if per_layer else option
+        check_keep(count, moe, allow_fewer=allow_fewer, option=where)
     # A layer that already has fewer is left unchanged.
     return [min(n, moe.experts_in(i)) - moe.num_shared_experts for i, n in enumerate(counts)]
 
 
-def keep_experts(
-    scores_LMR: np.ndarray, config: Config, keep: int, *, allow_fewer: bool = False
+def routed_budgets(
+    config: Config,
+    budget: Budget,
+    mass_LMR: np.ndarray | None = None,
+    *,
+    allow_fewer: bool = False,
 ) -> np.ndarray:
-    """`choose_best` for `keep` experts in every layer, including shared ones (SPEC 7.1)."""
-    routed_L = budgets(config, [keep], allow_fewer=allow_fewer)
-    return choose_best(scores_LMR, experts_there(config), routed_L)
+    """Routed experts to keep in each layer for each domain, (L,M) int; M is 1 if all keep the same.
+
+    With any schedule, the layers together keep as many as with "uniform".
+
+    Args:
+      config: config of the model.
+      budget: how many.
+      mass_LMR: routed mass by domain, see `schedules`; only if the budget needs it.
+      allow_fewer: see `parse_keep`.
+
+    Raises:
+      UsageError: see `budgets`.
+    """
+    moe, L = moe_of(config), config.model.num_layers
+    routed_L = budgets(config, budget.counts, allow_fewer=allow_fewer)
+    if budget.schedule == "uniform":
+        return np.array(routed_L)[:, None]
+    most_L = experts_there(config).sum(axis=1).tolist()
+    least = 1 if allow_fewer else moe.num_routed_picks
+    least_L = [min(least, n) for n in routed_L]
+    masses = [None]
+    if budget.needs_mass:
+        assert mass_LMR is not None
+        masses = list(np.where(experts_there(config)[:, None], mass_LMR, 0).swapaxes(0, 1))
+    kept_ML = [spread(budget.schedule, sum(routed_L), least_L, most_L, mass) for mass in masses]
+    return np.array(kept_ML).reshape(-1, L).T
+
+
+def keep_experts(
+    scores_LMR: np.ndarray,
+    config: Config,
+    keep: int | Budget,
+    *,
+    mass_LMR: np.ndarray | None = None,
+    allow_fewer: bool = False,
+) -> np.ndarray:
+    """`choose_best` for a number of experts in every layer, shared ones included, or a budget.
+
+    `mass_LMR` and `allow_fewer` are those of `routed_budgets`.
+    """
+    routed_LM = routed_budgets(config, budget_of(keep), mass_LMR, allow_fewer=allow_fewer)
+    return choose_best(scores_LMR, experts_there(config), routed_LM)
 
 
 def choose_best(
-    scores_LMR: np.ndarray, there_LR: np.ndarray, routed_L: Sequence[int]
+    scores_LMR: np.ndarray, there_LR: np.ndarray, routed_LM: np.ndarray | Sequence[int]
 ) -> np.ndarray:
     """(L,M,R) bool: the routed experts of each layer with the largest scores.
 
@@ -113,11 +246,10 @@ def choose_best(
     Args:
       scores_LMR: larger is better.
       there_LR: bool, the experts that a layer has.
-      routed_L: how many routed experts to keep in each layer.
+      routed_LM: how many routed experts to keep, (L,) or (L,M).
     """
     scores_LMR = np.where(there_LR[:, None], scores_LMR, -np.inf)
     order_LMR = np.argsort(-scores_LMR, axis=-1, kind="stable")
-    kept = np.zeros(order_LMR.shape, bool)
-    for layer, routed in enumerate(routed_L):
-        np.put_along_axis(kept[layer], order_LMR[layer, :, :routed], True, axis=-1)
-    return kept & there_LR[:, None]
+    rank_LMR = np.argsort(order_LMR, axis=-1)
+    kept_LM1 = np.asarray(routed_LM).reshape(len(there_LR), -1, 1)
+    return (rank_LMR < kept_LM1) & there_LR[:, None]

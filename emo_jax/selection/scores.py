@@ -4,7 +4,8 @@ The hidden states of all calibration tokens are kept, and every layer runs once:
 the scores, then, if the method prunes as it goes, the choice, then the experts. The reference runs
 the model from the start for every layer.
 
-Legend: B windows, S tokens, L layers, D width, M domains, R routed experts, K routed picks.
+Legend: B windows, S tokens, L layers, D width, M domains, E experts, R routed experts, K routed
+picks, P sums.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from emo_jax.batch import BATCH_TOKENS, Batch
-from emo_jax.config.names import METHODS
+from emo_jax.config.names import METHODS, METHODS_WITHOUT_DATA
 from emo_jax.errors import UsageError
 from emo_jax.model.functions import ModelFunctions
 from emo_jax.model.moe_mlp import MoeMlp, PerLayer
@@ -41,7 +42,7 @@ def choose_experts(
     model: ModelFunctions,
     params: Params,
     batches: Sequence[Batch],
-    routed_L: Sequence[int],
+    routed_LM: np.ndarray | Sequence[int],
     *,
     num_domains: int = 1,
     seed: int = 0,
@@ -54,7 +55,11 @@ def choose_experts(
     - `global`: the same, in the whole model.
     - `easy_ep` (arXiv 2504.06792): Σ over tokens of routing weight · ‖expert(h)‖₂ · max(0, 1 −
       cos(h, h + o)), with h the input and o the output of the mixture of experts.
-    - `random`: by the seed, the same for every domain; does not use the tokens.
+    - `reap` (arXiv 2510.13999): the mean of routing weight · ‖expert(h)‖₂ over the tokens that use
+      the expert; 0 without any.
+    - `aimer` (arXiv 2603.18492): −(mean of |w|) / √(mean of w²) over all weights of the expert, the
+      same for every domain; does not use the tokens.
+    - `random`: by the seed, likewise.
 
     Scores are float32 whatever the model's compute dtype; sums over batches are float64.
 
@@ -64,7 +69,7 @@ def choose_experts(
       params: its parameters.
       batches: calibration windows with `domain_ids`, on the host or the devices; all are kept on
         the devices at once, with their hidden states.
-      routed_L: how many routed experts to keep in each layer.
+      routed_LM: how many routed experts to keep in each layer, (L,) or (L,M).
       num_domains: M.
       seed: for `random`.
       progress: called with lines about the progress.
@@ -77,27 +82,49 @@ def choose_experts(
     if method not in METHODS:
         raise UsageError(f"--method {method}: must be one of {', '.join(METHODS)}")
     there_LR = experts_there(config)
-    if method == "random":
-        scores_LMR = np.stack([_random(seed, n, there_LR.shape[1]) for n in range(len(there_LR))])
-        scores_LMR = np.repeat(scores_LMR[:, None], num_domains, axis=1)
-        return Choice(choose_best(scores_LMR, there_LR, routed_L), scores_LMR)
-    sweep = _sweep(model, num_domains, method == "easy_ep")
+    routed_LM = np.asarray(routed_LM).reshape(len(there_LR), -1)
+    if method in METHODS_WITHOUT_DATA:
+        if method == "aimer":
+            scores_LR = np.asarray(jax.jit(_aimer)(params), np.float64)[:, : there_LR.shape[1]]
+        else:
+            scores_LR = np.stack([_random(seed, n, len(row)) for n, row in enumerate(there_LR)])
+        scores_LMR = np.repeat(scores_LR[:, None], num_domains, axis=1)
+        return Choice(choose_best(scores_LMR, there_LR, routed_LM), scores_LMR)
+    sweep = _sweep(model, num_domains, method)
     states = [sweep.embed(params, batch.tokens) for batch in batches]
     kept, scores = [], []
     for layer in range(len(there_LR)):
         progress(f"layer {layer + 1} of {len(there_LR)}")
         number, found = jnp.int32(layer), []
         for i, batch in enumerate(batches):
-            states[i], scores_MR = sweep.scores(params, number, states[i], batch)
-            found.append(scores_MR)
-        scores_MR = np.sum(np.stack(jax.device_get(found)), axis=0, dtype=np.float64)
-        kept_MR = choose_best(scores_MR[None], there_LR[layer : layer + 1], [routed_L[layer]])[0]
+            states[i], sums_PMR = sweep.scores(params, number, states[i], batch)
+            found.append(sums_PMR)
+        sums_PMR = np.sum(np.stack(jax.device_get(found)), axis=0, dtype=np.float64)
+        scores_MR = sums_PMR[0]
+        if method == "reap":  # a mean
+            scores_MR = scores_MR / np.maximum(sums_PMR[1], 1)
+        kept_MR = choose_best(
+            scores_MR[None], there_LR[layer : layer + 1], routed_LM[layer : layer + 1]
+        )[0]
         kept.append(kept_MR)
         scores.append(scores_MR)
         keep_MR = kept_MR if method == "layerwise" else np.ones_like(kept_MR)
         for i, batch in enumerate(batches):
             states[i] = sweep.experts(params, number, states[i], batch, keep_MR)
     return Choice(np.stack(kept), np.stack(scores))
+
+
+def _aimer(params: Params) -> jax.Array:
+    """Scores of all experts, (L,E) float32."""
+    weights = [
+        w.reshape(*w.shape[:2], -1).astype(jnp.float32)
+        for w in params["layers"]["mlp"]["experts"].values()
+    ]
+    size = sum(w.shape[-1] for w in weights)
+    mean_LE = sum(jnp.abs(w).sum(axis=-1) for w in weights) / size
+    square_LE = sum(jnp.square(w).sum(axis=-1) for w in weights) / size
+    # Experts that a layer lacks are all zeros.
+    return -mean_LE / jnp.sqrt(jnp.maximum(square_LE, jnp.finfo(jnp.float32).tiny))
 
 
 def _random(seed: int, layer: int, num_routed: int) -> np.ndarray:
@@ -109,8 +136,8 @@ def _random(seed: int, layer: int, num_routed: int) -> np.ndarray:
 class _Sweep:
     """Runs one layer at a time, compiled once for all layers."""
 
-    def __init__(self, model: ModelFunctions, num_domains: int, easy_ep: bool):
-        self._model, self._num_domains, self._easy_ep = model, num_domains, easy_ep
+    def __init__(self, model: ModelFunctions, num_domains: int, method: str):
+        self._model, self._num_domains, self._method = model, num_domains, method
         self.embed = jax.jit(lambda params, tokens_BS: model.bind(params).embedded(tokens_BS))
         self.scores = jax.jit(self._scores, donate_argnums=2)
         self.experts = jax.jit(self._experts, donate_argnums=2)
@@ -130,34 +157,41 @@ class _Sweep:
     def _scores(
         self, params: Params, number: jax.Array, x_BSD: jax.Array, batch: Batch
     ) -> tuple[jax.Array, jax.Array]:
-        """The residual stream after attention, and the score of each expert, (M,R)."""
+        """The residual stream after attention, and sums over tokens for each expert, (P,M,R).
+
+        The first of P is that of the scores; for `reap` there is the number of tokens too.
+        """
         layer, inputs, per_layer = self._at(params, number, batch)
         assert isinstance(layer.mlp, MoeMlp)
         x_BSD, _ = layer.attend(x_BSD, inputs)
         normed_BSD = layer.mlp_norm(x_BSD)
         routing, stats = layer.mlp.route(normed_BSD, inputs.router, per_layer)
-        if not self._easy_ep:
-            return x_BSD, stats.domain_probs_MR
-        return x_BSD, self._easy_ep_scores(layer.mlp, normed_BSD, routing, batch)
+        if self._method not in ("easy_ep", "reap"):
+            return x_BSD, stats.domain_probs_MR[None]
+        return x_BSD, self._sums_of_picks(layer.mlp, normed_BSD, routing, batch)
 
-    def _easy_ep_scores(
+    def _sums_of_picks(
         self, mlp: MoeMlp, h_BSD: jax.Array, routing: Routing, batch: Batch
     ) -> jax.Array:
-        M = self._num_domains
+        M, reap = self._num_domains, self._method == "reap"
         run = partial(experts, weights=mlp.experts.weights(), config=mlp.config, mesh=mlp.mesh)
-        out_BSD = run(h_BSD, routing)[0].astype(jnp.float32)
-        h32_BSD = h_BSD.astype(jnp.float32)
-        moved_BS = jnp.maximum(0.0, 1.0 - _cosine(h32_BSD, h32_BSD + out_BSD))
+        moved_BS = jnp.float32(1.0)
+        if not reap:
+            h32_BSD = h_BSD.astype(jnp.float32)
+            out_BSD = run(h_BSD, routing)[0].astype(jnp.float32)
+            moved_BS = jnp.maximum(0.0, 1.0 - _cosine(h32_BSD, h32_BSD + out_BSD))
         ids_BS = jnp.where((batch.pool_ids >= 0) & (batch.domain_ids >= 0), batch.domain_ids, M)
-        scores = jnp.zeros((M + 1, mlp.config.num_routed_experts), jnp.float32)
+        sums_PMR = jnp.zeros((1 + reap, M + 1, mlp.config.num_routed_experts), jnp.float32)
         for k in range(routing.indices_BSK.shape[-1]):
             # One pick at a time, to get the output of each chosen expert by itself.
             one_BS1 = routing.indices_BSK[..., k : k + 1]
             alone = Routing(jnp.ones_like(routing.weights_BSK[..., :1]), one_BS1)
             by_one_BSD = run(h_BSD, alone, with_shared=False)[0].astype(jnp.float32)
             worth_BS = routing.weights_BSK[..., k] * jnp.linalg.norm(by_one_BSD, axis=-1) * moved_BS
-            scores = scores.at[ids_BS, one_BS1[..., 0]].add(worth_BS, mode="drop")
-        return scores[:M]
+            for part, value_BS in enumerate([worth_BS, jnp.ones_like(worth_BS)][: 1 + reap]):
+                at = sums_PMR.at[part, ids_BS, one_BS1[..., 0]]
+                sums_PMR = at.add(value_BS, mode="drop")
+        return sums_PMR[:, :M]
 
     def _experts(
         self,
@@ -187,7 +221,7 @@ def choose_by_examples(
     model: ModelFunctions,
     params: Params,
     examples: Examples,
-    routed_L: Sequence[int],
+    routed_LM: np.ndarray | Sequence[int],
     *,
     method: str,
     pad_id: int,
@@ -201,7 +235,7 @@ def choose_by_examples(
         itself.
       params: parameters on the devices, sharded by `ModelFunctions.param_shardings`.
       examples: the documents.
-      routed_L, method, seed, progress: see `choose_experts`.
+      routed_LM, method, seed, progress: see `choose_experts`.
       pad_id: id of padding tokens.
     """
     mesh, S = model.mesh, model.config.data.seq_len
@@ -214,5 +248,5 @@ def choose_by_examples(
         for batch in pack(examples.documents, S, rows * mesh.size, pad_id)
     ]
     return choose_experts(
-        method, model, params, batches, routed_L, num_domains=1, seed=seed, progress=progress
+        method, model, params, batches, routed_LM, num_domains=1, seed=seed, progress=progress
     )

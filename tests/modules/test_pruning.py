@@ -208,6 +208,32 @@ def test_budgets_by_layer(finished_run, store, tmp_path, capsys):
     assert read_selection(tmp_path / "qwen2_moe").about["keep_per_layer"] == [6, 4]
 
 
+@pytest.mark.parametrize(
+    ("schedule", "method"), few([("greedy", "reap"), ("increasing", "aimer"), ("mass", "random")])
+)
+def test_a_schedule_keeps_as_many_in_all(finished_run, store, tmp_path, schedule, method):
+    out = tmp_path / "out"
+    argv = (
+        "--keep",
+        "4,6",
+        "--keep-per-layer",
+        schedule,
+        "--method",
+        method,
+        "--examples",
+        "1,all",
+    )
+    assert emo_here("select", finished_run, "--data", store, *argv, "--output", out) == 0
+    for keep in (4, 6):
+        folder = out / f"keep-{keep}"
+        moe = load_model(str(folder)).config.moe
+        selection = read_selection(folder)
+        assert sum(moe.experts_in(n) for n in range(2)) == 2 * keep
+        assert sum(map(len, selection.kept)) == 2 * (keep - 1)
+        assert selection.about["keep_schedule"] == schedule
+        assert selection.about["method"] == method
+
+
 def test_a_file_of_documents(finished_run, tmp_path):
     file = tmp_path / "mine.jsonl"
     file.write_text('{"text": "judge court appeal"}\n{"text": "statute judge"}\n')
@@ -262,6 +288,9 @@ def test_long_documents_are_chosen_by_as_a_whole():
         ([], "give --keep, or --keep-per-layer"),
         (["--keep-per-layer", "4,4,4"], "3 counts, and the model has 2 layers"),
         (["--keep-per-layer", "4,x"], "whole numbers with commas"),
+        (["--keep-per-layer", "mass"], "spreads what --keep gives in all"),
+        (["--keep", "4", "--keep-per-layer", "linear"], "one of uniform, increasing, decreasing,"),
+        (["--keep", "4", "--keep-per-layer", "4,6"], "10 experts in all, and --keep 4 is 8 in 2"),
         (["--keep-per-layer", "4,9"], "--keep-per-layer 9: must be 3..8 experts"),
         (["--keep", "4", "--examples", "0"], "numbers above 0, or all"),
         (["--keep", "4", "--examples", "9999"], "documents, not 9999"),

@@ -124,3 +124,37 @@ def easy_ep(config, params, documents, routed_L):
             x = x + out
     kept = [sorted(np.argsort(-scores[n], kind="stable")[: routed_L[n]]) for n in range(L)]
     return kept, scores
+
+
+def reap(config, params, documents, routed_L):
+    """Router-weighted expert activation pruning: a mean over the tokens that use an expert."""
+    slow, R, L = SlowModel(config, params), config.moe.num_routed_experts, config.model.num_layers
+    worths = [[[] for _ in range(R)] for _ in range(L)]
+    for tokens_S in documents:
+        x = slow.embed(tokens_S)
+        for n in range(L):
+            x = slow.attend(n, x)
+            out, picks = slow.mlp(n, slow.normed(n, x), list(range(R)))
+            for _, e, weight, y_D in picks:
+                worths[n][e].append(weight * np.linalg.norm(y_D))
+            x = x + out
+    scores = np.array([[np.mean(of_e) if of_e else 0.0 for of_e in of_n] for of_n in worths])
+    kept = [sorted(np.argsort(-scores[n], kind="stable")[: routed_L[n]]) for n in range(L)]
+    return kept, scores
+
+
+def aimer(config, params, documents, routed_L):
+    """Mean of the absolute weights over their root mean square; the smallest are kept."""
+    slow, R, L = SlowModel(config, params), config.moe.num_routed_experts, config.model.num_layers
+    scores = np.zeros((L, R))
+    for n in range(L):
+        for e in range(R):
+            weights = np.concatenate(
+                [
+                    slow._layer("mlp", "experts", name, number=n)[e].ravel()
+                    for name in ("gate", "up", "down")
+                ]
+            )
+            scores[n, e] = -np.abs(weights).mean() / np.sqrt((weights**2).mean())
+    kept = [sorted(np.argsort(-scores[n], kind="stable")[: routed_L[n]]) for n in range(L)]
+    return kept, scores

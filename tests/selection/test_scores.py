@@ -42,7 +42,7 @@ def _choose(config, params, documents, routed_L, method, *, mesh=None, seed=0):
     return choose_by_examples(model, placed, examples, routed_L, method=method, pad_id=0, seed=seed)
 
 
-@pytest.mark.parametrize("method", ["layerwise", "easy_ep"])
+@pytest.mark.parametrize("method", ["layerwise", "easy_ep", "reap", "aimer"])
 @pytest.mark.parametrize("shared", few([2, 1]))
 def test_scores_are_those_of_the_slow_transcription(method, shared):
     config = _config(num_shared_experts=shared)
@@ -55,6 +55,26 @@ def test_scores_are_those_of_the_slow_transcription(method, shared):
     np.testing.assert_allclose(found.scores_LMR[:, 0], scores, rtol=2e-5, atol=1e-7)
     for layer in range(3):
         np.testing.assert_array_equal(np.flatnonzero(found.kept_LMR[layer, 0]), kept[layer])
+
+
+@pytest.mark.parametrize("method", ["reap", "aimer"])
+def test_experts_that_a_layer_lacks_are_not_chosen(method):
+    whole = _config()
+    config = dataclasses.replace(
+        whole, moe=dataclasses.replace(whole.moe, experts_per_layer=(8, 5, 3))
+    )
+    found = _choose(config, _params(config), _documents(config), [4, 4, 2], method)
+    there_L1 = np.array([7, 4, 2])[:, None]
+    assert not (found.kept_LMR[:, 0] & (np.arange(7) >= there_L1)).any()
+    np.testing.assert_array_equal(found.kept_LMR.sum(-1)[:, 0], [4, 4, 2])
+    assert np.isfinite(found.scores_LMR).all()
+
+
+def test_an_expert_that_no_token_uses_has_the_lowest_score_of_reap():
+    config = _config()
+    params, documents = _params(config), _documents(config, lengths=(2,))
+    scores_LR = _choose(config, params, documents, [3, 3, 3], "reap").scores_LMR[:, 0]
+    assert (scores_LR >= 0).all() and (scores_LR == 0).any(axis=1).all()
 
 
 def test_global_is_layerwise_until_something_is_pruned():
@@ -82,7 +102,7 @@ def test_random_follows_the_seed_alone():
     assert (few <= first).all()  # nested
 
 
-@pytest.mark.parametrize("method", ["layerwise", "easy_ep"])
+@pytest.mark.parametrize("method", ["layerwise", "easy_ep", "reap", "aimer"])
 @pytest.mark.parametrize(
     "sizes",
     few([MeshConfig(fsdp=2, expert=2, tensor=2), MeshConfig(fsdp=8)]),
