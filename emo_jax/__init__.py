@@ -11,13 +11,15 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from emo_jax.analysis.activations import Activations
     from emo_jax.analysis.record import activations
-    from emo_jax.api import Evaluation, Model, evaluate, evaluate_tasks, load
+    from emo_jax.api import Evaluation, Model, evaluate, evaluate_suite, load
+    from emo_jax.api_tasks import evaluate_tasks
     from emo_jax.checks.verify import verify
     from emo_jax.config.fields import Config
     from emo_jax.config.file import load_config
     from emo_jax.data.loader import dataset
     from emo_jax.data.store import TokenStore
     from emo_jax.errors import EmoError
+    from emo_jax.evals.suite import Suite
     from emo_jax.generation.texts import Text
     from emo_jax.modules.compose import compose
     from emo_jax.modules.finetune import finetune
@@ -35,6 +37,7 @@ __all__ = [
     "Evaluation",
     "Model",
     "Selected",
+    "Suite",
     "TaskResults",
     "Text",
     "TokenStore",
@@ -42,6 +45,7 @@ __all__ = [
     "compose",
     "dataset",
     "evaluate",
+    "evaluate_suite",
     "evaluate_tasks",
     "export",
     "finetune",
@@ -61,6 +65,7 @@ _MODULES = {
     "Evaluation": "api",
     "Model": "api",
     "Selected": "modules.select",
+    "Suite": "evals.suite",
     "TaskResults": "tasks.table",
     "Text": "generation.texts",
     "TokenStore": "data.store",
@@ -68,7 +73,8 @@ _MODULES = {
     "compose": "modules.compose",
     "dataset": "data.loader",
     "evaluate": "api",
-    "evaluate_tasks": "api",
+    "evaluate_suite": "api",
+    "evaluate_tasks": "api_tasks",
     "export": "saved.transfer",
     "finetune": "modules.finetune",
     "import_": "saved.transfer",

@@ -1,8 +1,7 @@
-"""A model in memory, for use from Python: `emo_jax.load`, `evaluate`, `evaluate_tasks`."""
+"""A model in memory, for use from Python: `emo_jax.load`, `evaluate`, `evaluate_suite`."""
 
 import dataclasses
 import functools
-import importlib.metadata
 import os
 import sys
 from collections.abc import Iterable, Sequence
@@ -25,6 +24,7 @@ from emo_jax.evals.by_domain import (
     open_split,
 )
 from emo_jax.evals.keep import DEFAULT_METHOD
+from emo_jax.evals.suite import Suite
 from emo_jax.evals.text_loss import TextLosses
 from emo_jax.files.progress import Progress
 from emo_jax.generation.decode import Generator
@@ -35,7 +35,6 @@ from emo_jax.model.params import count_parameters
 from emo_jax.saved.load import LoadedModel, load_model
 from emo_jax.selection.budgets import keep_items, parse_budgets
 from emo_jax.selection.variants import within_documents
-from emo_jax.tasks.table import TaskResults
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -279,9 +278,8 @@ def evaluate(
         losses = domain_losses(
             config, loaded.params, chosen, settings, mesh=mesh, progress=shown.show
         )
-    step = "" if loaded.step is None else f", step {loaded.step}"
     title = (
-        f"{loaded.name}{step}: {split} loss, nats a token ({losses.windows:,} of"
+        f"{_called(loaded)}: {split} loss, nats a token ({losses.windows:,} of"
         f" {losses.windows_there:,} windows of {config.data.seq_len:,} tokens)"
     )
     about = {
@@ -300,93 +298,75 @@ def evaluate(
     return Evaluation(losses, about, title, config)
 
 
-def evaluate_tasks(
+def evaluate_suite(
     model: str | os.PathLike[str] | LoadedModel,
-    tasks: str | Sequence[str] = (),
+    data: Sequence[str | os.PathLike[str]],
     *,
-    suite: str | Sequence[str] = (),
-    include_path: str | Sequence[str] = (),
-    few_shot: int | None = None,
-    limit: int | None = None,
-    keep: int | str | Sequence[int | str] = (),
-    method: str = "layerwise",
-    choose_on: str = "task",
-    examples: int | Sequence[int | None] | None = 100,
-    max_tokens: int = 1_000_000,
-    allow_fewer: bool = False,
-    seed: int = 0,
+    split: str = "test",
+    max_domains: int = MOST_DOMAINS,
     trust: bool = False,
     quiet: bool = True,
-) -> TaskResults:
-    """Measures a model on tasks of lm-evaluation-harness, whole or with a part of its experts.
-
-    Needs `pip install 'emo-jax[tasks]'`. There is no pool.
+    **settings: Any,
+) -> Suite:
+    """Measures the bits per byte of several stores, each by itself and all together.
 
     Args:
       model: a `Model`, or a path as in `load`.
-      tasks: names of the harness's tasks, groups and tags, and YAML files of its format.
-      suite: the paper's tasks by word: "mc9", "gen5", "gsm8k", "mmlu", "mmlu_pro", or "emo" for all
-        of them; MMLU and MMLU-Pro by category, with a module for each.
-      include_path: folders with YAML files of tasks; a name that they have is taken from there.
-      few_shot: number of examples in a prompt; None: as each task says.
-      limit: number of items of each task to measure on; None: all.
-      keep: measure with only this many experts per layer, shared ones included, chosen for each
-        task: a count (16), a share ("25%"), or several; "100%" is the whole model.
-      method: how the experts are chosen, see `select`.
-      choose_on: "task": on items of each task that are not measured on; or on the split "select" of
-        a token store, `STORE:DOMAIN` or `STORE`.
-      examples: number of examples to choose by; None: all; several make a module each.
-      max_tokens: maximum number of tokens in all examples.
-      allow_fewer: allow `keep` to be below the number of experts that a token uses.
-      seed: for the order of a task's items to choose by, and for "random".
-      trust: allow a tokenizer whose file names code to import, see `load`.
-      quiet: show no progress.
+      data: token stores made with one tokenizer; a store is called by the last part of its path, or
+        by the whole path where two end the same.
+      split, max_domains, trust, quiet: see `evaluate`.
+      **settings: other arguments of `evaluate`.
 
     Returns:
-      The scores; they print as tables and convert to JSON.
+      The losses of each store, with their micro and macro means; they print as a table and convert
+      to JSON.
 
     Raises:
-      UsageError: the harness is not installed; no such model, task, folder or word; or the model
-        does not allow this `keep` or `method`.
-      DataError: a task's data cannot be read or has no items.
-      CheckpointError, HfFormatError: the model cannot be read, see `load`.
+      UsageError: see `evaluate`; or a store is given twice, has another tokenizer, or has none that
+        is known, so that its bytes cannot be counted.
+      CheckpointError, HfFormatError, DataError: see `evaluate`.
     """
-    from emo_jax.tasks.harness import require
-
-    require()
-    from emo_jax.tasks.run import RunSettings, run_tasks
-
-    several = lambda given: (given,) if isinstance(given, str) else tuple(given)  # noqa: E731
-    numbers = examples if isinstance(examples, Sequence) else (examples,)
     loaded = model if isinstance(model, LoadedModel) else load_model(os.fspath(model), trust=trust)
-    config = loaded.config
-    settings = RunSettings(
-        tasks=several(tasks),
-        suite=several(suite),
-        include_path=several(include_path),
-        few_shot=few_shot,
-        limit=limit,
-        keeps=keep_items(keep),
-        method=method,
-        choose_on=choose_on,
-        examples=tuple(numbers),
-        max_tokens=max_tokens,
-        allow_fewer=allow_fewer,
-        seed=seed,
-    )
-    mesh = eval_mesh(within_documents(config))
-    with Progress("tasks", enabled=not quiet) as shown:
-        rows, notes = run_tasks(
-            *(config, loaded.params, loaded.need_tokenizer(), mesh, settings), progress=shown.show
+    paths = [os.fspath(path) for path in data]
+    if not paths:
+        raise UsageError("--data: names no store; give one or more")
+    _check_suite(loaded, paths, split, max_domains, trust)
+    ends = [os.path.basename(path.rstrip("/")) for path in paths]
+    names = ends if len(set(ends)) == len(ends) else paths
+    found = {}
+    for name, path in zip(names, paths, strict=True):
+        if not quiet:
+            print(f"emo: {path}", file=sys.stderr, flush=True)
+        options = {"split": split, "max_domains": max_domains, "trust": trust, "quiet": quiet}
+        found[name] = evaluate(loaded, path, **options, **settings)
+    first = next(iter(found.values()))
+    about = first.about | {"data": {name: one.about["data"] for name, one in found.items()}}
+    title = f"{_called(loaded)}: {split} bits a byte"
+    return Suite({name: one.losses for name, one in found.items()}, about, title, loaded.config)
+
+
+def _check_suite(
+    loaded: LoadedModel, paths: Sequence[str], split: str, max_domains: int, trust: bool
+) -> None:
+    """Refuses stores that cannot be put together before any is measured."""
+    first = ""
+    for n, path in enumerate(paths):
+        if path in paths[:n]:
+            raise UsageError(f"--data {path}: is given twice; give each store once")
+        chosen = open_split(
+            path, loaded.config, split, loaded.tokenizer, max_domains=max_domains, trust=trust
         )
-    step = "" if loaded.step is None else f", step {loaded.step}"
-    about = {
-        "model": {"name": loaded.name, "path": loaded.path, "step": loaded.step},
-        "settings": dataclasses.asdict(settings),
-        "window_tokens": config.data.seq_len,
-        "compute_dtype": config.model.compute_dtype,
-        "devices": mesh.size,
-        "platform": mesh.devices.flat[0].platform,
-        "versions": versions() | {"lm_eval": importlib.metadata.version("lm_eval")},
-    }
-    return TaskResults(tuple(rows), tuple(notes), about, f"{loaded.name}{step}: tasks", config)
+        if chosen.tokenizer is None:
+            raise UsageError(
+                f"{path}: its tokenizer is not known, so its bytes of text cannot be counted; give"
+                " a token store (emo prepare), or evaluate it alone"
+            )
+        if (print_ := chosen.tokenizer.fingerprint) != (first := first or print_):
+            raise UsageError(
+                f"{path}: its tokenizer is not that of {paths[0]} ({print_[:12]} is not"
+                f" {first[:12]}); prepare both with the model's tokenizer"
+            )
+
+
+def _called(loaded: LoadedModel) -> str:
+    return loaded.name + ("" if loaded.step is None else f", step {loaded.step}")

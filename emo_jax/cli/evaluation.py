@@ -2,7 +2,7 @@
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 import click
 
@@ -16,6 +16,8 @@ from emo_jax.files.json_files import dumps, is_text
 from emo_jax.parallel import host_memory
 
 if TYPE_CHECKING:
+    from emo_jax.api import Evaluation
+    from emo_jax.evals.suite import Suite
     from emo_jax.generation.texts import Text, TextGenerator
 
 _WIDTH = 240
@@ -187,7 +189,14 @@ def _say(line: str) -> None:
 
 @command("emo eval runs/tiny --data store --pool 16 --keep 50%,25%,12.5%", name="eval")
 @click.argument("model")
-@click.option("--data", required=True, help="Token store, or .npy token files.")
+@click.option(
+    "--data",
+    "stores",
+    multiple=True,
+    required=True,
+    help="Token store, or .npy token files. Several stores are a suite: bits a byte of each, and"
+    " their micro and macro means.",
+)
 @click.option(
     "--split",
     type=click.Choice(SPLIT_NAMES),
@@ -242,7 +251,7 @@ def _say(line: str) -> None:
 @TRUST
 def eval_(
     model: str,
-    data: str,
+    stores: tuple[str, ...],
     split: str,
     windows: int,
     pools: tuple[int, ...],
@@ -266,20 +275,23 @@ def eval_(
 
     from emo_jax.files.atomic import write_atomic
 
-    found = emo_jax.evaluate(
-        model,
-        data,
-        split=split,
-        windows=windows,
-        pool=pools,
-        keep=[text for given in keeps for text in given],
-        keep_per_layer=keep_per_layer,
-        method=method,
-        allow_fewer=allow_fewer,
-        max_domains=max_domains,
-        trust=trust,
-        quiet=False,
-    )
+    options: dict[str, Any] = {
+        "split": split,
+        "windows": windows,
+        "pool": pools,
+        "keep": [text for given in keeps for text in given],
+        "keep_per_layer": keep_per_layer,
+        "method": method,
+        "allow_fewer": allow_fewer,
+        "max_domains": max_domains,
+        "trust": trust,
+        "quiet": False,
+    }
+    found: Evaluation | Suite
+    if len(stores) == 1:
+        found = emo_jax.evaluate(model, stores[0], **options)
+    else:
+        found = emo_jax.evaluate_suite(model, stores, **options)
     width = None if sys.stdout.isatty() else _WIDTH  # in a file no line is broken
     Console(highlight=False, width=width).print(found.table())
     if json_file:

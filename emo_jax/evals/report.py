@@ -54,7 +54,7 @@ def _by_way(numbers: dict[str, tuple[float, float]]) -> dict[str, Any]:
     """(nats per token, bits per byte) of each way of running the model, under its name."""
     out: dict[str, Any] = {}
     for way, (loss, bits) in numbers.items():
-        found = {"loss_nats_per_token": _number(loss), "bits_per_byte": _number(bits)}
+        found = {"loss_nats_per_token": number(loss), "bits_per_byte": number(bits)}
         kind, _, size = way.partition("=")
         if way == FULL:
             out |= found
@@ -65,7 +65,8 @@ def _by_way(numbers: dict[str, tuple[float, float]]) -> dict[str, Any]:
     return out
 
 
-def _number(value: float) -> float | None:
+def number(value: float) -> float | None:
+    """A figure of the JSON; None if it is not finite."""
     return float(value) if math.isfinite(value) else None
 
 
@@ -81,25 +82,25 @@ def to_table(losses: DomainLosses, config: Config, title: str, *, with_bytes: bo
         out.add_column("tokens", justify="right")
         out.add_column("bits/byte", justify="right")
     for way in losses.ce_sum_CM:
-        out.add_column(_heading(way, config), justify="right")
+        out.add_column(heading(way, config), justify="right")
     rows = [(int(n), name) for n, name in zip(losses.labels_M, losses.domains, strict=True)]
     shown = np.sort(np.argsort(-losses.labels_M, kind="stable")[:MOST_ROWS])
     ways = list(losses.ce_sum_CM)
     for m in shown:
-        cells = _cells({way: _shown(losses, way, int(m)) for way in ways})
+        shown_ways = cells({way: _shown(losses, way, int(m)) for way in ways})
         tokens, name = rows[m]
         last = m == shown[-1]
-        bits = _plain(None if losses.bytes_M is None or not tokens else losses.bits_M(FULL)[m])
+        bits = plain(None if losses.bytes_M is None or not tokens else losses.bits_M(FULL)[m])
         counts = [f"{tokens:,}", bits] if with_bytes else []
-        out.add_row(escape(name), *counts, *cells, end_section=bool(last))
+        out.add_row(escape(name), *counts, *shown_ways, end_section=bool(last))
     for name, summary in (("mean of domains", losses.mean), ("all tokens", losses.overall)):
         measured = bool(losses.complete_M.any())
         numbers = {way: summary(way) for way in ways}
         tokens = f"{int(losses.labels_M[losses.complete_M].sum()):,}"
-        bits = _plain(numbers[FULL][1] if measured and losses.bytes_M is not None else None)
-        cells = _cells({way: loss if measured else None for way, (loss, _) in numbers.items()})
+        bits = plain(numbers[FULL][1] if measured and losses.bytes_M is not None else None)
+        shown_ways = cells({way: loss if measured else None for way, (loss, _) in numbers.items()})
         counts = [tokens if summary == losses.overall else "", bits] if with_bytes else []
-        out.add_row(name, *counts, *cells, style="bold")
+        out.add_row(name, *counts, *shown_ways, style="bold")
     out.caption = _caption(losses)
     return out
 
@@ -126,7 +127,8 @@ def _shown(losses: DomainLosses, way: str, m: int) -> float | None:
     return None if unmeasured else float(losses.loss_M(way)[m])
 
 
-def _heading(way: str, config: Config) -> str:
+def heading(way: str, config: Config) -> str:
+    """Heading of the column of a way of running the model."""
     if config.moe is None:
         return "loss"
     kind, _, size = way.partition("=")
@@ -137,25 +139,25 @@ def _heading(way: str, config: Config) -> str:
     return way
 
 
-def _cells(loss_of: dict[str, float | None]) -> list[str]:
+def cells(loss_of: dict[str, float | None]) -> list[str]:
     """Losses, with their rise over the loss with all experts and the same attention."""
-    cells = []
+    shown = []
     for way, loss in loss_of.items():
         base = loss_of.get(WITHIN, loss_of[FULL]) if way.startswith("keep=") else loss_of[FULL]
         if loss is None or base is None or way in (FULL, WITHIN):
-            cells.append(_plain(loss))
+            shown.append(plain(loss))
         else:
-            cells.append(_risen(loss, loss - base))
-    return cells
+            shown.append(_risen(loss, loss - base))
+    return shown
 
 
-def _plain(value: float | None) -> str:
+def plain(value: float | None) -> str:
     """A number, or a dash if nothing was measured; `nan` and `inf` are measurements."""
     return "–" if value is None else f"{value:.3f}"
 
 
 def _risen(loss: float, rise: float) -> str:
     if not math.isfinite(rise):
-        return _plain(loss)
+        return plain(loss)
     colour = "red" if rise > _RED else "yellow" if rise > _YELLOW else "green"
     return f"{loss:.3f} [{colour}]({rise:+.2f})[/{colour}]"
