@@ -33,7 +33,7 @@ from emo_jax.generation.texts import Text, TextGenerator, TextSettings
 from emo_jax.model.functions import ModelFunctions
 from emo_jax.model.params import count_parameters
 from emo_jax.saved.load import LoadedModel, load_model
-from emo_jax.selection.budgets import keep_items, parse_budgets
+from emo_jax.selection.budgets import keep_items, parse_budgets, per_layer_of
 from emo_jax.selection.variants import within_documents
 
 if TYPE_CHECKING:
@@ -250,6 +250,7 @@ def evaluate(
       CheckpointError, HfFormatError: the model cannot be read, see `load`.
       DataError: the store or a tokenizer is damaged.
     """
+    per_layer_of(keep_per_layer)  # refuses what no model has
     loaded = model if isinstance(model, LoadedModel) else load_model(os.fspath(model), trust=trust)
     config, data = loaded.config, os.fspath(data)
     moe = config.moe
@@ -333,12 +334,12 @@ def evaluate_suite(
     _check_suite(loaded, paths, split, max_domains, trust)
     ends = [os.path.basename(path.rstrip("/")) for path in paths]
     names = ends if len(set(ends)) == len(ends) else paths
+    options: dict[str, Any] = {"split": split, "max_domains": max_domains, "trust": trust}
     found = {}
     for name, path in zip(names, paths, strict=True):
         if not quiet:
             print(f"emo: {path}", file=sys.stderr, flush=True)
-        options = {"split": split, "max_domains": max_domains, "trust": trust, "quiet": quiet}
-        found[name] = evaluate(loaded, path, **options, **settings)
+        found[name] = evaluate(loaded, path, quiet=quiet, **options, **settings)
     first = next(iter(found.values()))
     about = first.about | {"data": {name: one.about["data"] for name, one in found.items()}}
     title = f"{_called(loaded)}: {split} bits a byte"

@@ -9,7 +9,6 @@ Legend: M domains.
 
 import dataclasses
 import math
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -85,21 +84,36 @@ class Suite:
             sizes += own.astype(np.int64)
             counts = [f"{int(n):,}" for n in own]
             mean = plain(_measured(losses.mean(FULL)[1]))
-            shown = self._row(lambda way, of=losses: of.overall(way)[1])
+            shown = _row({way: losses.overall(way)[1] for way in self.ways})
             out.add_row(
                 escape(name), *counts, mean, *shown, end_section=name == [*self.sources][-1]
             )
-        out.add_row("macro: mean of sources", "", "", "", "", *self._row(self.macro), style="bold")
+        out.add_row(
+            "macro: mean of sources",
+            "",
+            "",
+            "",
+            "",
+            *_row({way: self.macro(way) for way in self.ways}),
+            style="bold",
+        )
         every = [f"{n:,}" for n in sizes.tolist()]
-        out.add_row("micro: all bytes", *every, "", *self._row(self.micro), style="bold")
+        out.add_row(
+            "micro: all bytes",
+            *every,
+            "",
+            *_row({way: self.micro(way) for way in self.ways}),
+            style="bold",
+        )
         return out
-
-    def _row(self, bits: Callable[[str], float]) -> list[str]:
-        return cells({way: _measured(bits(way)) for way in self.ways})
 
     def __repr__(self) -> str:
         figures = ", ".join(f"{way} {self.macro(way):.4f}" for way in self.ways)
         return f"<Suite: {self.title}: macro {figures}>"
+
+
+def _row(bits_of: dict[str, float]) -> list[str]:
+    return cells({way: _measured(bits) for way, bits in bits_of.items()})
 
 
 def _measured(bits: float) -> float | None:

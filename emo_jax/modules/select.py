@@ -35,6 +35,7 @@ from emo_jax.selection.budgets import (
     choose_best,
     experts_there,
     parse_budgets,
+    per_layer_of,
     routed_budgets,
 )
 from emo_jax.selection.examples import (
@@ -158,6 +159,7 @@ def select(
     )
     if (ordered and ordered[0] < 1) or not numbers:
         raise UsageError("--examples: must be numbers above 0, or all")
+    per_layer_of(keep_per_layer)  # refuses what no model has
     opened = open_model(model, trust=trust)
     config = opened.config
     if config.moe is None:

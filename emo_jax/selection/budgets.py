@@ -113,23 +113,16 @@ def parse_budgets(
     """
     moe, L = moe_of(config), config.model.num_layers
     counts = [parse_keep(text, moe, allow_fewer=allow_fewer) for text in keep_items(keep)]
-    names = keep_items(per_layer)
-    if not names:
-        return tuple(Budget((count,)) for count in counts)
-    if len(names) == 1 and not names[0].strip().isdecimal():
-        schedule = _schedule(names[0])
+    spread_by = per_layer_of(per_layer)
+    if isinstance(spread_by, str):
         if not counts:
             raise UsageError(
-                f"--keep-per-layer {schedule}: spreads what --keep gives in all; give --keep too"
+                f"--keep-per-layer {spread_by}: spreads what --keep gives in all; give --keep too"
             )
-        return tuple(Budget((count,), schedule) for count in counts)
-    for name in names:
-        if not name.isdecimal() or len(name) > _MOST_DIGITS:
-            raise UsageError(
-                f"--keep-per-layer {name}: must be whole numbers with commas between, or one of"
-                f" {', '.join(KEEP_SCHEDULES)}"
-            )
-    budget = Budget(tuple(map(int, names)))
+        return tuple(Budget((count,), spread_by) for count in counts)
+    if not spread_by:
+        return tuple(Budget((count,)) for count in counts)
+    budget = Budget(spread_by)
     budgets(config, budget.counts, allow_fewer=allow_fewer, option="--keep-per-layer")
     if len(counts) > 1:
         raise UsageError(f"--keep-per-layer {budget}: is one model; give one --keep, or none")
@@ -141,14 +134,28 @@ def parse_budgets(
     return (budget,)
 
 
-def _schedule(name: str) -> KeepSchedule:
-    if name not in KEEP_SCHEDULES:
-        near = difflib.get_close_matches(name, KEEP_SCHEDULES, n=1, cutoff=0.5)
-        raise UsageError(
-            f"--keep-per-layer {name}: must be a count for each layer, or one of"
-            f" {', '.join(KEEP_SCHEDULES)}" + (f" (did you mean {near[0]!r}?)" if near else "")
-        )
-    return cast(KeepSchedule, name)
+def per_layer_of(given: Any) -> KeepSchedule | tuple[int, ...]:
+    """What `--keep-per-layer` says, whatever the model: a schedule, counts, or () for neither.
+
+    Raises:
+      UsageError: an unknown schedule, or a count that is no whole number.
+    """
+    names = keep_items(given)
+    if len(names) == 1 and not names[0].strip().isdecimal():
+        if names[0] not in KEEP_SCHEDULES:
+            near = difflib.get_close_matches(names[0], KEEP_SCHEDULES, n=1, cutoff=0.5)
+            raise UsageError(
+                f"--keep-per-layer {names[0]}: must be a count for each layer, or one of"
+                f" {', '.join(KEEP_SCHEDULES)}" + (f" (did you mean {near[0]!r}?)" if near else "")
+            )
+        return cast(KeepSchedule, names[0])
+    for name in names:
+        if not name.strip().isdecimal() or len(name) > _MOST_DIGITS:
+            raise UsageError(
+                f"--keep-per-layer {name}: must be whole numbers with commas between, or one of"
+                f" {', '.join(KEEP_SCHEDULES)}"
+            )
+    return tuple(map(int, names))
 
 
 def experts_there(config: Config) -> np.ndarray:
