@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from emo_jax.analysis.activations import Activations
     from emo_jax.analysis.record import activations
-    from emo_jax.api import Evaluation, Model, evaluate, evaluate_suite, load
-    from emo_jax.api_tasks import evaluate_tasks
+    from emo_jax.api.models import Evaluation, Model, evaluate, evaluate_suite, load
+    from emo_jax.api.tasks import evaluate_tasks
     from emo_jax.checks.verify import verify
     from emo_jax.config.fields import Config
     from emo_jax.config.file import load_config
@@ -62,8 +62,8 @@ _MODULES = {
     "Activations": "analysis.activations",
     "Config": "config.fields",
     "EmoError": "errors",
-    "Evaluation": "api",
-    "Model": "api",
+    "Evaluation": "api.models",
+    "Model": "api.models",
     "Selected": "modules.select",
     "Suite": "evals.suite",
     "TaskResults": "tasks.table",
@@ -72,13 +72,13 @@ _MODULES = {
     "activations": "analysis.record",
     "compose": "modules.compose",
     "dataset": "data.loader",
-    "evaluate": "api",
-    "evaluate_suite": "api",
-    "evaluate_tasks": "api_tasks",
+    "evaluate": "api.models",
+    "evaluate_suite": "api.models",
+    "evaluate_tasks": "api.tasks",
     "export": "saved.transfer",
     "finetune": "modules.finetune",
     "import_": "saved.transfer",
-    "load": "api",
+    "load": "api.models",
     "load_config": "config.file",
     "prepare": "preparation.prepare",
     "select": "modules.select",

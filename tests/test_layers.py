@@ -13,7 +13,7 @@ ORDER: list[set[str]] = [
     {"cli"},
     {"bench", "quickstart"},
     {"aot", "checks", "explorer", "modules"},
-    {"analysis", "api", "api_tasks", "training"},
+    {"analysis", "api", "training"},
     {"evals", "saved", "tasks"},
     {"generation", "hf", "selection"},
     {"checkpoint", "model", "preparation", "report"},

@@ -16,7 +16,7 @@ from emo_jax.files.json_files import dumps, is_text
 from emo_jax.parallel import host_memory
 
 if TYPE_CHECKING:
-    from emo_jax.api import Evaluation
+    from emo_jax.api.models import Evaluation
     from emo_jax.evals.suite import Suite
     from emo_jax.generation.texts import Text, TextGenerator
 

@@ -98,7 +98,7 @@ class TaskItems:
     def _documents(self, number: int, most: int, max_tokens: int) -> list[np.ndarray]:
         def documents():
             for _, doc in shuffled([self._parts[number]]):
-                ((prompt, ids),) = self._encoder.pairs([tuple(prompted(self._tasks[number], doc))])
+                ((prompt, ids),) = self._encoder.pairs([_gold(self._tasks[number], doc)])
                 yield np.asarray([*prompt, *ids][-self._window :], np.int32)
 
         return take(documents(), most, max_tokens)[0]
@@ -112,8 +112,7 @@ class TaskItems:
             size = sum(item.bytes for item in items)
             out[name] = {"bits_per_byte": -gold / math.log(2) / max(size, 1)}
             answered = [
-                max(range(item.count), key=lambda i, item=item: found[item.first + i].nats)
-                == item.gold
+                int(np.argmax([found[item.first + i].nats for i in range(item.count)])) == item.gold
                 for item in items
                 if item.chosen
             ]
@@ -122,10 +121,16 @@ class TaskItems:
         return out
 
 
+def _gold(task: "Task", doc: Any) -> tuple[str, str]:
+    """The prompt of an item and its gold answer."""
+    prompt, answer = prompted(task, doc)
+    return prompt, answer
+
+
 def _texts_of(task: "Task", doc: Any) -> tuple[list[tuple[str, str]], int, bool]:
     """Prompts and answers of an item, which is gold, and whether they are choices."""
     if task.OUTPUT_TYPE != "multiple_choice":
-        return [tuple(prompted(task, doc))], 0, False
+        return [_gold(task, doc)], 0, False
     prompt = task.fewshot_context(
         doc, num_fewshot=task.config.num_fewshot or 0, gen_prefix=task.doc_to_prefix(doc)
     )

@@ -334,22 +334,20 @@ class Trainer:
                 running = Running(step, window - train.batch_size, batch, metrics, logged)
                 last = step == train.steps
                 labels.check(window, last=last)
-                due = [
-                    watch
-                    for watch, every in (
-                        (self._watch, train.eval_every),
-                        (self._tasks, train.tasks_every),
-                    )
-                    if last or (every and step % every == 0)
+                watches: list[tuple[HeldOutWatch | TaskWatch | None, int]] = [
+                    (self._watch, train.eval_every),
+                    (self._tasks, train.tasks_every),
                 ]
+                due = [w for w, every in watches if last or (every and step % every == 0)]
                 if due:
                     settle(early=True)
                     phases.at("evaluation", step)
-                    for watch in filter(None, due):
-                        record, line = watch.measure(state.params, step)
-                        progress.line(line)
-                        if log:
-                            log.write(record)
+                    for watch in due:
+                        if watch is not None:
+                            record, line = watch.measure(state.params, step)
+                            progress.line(line)
+                            if log:
+                                log.write(record)
                     clock.restart(step)
                 if last or step % kept.save_every == 0:
                     save(step, saves.finish if last else saves.start)

@@ -9,7 +9,7 @@ from hf_folders import make_model  # noqa: F401
 from runs import emo, emo_here, environment
 
 import emo_jax
-from emo_jax import api
+from emo_jax.api import tasks as api
 from emo_jax.errors import DataError, UsageError
 
 pytestmark = pytest.mark.system

@@ -1,0 +1,1 @@
+"""What `import emo_jax` has for models in memory and for tasks."""
