@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import runs
 
-REPO = Path(__file__).parent.parent
+REPO = Path(__file__).parents[2]
 TEXT = (REPO / "docs" / "python.md").read_text()
 BLOCKS = re.findall(r"^```python\n(.*?)^```$", TEXT, re.MULTILINE | re.DOTALL)
 
