@@ -25,6 +25,7 @@ from emo_jax.files.atomic import sync_folder
 
 FROZEN_FOLDER = "frozen"
 SOURCE_FILE, PACKAGES_FILE = "source.tar.gz", "packages.txt"
+_FIELD = re.compile(r"^(Name|Version): *(.*?)\s*$", re.MULTILINE)
 
 
 def freeze(workdir: Path) -> str:
@@ -74,9 +75,12 @@ def _packages() -> str:
     """Lines `name==version`, without where they came from, which may hold a password."""
     found: dict[str, str] = {}
     for distribution in importlib.metadata.distributions():
-        name = re.sub(r"[-_.]+", "-", distribution.metadata["Name"] or "").lower()
+        # Its own parser takes four times as long, 0.2 s for 300 packages at each start.
+        text = distribution.read_text("METADATA") or distribution.read_text("PKG-INFO") or ""
+        fields = dict(_FIELD.findall(text.partition("\n\n")[0]))
+        name = re.sub(r"[-_.]+", "-", fields.get("Name", "")).lower()
         # The first of a name is the one that is imported.
-        found.setdefault(name, f"{name}=={distribution.version}\n")
+        found.setdefault(name, f"{name}=={fields.get('Version')}\n")
     return "".join(line for name, line in sorted(found.items()) if name not in ("", "emo-jax"))
 
 
