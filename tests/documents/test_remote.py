@@ -290,7 +290,7 @@ def test_only_what_is_needed_is_asked_for(bucket, tmp_path):
 
 
 @pytest.mark.system
-@pytest.mark.parametrize("given", ["", "/*"])
+@pytest.mark.parametrize("given", [pytest.param("", marks=pytest.mark.slow), "/*"])
 def test_many_files_are_looked_at_at_once(bucket, given):
     """One after the other, with two answers or more each, they would take 80 seconds."""
     for i in range(80):

@@ -117,7 +117,7 @@ def without_network():
     return command
 
 
-@pytest.mark.parametrize("workers", [2, 4])
+@pytest.mark.parametrize("workers", [pytest.param(2, marks=pytest.mark.slow), 4])
 def test_without_a_network(inputs, undisturbed, tmp_path, workers):
     """N processes run the tasks, nothing is downloaded, and the bytes are those of one process."""
     shuffled = random.Random(workers).sample(inputs, len(inputs))
@@ -201,7 +201,7 @@ subprocess.run(["cp", "-r", disk + "/s", disk + "/../made"], check=True)
 """
 
 
-@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("workers", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_a_full_disk(inputs, undisturbed, tmp_path, workers):
     command = ["unshare", "-rm"]
     disk = tmp_path / "disk"

@@ -58,7 +58,7 @@ def test_a_log_that_only_process_0_cannot_write_ends_both(env, store, tmp_path):
     assert (workdir / ".token").stat().st_mode & 0o777 == 0o600
 
 
-@pytest.mark.parametrize("stopped", [0, 1])
+@pytest.mark.parametrize("stopped", [pytest.param(0, marks=pytest.mark.slow), 1])
 def test_one_that_stands_still_for_a_while_is_recorded(env, store, tmp_path, stopped):
     """Less than the time after which it would count as lost."""
     workdir, log = tmp_path / "run", tmp_path / "log"

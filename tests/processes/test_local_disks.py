@@ -26,7 +26,7 @@ def whole(env, store, tmp_path_factory):
     return workdir
 
 
-@pytest.mark.parametrize("lost", [None, 1])
+@pytest.mark.parametrize("lost", [pytest.param(None, marks=pytest.mark.slow), 1])
 def test_a_killed_run_goes_on_from_the_disks_of_all(env, store, whole, tmp_path, lost):
     """And from the shared checkpoint if one process is on another host now, with an empty disk."""
     disks, workdir, log = tmp_path / "disks", tmp_path / "run", tmp_path / "log"

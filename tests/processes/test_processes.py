@@ -78,7 +78,7 @@ def test_each_process_writes_its_part_of_a_checkpoint(whole):
         assert min(sizes) > 0.3 * max(sizes), sizes
 
 
-@pytest.mark.parametrize("killed", [1, 0])
+@pytest.mark.parametrize("killed", [pytest.param(1, marks=pytest.mark.slow), 0])
 def test_a_killed_process_ends_the_run_and_the_same_command_resumes(
     env, store, whole, tmp_path, killed
 ):
@@ -179,7 +179,9 @@ def test_a_run_in_use_is_refused_by_all(env, store, tmp_path):
     assert launch.wait(timeout=60) == 75, log.read_text()
 
 
-@pytest.mark.parametrize("init", ["all", "weights+optimizer", "weights"])
+@pytest.mark.parametrize(
+    "init", ["all", pytest.param("weights+optimizer", marks=pytest.mark.slow), "weights"]
+)
 def test_a_run_that_begins_from_another(env, store, whole, tmp_path, init):
     workdir = tmp_path / "run"
     steps = 14 if init == "all" else 4

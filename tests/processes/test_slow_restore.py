@@ -27,6 +27,7 @@ main()
 """
 
 
+@pytest.mark.slow
 def test_who_is_slow_and_with_what_file(store, tmp_path_factory, tmp_path):
     env = runs.environment(tmp_path_factory.getbasetemp() / "compiled_by_processes")
     workdir = tmp_path / "run"

@@ -80,7 +80,9 @@ main()
 """
 
 
-@pytest.mark.parametrize("bad", few([10, 1, 17], 0))
+@pytest.mark.parametrize(
+    "bad", few([10], 0) + [pytest.param(n, marks=pytest.mark.slow) for n in (1, 17)]
+)
 def test_a_run_stops_at_the_first_bad_step_and_again(env, finished_run, store, tmp_path, bad):
     """Step 10 saves, 17 is between logged steps; without the poison the run goes on to the bit."""
     workdir = tmp_path / "run"

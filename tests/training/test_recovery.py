@@ -75,7 +75,7 @@ CASES = {
 @pytest.mark.parametrize(
     "name",
     [
-        pytest.param(n, marks=pytest.mark.system if n in ("skip", "rollback") else pytest.mark.slow)
+        pytest.param(n, marks=pytest.mark.system if n == "rollback" else pytest.mark.slow)
         for n in CASES
     ],
 )

@@ -113,7 +113,7 @@ def test_stopped_before_the_first_step(env, store, tmp_path, script):
     assert (workdir / "config.json").exists()
 
 
-@pytest.mark.system
+@pytest.mark.slow
 def test_killed_again_and_again(store, tmp_path):
     """Each process compiles anew, as a restart on another machine does."""
     reference, workdir, log = tmp_path / "reference", tmp_path / "run", tmp_path / "log"
