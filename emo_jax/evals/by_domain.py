@@ -5,7 +5,7 @@ Legend: M domains, C ways of running the model.
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -69,6 +69,7 @@ class DomainLosses:
       select_windows: number of windows that experts were chosen on; 0: none were chosen.
       unseen_M: bool, domains without select tokens to choose experts by: their "keep=…" losses are
         not measured, and NaN. All False if no experts were chosen.
+      kept: the experts of each domain's tokens, (L,M,R) bool, by what was asked for.
     """
 
     domains: tuple[str, ...]
@@ -79,6 +80,7 @@ class DomainLosses:
     windows_there: int
     select_windows: int
     unseen_M: np.ndarray
+    kept: Mapping[int | Budget, np.ndarray] = dataclasses.field(default_factory=dict)
 
     @property
     def complete_M(self) -> np.ndarray:
@@ -284,6 +286,7 @@ def domain_losses(
         batches = data.batches(progress, f"{data.split} loss, pools of {size}")
         sums[f"pool={size}"] = evaluate(own_step, params, batches, pool_size=size).ce_sum_M
     select_windows, unseen_M = 0, np.zeros(len(domains), bool)
+    chosen_experts: dict[int | Budget, np.ndarray] = {}
     if settings.keeps:
         within, keep_step = within_documents(config), own_step
         if within is not config:
@@ -304,7 +307,9 @@ def domain_losses(
         left, unseen_M = iter(dict.fromkeys(settings.keeps)), choice.unseen_M
 
         def judge(keep_LMR: np.ndarray) -> HeldOut:
-            batches = data.batches(progress, f"{data.split} loss, {next(left)} experts kept")
+            keep = next(left)
+            chosen_experts[keep] = keep_LMR
+            batches = data.batches(progress, f"{data.split} loss, {keep} experts kept")
             return evaluate(keep_step, params, batches, keep_LMR=keep_LMR)
 
         for keep, kept in losses_kept(choice, settings.keeps, judge).items():
@@ -318,6 +323,7 @@ def domain_losses(
         windows_there=len(chosen.windows),
         select_windows=select_windows,
         unseen_M=unseen_M,
+        kept=chosen_experts,
     )
 
 

