@@ -84,7 +84,7 @@ def _matmul_flops(num_layers: int) -> float:
     return tokens * (num_layers * layer + 3 * 2 * D * V)
 
 
-@pytest.mark.parametrize("num_layers", [2, 4])
+@pytest.mark.parametrize("num_layers", [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_flops_are_those_of_the_formula(num_layers):
     counts = _analysis(num_layers).counts
     assert counts.total_flops == pytest.approx(_matmul_flops(num_layers), rel=0.05)

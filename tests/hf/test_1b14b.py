@@ -42,7 +42,7 @@ def store(tmp_path_factory):
     return runs.shared_store(tmp_path_factory.mktemp("store"))
 
 
-@pytest.mark.parametrize("layout", ["emo", "qwen2_moe"])
+@pytest.mark.parametrize("layout", [pytest.param("emo", marks=pytest.mark.slow), "qwen2_moe"])
 def test_import_train_export_and_load_in_stock_transformers(store, tmp_path, layout):
     import torch
     from transformers import AutoModelForCausalLM

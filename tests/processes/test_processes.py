@@ -244,6 +244,7 @@ def test_a_loss_that_is_not_finite_stops_all_with_one_message(env, store, whole,
     assert_same_run(workdir, whole[0])
 
 
+@pytest.mark.slow
 def test_an_error_of_one_process_ends_the_others_too(env, store, tmp_path):
     """Its batches cannot be read; the other one waits in a collective."""
     failing = _POISONED.replace(

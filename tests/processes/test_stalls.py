@@ -74,6 +74,7 @@ def test_one_that_hangs_ends_all_and_is_named(env, store, tmp_path):
     assert done.returncode == 0 and "resumed at step 4\n" in done.stderr, done.stderr
 
 
+@pytest.mark.slow
 def test_a_slow_host_shows_in_the_log(env, store, tmp_path):
     """Heartbeats say what the time of a step cannot, as all wait for the slowest."""
     workdir = tmp_path / "run"

@@ -68,6 +68,7 @@ def test_away_for_good_and_back(bucket, url, finished_run, tmp_path, env):
     _same_as(finished_run, workdir, but="heldout")  # it may have been away while measuring
 
 
+@pytest.mark.slow
 def test_told_to_stop_in_an_outage(bucket, url, tmp_path, env):
     """Whether the server refuses or says nothing."""
     for fault in ("busy", "hang"):

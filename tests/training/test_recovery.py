@@ -129,7 +129,7 @@ def test_a_killed_run_begins_before_what_it_passed_over(env, store, tmp_path):
     assert_same(killed, whole)
 
 
-@pytest.mark.system
+@pytest.mark.slow
 def test_one_that_stopped_passes_over_what_it_stopped_at(env, store, tmp_path):
     """The policy may change when a run resumes."""
     kind, bad, fields, _ = CASES["skip"]

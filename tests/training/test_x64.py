@@ -58,7 +58,7 @@ def test_every_number_is_the_same():
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6, err_msg=name)
 
 
-@pytest.mark.system
+@pytest.mark.slow
 def test_a_run_has_the_same_bits(env, store, tmp_path):
     fields = dict(train__steps=2, optimizer__warmup_steps=1, train__eval_every=2)
     fields |= dict(checkpoint__save_every=2)
