@@ -136,12 +136,12 @@ def to_dict(config: Config) -> dict[str, Any]:
 
 
 def portable(config: Config) -> Config:
-    """The config without what is specific to a machine or user: its data paths and trackers.
+    """The config without what is specific to a machine or user: its data and trackers.
 
     Configs that come with data are used this way, so that a run's metrics never go to a place named
     in someone else's file.
     """
-    data = dataclasses.replace(config.data, store="", sources=())
+    data = dataclasses.replace(config.data, store="", sources=(), domains=())
     return dataclasses.replace(config, data=data, tracking=TrackingConfig())
 
 
