@@ -49,6 +49,9 @@ class MoeConfig:
     num_shared_experts: int = 1  # the last ones, used by every token with weight 1
     # A token's weights are divided by their sum over its routed picks (Mixtral, arXiv 2401.04088).
     normalize_picks: bool = False
+    # Added to the router's logits of all routed experts but the first, at most 0: the negative bias
+    # of FlexOlmo (arXiv 2507.07024), whose first expert is the public one.
+    expert_bias: float = 0.0
     pool: PoolConfig = field(default_factory=PoolConfig)
     # Divided by the number of layers in the loss.
     load_balance_weight: float = field(default=0.1, metadata=RECIPE)
@@ -75,6 +78,7 @@ class MoeConfig:
             s < k <= n, "moe.top_k", k, f"{s + 1}..{n} (shared experts count; at most num_experts)"
         )
         require(self.expert_dim >= 1, "moe.expert_dim", self.expert_dim, "at least 1")
+        require(self.expert_bias <= 0, "moe.expert_bias", self.expert_bias, "at most 0")
         if self.experts_per_layer:
             fits = all(k <= count <= n for count in self.experts_per_layer)
             require(

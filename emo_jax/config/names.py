@@ -40,6 +40,9 @@ FREEZES: tuple[str, ...] = get_args(Freeze)
 # How new experts are initialised, see `emo_jax.modules.extend`.
 NewExperts = Literal["copy", "jitter", "random"]
 NEW_EXPERTS: tuple[str, ...] = get_args(NewExperts)
+# How a dense model becomes experts of domains, see `emo_jax.modules.branch`.
+BranchMethod = Literal["btx", "flexolmo"]
+BRANCH_METHODS: tuple[str, ...] = get_args(BranchMethod)
 # What a run takes from another run's checkpoint, see `emo_jax.training.init_from`.
 InitMode = Literal["weights", "weights+optimizer", "all"]
 INIT_MODES: tuple[str, ...] = get_args(InitMode)

@@ -377,4 +377,9 @@ def layout_for(config: Config, name: str | None = None) -> Layout:
             f" {config.name!r} has {min(config.moe.experts_per_layer)} to"
             f" {max(config.moe.experts_per_layer)}; give layout emo"
         )
+    if config.moe is not None and config.moe.expert_bias:
+        raise UsageError(
+            f"layout {layout.name!r} has no bias of the router's logits, and {config.name!r} has"
+            f" moe.expert_bias = {config.moe.expert_bias:g}, as no layout can; use the run itself"
+        )
     return layout

@@ -106,6 +106,8 @@ def choose(
         precision=jax.lax.Precision.HIGHEST,
     )
     logits_BSR = checkpoint_name(logits_BSR, "router_logits")
+    if config.expert_bias:
+        logits_BSR = logits_BSR + jnp.where(jnp.arange(R) > 0, config.expert_bias, 0.0)
     if allowed_BSR is not None:
         logits_BSR = jnp.where(allowed_BSR, logits_BSR, -jnp.inf)
     all_probs_BSR = jax.nn.softmax(logits_BSR, axis=-1)

@@ -13,7 +13,7 @@ from emo_jax.batch import PADDING_ID, Batch, from_documents
 from emo_jax.data.domain_view import domain_number
 from emo_jax.data.store import TokenStore
 from emo_jax.data.store_stream import TokenDocument
-from emo_jax.errors import UsageError, listed
+from emo_jax.errors import UsageError
 
 _READ_AT_ONCE = 256  # documents
 

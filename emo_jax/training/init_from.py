@@ -92,7 +92,7 @@ def find_source(
       CheckpointError: no such checkpoint, or its manifest is damaged.
     """
     theirs = _config_of(asked)
-    digest = _digest(theirs)
+    digest = config_digest(theirs)
     checkpoints = Checkpointer(asked.workdir, theirs.checkpoint)
     steps, step = checkpoints.steps(), asked.step
     if step is None and record is not None and record.get("config_sha256") == digest:
@@ -204,10 +204,11 @@ def _same(asked: InitFrom, record: dict[str, Any]) -> bool:
         theirs = read_workdir_config(asked.workdir)
     except UsageError:
         return False
-    return theirs.name == record["name"] and _digest(theirs) == record.get("config_sha256")
+    return theirs.name == record["name"] and config_digest(theirs) == record.get("config_sha256")
 
 
-def _digest(config: Config) -> str:
+def config_digest(config: Config) -> str:
+    """Returns a hash of all fields of a config."""
     text = json.dumps(to_dict(config), sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 

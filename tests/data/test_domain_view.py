@@ -121,10 +121,10 @@ def test_refusals(stores, tmp_path):
         open_data(config)
     np.arange(3000, dtype=np.uint32).tofile(tmp_path / "raw.npy")
     raw = dataclasses.replace(config, store=str(tmp_path / "raw.npy"), raw_dtype="uint32")
-    with pytest.raises(UsageError, match="cannot be chosen by domain .* emo prepare"):
+    with pytest.raises(UsageError, match=r"cannot be chosen by domain .* emo prepare"):
         open_data(raw)
     unseen = dataclasses.replace(config, domains=("unseen",))
-    with pytest.raises(UsageError, match="no training documents of config.data.domains = unseen"):
+    with pytest.raises(UsageError, match=r"no training documents of config.data.domains = unseen"):
         open_data(unseen)
-    with pytest.raises(UsageError, match="config.data.domains = .*: must be different names"):
+    with pytest.raises(UsageError, match=r"config.data.domains = .*: must be different names"):
         dataclasses.replace(config, domains=("law", "law"))
