@@ -1,10 +1,10 @@
-"""emo branch, emo mix: experts of domains from a dense model."""
+"""emo branch, emo mix, emo grow: experts of domains from a dense model, more experts in a run."""
 
 import click
 
 import emo_jax
 from emo_jax.cli.app import Items, Number, command
-from emo_jax.config.names import BRANCH_METHODS
+from emo_jax.config.names import BRANCH_METHODS, MOMENTS, NEW_EXPERTS
 from emo_jax.errors import UsageError
 from emo_jax.parallel import host_memory
 
@@ -120,3 +120,49 @@ def mix(
         f"{made.workdir}: {moe.num_experts} experts, {moe.top_k} for a token:"
         f" {', '.join(made.experts)}"
     )
+
+
+@command("emo grow runs/tiny --experts 128 --output runs/grown")
+@click.argument("run")
+@click.option("--experts", type=int, required=True, help="Of each layer, shared ones included.")
+@click.option(
+    "--top-k", type=click.IntRange(min=1), default=None, help="Experts of a token; as before."
+)
+@click.option(
+    "--init",
+    type=click.Choice(NEW_EXPERTS),
+    default="copy",
+    show_default=True,
+    help="Copies of all old experts in turn, copies with 2 % noise, or fresh ones.",
+)
+@click.option(
+    "--moments",
+    type=click.Choice(MOMENTS),
+    default="copy",
+    show_default=True,
+    help="Adam's of the new experts: those of what they are copies of, or zeros.",
+)
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
+@click.option("--output", required=True, help="Workdir to make, at the same step.")
+def grow(
+    run: str, experts: int, top_k: int | None, init: str, moments: str, seed: int, output: str
+) -> None:
+    """Add routed experts to a run in the middle of its training.
+
+    RUN is a workdir or WORKDIR@STEP. Step, place in the data and Adam's moments are kept: go on
+    with emo train --init-from OUTPUT --init all and a config of as many experts.
+    """
+    from emo_jax.modules.grow import grow as write
+
+    config = write(
+        run,
+        output,
+        num_experts=experts,
+        top_k=top_k or 0,
+        init=init,
+        moments=moments,
+        seed=seed,
+        quiet=False,
+    )
+    assert config.moe is not None
+    click.echo(f"{output}: {config.moe.num_experts} experts a layer, {config.moe.top_k} of a token")

@@ -40,6 +40,9 @@ FREEZES: tuple[str, ...] = get_args(Freeze)
 # How new experts are initialised, see `emo_jax.modules.extend`.
 NewExperts = Literal["copy", "jitter", "random"]
 NEW_EXPERTS: tuple[str, ...] = get_args(NewExperts)
+# Adam's moments of experts that were added to a run, see `emo_jax.modules.grow`.
+Moments = Literal["copy", "zero"]
+MOMENTS: tuple[str, ...] = get_args(Moments)
 # How a dense model becomes experts of domains, see `emo_jax.modules.branch`.
 BranchMethod = Literal["btx", "flexolmo"]
 BRANCH_METHODS: tuple[str, ...] = get_args(BranchMethod)

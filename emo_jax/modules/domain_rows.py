@@ -16,6 +16,7 @@ from emo_jax.data.store import TokenStore
 from emo_jax.data.stream import TRAIN
 from emo_jax.evals.by_domain import eval_mesh
 from emo_jax.model.functions import ModelFunctions
+from emo_jax.model.layers import DenseMlp
 from emo_jax.model.params import Params
 from emo_jax.model.transformer import ForwardInputs
 from emo_jax.moe.router import RouterTokens
@@ -55,7 +56,8 @@ class Embedder:
         ).documents
         rows = -(-max(1, BATCH_TOKENS // S) // mesh.size) * mesh.size
         where = mesh_lib.windows_sharding(mesh)
-        total_LD, layers = 0.0, range(self._config.model.num_layers)
+        layers = range(self._config.model.num_layers)
+        total_LD = np.zeros((len(layers), self._config.model.embed_dim))
         for batch in pack(found, S, rows, store.pad_id):
             batch = jax.tree.map(lambda a: jax.device_put(a, where), batch)
             x_BSD, sums = self._embed(self._params, batch.tokens), []
@@ -71,6 +73,7 @@ class Embedder:
         """The residual stream after a layer, and the sum of the documents' embeddings (D,)."""
         inputs = ForwardInputs(batch.segment_ids, batch.positions, RouterTokens(batch.pool_ids))
         layer = self._model.bind(params).layer(number)
+        assert isinstance(layer.mlp, DenseMlp)
         x_BSD, _ = layer.attend(x_BSD, inputs)
         read_BSD = layer.mlp_norm(x_BSD)
         return x_BSD + layer.mlp(read_BSD), _sum_of_documents(read_BSD, batch.segment_ids)

@@ -28,6 +28,7 @@ from emo_jax.model.params import EXPERTS, ROUTER
 from emo_jax.modules.assemble import Assembled, Part, Place
 from emo_jax.modules.branch import params_digest
 from emo_jax.modules.dense_experts import DenseExperts, random_router
+from emo_jax.modules.grow import grown_config
 from emo_jax.run.workdir import TOKENIZER_FOLDER
 from emo_jax.saved.expert_names import EXPERTS_FILE, ExpertNames
 from emo_jax.saved.load import OpenedModel, open_model
@@ -241,23 +242,14 @@ def _extensions(opened: Sequence[OpenedModel], names: Sequence[str], top_k: int)
     if flexolmo:
         experts[0] = "public"
     E = len(places) + s
-    moe = moe_of(before)
-    pool = moe.pool
-    sizes = {
-        name: size + sum(added)
-        for name in ("size", "min_size", "max_size", "eval_size")
-        if (size := getattr(pool, name))
-    }
-    usual = min(FLEXOLMO_TOP_K, E) if flexolmo else moe.top_k
+    usual = min(FLEXOLMO_TOP_K, E) if flexolmo else moe_of(before).top_k
     if not s < (top_k or usual) <= E:
         raise UsageError(f"--top-k {top_k}: must be {s + 1}..{E}, the number of experts")
-    larger = dataclasses.replace(
-        moe, num_experts=E, top_k=top_k or usual, pool=dataclasses.replace(pool, **sizes)
-    )
+    larger = grown_config(before, E, top_k or usual)
     config = dataclasses.replace(
         first.config,
         name=f"{first.name}_mixed",
-        moe=larger,
+        moe=larger.moe,
         optimizer=dataclasses.replace(first.config.optimizer, frozen=()),
     )
     layers = [places] * config.model.num_layers
