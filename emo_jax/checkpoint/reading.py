@@ -23,7 +23,7 @@ from emo_jax.checkpoint.manifest import (
     newest_good,
     param_specs,
 )
-from emo_jax.checkpoint.slices import SlicedLeaf, SliceReader, check_metadata_of
+from emo_jax.checkpoint.slices import Block, SlicedLeaf, SliceReader, check_metadata_of
 from emo_jax.errors import CheckpointError, one_line
 from emo_jax.files.trees import nest
 from emo_jax.parallel import processes
@@ -91,7 +91,7 @@ def open_state(
         }
         single = {path: spec for path, spec in specs.items() if not spec.shape}
         found = {
-            path: SlicedLeaf((), np.dtype(value.dtype), lambda block, value=value: value[block])
+            path: SlicedLeaf((), np.dtype(value.dtype), functools.partial(_whole, value))
             for path, value in read_leaves(folder, manifest, single)
         }
         for item in ("params", "rest"):
@@ -108,6 +108,11 @@ def open_state(
         return found
 
     return newest_good(checkpoints_of(workdir), step, {"params", "rest"}, load, [])
+
+
+def _whole(value: np.ndarray, block: Block) -> np.ndarray:
+    """The only block of a single number."""
+    return np.asarray(value)[block]
 
 
 def read_leaves(

@@ -15,9 +15,8 @@ from emo_jax.errors import UsageError
 from emo_jax.files.atomic import refuse_existing
 from emo_jax.files.progress import Progress
 from emo_jax.modules.folder import open_with_experts, write_selected
-from emo_jax.saved.expert_names import EXPERTS_FILE, ExpertNames, read_expert_names
+from emo_jax.saved.expert_names import read_expert_names
 from emo_jax.saved.selection_file import Selection, fingerprint
-from emo_jax.training.init_from import read_record
 
 
 def opt_out(
@@ -48,7 +47,9 @@ def opt_out(
     with Progress("select", enabled=not quiet) as shown:
         opened = open_with_experts(model)
         config, moe = opened.config, moe_of(opened.config)
-        places = _names(opened.folder, moe.num_routed_experts).places(without, str(model))
+        places = read_expert_names(opened.folder, moe.num_routed_experts).places(
+            without, str(model)
+        )
         kept_R = np.ones(moe.num_routed_experts, bool)
         kept_R[places] = False
         if not kept_R.any():
@@ -66,10 +67,3 @@ def opt_out(
         shown.show(f"writing {output}")
         options = {"layout": layout, **opened.for_export}
         return write_selected(opened.source, config, kept_LR, output, selection, **options)
-
-
-def _names(folder: Path, num_routed: int) -> ExpertNames:
-    """The names beside a model, or those of the one that its run began from."""
-    if not (folder / EXPERTS_FILE).exists() and (record := read_record(folder)) is not None:
-        folder = Path(record["workdir"])
-    return read_expert_names(folder, num_routed)

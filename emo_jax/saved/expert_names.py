@@ -1,4 +1,8 @@
-"""`experts.json` in the workdir of a mixture of branches: what its routed experts are called."""
+"""What the routed experts of a mixture of branches are called.
+
+`emo mix` writes `experts.json` into the workdir; the `init.json` of a run that begins from it, and
+of one that begins from that, has the names too.
+"""
 
 import dataclasses
 import os
@@ -10,6 +14,7 @@ from emo_jax.errors import UsageError, listed
 from emo_jax.files import json_files
 from emo_jax.files.inside import check_own_files
 from emo_jax.files.json_files import Fields, NotReadableError, dumps
+from emo_jax.run.workdir import INIT_FILE
 
 EXPERTS_FILE = "experts.json"
 FORMAT = "emo_jax experts"
@@ -48,25 +53,41 @@ def read_expert_names(folder: str | os.PathLike[str], num_routed: int) -> Expert
     """Reads the names of a model's experts.
 
     Raises:
-      UsageError: there is no such file, it is damaged, or of another number of experts.
+      UsageError: there are none, their file is damaged, or they are of another number of experts.
     """
-    file = Path(folder) / EXPERTS_FILE
-    check_own_files(folder, [EXPERTS_FILE], error=UsageError)
-    try:
-        fields = Fields(json_files.read_object(file, error=UsageError, advice=_ADVICE))
-        if fields.text("format") != FORMAT:
-            raise NotReadableError("another format")
-        experts = tuple(fields.items("experts"))
-        if not all(isinstance(name, str) and json_files.is_text(name) for name in experts):
-            raise NotReadableError("experts must be names")
-    except FileNotFoundError:
+    experts = names_beside(folder)
+    if not experts:
         raise UsageError(
-            f"{folder}: no {EXPERTS_FILE}, so its experts have no names; give a workdir of emo mix"
-        ) from None
-    except NotReadableError as error:
-        raise UsageError(f"{file}: damaged ({error}); {_ADVICE}") from error
+            f"{folder}: no {EXPERTS_FILE}, so its experts have no names; give a workdir of emo mix,"
+            " or of a run that began from it"
+        )
     if len(experts) != num_routed:
         raise UsageError(
-            f"{file}: names {len(experts)} experts, the model has {num_routed}; {_ADVICE}"
+            f"{folder}: its {len(experts)} names of experts are not those of this model, which has"
+            f" {num_routed}; {_ADVICE}"
         )
     return ExpertNames(experts=experts)
+
+
+def names_beside(folder: str | os.PathLike[str]) -> tuple[str, ...]:
+    """The names in a workdir of `emo mix`, or what a run has from the one it began from; or none.
+
+    Raises:
+      UsageError: a file is damaged.
+    """
+    check_own_files(folder, [EXPERTS_FILE, INIT_FILE], error=UsageError)
+    for name in (EXPERTS_FILE, INIT_FILE):
+        file = Path(folder) / name
+        try:
+            fields = Fields(json_files.read_object(file, error=UsageError, advice=_ADVICE))
+            if name == EXPERTS_FILE and fields.text("format") != FORMAT:
+                raise NotReadableError("another format")
+            experts = tuple(fields.items("experts", []))
+            if not all(isinstance(one, str) and json_files.is_text(one) for one in experts):
+                raise NotReadableError("experts must be names")
+        except FileNotFoundError:
+            continue
+        except NotReadableError as error:
+            raise UsageError(f"{file}: damaged ({error}); {_ADVICE}") from error
+        return experts
+    return ()

@@ -34,6 +34,7 @@ from emo_jax.run.workdir import (
     read_workdir_config,
     split_step,
 )
+from emo_jax.saved.expert_names import names_beside
 
 
 class InitFrom(NamedTuple):
@@ -119,13 +120,15 @@ def find_source(
             f"{asked} --init all goes on at step {step}, and config.train.steps ="
             f" {config.train.steps}: nothing is left to train; give more steps, or --init weights"
         )
-    about = {
+    about: dict[str, Any] = {
         "workdir": str(asked.workdir),
         "name": theirs.name,
         "step": step,
         "mode": asked.mode,
         "config_sha256": digest,
     }
+    if experts := names_beside(asked.workdir):
+        about["experts"] = list(experts)
     window = windows_of(extra, f"{asked}: step {step}")
     if asked.mode == "all":
         _check_steps(asked, config, step, window)

@@ -157,6 +157,7 @@ def test_the_commands(dense_seed, byte_store, tmp_path, capsys):
     values["optimizer"] |= {"frozen": ["embeddings", "attention", "norms", "routed"]}
     values["optimizer"] |= {"warmup_steps": 0}
     emo_jax.train(values, tmp_path / "on", init_from=f"{tmp_path / 'mixed'}@0", init="weights")
+    assert json.loads((tmp_path / "on/init.json").read_text())["experts"] == ["cooking", "law"]
     after, before = flatten(load_model(str(tmp_path / "on")).params), flatten(mixed.params)
     changed = {path for path in after if not np.array_equal(after[path], before[path])}
     assert changed == {"layers/mlp/router/kernel"}

@@ -113,6 +113,24 @@ def test_a_branch_begins_as_the_public_model(dense_seed, byte_store, branches):
         np.testing.assert_allclose(np.asarray(logits)[real][:, :259], expected, atol=2e-5)
 
 
+def test_the_public_column_is_of_what_the_model_was_trained_on(
+    dense_seed, byte_store, branches, tmp_path
+):
+    loaded = load_model(str(dense_seed))
+    data = dataclasses.replace(loaded.config.data, domains=("cooking",))
+    config = dataclasses.replace(loaded.config, data=data)
+    public = save(tmp_path / "public", config, loaded.params)
+    (one,) = emo_jax.branch(
+        *(public, byte_store, ("law",), tmp_path / "b"), method="flexolmo", examples=EXAMPLES
+    )
+    found = load_model(str(one.workdir)).params["layers"]["mlp"]["router"]["kernel"]
+    cooking, law = (
+        load_model(str(b)).params["layers"]["mlp"]["router"]["kernel"] for b in branches
+    )
+    np.testing.assert_array_equal(found[..., 0], cooking[..., 1])
+    np.testing.assert_array_equal(found[..., 1], law[..., 1])
+
+
 @pytest.mark.system
 def test_training_moves_the_own_expert_and_its_column_only(branches, tmp_path):
     """For the length of a run, with every bit compared."""
@@ -161,8 +179,8 @@ def test_opting_out_gives_the_mixture_of_the_others(three, tmp_path):
     assert (config.moe.num_experts, config.moe.top_k) == (3, 3)
     # A run that began from the mixture has the names of its experts.
     later = save(tmp_path / "later", loaded.config, loaded.params)
-    record = {"workdir": str(others), "name": "x", "step": 0, "mode": "weights"}
-    (later / "init.json").write_text(json.dumps(record))
+    names = {"experts": ["public", "cooking", "medicine"]}
+    (later / "init.json").write_text(json.dumps(names))
     assert opt_out(later, ["cooking", "medicine"], tmp_path / "one")[1].moe.top_k == 1
     argv = ("select", whole, "--output", tmp_path / "no")
     assert emo_here(*argv, "--without", "lawn") == 2
