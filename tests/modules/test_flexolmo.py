@@ -4,7 +4,6 @@ import dataclasses
 import json
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from branching import save, trained
@@ -21,7 +20,7 @@ from emo_jax.hf import import_model
 from emo_jax.model.functions import ModelFunctions
 from emo_jax.model.transformer import ForwardInputs
 from emo_jax.modules.opt_out import opt_out
-from emo_jax.moe.router import RouterTokens, choose
+from emo_jax.moe.router import RouterTokens
 from emo_jax.saved.load import load_model
 
 ROUTER = "layers/mlp/router/kernel"
@@ -211,23 +210,8 @@ def test_a_branch_that_was_trained_further_than_its_expert_is_refused(three, tmp
     assert not (tmp_path / "mixed").exists()
 
 
-def test_the_negative_bias(three, dense_seed, byte_store, tmp_path):
-    """It is added to all logits but the first; no layout has it; it is at most 0."""
-    loaded = load_model(str(emo_jax.mix(three, tmp_path / "mixed", top_k=2).workdir))
-    moe = dataclasses.replace(loaded.config.moe, expert_bias=-0.7)
-    draw = np.random.default_rng(0)
-    x = draw.standard_normal((2, 5, 16)).astype(np.float32)
-    kernel = draw.standard_normal((16, 4)).astype(np.float32)
-    ids = np.zeros((2, 5), np.int32)
-    routing, _ = choose(jnp.asarray(x), jnp.asarray(kernel), moe, jnp.asarray(ids))
-    for token, weights, picks in zip(
-        x.reshape(-1, 16), *(np.asarray(r).reshape(-1, 2) for r in routing), strict=True
-    ):
-        logits = [float(token @ kernel[:, e]) - 0.7 * (e > 0) for e in range(4)]
-        probs = np.exp(logits) / np.sum(np.exp(logits))
-        best = sorted(range(4), key=lambda e: -probs[e])[:2]
-        assert picks.tolist() == best
-        np.testing.assert_allclose(weights, probs[best], atol=1e-6)
+def test_the_negative_bias(dense_seed, byte_store, tmp_path):
+    """No layout has it, and it is at most 0; what it does: tests/moe/test_expert_bias.py."""
     (one,) = emo_jax.branch(
         *(dense_seed, byte_store, ("law",), tmp_path / "b"),
         method="flexolmo",
@@ -237,5 +221,6 @@ def test_the_negative_bias(three, dense_seed, byte_store, tmp_path):
     assert load_model(str(one.workdir)).config.moe.expert_bias == -0.7
     with pytest.raises(UsageError, match=r"has moe.expert_bias = -0.7, as no layout can"):
         emo_jax.export(one.workdir, tmp_path / "hf")
+    moe = load_model(str(one.workdir)).config.moe
     with pytest.raises(ConfigError, match=r"moe.expert_bias = 0.1: must be at most 0"):
         dataclasses.replace(moe, expert_bias=0.1)
