@@ -6,7 +6,12 @@ WindowOrder = Literal["shuffled", "grain", "olmo"]
 Packing = Literal["cut", "best_fit", "document"]
 PACKINGS: tuple[str, ...] = get_args(Packing)
 RawDtype = Literal["auto", "uint16", "uint32"]
-PoolKind = Literal["none", "fixed", "uniform", "top_p"]
+PoolKind = Literal[
+    "none", "fixed", "uniform", "top_p", "label_table", "label_learned", "label_bias"
+]
+# Scores that the router makes of its logits, and how a bias on them follows the load.
+Gate = Literal["softmax", "sigmoid"]
+ScoreBias = Literal["none", "sign", "quantile"]
 AttentionScope = Literal["document", "window"]
 AttentionBackend = Literal["auto", "blocked", "xla", "splash", "cudnn", "tokamax"]
 Remat = Literal["none", "save_matmuls", "save_attention", "full"]

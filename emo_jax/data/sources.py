@@ -147,6 +147,11 @@ class MixedSource:
             other = number[label] if label else -1
             self.parts.append(_Mapped(source, self, np.array(ids, np.int32), other))
 
+    def without_domains(self) -> list[str]:
+        """Returns the stores whose documents have no domain, their own or the mixture's."""
+        named = zip(self.names, self._sources, self._labels, strict=True)
+        return [name for name, source, label in named if not (label or source.domains)]
+
     def streams(self, split: str) -> list[Stream]:
         """Returns the streams of all stores."""
         return [stream for part in self.parts for stream in part.streams(split)]

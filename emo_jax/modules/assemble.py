@@ -15,6 +15,7 @@ import numpy as np
 
 from emo_jax.checkpoint.slices import Block, extent
 from emo_jax.config import Config, MeshConfig, PoolConfig, moe_of
+from emo_jax.errors import UsageError
 from emo_jax.hf.tensors import LeafSource
 from emo_jax.model.params import EXPERTS, ROUTER, Shape, leaf_shapes
 
@@ -104,6 +105,16 @@ def _mixed(values) -> np.ndarray:
         total = value if total is None else total + value
     assert total is not None
     return total
+
+
+def refuse_router_state(source: LeafSource, where: str) -> None:
+    """Raises UsageError if a router has more than its columns: a score bias, a table of labels."""
+    more = [path for path in source.shapes if "/router/" in path and path != ROUTER]
+    if more:
+        raise UsageError(
+            f"{where}: its router has {', '.join(more)} besides its columns, which new experts"
+            " would have to have too; this works without moe.score_bias and learned labels only"
+        )
 
 
 def smaller_config(config: Config, routed_L: Sequence[int], *, top_k: int = 0) -> Config:

@@ -26,7 +26,7 @@ from emo_jax.files.atomic import refuse_existing
 from emo_jax.files.progress import Progress
 from emo_jax.files.trees import nest
 from emo_jax.model.params import EXPERTS, ROUTER, leaf_shapes, unit_axes
-from emo_jax.modules.assemble import Assembled, Part, Place
+from emo_jax.modules.assemble import Assembled, Part, Place, refuse_router_state
 from emo_jax.modules.extend import Extended
 from emo_jax.run.workdir import TOKENIZER_FOLDER, read_workdir_config, split_step
 from emo_jax.saved.transfer import make_workdir, save_sliced, tokenizer_of
@@ -118,6 +118,7 @@ def grow(
         )
     stopped = threading.Event()
     base = _Leaves(leaves, ("params",))
+    refuse_router_state(base, str(run))
     R = moe_of(config).num_routed_experts
     copied = origins(R, moe_of(larger).num_routed_experts, seed)
     places: list[Place] = [[Part(0, e)] for e in (*range(R), *copied)]

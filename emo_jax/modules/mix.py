@@ -25,7 +25,7 @@ from emo_jax.files.atomic import refuse_existing, write_atomic
 from emo_jax.files.progress import Progress
 from emo_jax.hf.tensors import LeafSource
 from emo_jax.model.params import EXPERTS, ROUTER
-from emo_jax.modules.assemble import Assembled, Part, Place
+from emo_jax.modules.assemble import Assembled, Part, Place, refuse_router_state
 from emo_jax.modules.branch import params_digest
 from emo_jax.modules.dense_experts import DenseExperts, random_router
 from emo_jax.modules.grow import grown_config
@@ -223,6 +223,7 @@ def _shown(record: dict[str, Any]) -> str:
 def _extensions(opened: Sequence[OpenedModel], names: Sequence[str], top_k: int) -> Made:
     added = [moe_of(one.config).pool.forced_experts for one in opened]
     for one, count in zip(opened, added, strict=True):
+        refuse_router_state(one.source, one.path)
         if not count:
             raise UsageError(
                 f"{one.path}: has no experts of its own (moe.pool.forced_experts is 0); give runs"

@@ -22,21 +22,24 @@ R, S = 7, 1  # routed and shared experts of the run
 AXES = {"router/kernel": 2, "experts/gate": 1, "experts/up": 1, "experts/down": 1}
 
 
-@pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    """A run of two steps, whose moments are not zero."""
-    config = tiny_config(pool=NO_POOL)
+def save(workdir, config, steps=0):
+    """A run of some steps."""
     model, optimizer = ModelFunctions(config), make_optimizer(config)
     state = states.init_state(model, optimizer, 0)
     step = jit_train_step(config, model, optimizer)
-    for seed in range(2):
+    for seed in range(steps):
         state, _ = step(state, tiny_batch(config, seed=seed))
-    workdir = tmp_path_factory.mktemp("grow") / "run"
     claim_workdir(workdir, config)
     with Checkpointer(workdir, config.checkpoint) as checkpointer:
-        extra = {"config": to_dict(config), "windows": 16, "store": "of these tokens"}
-        checkpointer.save(2, state, extra)
+        extra = {"config": to_dict(config), "windows": 8 * steps, "store": "of these tokens"}
+        checkpointer.save(steps, state, extra)
     return workdir
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A run of two steps, whose moments are not zero."""
+    return save(tmp_path_factory.mktemp("grow") / "run", tiny_config(pool=NO_POOL), 2)
 
 
 def axis_of(path):
@@ -152,6 +155,12 @@ def test_refusals(run, tmp_path, capsys):
         grow(run, out, num_experts=16, moments="carry")
     with pytest.raises(UsageError, match=r"no such workdir"):
         grow(tmp_path / "none", out, num_experts=16)
+    config = tiny_config(pool=NO_POOL)
+    moe = dataclasses.replace(config.moe, score_bias="sign", bias_rate=0.1)
+    config = dataclasses.replace(config, moe=moe)
+    biased = save(tmp_path / "biased", config)
+    with pytest.raises(UsageError, match=r"its router has layers/mlp/router/bias besides"):
+        grow(biased, out, num_experts=16)
     argv = ("grow", run, "--experts", "16", "--output", tmp_path / "more")
     assert emo_here(*argv) == 0
     assert "16 experts a layer, 3 of a token" in capsys.readouterr().out
