@@ -37,6 +37,7 @@ def slow(x_BSD, kernel_DE, moe, ids_BS, *, bias_R=None, label_BSR=None, rows=0):
     valid = (ids_BS >= 0).sum()
     for b, s in np.argwhere(ids_BS >= 0):
         logits_R = x_BSD[b, s] @ kernel_DE[:, :R]
+        logits_R[1:] += moe.expert_bias
         if label_BSR is not None:
             logits_R = logits_R + label_BSR[b, s]
         with np.errstate(over="ignore"):
