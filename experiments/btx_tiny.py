@@ -8,8 +8,8 @@ emo train --config experiments/btx_tiny.py:mixed --config.data.store=STORE --wor
     --config.moe.num_experts=13 --init-from runs/mixed@0 --init weights
 
 The argument: branch_stages.py. Of the FLOPs, the seed gets 1/2, all branches together 3/8 and the
-mixture 1/8; the first is given in the paper, the others are 533 and 80 B tokens of one and two
-experts. More: docs/baselines_merging.md.
+mixture 1/8. In the paper the seed is Llama 2, the branches see 453 B tokens and the mixture 80 B,
+with two experts each. More: docs/baselines_merging.md.
 
 Hardware and hours: two CPU cores, minutes.
 """
