@@ -21,8 +21,10 @@ if TYPE_CHECKING:
     from emo_jax.errors import EmoError
     from emo_jax.evals.suite import Suite
     from emo_jax.generation.texts import Text
+    from emo_jax.modules.branch import Branch, branch
     from emo_jax.modules.compose import compose
     from emo_jax.modules.finetune import finetune
+    from emo_jax.modules.mix import Mixed, mix
     from emo_jax.modules.select import Selected, select
     from emo_jax.preparation.prepare import prepare
     from emo_jax.saved.transfer import export, import_
@@ -32,9 +34,11 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 __all__ = [
     "Activations",
+    "Branch",
     "Config",
     "EmoError",
     "Evaluation",
+    "Mixed",
     "Model",
     "Selected",
     "Suite",
@@ -42,6 +46,7 @@ __all__ = [
     "Text",
     "TokenStore",
     "activations",
+    "branch",
     "compose",
     "dataset",
     "evaluate",
@@ -52,6 +57,7 @@ __all__ = [
     "import_",
     "load",
     "load_config",
+    "mix",
     "prepare",
     "select",
     "train",
@@ -60,9 +66,11 @@ __all__ = [
 
 _MODULES = {
     "Activations": "analysis.activations",
+    "Branch": "modules.branch",
     "Config": "config.fields",
     "EmoError": "errors",
     "Evaluation": "api.models",
+    "Mixed": "modules.mix",
     "Model": "api.models",
     "Selected": "modules.select",
     "Suite": "evals.suite",
@@ -70,6 +78,7 @@ _MODULES = {
     "Text": "generation.texts",
     "TokenStore": "data.store",
     "activations": "analysis.record",
+    "branch": "modules.branch",
     "compose": "modules.compose",
     "dataset": "data.loader",
     "evaluate": "api.models",
@@ -80,6 +89,7 @@ _MODULES = {
     "import_": "saved.transfer",
     "load": "api.models",
     "load_config": "config.file",
+    "mix": "modules.mix",
     "prepare": "preparation.prepare",
     "select": "modules.select",
     "train": "training.train",

@@ -1,5 +1,6 @@
 """Reads checkpoints: the parameters without the rest, whole or block by block."""
 
+import functools
 import math
 import os
 from collections.abc import Iterable, Iterator, Mapping
@@ -22,7 +23,7 @@ from emo_jax.checkpoint.manifest import (
     newest_good,
     param_specs,
 )
-from emo_jax.checkpoint.slices import SliceReader, check_metadata_of
+from emo_jax.checkpoint.slices import Block, SlicedLeaf, SliceReader, check_metadata_of
 from emo_jax.errors import CheckpointError, one_line
 from emo_jax.files.trees import nest
 from emo_jax.parallel import processes
@@ -76,6 +77,42 @@ def open_params(
         return SliceReader(folder / manifest["data"] / "params", specs, ("params",))
 
     return newest_good(checkpoints_of(workdir), step, {"params"}, load, [])
+
+
+def open_state(
+    workdir: str | os.PathLike[str], step: int | None = None
+) -> tuple[dict[LeafPath, SlicedLeaf], dict[str, Any], int]:
+    """All leaves of a checkpoint, to be read block by block: (leaves by path, extra, step)."""
+
+    def load(folder: epath.Path, manifest: dict[str, Any]) -> dict[LeafPath, SlicedLeaf]:
+        specs = {
+            tuple(leaf["path"]): jax.ShapeDtypeStruct(leaf["shape"], jnp.dtype(leaf["dtype"]))
+            for leaf in manifest["leaves"]
+        }
+        single = {path: spec for path, spec in specs.items() if not spec.shape}
+        found = {
+            path: SlicedLeaf((), np.dtype(value.dtype), functools.partial(_whole, value))
+            for path, value in read_leaves(folder, manifest, single)
+        }
+        for item in ("params", "rest"):
+            named = {
+                "/".join(path): spec
+                for path, spec in specs.items()
+                if spec.shape and item_of(path) == item
+            }
+            reader = SliceReader(folder / manifest["data"] / item, named, ())
+            for name, spec in named.items():
+                read = functools.partial(reader.read, name)
+                leaf = SlicedLeaf(tuple(spec.shape), np.dtype(spec.dtype), read)
+                found[tuple(name.split("/"))] = leaf
+        return found
+
+    return newest_good(checkpoints_of(workdir), step, {"params", "rest"}, load, [])
+
+
+def _whole(value: np.ndarray, block: Block) -> np.ndarray:
+    """The only block of a single number."""
+    return np.asarray(value)[block]
 
 
 def read_leaves(

@@ -2,6 +2,7 @@
 
 from emo_jax.cli import (  # noqa: F401  (they add their commands)
     analysis,
+    branching,
     checks,
     compiling,
     data,

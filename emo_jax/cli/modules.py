@@ -36,10 +36,16 @@ def counts(option: str, items: tuple[str, ...]) -> tuple[int, ...]:
 @click.argument("model")
 @click.option(
     "--data",
-    required=True,
+    default=None,
     metavar="STORE[:DOMAIN]|FILE",
     help="What to choose by: split select of a token store, of one domain or all, or a file of"
     " documents.",
+)
+@click.option(
+    "--without",
+    type=Items("law,medicine"),
+    default=(),
+    help="Instead: all experts but those of these branches, in a model of emo mix.",
 )
 @click.option(
     "--keep",
@@ -95,7 +101,8 @@ def counts(option: str, items: tuple[str, ...]) -> tuple[int, ...]:
 @TRUST
 def select(
     model: str,
-    data: str,
+    data: str | None,
+    without: tuple[str, ...],
     keep: tuple[str, ...],
     keep_per_layer: tuple[str, ...],
     method: str,
@@ -118,6 +125,11 @@ def select(
     from emo_jax.modules.select import stored_bytes
 
     refuse_existing(Path(output))
+    if without:
+        _opt_out(model, without, output, layout, others=bool(data or keep or keep_per_layer))
+        return
+    if data is None:
+        raise UsageError("--data: missing; give what to choose experts by, or --without BRANCHES")
     numbers = tuple(None if n == "all" else counts("--examples", (n,))[0] for n in examples)
     made = emo_jax.select(
         model,
@@ -149,6 +161,24 @@ def select(
             )
         for note in one.notes:
             click.echo(f"  {note}")
+
+
+def _opt_out(
+    model: str, without: tuple[str, ...], output: str, layout: str | None, *, others: bool
+) -> None:
+    from emo_jax.config import moe_of
+    from emo_jax.model.params import count_parameters
+    from emo_jax.modules.opt_out import opt_out
+    from emo_jax.modules.select import stored_bytes
+
+    if others:
+        raise UsageError("--without names what to leave out: leave out --data and --keep")
+    folder, config = opt_out(model, without, output, layout=layout, quiet=False)
+    moe, (parameters, active) = moe_of(config), count_parameters(config)
+    click.echo(
+        f"{folder}: {moe.num_experts} experts a layer, {parameters:,} parameters,"
+        f" {stored_bytes(parameters) / 1e6:,.1f} MB, {active:,} for one token"
+    )
 
 
 @command(

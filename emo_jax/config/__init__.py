@@ -7,6 +7,7 @@ reads experiment files with overrides, and `presets` has the named shapes and re
 from emo_jax.config.architecture import ModelConfig, MoeConfig, PoolConfig
 from emo_jax.config.fields import (
     Config,
+    capacity_rows,
     differences,
     flatten,
     may_change,
@@ -39,6 +40,7 @@ __all__ = [
     "SourceConfig",
     "TrackingConfig",
     "TrainConfig",
+    "capacity_rows",
     "differences",
     "flatten",
     "from_config_dict",

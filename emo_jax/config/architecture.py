@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 from emo_jax.config.changes import INIT, RECIPE, RESUME
 from emo_jax.config.checks import require
+from emo_jax.config.labels import parse_label
 from emo_jax.config.names import (
     AttentionBackend,
     AttentionScope,
@@ -13,8 +14,10 @@ from emo_jax.config.names import (
     Dispatch,
     Dtype,
     ExpertBackend,
+    Gate,
     PoolKind,
     Remat,
+    ScoreBias,
 )
 
 
@@ -25,16 +28,28 @@ class PoolConfig:
     Sizes count routed experts only. `none` is a standard MoE. `fixed` uses `size`; `uniform`
     draws from min_size..max_size, inclusive, for every document, layer and step; `top_p` is the
     smallest set with `top_p` of the document's router probability, clamped to min_size..max_size.
-    A size of at least the number of routed experts restricts nothing.
+    In training only, a document's `domain` is its label: `label_table` gives each domain its own
+    experts, `label_learned` the `size` that the router has favoured in that domain so far, and
+    `label_bias` adds to the logits of a domain's experts. A size of at least the number of routed
+    experts restricts nothing.
     """
 
     kind: PoolKind = "none"
-    size: int = 0  # for `fixed`
+    size: int = 0  # for `fixed`, and for labels without ranges
     min_size: int = 0  # for `uniform` and `top_p`
     max_size: int = 0  # likewise
     top_p: float = 0.0  # for `top_p`: share of the probability
     eval_size: int = 0  # pool size for `pool=N` held-out losses; 0: not reported
     forced_experts: int = 0  # number of last routed experts that are in every pool
+    # Domains in the order of the data, which fills them in; `NAME=FIRST-LAST` gives experts too.
+    labels: tuple[str, ...] = ()
+    label_bias: float = 0.0  # for `label_bias`: what is added to the logits
+    label_rate: float = 0.0  # for `label_learned`: share of a step in the moving average
+
+    @property
+    def labelled(self) -> bool:
+        """Whether pools follow the documents' labels."""
+        return self.kind.startswith("label_")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +62,24 @@ class MoeConfig:
     # Experts in each layer, including shared ones, if layers differ; num_experts is the largest.
     experts_per_layer: tuple[int, ...] = ()
     num_shared_experts: int = 1  # the last ones, used by every token with weight 1
+    # A token's weights are divided by their sum over its routed picks (Mixtral, arXiv 2401.04088).
+    normalize_picks: bool = False
+    # Added to the router's logits of all routed experts but the first, at most 0: the negative bias
+    # of FlexOlmo (arXiv 2507.07024), whose first expert is the public one.
+    expert_bias: float = 0.0
+    # Scores of the logits: weights are the scores of the picks. sigmoid: DeepSeek-V3's (arXiv
+    # 2412.19437), each expert's own.
+    gate: Gate = "softmax"
+    # Added to the scores to choose by, not to the weights, and set without gradients once a step.
+    # sign: by bias_rate against each expert's excess load (arXiv 2408.15664); quantile: to what
+    # would have balanced the step (Kimi K3; kexue.fm/archives/11619). Saved with the parameters.
+    score_bias: ScoreBias = "none"
+    bias_rate: float = field(default=0.0, metadata=RECIPE)  # for `sign`
+    # Training only (Switch, arXiv 2101.03961). An expert takes that many times its share of a
+    # window's picks, and further ones are dropped; 0: none are.
+    capacity_factor: float = 0.0
+    # Training only: the router's inputs are multiplied by numbers within 1 ± this.
+    input_jitter: float = 0.0
     pool: PoolConfig = field(default_factory=PoolConfig)
     # Divided by the number of layers in the loss.
     load_balance_weight: float = field(default=0.1, metadata=RECIPE)
@@ -73,6 +106,7 @@ class MoeConfig:
             s < k <= n, "moe.top_k", k, f"{s + 1}..{n} (shared experts count; at most num_experts)"
         )
         require(self.expert_dim >= 1, "moe.expert_dim", self.expert_dim, "at least 1")
+        require(self.expert_bias <= 0, "moe.expert_bias", self.expert_bias, "at most 0")
         if self.experts_per_layer:
             fits = all(k <= count <= n for count in self.experts_per_layer)
             require(
@@ -87,11 +121,16 @@ class MoeConfig:
         allowed = f"{picks}..{n} (moe.top_k picks {picks} routed experts; moe.num_experts is {n})"
         read = {"fixed": {"size"}, "uniform": {"min_size", "max_size"}}
         read["top_p"] = read["uniform"] | {"top_p"}
-        for name in ("size", "min_size", "max_size", "top_p"):
+        read["label_table"] = {"size", "labels"}
+        read["label_learned"] = read["label_table"] | {"label_rate"}
+        read["label_bias"] = read["label_table"] | {"label_bias"}
+        for name in ("size", "min_size", "max_size", "top_p", "labels", "label_bias", "label_rate"):
             value = getattr(pool, name)
             if name not in read.get(pool.kind, ()):
-                unread = f"0: pools of kind {pool.kind!r} do not read it"
-                require(value == 0, f"moe.pool.{name}", value, unread)
+                unread = f"{'empty' if name == 'labels' else 0}: pools of kind {pool.kind!r}"
+                require(not value, f"moe.pool.{name}", value, f"{unread} do not read it")
+        self._check_labels(allowed)
+        self._check_router()
         if pool.kind == "fixed":
             require(picks <= pool.size <= n, "moe.pool.size", pool.size, allowed)
         if pool.kind in ("uniform", "top_p"):
@@ -123,6 +162,73 @@ class MoeConfig:
             pool.forced_experts,
             "0 with moe.experts_per_layer: the last experts are not in every layer",
         )
+
+    def _check_labels(self, allowed_sizes: str) -> None:
+        pool, picks, routed = self.pool, self.num_routed_picks, self.num_routed_experts
+        if not pool.labelled:
+            return
+        require(
+            pool.forced_experts == 0 and not self.experts_per_layer,
+            "moe.pool.kind",
+            pool.kind,
+            "without moe.pool.forced_experts and moe.experts_per_layer",
+        )
+        names, ranges = (
+            zip(*map(parse_label, pool.labels), strict=True) if pool.labels else ((), ())
+        )
+        require(len(set(names)) == len(names), "moe.pool.labels", pool.labels, "different domains")
+        given = [r for r in ranges if r is not None]
+        learned = pool.kind == "label_learned"
+        require(
+            len(given) == (0 if learned else len(given) and len(names)),
+            "moe.pool.labels",
+            pool.labels,
+            "names, as the table is learned" if learned else "all with ranges of experts, or none",
+        )
+        for r in given:
+            fits = r.start >= 0 and len(r) >= picks and r.stop <= routed
+            require(
+                fits,
+                "moe.pool.labels",
+                f"{r.start}-{r.stop - 1}",
+                f"at least {picks} experts in 0-{routed - 1} (moe.top_k picks {picks} routed ones)",
+            )
+        if given:
+            require(pool.size == 0, "moe.pool.size", pool.size, "0: moe.pool.labels gives experts")
+        else:
+            require(
+                picks <= pool.size <= self.num_experts, "moe.pool.size", pool.size, allowed_sizes
+            )
+        if learned:
+            share = "above 0, at most 1"
+            require(0 < pool.label_rate <= 1, "moe.pool.label_rate", pool.label_rate, share)
+        if pool.kind == "label_bias":
+            require(pool.label_bias > 0, "moe.pool.label_bias", pool.label_bias, "above 0")
+
+    def _check_router(self) -> None:
+        rate, jitter = self.bias_rate, self.input_jitter
+        if self.score_bias == "sign":
+            require(rate > 0, "moe.bias_rate", rate, "above 0 where moe.score_bias = 'sign'")
+        else:
+            unread = f"0: moe.score_bias = {self.score_bias!r} does not read it"
+            require(rate == 0, "moe.bias_rate", rate, unread)
+        if self.score_bias == "quantile":
+            require(
+                self.gate == "sigmoid" and self.pool.kind == "none",
+                "moe.score_bias",
+                self.score_bias,
+                "with moe.gate = 'sigmoid' and moe.pool.kind = 'none': it takes each expert's"
+                " scores to be its own, and every expert to be open to every token",
+            )
+            picks, fewest = self.num_routed_picks, self.num_routed_experts
+            if self.experts_per_layer:
+                fewest = min(self.experts_per_layer) - self.num_shared_experts
+            most = f"below the {fewest} routed experts where moe.score_bias = 'quantile'"
+            require(picks < fewest, "moe.top_k", self.top_k, f"such that its picks are {most}")
+        require(
+            self.capacity_factor >= 0, "moe.capacity_factor", self.capacity_factor, "at least 0"
+        )
+        require(0 <= jitter < 1, "moe.input_jitter", jitter, "0, or below 1")
 
     @property
     def num_routed_experts(self) -> int:

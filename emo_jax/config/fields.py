@@ -93,6 +93,16 @@ class Config:
             self.train.on_spike,
             "'skip' without optimizer.skip_window, which says what a spike is",
         )
+        if self.moe is not None and self.moe.capacity_factor:
+            rows = capacity_rows(self.moe, self.data.seq_len)
+            require(
+                rows >= 1,
+                "moe.capacity_factor",
+                self.moe.capacity_factor,
+                f"such that an expert takes a row: {self.data.seq_len} tokens of a window (data."
+                f"seq_len) have {self.moe.num_routed_picks} picks each, of"
+                f" {self.moe.num_routed_experts} experts",
+            )
         if self.moe is not None and self.moe.balance_tokens == "labels":
             require(
                 self.moe.balance_scope == "micro",
@@ -136,12 +146,12 @@ def to_dict(config: Config) -> dict[str, Any]:
 
 
 def portable(config: Config) -> Config:
-    """The config without what is specific to a machine or user: its data paths and trackers.
+    """The config without what is specific to a machine or user: its data and trackers.
 
     Configs that come with data are used this way, so that a run's metrics never go to a place named
     in someone else's file.
     """
-    data = dataclasses.replace(config.data, store="", sources=())
+    data = dataclasses.replace(config.data, store="", sources=(), domains=())
     return dataclasses.replace(config, data=data, tracking=TrackingConfig())
 
 
@@ -175,6 +185,12 @@ def may_change(name: str) -> str | None:
         found = fields[part].metadata.get(KEY, found)
         section = section_of(typing.get_type_hints(section)[part]) or section
     return found
+
+
+def capacity_rows(moe: MoeConfig, seq_len: int) -> int:
+    """Rows of a window that a routed expert takes in training, with `moe.capacity_factor`."""
+    balanced = seq_len * moe.num_routed_picks / moe.num_routed_experts
+    return int(moe.capacity_factor * balanced)
 
 
 def moe_of(config: Config) -> MoeConfig:

@@ -6,7 +6,12 @@ WindowOrder = Literal["shuffled", "grain", "olmo"]
 Packing = Literal["cut", "best_fit", "document"]
 PACKINGS: tuple[str, ...] = get_args(Packing)
 RawDtype = Literal["auto", "uint16", "uint32"]
-PoolKind = Literal["none", "fixed", "uniform", "top_p"]
+PoolKind = Literal[
+    "none", "fixed", "uniform", "top_p", "label_table", "label_learned", "label_bias"
+]
+# Scores that the router makes of its logits, and how a bias on them follows the load.
+Gate = Literal["softmax", "sigmoid"]
+ScoreBias = Literal["none", "sign", "quantile"]
 AttentionScope = Literal["document", "window"]
 AttentionBackend = Literal["auto", "blocked", "xla", "splash", "cudnn", "tokamax"]
 Remat = Literal["none", "save_matmuls", "save_attention", "full"]
@@ -40,6 +45,12 @@ FREEZES: tuple[str, ...] = get_args(Freeze)
 # How new experts are initialised, see `emo_jax.modules.extend`.
 NewExperts = Literal["copy", "jitter", "random"]
 NEW_EXPERTS: tuple[str, ...] = get_args(NewExperts)
+# Adam's moments of experts that were added to a run, see `emo_jax.modules.grow`.
+Moments = Literal["copy", "zero"]
+MOMENTS: tuple[str, ...] = get_args(Moments)
+# How a dense model becomes experts of domains, see `emo_jax.modules.branch`.
+BranchMethod = Literal["btx", "flexolmo"]
+BRANCH_METHODS: tuple[str, ...] = get_args(BranchMethod)
 # What a run takes from another run's checkpoint, see `emo_jax.training.init_from`.
 InitMode = Literal["weights", "weights+optimizer", "all"]
 INIT_MODES: tuple[str, ...] = get_args(InitMode)

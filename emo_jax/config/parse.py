@@ -48,7 +48,7 @@ def _leaf(value: Any, kind: Any, path: str) -> Any:
         # A list in JSON; `a,b` on the command line arrives as ("a,b",).
         if not isinstance(value, list | tuple) or not all(_is_text(x) for x in value):
             raise wrong("names, like ('a', 'b')")
-        return tuple(name for name in ",".join(value).replace(" ", "").split(",") if name)
+        return tuple(name for text in ",".join(value).split(",") if (name := text.strip()))
     if kind == tuple[int, ...]:
         found = value
         # `16,8` or `(16,8)` on the command line arrives as one string.

@@ -56,6 +56,8 @@ class DataConfig:
     store: str = field(default="", metadata=RESUME)
     # A mixture, instead of data.store. The past of a run cannot be changed, its future can.
     sources: tuple[SourceConfig, ...] = field(default=(), metadata=RESUME)
+    # Domains of data.store whose documents are read, as if it had no others; empty: all.
+    domains: tuple[str, ...] = ()
     order: WindowOrder = "shuffled"  # grain: as runs of emo_jax 0.1; olmo: the reference's
     # What a window holds: a cut of the documents end to end; whole documents that fit; one.
     packing: Packing = "cut"
@@ -90,8 +92,11 @@ class DataConfig:
             require(0 <= value < self.raw_vocab_size, f"data.{name}", value, below + hint)
 
     def _check_sources(self) -> None:
+        once = len(set(self.domains)) == len(self.domains)
+        require(once, "data.domains", self.domains, "different names")
         if not self.sources:
             return
+        require(not self.domains, "data.domains", self.domains, "empty where data.sources is given")
         require(not self.store, "data.store", self.store, "empty where data.sources is given")
         require(self.order != "olmo", "data.order", self.order, "'shuffled' in a mixture")
         seen: dict[str, list[SourceConfig]] = {}

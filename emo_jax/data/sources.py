@@ -28,12 +28,32 @@ def open_data(config: DataConfig, *, cache: Path | None = None) -> TokenSource:
       cache: see `formats.open_tokens`.
 
     Raises:
-      UsageError: no such store, or one without training tokens.
+      UsageError: no such store or domain, or a store without training tokens.
       DataError: a store is damaged, or the stores do not have the same tokenizer.
     """
     if not config.sources:
-        return open_source(config.store, config, cache=cache)
+        return of_domains(open_source(config.store, config, cache=cache), config)
     return MixedSource.open(config, cache=cache)
+
+
+def of_domains(source: TokenSource, config: DataConfig) -> TokenSource:
+    """Restricts the source of `data.store` to `data.domains`, if there are any.
+
+    Raises:
+      UsageError: it has no such domain, no training documents of them, or is no token store.
+    """
+    if not config.domains:
+        return source
+    names = ", ".join(config.domains)
+    if not isinstance(source, TokenStore):
+        raise UsageError(
+            f"{config.store}: its documents cannot be chosen by domain (config.data.domains ="
+            f" {names}); prepare them as a token store with emo prepare"
+        )
+    part = source.only(config.domains)
+    if not part.count(TRAIN):
+        raise UsageError(f"{config.store}: no training documents of config.data.domains = {names}")
+    return part
 
 
 class _Mapped:
@@ -126,6 +146,11 @@ class MixedSource:
             ids = [number[label or name] for name in source.domains]
             other = number[label] if label else -1
             self.parts.append(_Mapped(source, self, np.array(ids, np.int32), other))
+
+    def without_domains(self) -> list[str]:
+        """Returns the stores whose documents have no domain, their own or the mixture's."""
+        named = zip(self.names, self._sources, self._labels, strict=True)
+        return [name for name, source, label in named if not (label or source.domains)]
 
     def streams(self, split: str) -> list[Stream]:
         """Returns the streams of all stores."""

@@ -9,7 +9,7 @@ from emo_jax.config import Config, DataConfig
 from emo_jax.data.domain_groups import MOST_DOMAINS
 from emo_jax.data.lengths import BINS, Lengths, measure_lengths
 from emo_jax.data.run_windows import SourcePlan, open_run_windows
-from emo_jax.data.sources import MixedSource, open_data
+from emo_jax.data.sources import MixedSource, of_domains, open_data
 from emo_jax.data.store import TokenStore
 from emo_jax.data.store_manifest import MANIFEST
 from emo_jax.data.stream import SPLITS, TRAIN, DocumentStream, TokenSource
@@ -141,7 +141,9 @@ def describe_data(
         sources = {n: part.source for n, part in zip(mixed.names, mixed.parts, strict=True)}
         plans = {} if run is None else open_run_windows(run, mixed).plans(run.train.batch_size)
     else:
-        sources = {n: open_source(n, config, verify=False) for n in config.stores}
+        sources = {
+            n: of_domains(open_source(n, config, verify=False), config) for n in config.stores
+        }
         plans = {}
     return [
         dataclasses.replace(

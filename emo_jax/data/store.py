@@ -19,13 +19,17 @@ compared again (`files.arrays`); a remote store's manifest is looked at again fr
 """
 
 import copy
+import hashlib
 import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from emo_jax.data import raw
 from emo_jax.data.domain_groups import MOST_DOMAINS, DomainGroups, group_domains
+from emo_jax.data.domain_view import DomainStream, domain_number
 from emo_jax.data.store_files import StoreFiles, store_patience, store_url
 from emo_jax.data.store_manifest import MANIFEST, parse_manifest
 from emo_jax.data.store_stream import StoreStream, TokenDocument
@@ -78,7 +82,9 @@ class TokenStore:
         self.tokenizer_fingerprint: str = manifest["tokenizer"]
         self.fingerprint: str = manifest["checksum"]
         self._context = remote.context(cache_pool={"total_bytes_limit": _CACHE_BYTES})
-        self._open_streams: dict[str, StoreStream] = {}
+        self._open_streams: dict[str, StoreStream | DomainStream] = {}
+        self._whole: TokenStore | None = None  # of which this is a part
+        self._only: tuple[str, ...] = ()  # names of its domains
 
     @classmethod
     def open(
@@ -141,6 +147,23 @@ class TokenStore:
         made.groups, made.domains, made._open_streams = groups, groups.names, {}
         return made
 
+    def only(self, domains: Sequence[str]) -> "TokenStore":
+        """Returns the documents of some domains, as a store that has no others.
+
+        Every stream reads where all of the store's documents end and what their domains are, once.
+
+        Raises:
+          UsageError: the store has no such domain.
+        """
+        assert self._whole is None and self.groups is None
+        numbers = sorted({domain_number(self.domains, name, self.path) for name in domains})
+        made = copy.copy(self)
+        made.domains = made._only = tuple(self.domains[number] for number in numbers)
+        made._whole, made._open_streams = self, {}
+        together = repr((self.fingerprint, made.domains))
+        made.fingerprint = hashlib.sha256(together.encode()).hexdigest()
+        return made
+
     @property
     def named_domains(self) -> tuple[str, ...]:
         """The domains; empty if the only one is "unknown", for documents that name none."""
@@ -154,12 +177,15 @@ class TokenStore:
     def count(self, split: str, what: str = "tokens", domain: str | None = None) -> int:
         """Returns the number of "tokens" or "documents" in a split, for all domains or one."""
         counts = self.manifest["splits"].get(split, {})
-        if domain is None:
-            return counts.get(what, 0)
         of_domain = counts.get("domains", {})
+        total = counts.get(what, 0)
+        if self._whole is not None:
+            total = sum(of_domain.get(name, {}).get(what, 0) for name in self._only)
+        if domain is None:
+            return total
         if self.groups is not None and domain == self.groups.names[-1]:
             named = sum(self.count(split, what, name) for name in self.groups.names[:-1])
-            return counts.get(what, 0) - named
+            return total - named
         return of_domain.get(domain, {}).get(what, 0)
 
     def sources(self) -> dict[str, dict[str, int]]:
@@ -176,15 +202,23 @@ class TokenStore:
         except NotReadableError as error:
             raise self.damaged(f"{SOURCES} cannot be read ({error})") from error
 
-    def streams(self, split: str) -> list[StoreStream]:
+    def streams(self, split: str) -> Sequence[StoreStream | DomainStream]:
         """Returns the one stream of a split; an empty list if the split is empty."""
         if split not in SPLITS:
             raise UsageError(f"split {split!r}: must be one of {', '.join(SPLITS)}")
         if not self.count(split):
             return []
         if split not in self._open_streams:
-            self._open_streams[split] = StoreStream(self, split)
+            self._open_streams[split] = self._open_stream(split)
         return [self._open_streams[split]]
+
+    def _open_stream(self, split: str) -> StoreStream | DomainStream:
+        if self._whole is None:
+            return StoreStream(self, split)
+        ids_M = np.full(len(self._whole.domains), -1, np.int32)
+        numbers = [self._whole.domains.index(name) for name in self._only]
+        ids_M[numbers] = np.arange(len(numbers)) if self.groups is None else self.groups.of_M
+        return DomainStream(StoreStream(self._whole, split), ids_M)
 
     def documents(self, split: str, start: int, stop: int) -> list[TokenDocument]:
         """Returns documents [start, stop) of a split, in its (shuffled) order."""

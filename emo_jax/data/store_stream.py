@@ -89,6 +89,17 @@ class StoreStream:
             raise self._store.damaged(f"{self.name}: doc_domains has numbers beyond 0..{last}")
         return (domains_D if groups is None else groups.of_M[domains_D]).astype(np.int32)
 
+    def tokens_of(self, starts_N: np.ndarray, stops_N: np.ndarray) -> np.ndarray:
+        """Returns the tokens of several ranges end to end, int32, without their documents."""
+        return as_ids(_start_ranges(self._tokens, starts_N, stops_N)())
+
+    def document_domains(self, first: int, stop: int) -> np.ndarray:
+        """Returns the domain ids of documents [first, stop): (stop - first,) int32."""
+        self._check_documents(first, stop)
+        if first == stop:
+            return np.zeros(0, np.int32)
+        return self._checked_domains(self._domains.read(slice(first, stop)))
+
     def document_ends(self, first: int, stop: int) -> np.ndarray:
         """Returns one past the last token of documents [first, stop): (stop - first,) int64."""
         self._check_documents(first, stop)

@@ -1,6 +1,7 @@
 """A layer's mixture of experts: router, experts, and what differs between layers.
 
-Legend: B windows, S tokens, G documents, M domains, L layers, D width, E experts, R routed experts.
+Legend: B windows, S tokens, G documents, M domains (or labels), L layers, D width, E experts, R
+routed experts.
 """
 
 from collections.abc import Mapping
@@ -11,13 +12,15 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import Mesh
 
-from emo_jax.config import ModelConfig, MoeConfig
+from emo_jax.config import ModelConfig, MoeConfig, capacity_rows
 from emo_jax.model.few_tokens import few_token_experts
 from emo_jax.model.layers import weight
 from emo_jax.model.params import Leaf, within
 from emo_jax.moe.experts import ExpertWeights, experts
+from emo_jax.moe.labels import first_favour, label_logits
 from emo_jax.moe.pools import Pools
 from emo_jax.moe.router import RouterStats, RouterTokens, Routing, choose, statistics
+from emo_jax.moe.switch import jittered, within_capacity
 
 
 class PerLayer(NamedTuple):
@@ -27,13 +30,42 @@ class PerLayer(NamedTuple):
     keep_MR: jax.Array | None = None  # bool, experts kept for each domain; stacked: (L,M,R)
     step_load_R: jax.Array | None = None  # stacked: (L,R)
     there_R: Any = None  # bool, experts of the layer where layers differ; stacked: (L,R)
+    jitter_B: jax.Array | None = None  # uint32, seeds of `moe.input_jitter`; stacked: (L,B)
 
 
 class Router(nnx.Module):
-    """Weights of the router; the shared experts' columns are unused (SPEC 2.2)."""
+    """Weights of the router; the shared experts' columns are unused (SPEC 2.2).
 
-    def __init__(self, model: ModelConfig, rngs: nnx.Rngs, leaves: Mapping[str, Leaf]):
+    `bias` and `favour` are there where the config has a score bias, or a learned table of labels;
+    the step sets them, not the optimizer.
+    """
+
+    def __init__(
+        self, model: ModelConfig, moe: MoeConfig, rngs: nnx.Rngs, leaves: Mapping[str, Leaf]
+    ):
+        self.config = moe
         self.kernel = weight(rngs, model, leaves["kernel"])
+        if (leaf := leaves.get("bias")) is not None:
+            self.bias = nnx.Param(jnp.zeros(leaf.shape, jnp.float32), logical_axes=leaf.axes)
+        if (leaf := leaves.get("favour")) is not None:
+            favour = jnp.broadcast_to(first_favour(moe), leaf.shape)
+            self.favour = nnx.Param(favour, logical_axes=leaf.axes)
+
+    def bias_R(self) -> jax.Array | None:
+        """The score bias of a layer's routed experts."""
+        if self.config.score_bias == "none":
+            return None
+        return self.bias[...][: self.config.num_routed_experts].astype(jnp.float32)
+
+    def label_BSR(self, tokens: RouterTokens) -> jax.Array | None:
+        """What the labels add to the logits; None: nothing, as where nothing is trained."""
+        if not (tokens.training and self.config.pool.labelled):
+            return None
+        learned = self.config.pool.kind == "label_learned"
+        ids_BS = tokens.label_ids_BS
+        assert ids_BS is not None
+        table_MR = label_logits(self.config, self.favour[...] if learned else None)
+        return jax.lax.stop_gradient(table_MR)[jnp.maximum(ids_BS, 0)]
 
 
 class Experts(nnx.Module):
@@ -65,7 +97,7 @@ class MoeMlp(nnx.Module):
         leaves: Mapping[str, Leaf],
         mesh: Mesh | None,
     ):
-        self.router = Router(model, rngs, within(leaves, "router"))
+        self.router = Router(model, moe, rngs, within(leaves, "router"))
         self.experts = Experts(model, rngs, within(leaves, "experts"))
         self.config = moe
         self.mesh = mesh
@@ -100,6 +132,7 @@ class MoeMlp(nnx.Module):
                 self.config,
                 tokens.pool_ids_BS,
                 allowed_BSR=_allowed(tokens, per_layer),
+                bias_R=self.router.bias_R(),
             )
         return few_token_experts(x_B1D, routing, stacked, number, config=self.config)
 
@@ -107,23 +140,31 @@ class MoeMlp(nnx.Module):
         self, x_BSD: jax.Array, tokens: RouterTokens, per_layer: PerLayer
     ) -> tuple[Routing, RouterStats]:
         """Which experts each token uses, and the router's statistics for this layer."""
-        allowed_BSR = _allowed(tokens, per_layer)
+        moe, allowed_BSR, bias_R = self.config, _allowed(tokens, per_layer), self.router.bias_R()
         with jax.named_scope("routing"):
+            if per_layer.jitter_B is not None:
+                x_BSD = jittered(x_BSD, per_layer.jitter_B, moe.input_jitter)
             routing, probs = choose(
                 x_BSD,
                 self.router.kernel[...],
-                self.config,
+                moe,
                 tokens.pool_ids_BS,
                 pools=per_layer.pools,
                 allowed_BSR=allowed_BSR,
+                label_BSR=self.router.label_BSR(tokens),
+                bias_R=bias_R,
             )
+            if tokens.training and moe.capacity_factor:
+                rows = capacity_rows(moe, x_BSD.shape[1])
+                routing = within_capacity(routing, moe.num_routed_experts, rows)
             stats = statistics(
                 routing,
                 probs,
-                self.config,
+                moe,
                 tokens,
                 allowed_BSR=allowed_BSR,
                 step_load_R=per_layer.step_load_R,
+                bias_R=bias_R,
             )
         return routing, stats
 

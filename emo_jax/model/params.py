@@ -26,6 +26,8 @@ UP_AXES, DOWN_AXES = ("embed", "mlp"), ("mlp", "embed")
 # Paths of the mixture-of-experts leaves.
 ROUTER = "layers/mlp/router/kernel"
 EXPERTS = ("layers/mlp/experts/gate", "layers/mlp/experts/up", "layers/mlp/experts/down")
+# What the step sets by itself: no gradient, no optimizer.
+SCORE_BIAS, FAVOUR = "layers/mlp/router/bias", "layers/mlp/router/favour"
 
 
 class Leaf(NamedTuple):
@@ -58,6 +60,11 @@ def model_leaves(config: Config) -> dict[str, Leaf]:
             "experts/up": Leaf((E, D, F), GATE_UP_AXES),
             "experts/down": Leaf((E, F, D), EXPERT_DOWN_AXES),
         }
+        if moe.score_bias != "none":
+            mlp["router/bias"] = Leaf((E,), (None,))
+        if moe.pool.kind == "label_learned":
+            shape = (max(len(moe.pool.labels), 1), moe.num_routed_experts)
+            mlp["router/favour"] = Leaf(shape, (None, None))
     layer = {
         "attention_norm/scale": Leaf((D,), (None,)),
         "attention/query": Leaf((D, H, Dh), PROJECT_AXES),

@@ -42,6 +42,10 @@ REMAT_KEEPS = {
 }
 
 
+def _rows(label_rows_M: np.ndarray, domain_ids_BS: jax.Array) -> jax.Array:
+    return jnp.where(domain_ids_BS < 0, -1, jnp.asarray(label_rows_M)[domain_ids_BS])
+
+
 class ForwardInputs(NamedTuple):
     """What all layers need from the batch besides their input."""
 
@@ -176,6 +180,9 @@ class Transformer(nnx.Module):
         loss_tokens: jax.Array | float = 1.0,
         step_load_LR: jax.Array | None = None,
         token_probs: bool = False,
+        training: bool = False,
+        jitter_LB: jax.Array | None = None,
+        label_rows_M: np.ndarray | None = None,
     ) -> tuple[jax.Array, RouterStats | None]:
         """Hidden states before the head (B,S,D) and the router's statistics, stacked over L.
 
@@ -188,6 +195,9 @@ class Transformer(nnx.Module):
           step_load_LR: mean picks of each expert per token over the whole step, if these windows
             are only part of it and the load-balancing loss is to use the step's counts.
           token_probs: keep the router's probabilities of every token, (L,B,S,R).
+          training: apply what only training does: capacity, labels.
+          jitter_LB: seeds of `moe.input_jitter`; None: none is applied.
+          label_rows_M: int32, row of `moe.pool.labels` for each domain; None: that of its number.
         """
         moe, balance_BS = self.config.moe, None
         if moe is not None and moe.balance_tokens == "labels":  # a token labels the one before it
@@ -199,13 +209,15 @@ class Transformer(nnx.Module):
             batch.domain_ids,
             num_domains,
             token_probs,
+            training,
+            batch.domain_ids if label_rows_M is None else _rows(label_rows_M, batch.domain_ids),
         )
         inputs = ForwardInputs(batch.segment_ids, batch.positions, router)
 
         def one_layer(layer, x_BSD, per_layer):
             return layer(x_BSD, inputs, per_layer)
 
-        per_layer = PerLayer(pools, keep_LMR, step_load_LR, self.there_LR())
+        per_layer = PerLayer(pools, keep_LMR, step_load_LR, self.there_LR(), jitter_LB)
         return self._scan(one_layer, batch.tokens, per_layer, remat=self.remat)
 
     def embedded(self, tokens_BS: jax.Array) -> jax.Array:

@@ -15,6 +15,7 @@ import numpy as np
 
 from emo_jax.checkpoint.slices import Block, extent
 from emo_jax.config import Config, MeshConfig, PoolConfig, moe_of
+from emo_jax.errors import UsageError
 from emo_jax.hf.tensors import LeafSource
 from emo_jax.model.params import EXPERTS, ROUTER, Shape, leaf_shapes
 
@@ -106,6 +107,16 @@ def _mixed(values) -> np.ndarray:
     return total
 
 
+def refuse_router_state(source: LeafSource, where: str) -> None:
+    """Raises UsageError if a router has more than its columns: a score bias, a table of labels."""
+    more = [path for path in source.shapes if "/router/" in path and path != ROUTER]
+    if more:
+        raise UsageError(
+            f"{where}: its router has {', '.join(more)} besides its columns, which new experts"
+            " would have to have too; this works without moe.score_bias and learned labels only"
+        )
+
+
 def smaller_config(config: Config, routed_L: Sequence[int], *, top_k: int = 0) -> Config:
     """The config of a model with only some of the routed experts in each layer.
 
@@ -156,7 +167,7 @@ def same_shape(config: Config, other: Config) -> list[str]:
         for f in (*fields, "norm_eps", "attention")
         if getattr(config.model, f) != getattr(other.model, f)
     ]
-    for f in ("expert_dim", "num_shared_experts"):
+    for f in ("expert_dim", "num_shared_experts", "normalize_picks"):
         if getattr(moe, f) != getattr(other_moe, f):
             out.append(f"moe.{f}: {getattr(moe, f)} and {getattr(other_moe, f)}")
     return out

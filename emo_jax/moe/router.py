@@ -16,6 +16,9 @@ from jax.ad_checkpoint import checkpoint_name
 from emo_jax.config import MoeConfig
 from emo_jax.moe import losses
 from emo_jax.moe.pools import Pools, pool_mask
+from emo_jax.moe.score_bias import margin_histogram
+
+LEAST_SUM = 1e-20  # keeps a sum of sigmoids above zero, as in DeepSeek-V3's published code
 
 
 class RouterTokens(NamedTuple):
@@ -27,22 +30,29 @@ class RouterTokens(NamedTuple):
     domain_ids_BS: jax.Array | None = None  # int32; -1: none
     num_domains: int = 0  # M, to sum probabilities by domain; 0: no sums
     token_probs: bool = False  # keep the probabilities of every token
+    # In training, and where asked for: capacity and labels act, and a bias is prepared for.
+    training: bool = False
+    label_ids_BS: jax.Array | None = None  # int32, row of `moe.pool.labels`; -1: padding
 
 
 class Routing(NamedTuple):
     """Which routed experts each token uses, and with what weights."""
 
-    weights_BSK: jax.Array  # float32 probabilities, not renormalised over the picks
+    weights_BSK: jax.Array  # float32, see `MoeConfig.normalize_picks`; 0 for padding
     indices_BSK: jax.Array  # int32 in 0..R-1; R for padding, which no expert computes
 
 
 class RouterProbs(NamedTuple):
-    """What a choice is based on. All float32."""
+    """What a choice is based on. All float32.
+
+    Probabilities are scores divided by their sum, which a softmax's are already.
+    """
 
     logits_BSR: jax.Array  # -inf outside the pool
     probs_BSR: jax.Array  # over the pool
     all_probs_BSR: jax.Array  # before the pool is applied
     pool_size_BS: jax.Array  # experts of the layer that a token may use
+    indices_BSK: jax.Array  # of `Routing` before any is dropped
 
 
 class RouterStats(NamedTuple):
@@ -57,6 +67,15 @@ class RouterStats(NamedTuple):
     domain_probs_MR: jax.Array  # probabilities before the pool, summed over each domain's tokens
     probs_BSR: jax.Array  # of each token, before the pool; (0,) unless requested
     dispatch_rounds: jax.Array  # in which tokens travelled to experts on other devices
+    dropped: jax.Array | None = None  # picks beyond an expert's capacity; None: it has no bound
+    margins_RJ: jax.Array | None = None  # of `score_bias`, for a bias by quantiles
+
+
+def _probs(logits_BSR: jax.Array, gate: str) -> jax.Array:
+    if gate == "softmax":
+        return jax.nn.softmax(logits_BSR, axis=-1)
+    scores_BSR = jax.nn.sigmoid(logits_BSR)
+    return scores_BSR / (scores_BSR.sum(-1, keepdims=True) + LEAST_SUM)
 
 
 def _entropy(probs: jax.Array) -> jax.Array:
@@ -83,6 +102,8 @@ def choose(
     *,
     pools: Pools | None = None,
     allowed_BSR: jax.Array | None = None,
+    label_BSR: jax.Array | None = None,
+    bias_R: jax.Array | None = None,
 ) -> tuple[Routing, RouterProbs]:
     """Chooses experts for every token; also returns the probabilities it chose by.
 
@@ -96,6 +117,8 @@ def choose(
       pools: pools of the documents; None: no pool.
       allowed_BSR: routed experts available to a token, as if the others had been pruned; or (R,),
         for all tokens.
+      label_BSR: added to the logits as a pool is, after `all_probs_BSR`; -inf: not in the pool.
+      bias_R: added to the scores to choose by; the weights are the scores without it.
     """
     R, K = config.num_routed_experts, config.num_routed_picks
     valid_BS = pool_ids_BS >= 0
@@ -106,17 +129,31 @@ def choose(
         precision=jax.lax.Precision.HIGHEST,
     )
     logits_BSR = checkpoint_name(logits_BSR, "router_logits")
+    if config.expert_bias:
+        logits_BSR = logits_BSR + jnp.where(jnp.arange(R) > 0, config.expert_bias, 0.0)
     if allowed_BSR is not None:
         logits_BSR = jnp.where(allowed_BSR, logits_BSR, -jnp.inf)
-    all_probs_BSR = jax.nn.softmax(logits_BSR, axis=-1)
+    all_probs_BSR = _probs(logits_BSR, config.gate)
     keep_BSR = None
     masked_BSR, probs_BSR = logits_BSR, all_probs_BSR
     if pools is not None:
         keep_BSR = pool_mask(all_probs_BSR, pool_ids_BS, pools)
         masked_BSR = jnp.where(keep_BSR, logits_BSR, -jnp.inf)
-        probs_BSR = jax.nn.softmax(masked_BSR, axis=-1)
+        probs_BSR = _probs(masked_BSR, config.gate)
+    elif label_BSR is not None:
+        keep_BSR = label_BSR > -jnp.inf
+        masked_BSR = logits_BSR + label_BSR
+        probs_BSR = _probs(masked_BSR, config.gate)
 
-    weights_BSK, indices_BSK = jax.lax.top_k(probs_BSR, K)
+    scores_BSR = probs_BSR if config.gate == "softmax" else jax.nn.sigmoid(masked_BSR)
+    if bias_R is None:
+        weights_BSK, indices_BSK = jax.lax.top_k(scores_BSR, K)
+    else:
+        biased_BSR = jnp.where(masked_BSR > -jnp.inf, scores_BSR + bias_R, -jnp.inf)
+        _, indices_BSK = jax.lax.top_k(jax.lax.stop_gradient(biased_BSR), K)
+        weights_BSK = jnp.take_along_axis(scores_BSR, indices_BSK, axis=-1)
+    if config.normalize_picks:
+        weights_BSK = weights_BSK / (weights_BSK.sum(-1, keepdims=True) + LEAST_SUM)
     indices_BSK = jnp.where(valid_BS[..., None], indices_BSK, R).astype(jnp.int32)
     weights_BSK = jnp.where(valid_BS[..., None], weights_BSK, 0.0)
 
@@ -125,7 +162,7 @@ def choose(
     if may_use:
         both_BSR = functools.reduce(jnp.logical_and, may_use)
         sizes_BS = jnp.broadcast_to(both_BSR.sum(-1).astype(jnp.float32), valid_BS.shape)
-    probs = RouterProbs(masked_BSR, probs_BSR, all_probs_BSR, sizes_BS)
+    probs = RouterProbs(masked_BSR, probs_BSR, all_probs_BSR, sizes_BS, indices_BSK)
     return Routing(weights_BSK, indices_BSK), probs
 
 
@@ -137,11 +174,13 @@ def statistics(
     *,
     allowed_BSR: jax.Array | None = None,
     step_load_R: jax.Array | None = None,
+    bias_R: jax.Array | None = None,
 ) -> RouterStats:
     """Losses and sums for a choice.
 
     Args:
-      routing, probs: from `choose`; `allowed_BSR` is what it was given.
+      routing, probs: from `choose`; `allowed_BSR` and `bias_R` are what it was given. Picks may
+        have been dropped from the routing since: losses and counts are of the choice.
       step_load_R: float32, mean picks of each expert per token over the whole step, for the
         load-balancing loss; None: the given tokens are all that count.
     """
@@ -153,12 +192,12 @@ def statistics(
         return chosen_R.astype(jnp.float32)
 
     num_valid = valid_BS.sum().astype(jnp.float32)
-    counts_R = balanced_R = counts_of(routing.indices_BSK)
+    counts_R = balanced_R = counts_of(probs.indices_BSK)
     counted_BS, num_counted = valid_BS, num_valid
     if tokens.balance_BS is not None:
         counted_BS = valid_BS & tokens.balance_BS
         num_counted = counted_BS.sum().astype(jnp.float32)
-        balanced_R = counts_of(jnp.where(counted_BS[..., None], routing.indices_BSK, R))
+        balanced_R = counts_of(jnp.where(counted_BS[..., None], probs.indices_BSK, R))
     mean_probs_R = jnp.sum(
         jnp.where(counted_BS[..., None], probs.probs_BSR, 0.0), axis=(0, 1)
     ) / jnp.maximum(num_counted, 1.0)
@@ -169,6 +208,12 @@ def statistics(
     def over_tokens(values_BS: jax.Array) -> jax.Array:
         return jax.lax.stop_gradient(jnp.sum(jnp.where(valid_BS, values_BS, 0.0)))
 
+    dropped = margins_RJ = None
+    if tokens.training and config.capacity_factor:
+        dropped = jnp.sum(routing.indices_BSK != probs.indices_BSK, dtype=jnp.float32)
+    if tokens.training and config.score_bias == "quantile":
+        assert bias_R is not None
+        margins_RJ = margin_histogram(probs.logits_BSR, valid_BS, bias_R, num_picks=K)
     all_probs_BSR = probs.all_probs_BSR
     return RouterStats(
         load_balance_loss=losses.load_balance_loss(
@@ -188,4 +233,6 @@ def statistics(
         ),
         probs_BSR=all_probs_BSR if tokens.token_probs else jnp.zeros((0,), jnp.float32),
         dispatch_rounds=jnp.zeros((), jnp.float32),  # known only once the experts have run
+        dropped=dropped,
+        margins_RJ=margins_RJ,
     )

@@ -264,32 +264,67 @@ def import_leaves(
     Raises:
       UsageError: `workdir` already exists or cannot be created.
     """
+    total = sum(math.prod(shape) for shape in source.shapes.values()) * F32_BYTES
+
+    def save(unfinished: Path) -> None:
+        with Progress("import", enabled=not quiet) as progress:
+            on_bytes = counter(progress, total)
+            stopped = threading.Event()
+            state = {"params": _sliced(source, on_bytes, stopped)}
+            save_sliced(unfinished, config, state, 0, {"windows": 0}, stopped)
+
+    make_workdir(workdir, config, fill, save, fills=fills)
+
+
+def make_workdir(
+    workdir: str | os.PathLike[str],
+    config: Config,
+    fill: Callable[[Path], None],
+    save: Callable[[Path], None],
+    *,
+    fills: Sequence[str] = (),
+) -> None:
+    """Creates a workdir that appears only when it is complete.
+
+    Args:
+      workdir, config, fill, fills: see `import_leaves`.
+      save: called with the unfinished folder, to write a checkpoint into it.
+
+    Raises:
+      UsageError: `workdir` already exists or cannot be created.
+    """
     folder = Path(workdir).resolve()
     refuse_existing(folder)
     for note in remove_left_over(folder, [_PARTIAL], (*_IMPORTED, *fills)):
         _LOG.warning("%s", note)
-    total = sum(math.prod(shape) for shape in source.shapes.values()) * F32_BYTES
     try:
         with partial_folder(folder, _PARTIAL) as unfinished:
             claim_workdir(unfinished, config)
             fill(unfinished)
-            with Progress("import", enabled=not quiet) as progress:
-                _save_sliced(unfinished, source, config, counter(progress, total))
+            save(unfinished)
             os.rename(unfinished, folder)
     except OSError as e:
         raise UsageError(f"{folder}: cannot be made a workdir: {one_line(e)}") from e
 
 
-def _save_sliced(
-    workdir: Path, source: LeafSource, config: Config, on_bytes: Callable[[int], None]
+def save_sliced(
+    workdir: Path,
+    config: Config,
+    state: Mapping[str, Any],
+    step: int,
+    extra: Mapping[str, Any],
+    stopped: threading.Event,
 ) -> None:
-    """Writes the parameters as checkpoint 0, a few slices at a time."""
-    stopped = threading.Event()
-    state = {"params": _sliced(source, on_bytes, stopped)}
-    extra = {"config": to_dict(config), "windows": 0}
+    """Writes sliced leaves as the checkpoint of a step, a few slices at a time.
+
+    Args:
+      state: nested dicts of `SlicedLeaf`; their `read` raises CheckpointError once `stopped`.
+      extra: of the checkpoint, to which the config is added.
+      stopped: set by the first Ctrl-C.
+    """
     with Checkpointer(workdir, config.checkpoint) as checkpointer, _ctrl_c_sets(stopped):
         try:
-            checkpointer.save(0, state, extra)
+            checkpointer.save(step, state, {**extra, "config": to_dict(config)})
             checkpointer.wait()
         except CheckpointError:
             if not stopped.is_set():

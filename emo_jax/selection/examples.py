@@ -3,7 +3,6 @@
 Legend: B windows, S tokens, N tokens of a document.
 """
 
-import difflib
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
@@ -11,12 +10,12 @@ from typing import NamedTuple
 import numpy as np
 
 from emo_jax.batch import PADDING_ID, Batch, from_documents
+from emo_jax.data.domain_view import domain_number
 from emo_jax.data.store import TokenStore
 from emo_jax.data.store_stream import TokenDocument
-from emo_jax.errors import UsageError, listed
+from emo_jax.errors import UsageError
 
 _READ_AT_ONCE = 256  # documents
-_NEAR_AMONG = 10_000  # names with which a misspelt one is compared
 
 
 class Examples(NamedTuple):
@@ -60,21 +59,6 @@ def split_location(location: str, exists) -> tuple[str, str | None]:
     return store, domain
 
 
-def domain_number(store: TokenStore, domain: str) -> int:
-    """The id of a domain.
-
-    Raises:
-      UsageError: there is no domain of that name; the existing ones are listed.
-    """
-    if domain not in store.domains:
-        close = difflib.get_close_matches(domain, store.domains[:_NEAR_AMONG], n=1, cutoff=0.6)
-        near = f" (did you mean {close[0]!r}?)" if close else ""
-        raise UsageError(
-            f"{store.path}: no domain {domain!r}{near}; it has {listed(sorted(store.domains), 20)}"
-        )
-    return store.domains.index(domain)
-
-
 def store_examples(
     store: TokenStore,
     split: str,
@@ -101,7 +85,7 @@ def store_examples(
     Raises:
       UsageError: no such split or domain, or it has fewer documents than `number`.
     """
-    wanted = None if domain is None else domain_number(store, domain)
+    wanted = None if domain is None else domain_number(store.domains, domain, store.path)
     if not store.count(split, "documents"):
         raise UsageError(
             f"{store.path}: no split {split!r}; it has {', '.join(store.splits)}: prepare more"

@@ -11,6 +11,7 @@ import numpy as np
 import optax
 
 from emo_jax.config import Config
+from emo_jax.model.params import FAVOUR, SCORE_BIAS
 
 # Paths of each part's leaves in the parameters; parts that are subsets of the experts are below.
 _LEAVES = {
@@ -19,10 +20,21 @@ _LEAVES = {
     "norms": (("layers", "attention_norm"), ("layers", "mlp_norm"), ("final_norm",)),
     "router": (("layers", "mlp", "router"),),
 }
+# The step sets them, see `router_state`; no optimizer sees them.
+_NEVER = tuple(tuple(path.split("/")) for path in (SCORE_BIAS, FAVOUR))
+
+
+def holds_back(config: Config) -> bool:
+    """Whether there is anything that the optimizer leaves unchanged."""
+    moe = config.moe
+    has_state = moe is not None and (moe.score_bias != "none" or moe.pool.kind == "label_learned")
+    return bool(config.optimizer.frozen) or has_state
 
 
 def trains(config: Config, path: tuple[str, ...], shape: tuple[int, ...]) -> np.ndarray | bool:
     """Returns which numbers of a leaf are trained: all, none, or a mask that broadcasts to it."""
+    if path in _NEVER:
+        return False
     frozen, moe = set(config.optimizer.frozen), config.moe
     for part, places in _LEAVES.items():
         if part in frozen and any(path[: len(p)] == p for p in places):
@@ -52,7 +64,7 @@ def trains(config: Config, path: tuple[str, ...], shape: tuple[int, ...]) -> np.
 
 def trained_only(tree: Any, config: Config, value: float = 0.0) -> Any:
     """Returns a tree like the parameters with `value` for every number that is not trained."""
-    if not config.optimizer.frozen:
+    if not holds_back(config):
         return tree
 
     def leaf(path: Any, a: jax.Array) -> jax.Array:
@@ -77,7 +89,7 @@ def freeze(
     them.
     """
     inner = optax.with_extra_args_support(inner)
-    if not config.optimizer.frozen:
+    if not holds_back(config):
         return inner
 
     def seen(tree: Any) -> Any:

@@ -34,6 +34,7 @@ from emo_jax.run.workdir import (
     read_workdir_config,
     split_step,
 )
+from emo_jax.saved.expert_names import names_beside
 
 
 class InitFrom(NamedTuple):
@@ -92,7 +93,7 @@ def find_source(
       CheckpointError: no such checkpoint, or its manifest is damaged.
     """
     theirs = _config_of(asked)
-    digest = _digest(theirs)
+    digest = config_digest(theirs)
     checkpoints = Checkpointer(asked.workdir, theirs.checkpoint)
     steps, step = checkpoints.steps(), asked.step
     if step is None and record is not None and record.get("config_sha256") == digest:
@@ -119,13 +120,15 @@ def find_source(
             f"{asked} --init all goes on at step {step}, and config.train.steps ="
             f" {config.train.steps}: nothing is left to train; give more steps, or --init weights"
         )
-    about = {
+    about: dict[str, Any] = {
         "workdir": str(asked.workdir),
         "name": theirs.name,
         "step": step,
         "mode": asked.mode,
         "config_sha256": digest,
     }
+    if experts := names_beside(asked.workdir):
+        about["experts"] = list(experts)
     window = windows_of(extra, f"{asked}: step {step}")
     if asked.mode == "all":
         _check_steps(asked, config, step, window)
@@ -204,10 +207,11 @@ def _same(asked: InitFrom, record: dict[str, Any]) -> bool:
         theirs = read_workdir_config(asked.workdir)
     except UsageError:
         return False
-    return theirs.name == record["name"] and _digest(theirs) == record.get("config_sha256")
+    return theirs.name == record["name"] and config_digest(theirs) == record.get("config_sha256")
 
 
-def _digest(config: Config) -> str:
+def config_digest(config: Config) -> str:
+    """Returns a hash of all fields of a config."""
     text = json.dumps(to_dict(config), sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 

@@ -46,6 +46,7 @@ from emo_jax.training.clock import Clock
 from emo_jax.training.heldout_watch import HeldOutWatch
 from emo_jax.training.hosts import HostWatch
 from emo_jax.training.init_from import InitFrom
+from emo_jax.training.label_pools import with_labels
 from emo_jax.training.labels import LabelWatch
 from emo_jax.training.metrics import summarize
 from emo_jax.training.optimizer import make_optimizer
@@ -105,6 +106,7 @@ class Trainer:
         )
         cache = self.workdir / INDEX_FOLDER
         self.source = source = open_data(config.data, cache=cache)
+        self.config = config = with_labels(config, source)
         self.windows = open_run_windows(config, source, cache=cache)
         check_vocab(config, source)
         planned = self.windows.fingerprint_at(config.train.steps * config.train.batch_size)

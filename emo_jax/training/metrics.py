@@ -14,7 +14,8 @@ def summarize(config: Config, metrics: dict[str, Any]) -> dict[str, Any]:
     """Converts a step's metrics to JSON: scalars, and lists over layers (`…_by_layer`).
 
     Units: losses in nats, entropies in nats per token, pool sizes in routed experts; load imbalance
-    is the busiest routed expert's tokens over the mean; masked labels and windows are shares 0..1.
+    is the busiest routed expert's tokens over the mean; masked labels and windows, and picks
+    dropped for want of capacity, are shares 0..1.
     If windows are masked, `ce_loss` is averaged over their tokens too (SPEC 5.5), and
     `ce_loss_per_label` is not.
     """
@@ -47,6 +48,8 @@ def summarize(config: Config, metrics: dict[str, Any]) -> dict[str, Any]:
         "token_entropy_no_pool": metrics["document_entropy"],
         "pool_size": metrics["pool_size"],
     }
+    if "dropped" in metrics:
+        by_layer["dropped"] = metrics["dropped"]
     for name, values_L in by_layer.items():
         record[f"{name}_by_layer"] = [round(float(v), 6) for v in np.asarray(values_L)]
     return record

@@ -17,14 +17,17 @@ from emo_jax.model.params import Params
 from emo_jax.model.vocab_loss import vocab_loss
 from emo_jax.moe import pools as pools_lib
 from emo_jax.moe.pools import Pools
+from emo_jax.moe.switch import draw_seeds
 from emo_jax.parallel import mesh as mesh_lib
 from emo_jax.training.freeze import trained_only
 from emo_jax.training.offload import keep_old
 from emo_jax.training.optimizer import learning_rate, skipped_steps
+from emo_jax.training.router_state import SUMS, next_router_state, sums_of
 from emo_jax.training.state import TrainState, state_shardings
 
 Metrics = dict[str, Any]
-POOL_STREAM = 1  # folded into the seed's key, so that pool draws are independent of all others
+# Folded into the seed's key, so that what is drawn for one thing is independent of all others.
+POOL_STREAM, JITTER_STREAM = 1, 2
 
 
 def loss_tokens(batch: Batch) -> jax.Array:
@@ -61,7 +64,7 @@ def draw_pools(config: Config, step: jax.Array, rows_B: jax.Array) -> Pools | No
       step: steps done before this one.
       rows_B: index of each window in the step's global batch.
     """
-    if config.moe is None or config.moe.pool.kind == "none":
+    if config.moe is None or config.moe.pool.kind == "none" or config.moe.pool.labelled:
         return None
     key = jax.random.fold_in(seeds.key(config.seed), POOL_STREAM)
     return pools_lib.draw_pools(
@@ -73,12 +76,22 @@ def draw_pools(config: Config, step: jax.Array, rows_B: jax.Array) -> Pools | No
     )
 
 
+def draw_jitter(config: Config, step: jax.Array, rows_B: jax.Array) -> jax.Array | None:
+    """Draws the seeds (L,B) of a training step's `moe.input_jitter`; None without it."""
+    if config.moe is None or config.moe.input_jitter == 0:
+        return None
+    key = jax.random.fold_in(seeds.key(config.seed), JITTER_STREAM)
+    key = jax.random.fold_in(key, step)
+    return draw_seeds(key, rows=rows_B, num_layers=config.model.num_layers)
+
+
 def micro_batch_loss(
     params: Params,
     batch: Batch,
     pools: Pools | None,
     T: jax.Array,
     step_load_LR: jax.Array | None = None,
+    jitter_LB: jax.Array | None = None,
     *,
     config: Config,
     model: ModelFunctions,
@@ -94,6 +107,7 @@ def micro_batch_loss(
         pools=pools,
         loss_tokens=T,
         step_load_LR=step_load_LR,
+        **_of_training(config, jitter_LB),
     )
     vocab_sum, vocab = vocab_loss(
         hidden_BSD,
@@ -127,14 +141,25 @@ def micro_batch_loss(
             "document_entropy": stats.document_entropy,
             "pool_size": stats.pool_size_sum,
             "dispatch_rounds": stats.dispatch_rounds,
-        }
+        } | sums_of(config, stats)
+        if stats.dropped is not None:
+            metrics["dropped"] = stats.dropped
     return loss, jax.lax.stop_gradient(metrics | {"loss": loss})
+
+
+def _of_training(config: Config, jitter_LB: jax.Array | None) -> dict[str, Any]:
+    """What the model does in training only, as arguments of `ModelFunctions.hidden`."""
+    labels = 0
+    if config.moe is not None and config.moe.pool.kind == "label_learned":
+        labels = max(len(config.moe.pool.labels), 1)
+    return {"training": True, "jitter_LB": jitter_LB, "num_domains": labels}
 
 
 def step_load(
     params: Params,
     micro_batches: Batch,
     pools_m: Pools | None,
+    jitter_m: jax.Array | None = None,
     *,
     config: Config,
     model: ModelFunctions,
@@ -149,12 +174,13 @@ def step_load(
     R = moe.num_routed_experts
 
     def body(counts_LR: jax.Array, xs: tuple) -> tuple[jax.Array, None]:
-        micro, pools = xs
-        _, stats = model.hidden(params, micro, pools=pools, loss_tokens=1.0)
+        micro, pools, jitter_LB = xs
+        options = _of_training(config, jitter_LB)
+        _, stats = model.hidden(params, micro, pools=pools, loss_tokens=1.0, **options)
         return counts_LR + stats.counts_E[:, :R], None
 
     zeros_LR = jnp.zeros((config.model.num_layers, R), jnp.float32)
-    counts_LR, _ = jax.lax.scan(body, zeros_LR, (micro_batches, pools_m))
+    counts_LR, _ = jax.lax.scan(body, zeros_LR, (micro_batches, pools_m, jitter_m))
     num_tokens = jnp.maximum((micro_batches.pool_ids >= 0).sum(), 1)
     return jax.lax.stop_gradient(counts_LR / num_tokens)
 
@@ -172,6 +198,7 @@ def loss_and_grads(
     *,
     config: Config,
     model: ModelFunctions,
+    jitter_LB: jax.Array | None = None,
 ) -> tuple[Params, Metrics]:
     """Returns gradients and metrics of the whole step's loss, over `train.micro_batches` parts."""
     T, m = loss_tokens(batch), config.train.micro_batches
@@ -180,24 +207,25 @@ def loss_and_grads(
     grad_fn = jax.grad(micro_batch_loss, has_aux=True)
 
     def one(
-        batch: Batch, pools: Pools | None, load_LR: jax.Array | None = None
+        batch: Batch,
+        pools: Pools | None,
+        jitter_LB: jax.Array | None,
+        load_LR: jax.Array | None = None,
     ) -> tuple[Params, Metrics]:
-        return grad_fn(params, batch, pools, T, load_LR, config=config, model=model)
+        return grad_fn(params, batch, pools, T, load_LR, jitter_LB, config=config, model=model)
 
     if m == 1:
-        grads, metrics = one(batch, pools)
+        grads, metrics = one(batch, pools, jitter_LB)
     else:
         micro_batches = jax.tree.map(lambda a: _split(a, m, axis=0), batch)
-        pools_m = jax.tree.map(lambda a: _split(a, m, axis=1), pools)
-        load_LR = None
+        pools_m, jitter_m = jax.tree.map(lambda a: _split(a, m, axis=1), (pools, jitter_LB))
+        load_LR, xs = None, (micro_batches, pools_m, jitter_m)
         if config.moe is not None and config.moe.balance_scope == "step":
-            load_LR = step_load(params, micro_batches, pools_m, config=config, model=model)
+            load_LR = step_load(params, *xs, config=config, model=model)
 
         def body(total, xs):
-            micro, pools = xs
-            return jax.tree.map(jnp.add, total, one(micro, pools, load_LR)), None
+            return jax.tree.map(jnp.add, total, one(*xs, load_LR)), None
 
-        xs = (micro_batches, pools_m)
         first = jax.tree.map(lambda a: a[0], xs)
         shapes = jax.eval_shape(one, *first, load_LR)
         zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
@@ -207,6 +235,9 @@ def loss_and_grads(
         num_tokens = jnp.maximum((batch.pool_ids >= 0).sum(), 1)
         for name in ("token_entropy", "document_entropy", "pool_size"):
             metrics[name] = metrics[name] / num_tokens
+        if "dropped" in metrics:  # of all picks
+            assert config.moe is not None
+            metrics["dropped"] /= num_tokens * config.moe.num_routed_picks
     return grads, metrics
 
 
@@ -227,6 +258,11 @@ def make_train_step(
             grads, state.opt_state, state.params, loss=metrics["ce_loss"], hold=~ok
         )
         params = optax.apply_updates(state.params, updates)
+        skipped = jnp.zeros((), bool)
+        if config.optimizer.skip_window:
+            skipped = skipped_steps(opt_state) > skipped_steps(state.opt_state)
+        params = next_router_state(config, params, metrics, skipped)
+        metrics = {name: value for name, value in metrics.items() if name not in SUMS}
         new = TrainState(state.step + 1, params, opt_state, state.halted)
         new = keep_old(~ok, state, new)
         metrics |= {
@@ -243,9 +279,13 @@ def make_train_step(
         return new._replace(halted=~ok), metrics
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        rows_B = jnp.arange(batch.tokens.shape[0])
         with jax.named_scope("routing"):
-            pools = draw_pools(config, state.step, jnp.arange(batch.tokens.shape[0]))
-        grads, metrics = loss_and_grads(state.params, batch, pools, config=config, model=model)
+            pools = draw_pools(config, state.step, rows_B)
+            jitter_LB = draw_jitter(config, state.step, rows_B)
+        grads, metrics = loss_and_grads(
+            state.params, batch, pools, config=config, model=model, jitter_LB=jitter_LB
+        )
         metrics |= label_metrics(batch)
         with jax.named_scope("optimizer"):
             return update(state, grads, metrics)

@@ -24,6 +24,7 @@ CONFIGS = TESTS / "golden/configs"
 EXPERIMENTS = TESTS.parent / "experiments"
 # Arguments an experiment file takes; none is always among them.
 ANNEALS = ("std", "std_to_emo")
+STAGES = ("branch", "mixed")
 ARGUMENTS = {
     "emo_1b14b": ("130b", "1t"),
     "stdmoe_1b14b": ("130b", "1t"),
@@ -32,6 +33,8 @@ ARGUMENTS = {
     "bench_cpu": ("standard",),
     "ablation_tiny": ABLATIONS[1:],
     "modularity": ABLATIONS[1:],
+    "btx_tiny": STAGES,
+    "flexolmo_tiny": STAGES,
 }
 
 

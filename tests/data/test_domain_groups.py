@@ -5,11 +5,11 @@ import pytest
 
 from emo_jax.analysis.sample import sample_documents
 from emo_jax.data.domain_groups import group_domains
+from emo_jax.data.domain_view import domain_number
 from emo_jax.data.store import TokenStore
 from emo_jax.data.store_writer import SplitContent, write_store
 from emo_jax.data.windows import Windows
 from emo_jax.errors import UsageError
-from emo_jax.selection.examples import domain_number
 from emo_jax.tokenizer.load import byte_tokenizer
 
 M, LENGTH = 3000, 12  # domains, tokens of a document
@@ -88,7 +88,7 @@ def test_few_domains_stay_as_they_are(store):
 
 def test_a_domain_that_is_not_there_is_not_answered_with_all_that_are(store):
     with pytest.raises(UsageError, match=r"no domain 'site 12x' \(did you mean 'site 12'\?\)") as e:
-        domain_number(store, "site 12x")
+        domain_number(store.domains, "site 12x", store.path)
     assert len(str(e.value)) < 800 and "and 2,980 more" in str(e.value)
 
 
