@@ -40,6 +40,7 @@ def make_model():
         routed: int = 8,
         vocab: int = 96,
         head_dim: int = 8,
+        kv_heads: int = 0,
         dense: bool = False,
         fits: str | None = None,
     ):
@@ -52,6 +53,7 @@ def make_model():
                 embed_dim=32,
                 num_heads=4,
                 head_dim=head_dim,
+                num_kv_heads=kv_heads,
                 norm_eps=1e-5,
                 rope_theta=30_000.0,
                 compute_dtype="float32",
