@@ -31,7 +31,8 @@ def step_emo() -> Path:
 def make_model():
     """A config and random float32 parameters; padding rows and dead router rows are random too.
 
-    `dense` gives a model without experts, `fits` one that the layout of that name is for.
+    `dense` gives a model without experts, `fits` one that the layout of that name is for, `moe`
+    further fields of that section.
     """
 
     def make(
@@ -43,6 +44,7 @@ def make_model():
         kv_heads: int = 0,
         dense: bool = False,
         fits: str | None = None,
+        **moe,
     ):
         dense = dense or fits == "llama"
         config = Config(
@@ -66,6 +68,7 @@ def make_model():
                 top_k=3 + shared,
                 expert_dim=16,
                 num_shared_experts=shared,
+                **moe,
             ),
             data=DataConfig(seq_len=48),
             optimizer=OptimizerConfig(warmup_steps=3),

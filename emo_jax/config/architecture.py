@@ -47,6 +47,8 @@ class MoeConfig:
     # Experts in each layer, including shared ones, if layers differ; num_experts is the largest.
     experts_per_layer: tuple[int, ...] = ()
     num_shared_experts: int = 1  # the last ones, used by every token with weight 1
+    # A token's weights are divided by their sum over its routed picks (Mixtral, arXiv 2401.04088).
+    normalize_picks: bool = False
     pool: PoolConfig = field(default_factory=PoolConfig)
     # Divided by the number of layers in the loss.
     load_balance_weight: float = field(default=0.1, metadata=RECIPE)

@@ -184,6 +184,7 @@ def _found(fields: Fields, layout: Layout) -> dict[str, Any]:
         name: fields.integer(name, low=0 if name == "num_shared_experts" else 1)
         for name in layout.mlp_counts
     }
+    out |= {name: fields.flag(name, False) for name in layout.mlp_flags}
     out |= {name: fields.number(name) for name in ("rms_norm_eps", "initializer_range")}
     if layout.bias_field:
         out[layout.bias_field] = fields.flag(layout.bias_field)

@@ -154,6 +154,11 @@ def architecture_of(layout: Layout, config: Config) -> str:
             f" {config.name} has {model.num_heads} × {model.head_dim} and {model.embed_dim};"
             " export it with --output for transformers"
         )
+    if config.moe is not None and config.moe.normalize_picks:
+        raise UsageError(
+            f"--gguf: llama.cpp's Qwen2-MoE does not divide weights by their sum, and {config.name}"
+            " has moe.normalize_picks; export it with --output for transformers"
+        )
     return ARCHITECTURES[layout.name]
 
 

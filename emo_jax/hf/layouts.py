@@ -33,6 +33,7 @@ class Layout:
     # Feed-forward fields, made from a config and converted back to fields of its sections.
     fused_experts: bool = False  # other tools may write all experts of a layer as one tensor
     mlp_counts: tuple[str, ...]  # the feed-forward fields that are integers
+    mlp_flags: tuple[str, ...] = ()  # those that are true or false, the latter if absent
     mlp_fields: Callable[[Config], dict[str, Any]]
     mlp_sections: Callable[[Mapping[str, Any]], dict[str, dict[str, Any]]]
     mlp_tensors: Callable[["LeafBlocks", Config, int], Iterator[HfTensor]]
@@ -177,6 +178,7 @@ def _emo_fields(config: Config) -> dict[str, Any]:
         "num_experts": min(moe.experts_per_layer, default=moe.num_experts),
         "num_experts_per_tok": moe.top_k,
         "num_shared_experts": moe.num_shared_experts,
+        "norm_topk_prob": moe.normalize_picks,
         "num_experts_per_layer": list(moe.experts_per_layer) or None,
         "num_shared_experts_per_layer": (
             [moe.num_shared_experts] * len(moe.experts_per_layer) or None
@@ -193,6 +195,7 @@ def _emo_sections(hf: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
             "experts_per_layer": counts,
             "top_k": hf["num_experts_per_tok"],
             "num_shared_experts": hf["num_shared_experts"],
+            "normalize_picks": hf["norm_topk_prob"],
         }
     }
 
@@ -241,10 +244,11 @@ def _qwen2_moe_fields(config: Config) -> dict[str, Any]:
         "shared_expert_intermediate_size": max(moe.num_shared_experts, 1) * moe.expert_dim,
         "num_experts": moe.num_routed_experts,
         "num_experts_per_tok": moe.num_routed_picks,
+        "norm_topk_prob": moe.normalize_picks,
     }
 
 
-def _qwen2_moe_sections(hf: Mapping[str, Any]) -> dict[str, dict[str, int]]:
+def _qwen2_moe_sections(hf: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """Config sections; without our own section, a shared width of s·F means s shared experts."""
     shared = hf["shared_expert_intermediate_size"] // hf["moe_intermediate_size"]
     return {
@@ -253,6 +257,7 @@ def _qwen2_moe_sections(hf: Mapping[str, Any]) -> dict[str, dict[str, int]]:
             "num_experts": hf["num_experts"] + shared,
             "top_k": hf["num_experts_per_tok"] + shared,
             "num_shared_experts": shared,
+            "normalize_picks": hf["norm_topk_prob"],
         }
     }
 
@@ -280,8 +285,7 @@ def _llama_sections(hf: Mapping[str, Any]) -> dict[str, dict[str, int]]:
     return {"model": {"mlp_dim": hf["intermediate_size"]}}
 
 
-_FIXED_DENSE = {"hidden_act": "silu", "tie_word_embeddings": False}
-_FIXED = _FIXED_DENSE | {"norm_topk_prob": False}
+_FIXED = {"hidden_act": "silu", "tie_word_embeddings": False}
 
 LAYOUTS = {
     "qwen2_moe": Layout(
@@ -302,6 +306,7 @@ LAYOUTS = {
             *("moe_intermediate_size", "shared_expert_intermediate_size"),
             *("num_experts", "num_experts_per_tok"),
         ),
+        mlp_flags=("norm_topk_prob",),
         mlp_fields=_qwen2_moe_fields,
         mlp_sections=_qwen2_moe_sections,
         mlp_tensors=_qwen2_moe_tensors,
@@ -324,6 +329,7 @@ LAYOUTS = {
             *("intermediate_size", "num_shared_experts"),
             *("num_experts", "num_experts_per_tok"),
         ),
+        mlp_flags=("norm_topk_prob",),
         mlp_fields=_emo_fields,
         mlp_sections=_emo_sections,
         mlp_tensors=_emo_tensors,
@@ -335,7 +341,7 @@ LAYOUTS = {
         architecture="LlamaForCausalLM",
         attention_norm="input_layernorm",
         mlp_norm="post_attention_layernorm",
-        fixed=_FIXED_DENSE | {"attention_bias": False, "mlp_bias": False, "pretraining_tp": 1},
+        fixed=_FIXED | {"attention_bias": False, "mlp_bias": False, "pretraining_tp": 1},
         mlp_counts=("intermediate_size",),
         mlp_fields=_llama_fields,
         mlp_sections=_llama_sections,

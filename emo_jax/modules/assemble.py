@@ -156,7 +156,7 @@ def same_shape(config: Config, other: Config) -> list[str]:
         for f in (*fields, "rope_theta", "norm_eps", "attention")
         if getattr(config.model, f) != getattr(other.model, f)
     ]
-    for f in ("expert_dim", "num_shared_experts"):
+    for f in ("expert_dim", "num_shared_experts", "normalize_picks"):
         if getattr(moe, f) != getattr(other_moe, f):
             out.append(f"moe.{f}: {getattr(moe, f)} and {getattr(other_moe, f)}")
     return out

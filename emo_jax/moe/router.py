@@ -32,7 +32,7 @@ class RouterTokens(NamedTuple):
 class Routing(NamedTuple):
     """Which routed experts each token uses, and with what weights."""
 
-    weights_BSK: jax.Array  # float32 probabilities, not renormalised over the picks
+    weights_BSK: jax.Array  # float32, see `MoeConfig.normalize_picks`; 0 for padding
     indices_BSK: jax.Array  # int32 in 0..R-1; R for padding, which no expert computes
 
 
@@ -117,6 +117,8 @@ def choose(
         probs_BSR = jax.nn.softmax(masked_BSR, axis=-1)
 
     weights_BSK, indices_BSK = jax.lax.top_k(probs_BSR, K)
+    if config.normalize_picks:
+        weights_BSK = weights_BSK / weights_BSK.sum(-1, keepdims=True)
     indices_BSK = jnp.where(valid_BS[..., None], indices_BSK, R).astype(jnp.int32)
     weights_BSK = jnp.where(valid_BS[..., None], weights_BSK, 0.0)
 

@@ -46,6 +46,8 @@ def forward(params, config, tokens):
         probs = softmax(h @ leaves["layers/mlp/router/kernel"][layer][:, :R])
         kept = np.sort(probs, axis=-1)[..., -moe.num_routed_picks][..., None]
         combine = np.where(probs >= kept, probs, 0.0)
+        if moe.normalize_picks:
+            combine /= combine.sum(-1, keepdims=True)
         y = sum(combine[..., e, None] * swiglu(h, "experts/", layer, e) for e in range(R))
         return y + sum(swiglu(h, "experts/", layer, e) for e in range(R, moe.num_experts))
 

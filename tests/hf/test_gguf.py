@@ -286,6 +286,8 @@ def test_nothing_is_overwritten_or_left_half_written(write, tmp_path, monkeypatc
 def test_a_model_that_llama_cpp_does_not_have(write):
     with pytest.raises(UsageError, match=r"heads × head_dim equal to the width.*--output"):
         write(head_dim=16)
+    with pytest.raises(UsageError, match=r"small has moe.normalize_picks; export it with --output"):
+        write(normalize_picks=True)
 
 
 @pytest.mark.parametrize("type_name", ["float16", "q8_0"])

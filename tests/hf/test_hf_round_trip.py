@@ -152,12 +152,12 @@ def test_heads_wider_than_the_model_come_back(make_model, tmp_path, layout, kv_h
     assert_same_bits(flatten(again), kept(params, config, layout))
 
 
-@pytest.mark.parametrize("kv_heads", [0, 2])
+@pytest.mark.parametrize("more", [{}, {"kv_heads": 2}, {"normalize_picks": True}])
 @pytest.mark.parametrize("layout", ["qwen2_moe", "emo"])
 def test_without_our_section_the_shape_is_read_from_the_other_fields(
-    make_model, tmp_path, layout, kv_heads
+    make_model, tmp_path, layout, more
 ):
-    params, config = make_model(shared=2, kv_heads=kv_heads)
+    params, config = make_model(shared=2, **more)
     export_model(params, config, tmp_path / "out", layout=layout)
     said = json.loads((tmp_path / "out" / "config.json").read_text())
     del said["emo_jax"]

@@ -62,10 +62,15 @@ def test_step_emo_has_the_reference_logits(step_emo, tmp_path, load, torch):
     compare("step_emo, NumPy", ours, case["logits_inference"])
 
 
-@pytest.mark.parametrize("shared,routed", [(0, 8), (1, 8), (2, 8), (1, 3)])
-def test_random_model_computes_the_same_function(make_model, tmp_path, load, torch, shared, routed):
+@pytest.mark.parametrize(
+    "shared,routed,normalize",
+    [(0, 8, False), (1, 8, False), (2, 8, False), (1, 3, False), (1, 8, True)],
+)
+def test_random_model_computes_the_same_function(
+    make_model, tmp_path, load, torch, shared, routed, normalize
+):
     """(1, 3): a selected module that uses all the routed experts it has."""
-    params, config = make_model(shared=shared, routed=routed)
+    params, config = make_model(shared=shared, routed=routed, normalize_picks=normalize)
     params["layers"]["mlp"]["experts"]["down"] *= 3  # so that a wrong expert shows in the logits
     model = load(export_model(params, config, tmp_path / "out", max_shard_bytes=100_000))
     tokens = np.random.default_rng(1).integers(0, config.model.vocab_size, (2, 40))
