@@ -258,6 +258,8 @@ class ModelConfig:
     embed_dim: int  # width
     num_heads: int  # attention heads
     head_dim: int
+    # Heads of keys and values, each read by as many consecutive heads of queries; 0: num_heads.
+    num_kv_heads: int = 0
     mlp_dim: int = 0  # hidden size of a dense model; 0 for a mixture of experts
     vocab_multiple: int = 128  # table rows are vocab_size rounded up to it; extra rows are masked
     attention: AttentionScope = "document"  # what a token attends to; window: other documents too
@@ -283,10 +285,21 @@ class ModelConfig:
             self.head_dim,
             "even and at least 2 (rotary embedding turns pairs)",
         )
+        require(
+            0 <= self.num_kv_heads <= self.num_heads and self.num_heads % self.kv_heads == 0,
+            "model.num_kv_heads",
+            self.num_kv_heads,
+            f"0, or a divisor of model.num_heads = {self.num_heads}",
+        )
         require(self.mlp_dim >= 0, "model.mlp_dim", self.mlp_dim, "at least 0")
         require(self.rope_theta >= 1, "model.rope_theta", self.rope_theta, "at least 1")
         require(0 < self.norm_eps < 1, "model.norm_eps", self.norm_eps, "above 0 and below 1")
         require(self.init_std > 0, "model.init_std", self.init_std, "above 0")
+
+    @property
+    def kv_heads(self) -> int:
+        """Heads of keys and values."""
+        return self.num_kv_heads or self.num_heads
 
     @property
     def padded_vocab_size(self) -> int:

@@ -4,8 +4,8 @@ Generation has no pool (SPEC 2.5). With attention within documents, a token sees
 document, which begins after the last end-of-document token of the row; that token ends the document
 before it, as in training.
 
-Legend: L layers, B rows, S tokens of the padded prompts, T places in the cache, H heads, h head
-size, D width, R routed experts, V vocabulary rows.
+Legend: L layers, B rows, S tokens of the padded prompts, T places in the cache, K heads of keys
+and values, h head size, D width, R routed experts, V vocabulary rows.
 """
 
 from typing import Any, NamedTuple
@@ -23,7 +23,7 @@ from emo_jax.model.params import Params
 class Cache(NamedTuple):
     """What is kept for each row's tokens."""
 
-    entries: KeysValues  # (L,B,H,T,h) in the compute dtype; arbitrary beyond the length
+    entries: KeysValues  # (L,B,K,T,h) in the compute dtype; arbitrary beyond the length
     start_B: jax.Array  # int32, the first place that the next token sees
     length_B: jax.Array  # int32, number of tokens; also the place and position of the next one
 

@@ -102,6 +102,7 @@ def _shape(config: Config, layout: Layout) -> dict[str, Any]:
         "layers": model.num_layers,
         "width": model.embed_dim,
         "attention heads × head_dim": f"{model.num_heads} × {model.head_dim}",
+        **({"heads of keys and values": model.num_kv_heads} if model.num_kv_heads else {}),
     }
     if moe is None:
         rows["hidden size"] = model.mlp_dim

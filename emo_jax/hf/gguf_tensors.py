@@ -116,6 +116,9 @@ def tensors(layout: Layout, config: Config, type_name: str) -> list[GgufTensor]:
 
     architecture = gguf.MODEL_ARCH[architecture_of(layout, config)]
     named = gguf.get_tensor_name_map(architecture, config.model.num_layers)
+    turned = {}  # projections with rotary pairs, and their heads
+    if layout.name == "llama":
+        turned = {"q_proj.weight": config.model.num_heads, "k_proj.weight": config.model.kv_heads}
     groups: dict[str, list[HfTensor]] = {}
     for tensor in layout.tensors(config):
         groups.setdefault(_EXPERT.sub(".experts.", tensor.name), []).append(tensor)
@@ -123,8 +126,7 @@ def tensors(layout: Layout, config: Config, type_name: str) -> list[GgufTensor]:
     for name, parts in groups.items():
         found = named.get_name(name, try_suffixes=(".weight", ".bias"))
         assert found is not None, name
-        turned = layout.name == "llama" and name.endswith(("q_proj.weight", "k_proj.weight"))
-        heads = config.model.num_heads if turned else 0
+        heads = next((n for end, n in turned.items() if name.endswith(end)), 0)
         made.append(GgufTensor(found, tuple(parts), _type_of(name, parts, type_name), heads))
     return made
 
@@ -169,7 +171,7 @@ def shape_keys(layout: Layout, config: Config) -> dict[str, Any]:
         "embedding_length": model.embed_dim,
         "feed_forward_length": fields.get("intermediate_size", fields.get("moe_intermediate_size")),
         "attention.head_count": model.num_heads,
-        "attention.head_count_kv": model.num_heads,
+        "attention.head_count_kv": model.kv_heads,
         "attention.key_length": model.head_dim,
         "attention.value_length": model.head_dim,
         "attention.layer_norm_rms_epsilon": float(model.norm_eps),

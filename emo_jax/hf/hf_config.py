@@ -127,11 +127,13 @@ def from_hf(hf: Mapping[str, Any], layout: Layout, where: Path, *, name: str) ->
 def _defaults(hf: Mapping[str, Any], layout: Layout) -> dict[str, Any]:
     """Fields of a `Config` for a folder that is not ours; training fields get minimal values."""
     mlp = layout.mlp_sections(hf)
+    heads, kv_heads = hf["num_attention_heads"], hf["num_key_value_heads"]
     model = {
         "vocab_size": hf["vocab_size"],
         "num_layers": hf["num_hidden_layers"],
         "embed_dim": hf["hidden_size"],
-        "num_heads": hf["num_attention_heads"],
+        "num_heads": heads,
+        "num_kv_heads": 0 if kv_heads == heads else kv_heads,
         "head_dim": hf["head_dim"],
         "rope_theta": hf["rope_theta"],
         "norm_eps": hf["rms_norm_eps"],

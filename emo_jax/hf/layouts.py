@@ -1,8 +1,8 @@
 """The Hugging Face layouts: the tensors of a folder, and the fields of its config.json.
 
 A layout is one list of tensors and one table of config fields, each used for writing and reading.
-Legend: V vocab_size, L layers, D width, H heads, Dh head_dim, E experts, s shared ones (the last),
-R = E - s routed, F hidden size of an expert or of a dense model.
+Legend: V vocab_size, L layers, D width, H heads, K heads of keys and values, Dh head_dim, E
+experts, s shared ones (the last), R = E - s routed, F hidden size of an expert or of a dense model.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -46,7 +46,7 @@ class Layout:
             "hidden_size": model.embed_dim,
             "num_hidden_layers": model.num_layers,
             "num_attention_heads": model.num_heads,
-            "num_key_value_heads": model.num_heads,
+            "num_key_value_heads": model.kv_heads,
             "rms_norm_eps": model.norm_eps,
             "rope_theta": model.rope_theta,
         }
@@ -62,7 +62,8 @@ class Layout:
           biases: False for a folder whose `bias_field` states that there are none.
         """
         model, at = config.model, LeafBlocks(leaf_shapes(config))
-        V, D, H, Dh = model.vocab_size, model.embed_dim, model.num_heads, model.head_dim
+        V, D, Dh = model.vocab_size, model.embed_dim, model.head_dim
+        H, K = model.num_heads, model.kv_heads
         out = [
             at.block(
                 "model.embed_tokens.weight", (V, D), "embed/embedding", slice(V), is_vocab=True
@@ -72,11 +73,11 @@ class Layout:
             layer = slice(i, i + 1)
             norm = f"model.layers.{i}.{self.attention_norm}.weight"
             out.append(at.block(norm, (D,), "layers/attention_norm/scale", layer))
-            for letter, name in (("q", "query"), ("k", "key"), ("v", "value")):
+            for letter, name, heads in (("q", "query", H), ("k", "key", K), ("v", "value", K)):
                 out.append(
                     at.block(
                         f"model.layers.{i}.self_attn.{letter}_proj.weight",
-                        (H * Dh, D),
+                        (heads * Dh, D),
                         f"layers/attention/{name}",
                         layer,
                         axes=(0, 2, 3, 1),
@@ -84,7 +85,7 @@ class Layout:
                 )
                 if self.bias_field and biases:
                     bias = f"model.layers.{i}.self_attn.{letter}_proj.bias"
-                    out.append(HfTensor(bias, (H * Dh,)))
+                    out.append(HfTensor(bias, (heads * Dh,)))
             name = f"model.layers.{i}.self_attn.o_proj.weight"
             out.append(
                 at.block(name, (D, H * Dh), "layers/attention/out", layer, axes=(0, 3, 1, 2))

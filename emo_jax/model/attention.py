@@ -1,10 +1,10 @@
 """Multi-head causal attention, within a document or across the window.
 
-Legend: B windows, S tokens (T keys), N further tokens, D width, H heads, h head size.
+Legend: B windows, S tokens (T keys), N further tokens, D width, H heads, K heads of keys and
+values (see `grouped_heads`), h head size.
 """
 
 from collections.abc import Mapping
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -17,16 +17,17 @@ from jax.sharding import Mesh, PartitionSpec
 from emo_jax.config import ModelConfig
 from emo_jax.errors import ConfigError
 from emo_jax.model.attention_kernels import attend, default_backend
+from emo_jax.model.grouped_heads import mixed, rows_by_keys
 from emo_jax.model.layers import rotary, weight
-from emo_jax.model.params import OUT_AXES, PROJECT_AXES, Leaf
+from emo_jax.model.params import KV_AXES, OUT_AXES, PROJECT_AXES, Leaf
 from emo_jax.parallel import mesh as mesh_lib
 from emo_jax.parallel.island import Island
 
-_dot = partial(jnp.einsum, preferred_element_type=jnp.float32)
+_AXES = (PROJECT_AXES, KV_AXES, KV_AXES, OUT_AXES)  # of the projections
 
 
 class KeysValues(NamedTuple):
-    """Rotated keys, and values, of some tokens, each (B,H,T,h); stacked: (L,B,H,T,h).
+    """Rotated keys, and values, of some tokens, each (B,K,T,h); stacked: (L,B,K,T,h).
 
     Heads come first: with tokens first, one query over a long cache took 2 to 5 times as long on
     the CPU.
@@ -37,23 +38,24 @@ class KeysValues(NamedTuple):
 
 
 def attend_one(
-    q_BHh: jax.Array, k_BHh: jax.Array, v_BHh: jax.Array, cached: KeysValues, seen_BT: jax.Array
+    q_BHh: jax.Array, k_BKh: jax.Array, v_BKh: jax.Array, cached: KeysValues, seen_BT: jax.Array
 ) -> jax.Array:
     """(B,H,h): one query per row over the keys that it sees and its own.
 
     Scores and softmax are in float32; probabilities are cast to the dtype of the values before the
     product, and divided by their sum last, as in `blocked_attention`.
     """
-    scale, dtype = q_BHh.shape[-1] ** -0.5, v_BHh.dtype
-    scores_BHT = _dot("bhtk,bhk->bht", cached.keys, q_BHh) * scale
-    scores_BHT = jnp.where(seen_BT[:, None], scores_BHT, -jnp.inf)
-    own_BH1 = _dot("bhk,bhk->bh", q_BHh, k_BHh)[..., None] * scale
-    top_BH1 = jnp.maximum(scores_BHT.max(axis=-1, keepdims=True), own_BH1)
-    probs_BHT, prob_BH1 = jnp.exp(scores_BHT - top_BH1), jnp.exp(own_BH1 - top_BH1)
-    sum_BH1 = probs_BHT.sum(axis=-1, keepdims=True) + prob_BH1
-    mixed_BHh = _dot("bht,bhtk->bhk", probs_BHT.astype(dtype), cached.values)
-    mixed_BHh += prob_BH1.astype(dtype).astype(jnp.float32) * v_BHh.astype(jnp.float32)
-    return (mixed_BHh / sum_BH1).astype(dtype)
+    scale, dtype = q_BHh.shape[-1] ** -0.5, v_BKh.dtype
+    q_BH1h, k_BK1h, v_BK1h = (a[:, :, None] for a in (q_BHh, k_BKh, v_BKh))
+    scores_BH1T = rows_by_keys(q_BH1h, cached.keys) * scale
+    scores_BH1T = jnp.where(seen_BT[:, None, None], scores_BH1T, -jnp.inf)
+    own_BH11 = rows_by_keys(q_BH1h, k_BK1h) * scale
+    top_BH11 = jnp.maximum(scores_BH1T.max(axis=-1, keepdims=True), own_BH11)
+    probs_BH1T, prob_BH11 = jnp.exp(scores_BH1T - top_BH11), jnp.exp(own_BH11 - top_BH11)
+    sum_BH11 = probs_BH1T.sum(axis=-1, keepdims=True) + prob_BH11
+    mixed_BH1h = mixed(probs_BH1T.astype(dtype), cached.values)
+    mixed_BH1h += mixed(prob_BH11.astype(dtype), v_BK1h)
+    return (mixed_BH1h / sum_BH11).astype(dtype)[:, :, 0]
 
 
 class Further(NamedTuple):
@@ -85,6 +87,7 @@ def attend_further(
       first: index of the token that is the first query.
     """
     N, T = q_BNHh.shape[1], cached.keys.shape[2]
+    q_BHNh = jnp.moveaxis(q_BNHh, 1, 2)
     scale, dtype = q_BNHh.shape[-1] ** -0.5, own.values.dtype
     queries_N = jnp.arange(N) + first
     branch_BN = lax.dynamic_slice_in_dim(further.branch_BN, first, N, 1)
@@ -94,15 +97,15 @@ def attend_further(
     own_BNM &= jnp.arange(own.keys.shape[2]) <= queries_N[:, None]
     seen_BNU = jnp.concatenate([cached_BNT, own_BNM], axis=-1)
     scores_BHNU = jnp.concatenate(
-        [_dot("bnhk,bhtk->bhnt", q_BNHh, keys) for keys in (cached.keys, own.keys)], axis=-1
+        [rows_by_keys(q_BHNh, keys) for keys in (cached.keys, own.keys)], axis=-1
     )
     scores_BHNU = jnp.where(seen_BNU[:, None], scores_BHNU * scale, -jnp.inf)
     # A token sees itself at least, so no row is empty.
     probs_BHNU = jnp.exp(scores_BHNU - scores_BHNU.max(axis=-1, keepdims=True))
     sum_BHN = probs_BHNU.sum(axis=-1)
     probs_BHNU = probs_BHNU.astype(dtype)
-    mixed_BHNh = _dot("bhnt,bhtk->bhnk", probs_BHNU[..., :T], cached.values)
-    mixed_BHNh += _dot("bhnt,bhtk->bhnk", probs_BHNU[..., T:], own.values)
+    mixed_BHNh = mixed(probs_BHNU[..., :T], cached.values)
+    mixed_BHNh += mixed(probs_BHNU[..., T:], own.values)
     return jnp.moveaxis((mixed_BHNh / sum_BHN[..., None]).astype(dtype), 1, 2)
 
 
@@ -110,13 +113,13 @@ class Weights(NamedTuple):
     """A layer's projections."""
 
     query_DHh: jax.Array
-    key_DHh: jax.Array
-    value_DHh: jax.Array
+    key_DKh: jax.Array
+    value_DKh: jax.Array
     out_HhD: jax.Array
 
 
 class Attention(nnx.Module):
-    """Full multi-head attention with rotary embedding; scale 1/√h, softmax in float32.
+    """Full attention with rotary embedding, several heads; scale 1/√h, softmax in float32.
 
     On a mesh it is an island: axis `tensor` splits the heads and axis `context` the queries, for
     which the keys and values of the whole window are gathered.
@@ -173,22 +176,22 @@ class Attention(nnx.Module):
             island.gather(a, ("tensor",), 1) for a in (x_BSD, ids_BS, positions_BS)
         )
         weights = self._whole(stored, dtype)
-        q_BSHh, k_BSHh, v_BSHh = self._project(x_BSD, positions_BS, weights)
-        k_BTHh, v_BTHh, ids_BT = (
-            island.gather(a, ("context",), 1) for a in (k_BSHh, v_BSHh, ids_BS)
+        q_BSHh, k_BSKh, v_BSKh = self._project(x_BSD, positions_BS, weights)
+        k_BTKh, v_BTKh, ids_BT = (
+            island.gather(a, ("context",), 1) for a in (k_BSKh, v_BSKh, ids_BS)
         )
         first = None
         if island.size("context") > 1:
             first = jnp.asarray(island.index("context") * x_BSD.shape[1])
         mixed_BSHh = attend(
-            *(q_BSHh, k_BTHh, v_BTHh, ids_BS, ids_BT),
+            *(q_BSHh, k_BTKh, v_BTKh, ids_BS, ids_BT),
             within_document=self.within_document,
             first_query=first,
             backend=self.backend,
         )
         out_BSD = island.sum_scatter(_mix(mixed_BSHh, weights), ("tensor",), 1)
         out_BSD = checkpoint_name(out_BSD, "attention_out")
-        heads_first = (jnp.moveaxis(a, 1, 2) for a in (k_BSHh, v_BSHh))
+        heads_first = (jnp.moveaxis(a, 1, 2) for a in (k_BSKh, v_BSKh))
         return out_BSD, KeysValues(*heads_first)
 
     def _local_extend(
@@ -202,9 +205,9 @@ class Attention(nnx.Module):
         further = Further(*(island.gather(a, mesh_lib.TOKEN_AXES, 1) for a in further))
         cached = KeysValues(*(island.gather(a, ("context",), 2) for a in cached))
         weights = self._whole(stored, x_BND.dtype)
-        q_BNHh, k_BNHh, v_BNHh = self._project(x_BND, positions_BN, weights)
+        q_BNHh, k_BNKh, v_BNKh = self._project(x_BND, positions_BN, weights)
         own = KeysValues(
-            *(jnp.moveaxis(island.gather(a, ("context",), 1), 1, 2) for a in (k_BNHh, v_BNHh))
+            *(jnp.moveaxis(island.gather(a, ("context",), 1), 1, 2) for a in (k_BNKh, v_BNKh))
         )
         first = island.index("context") * x_BND.shape[1]
         mixed_BNHh = attend_further(q_BNHh, own, cached, further, first)
@@ -212,14 +215,13 @@ class Attention(nnx.Module):
 
     def _whole(self, stored: Weights, dtype: Any) -> Weights:
         """One device's heads of the stored projections, ready for use."""
-        axes = (PROJECT_AXES, PROJECT_AXES, PROJECT_AXES, OUT_AXES)
         whole = self.island.whole
-        return Weights(*(whole(w, a, dtype) for w, a in zip(stored, axes, strict=True)))
+        return Weights(*(whole(w, a, dtype) for w, a in zip(stored, _AXES, strict=True)))
 
     def decode(
         self, x_B1D: jax.Array, cached: KeysValues, seen_BT: jax.Array, positions_B1: jax.Array
     ) -> tuple[jax.Array, KeysValues]:
-        """One more token per row: output (B,1,D), and its own key and value, (B,H,1,h).
+        """One more token per row: output (B,1,D), and its own key and value, (B,K,1,h).
 
         Args:
           x_B1D: the new tokens.
@@ -228,10 +230,9 @@ class Attention(nnx.Module):
           positions_B1: positions of the new tokens.
         """
         weights = Weights(*(w.astype(x_B1D.dtype) for w in self._weights()))
-        q_B1Hh, k_B1Hh, v_B1Hh = self._project(x_B1D, positions_B1, weights)
-        q_BHh, k_BHh, v_BHh = (a_B1Hh[:, 0] for a_B1Hh in (q_B1Hh, k_B1Hh, v_B1Hh))
-        mixed_BHh = attend_one(q_BHh, k_BHh, v_BHh, cached, seen_BT)
-        return _mix(mixed_BHh[:, None], weights), KeysValues(k_BHh[:, :, None], v_BHh[:, :, None])
+        q_BHh, k_BKh, v_BKh = (a[:, 0] for a in self._project(x_B1D, positions_B1, weights))
+        mixed_BHh = attend_one(q_BHh, k_BKh, v_BKh, cached, seen_BT)
+        return _mix(mixed_BHh[:, None], weights), KeysValues(k_BKh[:, :, None], v_BKh[:, :, None])
 
     def _project(
         self, x_BSD: jax.Array, positions_BS: jax.Array, weights: Weights
@@ -240,16 +241,15 @@ class Attention(nnx.Module):
             jnp.einsum("bsd,dhk->bshk", x_BSD, kernel_DHh), "projections"
         )
         q_BSHh = rotary(project(weights.query_DHh), positions_BS, self.theta)
-        k_BSHh = rotary(project(weights.key_DHh), positions_BS, self.theta)
-        return q_BSHh, k_BSHh, project(weights.value_DHh)
+        k_BSKh = rotary(project(weights.key_DKh), positions_BS, self.theta)
+        return q_BSHh, k_BSKh, project(weights.value_DKh)
 
 
 def _specs() -> tuple[Any, Any]:
     """Specs of the stored projections, and of keys and values, in the places of the arrays."""
-    project: Any = mesh_lib.spec(PROJECT_AXES)
-    out: Any = mesh_lib.spec(OUT_AXES)
+    weights: Any = Weights(*map(mesh_lib.spec, _AXES))
     keys: Any = PartitionSpec(mesh_lib.WINDOW_AXES, "tensor", "context", None)
-    return Weights(project, project, project, out), KeysValues(keys, keys)
+    return weights, KeysValues(keys, keys)
 
 
 def _mix(mixed_BSHh: jax.Array, weights: Weights) -> jax.Array:

@@ -12,7 +12,8 @@ part of a window's queries and the keys of the whole window.
 | cudnn | through jax.nn; bfloat16 | a bias of S·T numbers per window | also a bias |
 | xla | jax.nn, all scores in memory | mask | mask |
 
-Legend: B windows, S queries, T keys, H heads, h head size, n devices on the context axis, T = n·S.
+Legend: B windows, S queries, T keys, H heads, K heads of keys and values (query heads
+kH/K.. read head k), h head size, n devices on the context axis, T = n·S.
 """
 
 import logging
@@ -80,8 +81,8 @@ def default_backend(platform: str, whole_window: bool) -> str:
 
 def attend(
     q_BSHh: jax.Array,
-    k_BTHh: jax.Array,
-    v_BTHh: jax.Array,
+    k_BTKh: jax.Array,
+    v_BTKh: jax.Array,
     q_ids_BS: jax.Array,
     k_ids_BT: jax.Array,
     *,
@@ -102,7 +103,7 @@ def attend(
         require padding to be at the ends of a window; `tokamax` requires contiguous documents.
       interpret: run the splash kernel in interpret mode; for tests on a CPU.
     """
-    arrays = q_BSHh, k_BTHh, v_BTHh, q_ids_BS, k_ids_BT
+    arrays = q_BSHh, k_BTKh, v_BTKh, q_ids_BS, k_ids_BT
     if backend == "blocked":
         return blocked_attention(*arrays, within_document=within_document, first_query=first_query)
     if backend not in _BACKENDS:
@@ -121,14 +122,14 @@ def attend(
 # --- XLA and cuDNN -----------------------------------------------------------------------------
 
 
-def _xla(q_BSHh, k_BTHh, v_BTHh, q_ids_BS, k_ids_BT, within_document, first_query):
+def _xla(q_BSHh, k_BTKh, v_BTKh, q_ids_BS, k_ids_BT, within_document, first_query):
     mask_BST = attention_mask(
         q_ids_BS, k_ids_BT, within_document=within_document, first_query=first_query
     )
-    return jax.nn.dot_product_attention(q_BSHh, k_BTHh, v_BTHh, mask=mask_BST[:, None])
+    return jax.nn.dot_product_attention(q_BSHh, k_BTKh, v_BTKh, mask=mask_BST[:, None])
 
 
-def _cudnn(q_BSHh, k_BTHh, v_BTHh, q_ids_BS, k_ids_BT, within_document, first_query):
+def _cudnn(q_BSHh, k_BTKh, v_BTKh, q_ids_BS, k_ids_BT, within_document, first_query):
     """Attention by cuDNN, which takes lengths from jax.nn; any other mask becomes a (B,1,S,T) bias.
 
     There are no segment ids, so whole windows are the fast case, and documents or a context axis
@@ -144,12 +145,12 @@ def _cudnn(q_BSHh, k_BTHh, v_BTHh, q_ids_BS, k_ids_BT, within_document, first_qu
         mask_BST = attention_mask(
             q_ids_BS, k_ids_BT, within_document=within_document, first_query=first_query
         )
-        return attention(q_BSHh, k_BTHh, v_BTHh, mask=mask_BST[:, None])
+        return attention(q_BSHh, k_BTKh, v_BTKh, mask=mask_BST[:, None])
     lengths_B = (q_ids_BS >= 0).sum(axis=1, dtype=jnp.int32)
     return attention(
         q_BSHh,
-        k_BTHh,
-        v_BTHh,
+        k_BTKh,
+        v_BTKh,
         is_causal=True,
         query_seq_lengths=lengths_B,
         key_value_seq_lengths=lengths_B,
@@ -160,23 +161,23 @@ def _cudnn(q_BSHh, k_BTHh, v_BTHh, q_ids_BS, k_ids_BT, within_document, first_qu
 
 
 def _splash(
-    q_BSHh, k_BTHh, v_BTHh, q_ids_BS, k_ids_BT, within_document, first_query, interpret=False
+    q_BSHh, k_BTKh, v_BTKh, q_ids_BS, k_ids_BT, within_document, first_query, interpret=False
 ):
     """JAX's kernel. On a context axis, a device's place determines which blocks it skips."""
     _, S, H, h = q_BSHh.shape
-    n = k_BTHh.shape[1] // S
+    n = k_BTKh.shape[1] // S
     block = min(SPLASH_BLOCK, LANES * math.ceil(S / LANES))
     pad = -S % block
     ids = [i if within_document else jnp.minimum(i, 0) for i in (q_ids_BS, k_ids_BT)]
     # Each device's tokens are padded to whole blocks, which leaves their order unchanged.
-    q_BSHh, k_BTHh, v_BTHh = (
-        _fill(a, n, pad, 0) for a, n in ((q_BSHh, 1), (k_BTHh, n), (v_BTHh, n))
+    q_BSHh, k_BTKh, v_BTKh = (
+        _fill(a, n, pad, 0) for a, n in ((q_BSHh, 1), (k_BTKh, n), (v_BTKh, n))
     )
     q_ids_BS, k_ids_BT = _fill(ids[0], 1, pad, -1), _fill(ids[1], n, pad, -1)
     place = 0 if first_query is None else first_query // S
     kernel = _splash_kernel(S + pad, n, H, block, place, interpret)
     # The kernel has no scale, so the queries are scaled.
-    heads_first = (jnp.moveaxis(a, 2, 1) for a in (q_BSHh * h**-0.5, k_BTHh, v_BTHh))
+    heads_first = (jnp.moveaxis(a, 2, 1) for a in (q_BSHh * h**-0.5, k_BTKh, v_BTKh))
     from jax.experimental.pallas.ops.tpu.splash_attention import SegmentIds
 
     register_tpu_info()
@@ -239,7 +240,7 @@ def _tokamax_kernels() -> tuple[str, ...]:
     return ("mosaic_gpu", "triton") if capability >= 9.0 else ("triton",)
 
 
-def _tokamax_attention(q_BSHh, k_BTHh, v_BTHh, q_ids_BS, k_ids_BT, within_document, first_query):
+def _tokamax_attention(q_BSHh, k_BTKh, v_BTKh, q_ids_BS, k_ids_BT, within_document, first_query):
     """Attention by tokamax: each query sees a range of keys, and blocks outside it are skipped.
 
     tokamax's public function takes only an S·T mask, not ranges; its underlying operations do.
@@ -257,7 +258,7 @@ def _tokamax_attention(q_BSHh, k_BTHh, v_BTHh, q_ids_BS, k_ids_BT, within_docume
     errors = []
     for name in _tokamax_kernels():
         try:
-            return implementations[name](q_BSHh, k_BTHh, v_BTHh, mask=mask)
+            return implementations[name](q_BSHh, k_BTKh, v_BTKh, mask=mask)
         except NotImplementedError as error:
             errors.append(f"{name}: {error}")
     raise UsageError(

@@ -7,8 +7,8 @@ time: the working set of a few windows stays in the cache, and little memory is 
 With a context axis, a device has part of a window's queries and all of its keys; the queries'
 positions are known only at run time, so every block gets all keys.
 
-Legend: B windows, S queries, U keys (equal to S without a context axis), H heads, h head size, C
-queries per block, T keys given to a block.
+Legend: B windows, S queries, U keys (equal to S without a context axis), H heads, K heads of keys
+and values, h head size, C queries per block, T keys given to a block.
 """
 
 import math
@@ -19,6 +19,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
+
+from emo_jax.model.grouped_heads import mixed, rows_by_keys, sent_to_keys
 
 MASKED = -1e30  # finite: padding, which attends to nothing, gives a number instead of NaN
 # Small blocks skip more of the upper half, but many of them make a long program. Measured at
@@ -58,9 +60,9 @@ def _seen(ids, within_document):
     return masks
 
 
-def _scores(q_BHCh, k_BHTh, seen_BCT):
+def _scores(q_BHCh, k_BKTh, seen_BCT):
     """Masked scaled scores (B,H,C,T) in float32."""
-    scores_BHCT = _dot("bhck,bhtk->bhct", q_BHCh, k_BHTh) * q_BHCh.shape[-1] ** -0.5
+    scores_BHCT = rows_by_keys(q_BHCh, k_BKTh) * q_BHCh.shape[-1] ** -0.5
     return jnp.where(seen_BCT[:, None], scores_BHCT, MASKED)
 
 
@@ -74,12 +76,12 @@ def _by_windows(f, *arrays_B):
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(6,))
-def _attend(q_BHSh, k_BHUh, v_BHUh, q_ids_BS, k_ids_BU, first_query, within_document):
+def _attend(q_BHSh, k_BKUh, v_BKUh, q_ids_BS, k_ids_BU, first_query, within_document):
     ids = q_ids_BS, k_ids_BU, first_query
-    return _attend_fwd(q_BHSh, k_BHUh, v_BHUh, *ids, within_document)[0]
+    return _attend_fwd(q_BHSh, k_BKUh, v_BKUh, *ids, within_document)[0]
 
 
-def _attend_fwd(q_BHSh, k_BHUh, v_BHUh, q_ids_BS, k_ids_BU, first_query, within_document):
+def _attend_fwd(q_BHSh, k_BKUh, v_BKUh, q_ids_BS, k_ids_BU, first_query, within_document):
     # The masks, one byte per pair, are built before the loop: if a fusion in it both reads the ids
     # and computes an exponential, XLA:CPU leaves the exponential scalar, seven times slower.
     ids = q_ids_BS, k_ids_BU, first_query
@@ -87,66 +89,67 @@ def _attend_fwd(q_BHSh, k_BHUh, v_BHUh, q_ids_BS, k_ids_BU, first_query, within_
     # Named here: what is saved by name must be what the gradient reads, or all is recomputed.
     out_BHSh, lse_BHS = (
         checkpoint_name(a, "attention")
-        for a in _by_windows(_forward, masks, q_BHSh, k_BHUh, v_BHUh)
+        for a in _by_windows(_forward, masks, q_BHSh, k_BKUh, v_BKUh)
     )
-    return out_BHSh, (q_BHSh, k_BHUh, v_BHUh, ids, out_BHSh, lse_BHS)
+    return out_BHSh, (q_BHSh, k_BKUh, v_BKUh, ids, out_BHSh, lse_BHS)
 
 
 def _attend_bwd(within_document, residuals, grad_BHSh):
-    q_BHSh, k_BHUh, v_BHUh, ids, out_BHSh, lse_BHS = residuals
+    q_BHSh, k_BKUh, v_BKUh, ids, out_BHSh, lse_BHS = residuals
     masks = _seen(ids, within_document)
-    inputs = q_BHSh, k_BHUh, v_BHUh, out_BHSh, lse_BHS, grad_BHSh
+    inputs = q_BHSh, k_BKUh, v_BKUh, out_BHSh, lse_BHS, grad_BHSh
     return *_by_windows(_backward, masks, *inputs), None, None, None
 
 
 _attend.defvjp(_attend_fwd, _attend_bwd)
 
 
-def _forward(masks, q_BHSh, k_BHUh, v_BHUh):
+def _forward(masks, q_BHSh, k_BKUh, v_BKUh):
     """The output, and the logsumexp of the scores (B,H,S)."""
-    dtype = v_BHUh.dtype
+    dtype = v_BKUh.dtype
     outs, lses = [], []
-    blocks = _blocks(q_BHSh.shape[2], k_BHUh.shape[2])
+    blocks = _blocks(q_BHSh.shape[2], k_BKUh.shape[2])
     for (queries, T), seen_BCT in zip(blocks, masks, strict=True):
-        scores_BHCT = _scores(q_BHSh[:, :, queries], k_BHUh[:, :, :T], seen_BCT)
+        scores_BHCT = _scores(q_BHSh[:, :, queries], k_BKUh[:, :, :T], seen_BCT)
         top_BHC1 = scores_BHCT.max(axis=-1, keepdims=True)
         probs_BHCT = jnp.exp(scores_BHCT - top_BHC1)
         sum_BHC1 = probs_BHCT.sum(axis=-1, keepdims=True)
         # Padding, which sees no key, gets output 0 and, as lse is then inf, zero probabilities and
         # no gradient in `_backward`.
         sum_BHC1 = jnp.where(top_BHC1 > MASKED, sum_BHC1, jnp.inf)
-        mixed_BHCh = _dot("bhct,bhtk->bhck", probs_BHCT.astype(dtype), v_BHUh[:, :, :T])
+        mixed_BHCh = mixed(probs_BHCT.astype(dtype), v_BKUh[:, :, :T])
         outs.append((mixed_BHCh / sum_BHC1).astype(dtype))
         lses.append((top_BHC1 + jnp.log(sum_BHC1))[..., 0])
     return jnp.concatenate(outs, axis=2), jnp.concatenate(lses, axis=2)
 
 
-def _backward(masks, q_BHSh, k_BHUh, v_BHUh, out_BHSh, lse_BHS, grad_BHSh):
+def _backward(masks, q_BHSh, k_BKUh, v_BKUh, out_BHSh, lse_BHS, grad_BHSh):
     """Gradients of q, k and v."""
-    dtype, U, scale = q_BHSh.dtype, k_BHUh.shape[2], q_BHSh.shape[-1] ** -0.5
+    dtype, scale = q_BHSh.dtype, q_BHSh.shape[-1] ** -0.5
+    _, K, U, _ = k_BKUh.shape
     dot_BHS = _dot("bhsk,bhsk->bhs", out_BHSh, grad_BHSh)
-    dk_BHUh, dv_BHUh = (jnp.zeros(a.shape, jnp.float32) for a in (k_BHUh, v_BHUh))
+    dk_BKUh, dv_BKUh = (jnp.zeros(a.shape, jnp.float32) for a in (k_BKUh, v_BKUh))
     dqs = []
     blocks = _blocks(q_BHSh.shape[2], U)
     for (queries, T), seen_BCT in zip(blocks, masks, strict=True):
-        q_BHCh, k_BHTh, v_BHTh = q_BHSh[:, :, queries], k_BHUh[:, :, :T], v_BHUh[:, :, :T]
+        q_BHCh, k_BKTh, v_BKTh = q_BHSh[:, :, queries], k_BKUh[:, :, :T], v_BKUh[:, :, :T]
         grad_BHCh = grad_BHSh[:, :, queries]
-        scores_BHCT = _scores(q_BHCh, k_BHTh, seen_BCT)
+        scores_BHCT = _scores(q_BHCh, k_BKTh, seen_BCT)
         probs_BHCT = jnp.exp(scores_BHCT - lse_BHS[:, :, queries, None])
-        dprobs_BHCT = _dot("bhck,bhtk->bhct", grad_BHCh, v_BHTh)
+        dprobs_BHCT = rows_by_keys(grad_BHCh, v_BKTh)
         dscores_BHCT = probs_BHCT * (dprobs_BHCT - dot_BHS[:, :, queries, None]) * scale
         probs_BHCT, dscores_BHCT = probs_BHCT.astype(dtype), dscores_BHCT.astype(dtype)
         later = ((0, 0), (0, 0), (0, U - T), (0, 0))
-        dv_BHUh += jnp.pad(_dot("bhct,bhck->bhtk", probs_BHCT, grad_BHCh), later)
-        dk_BHUh += jnp.pad(_dot("bhct,bhck->bhtk", dscores_BHCT, q_BHCh), later)
-        dqs.append(_dot("bhct,bhtk->bhck", dscores_BHCT, k_BHTh).astype(dtype))
-    return jnp.concatenate(dqs, axis=2), dk_BHUh.astype(dtype), dv_BHUh.astype(dtype)
+        dv_BKUh += jnp.pad(sent_to_keys(probs_BHCT, grad_BHCh, K), later)
+        dk_BKUh += jnp.pad(sent_to_keys(dscores_BHCT, q_BHCh, K), later)
+        dqs.append(mixed(dscores_BHCT, k_BKTh).astype(dtype))
+    return jnp.concatenate(dqs, axis=2), dk_BKUh.astype(dtype), dv_BKUh.astype(dtype)
 
 
 def blocked_attention(
     q_BSHh: jax.Array,
-    k_BUHh: jax.Array,
-    v_BUHh: jax.Array,
+    k_BUKh: jax.Array,
+    v_BUKh: jax.Array,
     q_ids_BS: jax.Array,
     k_ids_BU: jax.Array | None = None,
     *,
@@ -164,6 +167,6 @@ def blocked_attention(
     """
     if k_ids_BU is None:
         k_ids_BU = q_ids_BS
-    heads_first = (jnp.moveaxis(a, 2, 1) for a in (q_BSHh, k_BUHh, v_BUHh))
+    heads_first = (jnp.moveaxis(a, 2, 1) for a in (q_BSHh, k_BUKh, v_BUKh))
     ids = q_ids_BS, k_ids_BU, first_query
     return jnp.moveaxis(_attend(*heads_first, *ids, within_document), 1, 2)

@@ -1,7 +1,7 @@
 """The parameter tree of a model: its leaves and their shapes.
 
-Legend: V' padded vocabulary rows, L layers, D width, H heads, Dh head_dim, E experts (the shared
-ones last), F hidden size of an expert or of a dense model.
+Legend: V' padded vocabulary rows, L layers, D width, H heads, K heads of keys and values, Dh
+head_dim, E experts (the shared ones last), F hidden size of an expert or of a dense model.
 """
 
 import math
@@ -22,6 +22,7 @@ Shape = tuple[int, ...]
 # Logical axes of the matrices; those of experts are in `emo_jax.moe.experts`.
 TABLE_AXES, HEAD_AXES = ("vocab", "embed"), ("embed", "vocab")
 PROJECT_AXES, OUT_AXES = ("embed", "heads", None), ("heads", None, "embed")
+KV_AXES = ("embed", "kv_heads", None)
 UP_AXES, DOWN_AXES = ("embed", "mlp"), ("mlp", "embed")
 # Paths of the mixture-of-experts leaves.
 ROUTER = "layers/mlp/router/kernel"
@@ -44,7 +45,7 @@ def model_leaves(config: Config) -> dict[str, Leaf]:
     """
     model, moe = config.model, config.moe
     V, D = model.padded_vocab_size, model.embed_dim
-    H, Dh = model.num_heads, model.head_dim
+    H, K, Dh = model.num_heads, model.kv_heads, model.head_dim
     if moe is None:
         F = model.mlp_dim
         mlp = {
@@ -68,8 +69,8 @@ def model_leaves(config: Config) -> dict[str, Leaf]:
     layer = {
         "attention_norm/scale": Leaf((D,), (None,)),
         "attention/query": Leaf((D, H, Dh), PROJECT_AXES),
-        "attention/key": Leaf((D, H, Dh), PROJECT_AXES),
-        "attention/value": Leaf((D, H, Dh), PROJECT_AXES),
+        "attention/key": Leaf((D, K, Dh), KV_AXES),
+        "attention/value": Leaf((D, K, Dh), KV_AXES),
         "attention/out": Leaf((H, Dh, D), OUT_AXES),
         "mlp_norm/scale": Leaf((D,), (None,)),
         **{f"mlp/{name}": leaf for name, leaf in mlp.items()},

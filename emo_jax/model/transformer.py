@@ -4,7 +4,7 @@ Layers are stacked along a leading axis L and scanned, so that compile time does
 depth. `emo_jax.model.functions` exposes it as pure functions of its parameters.
 
 Legend: B windows, S tokens, G documents, M domains, L layers, D width, T cached tokens, N tokens
-after them, E experts, R routed experts.
+after them, K heads of keys and values, h head size, E experts, R routed experts.
 """
 
 from collections.abc import Callable, Mapping
@@ -232,7 +232,7 @@ class Transformer(nnx.Module):
     def prefill(
         self, batch: Batch, *, keep_LMR: jax.Array | None = None, cached: bool = True
     ) -> tuple[jax.Array, KeysValues | None]:
-        """Hidden states (B,S,D), computed without a pool, and keys and values (L,B,H,S,h).
+        """Hidden states (B,S,D), computed without a pool, and keys and values (L,B,K,S,h).
 
         `keep_LMR` is that of `__call__`, here and in `extend` and `decode`. If not `cached`, there
         are no keys and values.
@@ -262,7 +262,7 @@ class Transformer(nnx.Module):
           tokens_BN: int32; arbitrary where there is no branch.
           domain_ids_BN: int32, for `keep_LMR`.
           further: what each token follows.
-          cached: keys and values (L,B,H,T,h), from `prefill`.
+          cached: keys and values (L,B,K,T,h), from `prefill`.
         """
         router = RouterTokens(further.branch_BN, domain_ids_BS=domain_ids_BN)
         inputs = ForwardInputs(further.branch_BN, further.positions_BN, router)
@@ -289,7 +289,7 @@ class Transformer(nnx.Module):
         Args:
           tokens_B: int32; below 0 means no token, which no routed expert computes.
           positions_B: positions of the tokens.
-          cached: keys and values (L,B,H,T,h) of earlier tokens.
+          cached: keys and values (L,B,K,T,h) of earlier tokens.
           seen_BT: bool, which of them a row's token sees.
         """
         ids_B1 = jnp.where(tokens_B < 0, PADDING_ID, 0)[:, None]

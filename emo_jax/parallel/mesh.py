@@ -27,6 +27,7 @@ TOKEN_AXES = ("context", "tensor")  # share the tokens of a window
 RULES: tuple[tuple[str | None, tuple[str, ...]], ...] = (
     ("expert", ("expert",)),
     ("heads", ("tensor",)),
+    ("kv_heads", ("tensor",)),
     ("mlp", ("tensor",)),
     ("embed", ("fsdp", "expert", "context", "tensor")),
     ("vocab", ()),

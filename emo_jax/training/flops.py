@@ -36,7 +36,8 @@ def flops_per_token_and_layer(config: Config) -> int:
     """Returns forward and backward FLOPs per token of one decoder layer."""
     model, S = config.model, config.data.seq_len
     D, width = model.embed_dim, model.num_heads * model.head_dim
-    layer = 6 * 4 * D * width + 12 * width * S
+    kv_width = model.kv_heads * model.head_dim
+    layer = 6 * 2 * D * (width + kv_width) + 12 * width * S
     if config.moe is None:
         layer += 6 * 3 * D * model.mlp_dim
     else:

@@ -35,6 +35,7 @@ CONFIGS = {
     "three shared": tiny_config(num_experts=10, num_shared_experts=3),
     "none shared": tiny_config(num_shared_experts=0),
     "dense": dense_config(),
+    "grouped": tiny_config(pool=UNIFORM, num_heads=4, num_kv_heads=2),
     "bfloat16": tiny_config(pool=UNIFORM, compute_dtype="bfloat16"),
 }
 

@@ -59,6 +59,8 @@ def forward(params, config, tokens):
             np.einsum("bsd,dhk->bshk", h, leaves[f"layers/attention/{name}"][layer])
             for name in ("query", "key", "value")
         )
+        group = q.shape[2] // k.shape[2]  # heads of queries that read one head of keys
+        k, v = (np.repeat(a, group, axis=2) for a in (k, v))
         scores = np.einsum("bqhk,bshk->bhqs", rotate(q), rotate(k)) / np.sqrt(Dh)
         weights = softmax(np.where(causal, scores, -np.inf))
         out = np.einsum("bhqs,bshk->bqhk", weights, v)

@@ -52,6 +52,7 @@ def expected(params, config) -> dict[str, np.ndarray]:
     """llama.cpp's names (gguf-py/gguf/constants.py) and what they hold, by hand."""
     leaves, model = flatten(params), config.model
     V, D, H, Dh = model.vocab_size, model.embed_dim, model.num_heads, model.head_dim
+    heads_of_keys = model.num_kv_heads or H
     out = {
         "token_embd.weight": leaves["embed/embedding"][:V],
         "output_norm.weight": leaves["final_norm/scale"],
@@ -70,7 +71,8 @@ def expected(params, config) -> dict[str, np.ndarray]:
                 # Llama's rotary embedding turns rows 2j and 2j + 1 there, j and j + Dh/2 here.
                 order = [j + half * Dh // 2 for j in range(Dh // 2) for half in (0, 1)]
                 rows = rows[:, order]
-            out[f"{at}attn_{theirs}.weight"] = rows.reshape(H * Dh, D)
+            heads = H if theirs == "q" else heads_of_keys
+            out[f"{at}attn_{theirs}.weight"] = rows.reshape(heads * Dh, D)
             if config.moe is not None:
                 out[f"{at}attn_{theirs}.bias"] = np.zeros(D)
         out[f"{at}attn_output.weight"] = leaves["layers/attention/out"][i].reshape(H * Dh, D).T
@@ -109,7 +111,10 @@ def stored_as(value: np.ndarray, kind: str) -> np.ndarray:
 @pytest.mark.parametrize("type_name", list(TYPES))
 @pytest.mark.parametrize(
     "shape",
-    [{"shared": 0}, {"shared": 1}, {"shared": 3}, {"dense": True}, {"dense": True, "head_dim": 16}],
+    [
+        *({"shared": 0}, {"shared": 1}, {"shared": 3}),
+        *({"dense": True}, {"dense": True, "head_dim": 16}, {"dense": True, "kv_heads": 2}),
+    ],
     ids=str,
 )
 def test_every_tensor_by_name_and_value(write, type_name, shape, monkeypatch):

@@ -76,9 +76,13 @@ def test_the_same_dense_model(dense, fields, theta, seq_len):
     ("fields", "said"),
     [
         (MISTRAL, "sliding_window = 4096 is below max_position_embeddings = 131072"),
-        (MISTRAL | {"sliding_window": None}, "num_key_value_heads = 8, but 4"),
+        (MISTRAL | {"sliding_window": None}, "num_kv_heads = 8: must be 0, or a divisor of"),
         (MISTRAL | {"num_key_value_heads": 4, "sliding_window": "4096"}, "sliding_window must be"),
-        (LLAMA | {"num_key_value_heads": 2}, "num_key_value_heads = 2, but 4"),
+        (LLAMA | {"num_key_value_heads": 3}, "num_kv_heads = 3: must be 0, or a divisor of"),
+        (
+            LLAMA | {"num_key_value_heads": 2},
+            "k_proj.weight has shape (32, 32), but the config says (16, 32)",
+        ),
         (LLAMA | {"num_key_value_heads": 0}, "num_key_value_heads must be a whole number"),
         (LLAMA | {"num_key_value_heads": 4.0}, "num_key_value_heads must be a whole number"),
         (

@@ -143,7 +143,8 @@ def test_fields_that_contradict_our_section_are_refused(folder, fields):
 @pytest.mark.parametrize(
     "fields,named",
     [
-        ({"num_key_value_heads": 2}, "num_key_value_heads"),
+        ({"num_key_value_heads": 3}, "num_kv_heads = 3"),
+        ({"num_key_value_heads": 2}, "k_proj.weight has shape (32, 32)"),
         ({"num_hidden_layers": 3}, "num_hidden_layers = 3, but the tensors are of 2"),
         ({"num_experts_per_tok": 40}, "moe.top_k"),
     ],

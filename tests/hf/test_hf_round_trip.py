@@ -141,21 +141,23 @@ def test_a_dense_model_comes_back(make_model, tmp_path, vocab):
 
 
 @pytest.mark.parametrize("layout", ["qwen2_moe", "emo", "llama"])
-def test_heads_wider_than_the_model_come_back(make_model, tmp_path, layout):
-    params, config = make_model(head_dim=16, fits=layout)
+@pytest.mark.parametrize("kv_heads", [0, 1, 2])
+def test_heads_wider_than_the_model_come_back(make_model, tmp_path, layout, kv_heads):
+    params, config = make_model(head_dim=16, kv_heads=kv_heads, fits=layout)
     out = export_model(params, config, tmp_path / "out", layout=layout)
-    assert json.loads((out / "config.json").read_text())["head_dim"] == 16
+    said = json.loads((out / "config.json").read_text())
+    assert (said["head_dim"], said["num_key_value_heads"]) == (16, kv_heads or 4)
     again, config_again = import_model(out)
     assert config_again == config
     assert_same_bits(flatten(again), kept(params, config, layout))
 
 
-@pytest.mark.parametrize("normalize", [False, True])
+@pytest.mark.parametrize("more", [{}, {"kv_heads": 2}, {"normalize_picks": True}])
 @pytest.mark.parametrize("layout", ["qwen2_moe", "emo"])
 def test_without_our_section_the_shape_is_read_from_the_other_fields(
-    make_model, tmp_path, layout, normalize
+    make_model, tmp_path, layout, more
 ):
-    params, config = make_model(shared=2, normalize_picks=normalize)
+    params, config = make_model(shared=2, **more)
     export_model(params, config, tmp_path / "out", layout=layout)
     said = json.loads((tmp_path / "out" / "config.json").read_text())
     del said["emo_jax"]

@@ -116,6 +116,16 @@ def test_our_own_model_has_the_same_logits(make_model, tmp_path, load, torch, sh
 
 
 @pytest.mark.parametrize("fits", ["qwen2_moe", "llama"])
+def test_grouped_queries(make_model, tmp_path, load, torch, fits):
+    params, config = make_model(fits=fits, kv_heads=2)
+    model = load(export_model(params, config, tmp_path / "out"))
+    tokens = np.random.default_rng(1).integers(0, config.model.vocab_size, (2, 40))
+    got = logits_of(torch, model, tokens)
+    compare(f"{fits}, NumPy", got, forward(params, config, tokens))
+    compare(f"{fits}, ours", got, our_logits(params, config, tokens))
+
+
+@pytest.mark.parametrize("fits", ["qwen2_moe", "llama"])
 def test_saved_again_by_transformers_it_imports_bit_equal(make_model, tmp_path, load, fits):
     """transformers rewrites config.json its own way and fuses experts in memory."""
     params, config = make_model(shared=2, fits=fits)

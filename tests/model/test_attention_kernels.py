@@ -30,6 +30,8 @@ def plain(q_BSHh, k_BTHh, v_BTHh, q_ids_BS, k_ids_BT, within, first):
     mask_BST = (place_S[:, None] >= jnp.arange(T)) & (k_ids_BT >= 0)[:, None, :]
     if within:
         mask_BST &= q_ids_BS[:, :, None] == k_ids_BT[:, None, :]
+    group = q_BSHh.shape[2] // k_BTHh.shape[2]  # heads of queries that read one head of keys
+    k_BTHh, v_BTHh = (jnp.repeat(a, group, axis=2) for a in (k_BTHh, v_BTHh))
     scores = jnp.einsum("bshk,bthk->bhst", q_BSHh, k_BTHh) / np.sqrt(HEAD)
     scores = jnp.where(mask_BST[:, None], scores, -1e30)
     mixed = jnp.einsum("bhst,bthk->bshk", jax.nn.softmax(scores, axis=-1), v_BTHh)
@@ -63,10 +65,14 @@ def gradients(backend, within, whole):
     return run
 
 
-def arrays(S=T, dtype=jnp.float32):
+def arrays(S=T, dtype=jnp.float32, heads=H, kv_heads=H):
     rng = np.random.default_rng(0)
-    draw = lambda length: jnp.asarray(rng.normal(size=(B, length, H, HEAD)), dtype)  # noqa: E731
-    return draw(S), draw(T), draw(T), draw(S).astype(jnp.float32)
+
+    def draw(length, n):
+        return jnp.asarray(rng.normal(size=(B, length, n, HEAD)), dtype)
+
+    q, k, v = draw(S, heads), draw(T, kv_heads), draw(T, kv_heads)
+    return q, k, v, draw(S, heads).astype(jnp.float32)
 
 
 def ids(case):
@@ -160,6 +166,15 @@ def test_on_a_context_axis(backend):
     check(actual, gradients("plain", True, True)(*inputs))
 
 
+@pytest.mark.parametrize("kv_heads", [1, 2])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_grouped_queries(backend, kv_heads):
+    """Consecutive heads of queries read one head of keys, whose gradient is that of all of them."""
+    q, k, v, cotangent = arrays(heads=4, kv_heads=kv_heads)
+    inputs = q, k, v, ids("padding"), ids("padding"), jnp.int32(0), cotangent
+    check(gradients(backend, True, True)(*inputs), gradients("plain", True, True)(*inputs))
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_bfloat16(backend):
     q, k, v, cotangent = arrays(dtype=jnp.bfloat16)
@@ -175,7 +190,7 @@ def test_bfloat16(backend):
 
 @pytest.mark.parametrize("within", [True, False])
 @pytest.mark.parametrize("whole", [True, False])
-def test_what_cudnn_is_given(monkeypatch, within, whole):
+def test_what_cudnn_is_given(monkeypatch, within, whole, heads=2 * H):
     """The same call to jax.nn, done by XLA; documents are a mask, a whole window lengths alone."""
     given = {}
     attention = jax.nn.dot_product_attention
@@ -187,7 +202,7 @@ def test_what_cudnn_is_given(monkeypatch, within, whole):
 
     monkeypatch.setattr(jax.nn, "dot_product_attention", by_xla)
     S, first = (T, None) if whole else (T // 3, jnp.int32(T // 3))
-    q, k, v, _ = arrays(S, jnp.bfloat16)
+    q, k, v, _ = arrays(S, jnp.bfloat16, heads)
     q_ids = ids("padding") if whole else ids("padding")[:, S : 2 * S]
     out = attend(
         *(q, k, v, q_ids, ids("padding")),

@@ -38,6 +38,16 @@ def test_flops_per_token():
     assert flops_per_token(from_config_dict(presets.emo_1b14b())) == 9_311_367_168
 
 
+def test_grouped_queries_cost_less():
+    """Keys and values of two heads rather than of 16 in each layer of 1b14b."""
+    config = from_config_dict(presets.emo_1b14b())
+    grouped = dataclasses.replace(config.model, num_kv_heads=2)
+    grouped = dataclasses.replace(config, model=grouped)
+    fewer = 16 * 2 * 2048 * (16 - 2) * 128
+    assert ModelFunctions(grouped).num_params() == 13_568_641_024 - fewer
+    assert flops_per_token(grouped) == 9_311_367_168 - 6 * fewer
+
+
 def test_initialisation():
     config = tiny_config(init_std=0.02, embed_dim=128, vocab_size=500)
     params = ModelFunctions(config).init(0)

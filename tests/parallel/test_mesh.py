@@ -66,14 +66,15 @@ def test_optimizer_and_parameters_take_an_equal_part_of_every_device():
 
 
 @pytest.mark.parametrize(
-    ("sizes", "said"),
+    ("sizes", "kv_heads", "said"),
     [
-        (dict(fsdp=1, tensor=-1), "mesh.tensor = 8: does not divide the 2 of weight axis 'heads'"),
-        (dict(fsdp=1, expert=-1), None),
+        (dict(tensor=8), 0, "mesh.tensor = 8: does not divide the 2 of weight axis 'kv_heads'"),
+        (dict(tensor=2), 1, "mesh.tensor = 2: does not divide the 1 of weight axis 'kv_heads'"),
+        (dict(fsdp=1, expert=-1), 0, None),
     ],
 )
-def test_a_model_that_does_not_divide_is_refused(sizes, said):
-    config = tiny_config(num_experts=8)
+def test_a_model_that_does_not_divide_is_refused(sizes, kv_heads, said):
+    config = tiny_config(num_experts=8, num_kv_heads=kv_heads)
     model = ModelFunctions(config, mesh_lib.make_mesh(MeshConfig(**sizes)))
     if said is None:
         model.param_shardings()

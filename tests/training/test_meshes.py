@@ -43,10 +43,14 @@ def _config(*, mesh=None, imbalance=False, moe=None, **kwargs):
 def _step(config, *, sharded, imbalance=False, texts=None):
     """Gradients and metrics of one step with drawn pools, as NumPy."""
     mesh = make_mesh(config.mesh) if sharded else None
-    model = ModelFunctions(config, mesh)
-    params, batch = model.init(3), tiny_batch(config)
+    params = ModelFunctions(config, mesh).init(3)
     if imbalance:  # every token of every layer wants the same few experts
         params["layers"]["mlp"]["router"]["kernel"] *= 0.0
+    return _gradients(config, params, mesh, texts)
+
+
+def _gradients(config, params, mesh=None, texts=None):
+    model, batch = ModelFunctions(config, mesh), tiny_batch(config)
     if mesh is not None:
         params = jax.device_put(params, model.param_shardings())
         batch = Batch(*(jax.device_put(a, windows_sharding(mesh)) for a in batch))
@@ -97,6 +101,31 @@ def test_a_dense_model_is_the_same_on_a_mesh_of_all_kinds():
     mesh = MeshConfig(replica=1, fsdp=2, context=2, tensor=2)
     ours = _step(dataclasses.replace(config, mesh=mesh), sharded=True)
     _assert_same(ours, _step(config, sharded=False))
+
+
+def test_grouped_queries_are_the_same_on_a_mesh():
+    heads = dict(num_heads=4, num_kv_heads=2)
+    mesh = dict(fsdp=2, context=2, tensor=2)
+    _assert_same(
+        _step(_config(mesh=mesh, **heads), sharded=True), _step(_config(**heads), sharded=False)
+    )
+
+
+def test_grouped_queries_are_copies_of_keys_and_values():
+    """Gradients of the model with each head of keys copied, summed over the copies."""
+    config = _config(num_heads=4, num_kv_heads=2)
+    copied = dataclasses.replace(config.model, num_kv_heads=0)
+    copied = dataclasses.replace(config, model=copied)
+    params = ModelFunctions(config).init(3)
+    attention = params["layers"]["attention"]
+    repeat = {n: jax.numpy.repeat(attention[n], 2, axis=2) for n in ("key", "value")}
+    more = params | {"layers": params["layers"] | {"attention": attention | repeat}}
+    grads, metrics = _gradients(config, params)
+    want, want_metrics = _gradients(copied, more)
+    for name in ("key", "value"):
+        one = want["layers"]["attention"][name]
+        want["layers"]["attention"][name] = one.reshape(*one.shape[:2], 2, 2, -1).sum(axis=3)
+    _assert_same((grads, metrics), (want, want_metrics))
 
 
 @system
