@@ -31,15 +31,19 @@ class Cache(NamedTuple):
 def inference_params(config: Config, params: Params) -> Params:
     """Weights in the dtype they are used in: cast once, not for every token.
 
-    The router and the norms compute in float32 regardless.
+    See `inference_dtype`.
     """
-    dtype = jnp.dtype(config.model.compute_dtype)
 
     def cast(path: tuple[Any, ...], leaf: Any) -> jax.Array:
-        names = {key.key for key in path}
-        return jnp.asarray(leaf, None if names & {"router", "scale"} else dtype)
+        return jnp.asarray(leaf, inference_dtype(config, "/".join(key.key for key in path)))
 
     return jax.tree_util.tree_map_with_path(cast, params)
+
+
+def inference_dtype(config: Config, path: str) -> jnp.dtype:
+    """The dtype in which a leaf is used; that of the router and the norms is always float32."""
+    in_float32 = {"router", "scale"} & set(path.split("/"))
+    return jnp.dtype("float32" if in_float32 else config.model.compute_dtype)
 
 
 def prefill(
