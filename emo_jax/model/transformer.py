@@ -20,6 +20,7 @@ from emo_jax.batch import PADDING_ID, Batch
 from emo_jax.config import Config, ModelConfig, MoeConfig
 from emo_jax.model.attention import Attention, Further, KeysValues
 from emo_jax.model.embedding import Embedding, Head
+from emo_jax.model.few_tokens import from_bits
 from emo_jax.model.layers import DenseMlp, RMSNorm
 from emo_jax.model.moe_mlp import MoeMlp, PerLayer
 from emo_jax.model.params import Leaf, model_leaves, within
@@ -287,7 +288,7 @@ class Transformer(nnx.Module):
 
         # The scan's own slices of the experts are unused, so they are not computed.
         mlp = self.layers.mlp
-        stacked = mlp.experts.weights(self.dtype) if isinstance(mlp, MoeMlp) else None
+        stacked = mlp.experts.weights() if isinstance(mlp, MoeMlp) else None
 
         def one_layer(layer, x_B1D, scanned):
             cached, number, per_layer = scanned
@@ -313,6 +314,7 @@ class Transformer(nnx.Module):
 
         def body(x_BSD, scanned):
             weights, per_layer = scanned
+            weights = jax.tree.map(from_bits, weights)
             x_BSD = mesh_lib.constrain(self.mesh, x_BSD, mesh_lib.windows_spec(1))
             return one_layer(nnx.merge(graphdef, weights), x_BSD, per_layer)
 

@@ -46,8 +46,8 @@ class PromptModule:
     """The part of a model that some prompts chose.
 
     Attributes:
-      model: the part, ready to generate: its parameters are in the dtype they are used in. Its path
-        is the whole model's.
+      model: the part, ready to generate: its parameters are host arrays of the dtype they are used
+        in. Its path is the whole model's.
       kept_LR: bool, the whole model's routed experts that it has.
       tokens: number of tokens that chose them.
       read, whole: numbers of parameters of the part and of the whole model.
@@ -98,7 +98,7 @@ def module_for_prompts(
     with Progress("module", enabled=not quiet) as shown:
         reading = _Reading(opened, budgets(config, [kept]))
         kept_LR = reading.choose(documents, shown.show)
-    params = reading.params()
+    params = reading.params
     about = {f.name: getattr(opened, f.name) for f in dataclasses.fields(opened)}
     del about["source"]
     return PromptModule(
@@ -127,9 +127,10 @@ class _Reading:
             if not leaf.startswith("layers/"):
                 self._fill(leaf, self._leaves[leaf])
 
-    def params(self) -> dict[str, jax.Array]:
-        """All leaves by path, on the device; they are given away."""
-        return {leaf: jax.device_put(self._leaves.pop(leaf)) for leaf in list(self._leaves)}
+    @property
+    def params(self) -> dict[str, np.ndarray]:
+        """All leaves by path, once experts are chosen."""
+        return self._leaves
 
     def choose(self, documents: Sequence[np.ndarray], say: Callable[[str], None]) -> np.ndarray:
         """Reads all layers; returns the experts chosen (L,R)."""
@@ -138,7 +139,7 @@ class _Reading:
             sweep_of(ModelFunctions(within_documents(config)), 1, _METHOD)
             for config in (self._config, self.smaller)
         )
-        outer = {p: jnp.asarray(a) for p, a in self._leaves.items() if not _is_layered(p)}
+        outer = jax.device_put({p: a for p, a in self._leaves.items() if not _is_layered(p)})
         batches = _batches(documents, self._config, self._pad_id)
         embedding = unflatten(outer | self._layer(0, scoring=True))
         states = [whole.embed(embedding, batch.tokens) for batch in batches]
@@ -177,7 +178,7 @@ class _Reading:
             E, nothing = self._source.shapes[ROUTER][2], np.zeros((1, 0, 0, 0), np.float32)
             block = (slice(layer, layer + 1), slice(0, out[ROUTER].shape[1]), slice(0, E))
             out |= {ROUTER: self._source.read(ROUTER, block), **dict.fromkeys(EXPERTS, nothing)}
-        return {p: jnp.asarray(a) for p, a in out.items()}
+        return jax.device_put(out)
 
     def _read_layer(self, layer: int) -> None:
         """Reads attention and norms."""

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from tiny import NO_POOL, tiny_config
 
-from emo_jax.errors import UsageError
+import emo_jax
+from emo_jax.errors import DataError, UsageError
 from emo_jax.files.trees import flatten
 from emo_jax.generation.cache import inference_params
 from emo_jax.hf import import_model
@@ -57,12 +58,8 @@ def _kept(folder, num_routed):
 
 @pytest.mark.parametrize(
     ("layout", "dtype", "prompts"),
-    [
-        ("qwen2_moe", "float32", [PROMPT]),
-        ("emo", "bfloat16", [PROMPT]),
-        ("qwen2_moe", "float32", [PROMPT, OTHER, PROMPT * 3]),
-    ],
-    ids=["one prompt", "bfloat16", "several prompts"],
+    [("emo", "bfloat16", [PROMPT]), ("qwen2_moe", "float32", [PROMPT, OTHER, PROMPT * 3])],
+    ids=["bfloat16", "several prompts"],
 )
 def test_it_is_the_module_of_emo_select(tmp_path, layout, dtype, prompts):
     folder = _folder(tmp_path, _config(compute_dtype=dtype), layout)
@@ -73,25 +70,21 @@ def test_it_is_the_module_of_emo_select(tmp_path, layout, dtype, prompts):
     written = load_model(str(chosen))
     assert part.model.config.moe == written.config.moe
     theirs = flatten(inference_params(written.config, written.params))
-    ours = flatten(part.model.params)
+    ours = flatten(inference_params(part.model.config, part.model.params))
     assert ours.keys() == theirs.keys()
     for path, leaf in theirs.items():
         assert ours[path].dtype == leaf.dtype, path
         if path.endswith("router/kernel"):  # no layout but emo stores the shared experts' columns
             ours[path], leaf = ours[path][..., :5], leaf[..., :5]
         np.testing.assert_array_equal(
-            ours[path].astype("float32"), leaf.astype("float32"), err_msg=path
+            np.asarray(ours[path], "float32"), np.asarray(leaf, "float32"), err_msg=path
         )
     assert part.read == sum(leaf.size for leaf in ours.values()) + 2 * 16 < part.whole
-    texts = [part.model.generate(prompts, max_tokens=12)]
-    texts.append(written_texts(written, prompts))
-    assert texts[0] == texts[1]
+    assert part.model.generate(prompts, max_tokens=12) == _texts(chosen, prompts)
 
 
-def written_texts(written, prompts):
-    import emo_jax
-
-    return emo_jax.load(written.folder).generate(prompts, max_tokens=12)
+def _texts(folder, prompts):
+    return emo_jax.load(folder).generate(prompts, max_tokens=12)
 
 
 def test_layers_with_fewer_experts(tmp_path):
@@ -107,8 +100,7 @@ def test_layers_with_fewer_experts(tmp_path):
     assert part.kept_LR.sum(axis=1).tolist() == [5, 7]
     chosen = _selected(tmp_path, folder, [PROMPT], keep=8, layout="emo")
     np.testing.assert_array_equal(part.kept_LR, _kept(chosen, 11))
-    (ours,) = part.model.generate(PROMPT, max_tokens=12)
-    assert [ours] == written_texts(load_model(str(chosen)), [PROMPT])
+    assert part.model.generate([PROMPT], max_tokens=12) == _texts(chosen, [PROMPT])
 
 
 def test_what_is_not_chosen_is_not_read(tmp_path):
@@ -126,7 +118,10 @@ def test_what_is_not_chosen_is_not_read(tmp_path):
     assert np.isnan(flatten(import_model(spoilt)[0])[EXPERTS[0]]).any()
     again = module_for_prompts(spoilt, [PROMPT], 4)
     np.testing.assert_array_equal(again.kept_LR, part.kept_LR)
-    assert again.model.generate(PROMPT, max_tokens=12) == part.model.generate(PROMPT, max_tokens=12)
+    for ours, theirs in zip(
+        *map(jax.tree.leaves, (part.model.params, again.model.params)), strict=True
+    ):
+        np.testing.assert_array_equal(ours, theirs)
 
 
 def test_a_workdir_is_read_too(finished_run):
@@ -139,6 +134,12 @@ def test_a_workdir_is_read_too(finished_run):
     )
 
 
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory):
+    """A folder that no test changes."""
+    return _folder(tmp_path_factory.mktemp("plain"), _config(), "qwen2_moe")
+
+
 @pytest.mark.parametrize(
     ("keep", "prompts", "said"),
     [
@@ -148,18 +149,15 @@ def test_a_workdir_is_read_too(finished_run):
         ("50%", ["x" * 64], "prompt 1: 64 tokens, the model's window of 64 allows 63"),
     ],
 )
-def test_refusals(tmp_path, keep, prompts, said):
-    folder = _folder(tmp_path, _config(), "qwen2_moe")
+def test_refusals(plain, keep, prompts, said):
     with pytest.raises(UsageError, match=f"^{said}"):
-        module_for_prompts(folder, prompts, keep)
+        module_for_prompts(plain, prompts, keep)
 
 
 def test_weights_that_are_not_finite(tmp_path):
-    from emo_jax.errors import DataError
-
     def spoil(leaves):
         leaves["layers/attention/out"][1] = np.nan
 
     folder = _folder(tmp_path, _config(), "qwen2_moe", spoil)
-    with pytest.raises(DataError, match="^layer 1: .* not finite"):
+    with pytest.raises(DataError, match=r"^layer 1: .* not finite"):
         module_for_prompts(folder, [PROMPT], "50%")
