@@ -216,7 +216,7 @@ class Transformer(nnx.Module):
     def layer(self, number: jax.Array | int) -> DecoderLayer:
         """A single layer."""
         graphdef, stacked = nnx.split(self.layers)
-        return nnx.merge(graphdef, jax.tree.map(lambda a: a[number], stacked))
+        return nnx.merge(graphdef, jax.tree.map(lambda a: from_bits(a[number]), stacked))
 
     def prefill(
         self, batch: Batch, *, keep_LMR: jax.Array | None = None, cached: bool = True

@@ -19,6 +19,7 @@ import numpy as np
 from emo_jax.batch import BATCH_TOKENS, Batch
 from emo_jax.config.names import METHODS, METHODS_WITHOUT_DATA
 from emo_jax.errors import UsageError
+from emo_jax.model.few_tokens import from_bits
 from emo_jax.model.functions import ModelFunctions
 from emo_jax.model.moe_mlp import MoeMlp, PerLayer
 from emo_jax.model.params import Params
@@ -117,7 +118,7 @@ def choose_experts(
 def _aimer(params: Params) -> jax.Array:
     """Scores of all experts, (L,E) float32."""
     weights = [
-        w.reshape(*w.shape[:2], -1).astype(jnp.float32)
+        from_bits(w.reshape(*w.shape[:2], -1)).astype(jnp.float32)
         for w in params["layers"]["mlp"]["experts"].values()
     ]
     size = sum(w.shape[-1] for w in weights)
