@@ -7,6 +7,7 @@ Packing = Literal["cut", "best_fit", "document"]
 PACKINGS: tuple[str, ...] = get_args(Packing)
 RawDtype = Literal["auto", "uint16", "uint32"]
 PoolKind = Literal["none", "fixed", "uniform", "top_p"]
+PoolScope = Literal["document", "span", "domain", "window"]
 AttentionScope = Literal["document", "window"]
 AttentionBackend = Literal["auto", "blocked", "xla", "splash", "cudnn", "tokamax"]
 Remat = Literal["none", "save_matmuls", "save_attention", "full"]

@@ -25,7 +25,7 @@ from emo_jax.model.layers import DenseMlp, RMSNorm
 from emo_jax.model.moe_mlp import MoeMlp, PerLayer
 from emo_jax.model.params import Leaf, model_leaves, within
 from emo_jax.moe.experts import ExpertWeights
-from emo_jax.moe.pools import Pools
+from emo_jax.moe.pools import Pools, shared_by
 from emo_jax.moe.router import RouterStats, RouterTokens
 from emo_jax.parallel import mesh as mesh_lib
 
@@ -193,8 +193,11 @@ class Transformer(nnx.Module):
         moe, balance_BS = self.config.moe, None
         if moe is not None and moe.balance_tokens == "labels":  # a token labels the one before it
             balance_BS = jnp.pad(batch.loss_mask[:, :-1], ((0, 0), (1, 0))) > 0
+        pool_ids_BS = batch.pool_ids
+        if moe is not None and pools is not None:
+            pool_ids_BS = shared_by(moe.pool, batch.pool_ids, batch.domain_ids)
         router = RouterTokens(
-            batch.pool_ids,
+            pool_ids_BS,
             loss_tokens,
             balance_BS,
             batch.domain_ids,
