@@ -11,6 +11,7 @@ from emo_jax.cli import (  # noqa: F401  (they add their commands)
     folders,
     inspect,
     modules,
+    removing,
     status,
     task_data,
     tasks,

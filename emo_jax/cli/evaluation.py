@@ -16,7 +16,7 @@ from emo_jax.files.json_files import dumps, is_text
 from emo_jax.parallel import host_memory
 
 if TYPE_CHECKING:
-    from emo_jax.api.models import Evaluation
+    from emo_jax.api.models import Evaluation, Model
     from emo_jax.evals.suite import Suite
     from emo_jax.generation.texts import Text, TextGenerator
 
@@ -65,6 +65,14 @@ _LEAST_TEMPERATURE = 1e-6
     show_default=True,
     help="Prompts at once, at most.",
 )
+@click.option(
+    "--experts-from-prompt",
+    "keep",
+    default=None,
+    metavar="KEEP",
+    help="Read only so many experts of each layer, shared ones included, which the prompts choose:"
+    " a count, or a share like 12.5%.",
+)
 @TRUST
 def generate(
     model: str,
@@ -78,6 +86,7 @@ def generate(
     stop: tuple[str, ...],
     seed: int,
     batch_size: int,
+    keep: str | None,
     trust: bool,
 ) -> None:
     """Continue texts, without a pool.
@@ -113,7 +122,9 @@ def generate(
     from emo_jax.generation.sampling import Sampling
     from emo_jax.generation.texts import TextSettings
 
-    loaded = emo_jax.load(model, trust=trust)
+    loaded = (
+        emo_jax.load(model, trust=trust) if keep is None else _part(model, prompts, keep, trust)
+    )
     settings = TextSettings(
         max_tokens=max_tokens,
         sampling=Sampling(temperature, top_k or 0, top_p),
@@ -136,6 +147,19 @@ def generate(
         if text.ended == "window":
             _say(_window_line([text], max_tokens))
     _say(_speed_line(generator))
+
+
+def _part(path: str, prompts: list[str], keep: str, trust: bool) -> "Model":
+    """The part of a model that the prompts choose."""
+    from emo_jax.modules.from_prompt import module_for_prompts
+
+    part = module_for_prompts(path, prompts, keep, trust=trust, quiet=False)
+    whole, routed = part.kept_LR.shape[1], sorted(set(part.kept_LR.sum(axis=1).tolist()))
+    _say(
+        f"{'..'.join(map(str, routed))} of {whole} routed experts a layer, chosen by"
+        f" {part.tokens:,} tokens; {part.read:,} of {part.whole:,} parameters read"
+    )
+    return part.model
 
 
 def _write_lines(

@@ -16,6 +16,7 @@ from emo_jax.config.names import (
     ExpertBackend,
     Gate,
     PoolKind,
+    PoolScope,
     Remat,
     ScoreBias,
 )
@@ -45,6 +46,17 @@ class PoolConfig:
     labels: tuple[str, ...] = ()
     label_bias: float = 0.0  # for `label_bias`: what is added to the logits
     label_rate: float = 0.0  # for `label_learned`: share of a step in the moving average
+    # Of `uniform`: a size is min_size + floor(n·u^size_power) of the n sizes, u uniform in 0..1.
+    # Above 1, small pools are more frequent; below, large ones.
+    size_power: float = 1.0
+    # Pools begin with all routed experts, and reach their sizes linearly in so many steps.
+    decay_steps: int = 0
+    # Which tokens share a pool: those of a document, of `span` successive tokens of a document, of
+    # successive documents of one domain, or of the window.
+    scope: PoolScope = "document"
+    span: int = 0  # for scope `span`
+    # Nats by which logits outside the pool are lowered; 0: such experts cannot be used.
+    penalty: float = 0.0
 
     @property
     def labelled(self) -> bool:
@@ -143,6 +155,7 @@ class MoeConfig:
             )
         if pool.kind == "top_p":
             require(0 < pool.top_p <= 1, "moe.pool.top_p", pool.top_p, "above 0, at most 1")
+        _check_control(pool, n)
         if pool.eval_size:
             require(
                 picks <= pool.eval_size <= n,
@@ -247,6 +260,30 @@ class MoeConfig:
         zeros, then the shared ones.
         """
         return self.experts_per_layer[layer] if self.experts_per_layer else self.num_experts
+
+
+def _check_control(pool: PoolConfig, num_experts: int) -> None:
+    """Checks what changes how strictly tokens share a pool (docs/control.md)."""
+    require(
+        pool.size_power > 0 if pool.kind == "uniform" else pool.size_power == 1,
+        "moe.pool.size_power",
+        pool.size_power,
+        "above 0 with pools of kind 'uniform', and 1 with others",
+    )
+    most = (2**31 - 1) // num_experts - 1  # of their product, an int32
+    require(0 <= pool.decay_steps <= most, "moe.pool.decay_steps", pool.decay_steps, f"0..{most}")
+    in_spans = pool.scope == "span"
+    require(
+        pool.span >= 1 if in_spans else pool.span == 0,
+        "moe.pool.span",
+        pool.span,
+        "at least 1 with moe.pool.scope 'span', and 0 with others",
+    )
+    require(pool.penalty >= 0, "moe.pool.penalty", pool.penalty, "at least 0")
+    if pool.kind == "none":
+        for name, unset in (("decay_steps", 0), ("scope", "document"), ("penalty", 0.0)):
+            value = getattr(pool, name)
+            require(value == unset, f"moe.pool.{name}", value, f"{unset!r}: there are no pools")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,6 +9,7 @@ RawDtype = Literal["auto", "uint16", "uint32"]
 PoolKind = Literal[
     "none", "fixed", "uniform", "top_p", "label_table", "label_learned", "label_bias"
 ]
+PoolScope = Literal["document", "span", "domain", "window"]
 # Scores that the router makes of its logits, and how a bias on them follows the load.
 Gate = Literal["softmax", "sigmoid"]
 ScoreBias = Literal["none", "sign", "quantile"]
@@ -36,6 +37,9 @@ Method = Literal["layerwise", "global", "easy_ep", "reap", "aimer", "random"]
 METHODS: tuple[str, ...] = get_args(Method)
 # Those that the examples do not change.
 METHODS_WITHOUT_DATA: tuple[Method, ...] = ("aimer", "random")
+# How the experts of a domain are told from those of others, see `emo_jax.selection.removal`.
+RemovalMethod = Literal["contrast", "ratio", "information", "mass"]
+REMOVAL_METHODS: tuple[str, ...] = get_args(RemovalMethod)
 # How the experts kept in all are spread over the layers, see `emo_jax.selection.schedules`.
 KeepSchedule = Literal["uniform", "increasing", "decreasing", "mass", "greedy"]
 KEEP_SCHEDULES: tuple[str, ...] = get_args(KeepSchedule)

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from emo_jax.batch import PADDING_ID, Batch
 from emo_jax.config import Config
 from emo_jax.model.attention import KeysValues
+from emo_jax.model.few_tokens import as_bits
 from emo_jax.model.functions import ModelFunctions
 from emo_jax.model.params import Params
 
@@ -31,15 +32,24 @@ class Cache(NamedTuple):
 def inference_params(config: Config, params: Params) -> Params:
     """Weights in the dtype they are used in: cast once, not for every token.
 
-    The router and the norms compute in float32 regardless.
+    See `inference_dtype`; those of layers are stored as `model.few_tokens.as_bits` does.
+    A host array that needs no cast may be used where it lies, so it must not be changed later.
     """
-    dtype = jnp.dtype(config.model.compute_dtype)
 
-    def cast(path: tuple[Any, ...], leaf: Any) -> jax.Array:
-        names = {key.key for key in path}
-        return jnp.asarray(leaf, None if names & {"router", "scale"} else dtype)
+    def used(path: tuple[Any, ...], leaf: Any) -> jax.Array:
+        name = "/".join(key.key for key in path)
+        cast = leaf
+        if leaf.dtype != (dtype := inference_dtype(config, name)):
+            cast = jnp.asarray(leaf, dtype)
+        return jax.device_put(as_bits(cast) if name.startswith("layers/") else cast)
 
-    return jax.tree_util.tree_map_with_path(cast, params)
+    return jax.tree_util.tree_map_with_path(used, params)
+
+
+def inference_dtype(config: Config, path: str) -> jnp.dtype:
+    """The dtype in which a leaf is used; that of the router and the norms is always float32."""
+    in_float32 = {"router", "scale"} & set(path.split("/"))
+    return jnp.dtype("float32" if in_float32 else config.model.compute_dtype)
 
 
 def prefill(

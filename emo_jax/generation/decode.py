@@ -58,6 +58,11 @@ class _Open(NamedTuple):
 Watch = Callable[[list[list[int]]], Sequence[bool]]
 
 
+def padded_length(tokens: int, window: int) -> int:
+    """A length rounded up to a power of two, at most the window."""
+    return min(max(MIN_PLACES, 1 << (int(tokens) - 1).bit_length()), window)
+
+
 @dataclass
 class Generator:
     """Generates tokens with one model and one way of sampling.
@@ -120,7 +125,7 @@ class Generator:
         length_B, limit_B = np.ones(B, np.int32), np.zeros(B, np.int32)
         length_B[: len(prompts)] = [len(prompt) for prompt in prompts]
         limit_B[: len(prompts)] = [min(len(p) + max_tokens, self.window) for p in prompts]
-        tokens_BS = np.zeros((B, self._places(length_B.max())), np.int32)
+        tokens_BS = np.zeros((B, padded_length(length_B.max(), self.window)), np.int32)
         for tokens_S, prompt in zip(tokens_BS, prompts, strict=False):
             tokens_S[: len(prompt)] = prompt
 
@@ -168,10 +173,6 @@ class Generator:
         keys_B = jnp.broadcast_to(self._key, (B,))
         return fold(fold(keys_B, told_Bn[:, 0]), told_Bn[:, 1])
 
-    def _places(self, tokens: int) -> int:
-        """A length rounded up to a power of two, at most the window."""
-        return min(max(MIN_PLACES, 1 << (int(tokens) - 1).bit_length()), self.window)
-
     def _program(self, name: tuple, function: Callable, *args: Any, donate: tuple = ()) -> Any:
         if name not in self._programs:
             begin = time.perf_counter()
@@ -187,7 +188,7 @@ class Generator:
         limit_B: np.ndarray,
         keys_B: jax.Array,
     ) -> tuple[_Open, np.ndarray]:
-        places = self._places(limit_B.max())
+        places = padded_length(limit_B.max(), self.window)
         args = (self.params, tokens_BS, length_B, limit_B, keys_B, self.keep_LR)
         name = ("prefill", self.sampling, tokens_BS.shape, places, self.keep_LR is None)
         program = self._program(name, partial(self._prefill, places=places), *args)

@@ -79,25 +79,8 @@ class TextGenerator:
         return self.generator.speed
 
     def encode(self, prompts: Sequence[str]) -> list[list[int]]:
-        """Ids of each prompt; an empty prompt becomes the token after which a document begins.
-
-        Prompts begin with the token that began the training documents, if any.
-
-        Raises:
-          UsageError: a prompt leaves no room in the window.
-        """
-        room = self.generator.window - 1
-        bos = self._tokenizer.first_id
-        begin = [] if bos is None else [bos]
-        texts = self._tokenizer.encode_batch(list(prompts))
-        encoded = [[*begin, *ids.tolist()] for ids in texts]
-        for number, ids in enumerate(encoded, 1):
-            if len(ids) > room:
-                raise UsageError(
-                    f"prompt {number}: {len(ids)} tokens, the model's window of"
-                    f" {self.generator.window} allows {room}; give a shorter one"
-                )
-        return [ids or [self._tokenizer.eos_id] for ids in encoded]
+        """Ids of each prompt, see `encode_prompts`."""
+        return encode_prompts(self._tokenizer, self.generator.window, prompts)
 
     def texts(
         self, prompts: Sequence[str], *, on_text: Callable[[str], None] | None = None
@@ -141,6 +124,26 @@ class TextGenerator:
                 if tell is not None and one is watched[0]:
                     tell(one.fresh(last=True))
                 yield one.text_of(prompt, row)
+
+
+def encode_prompts(tokenizer: Tokenizer, window: int, prompts: Sequence[str]) -> list[list[int]]:
+    """Ids of each prompt; an empty prompt becomes the token after which a document begins.
+
+    Prompts begin with the token that began the training documents, if any.
+
+    Raises:
+      UsageError: a prompt leaves no room in the window.
+    """
+    room = window - 1
+    begin = [] if tokenizer.first_id is None else [tokenizer.first_id]
+    encoded = [[*begin, *ids.tolist()] for ids in tokenizer.encode_batch(list(prompts))]
+    for number, ids in enumerate(encoded, 1):
+        if len(ids) > room:
+            raise UsageError(
+                f"prompt {number}: {len(ids)} tokens, the model's window of {window} allows"
+                f" {room}; give a shorter one"
+            )
+    return [ids or [tokenizer.eos_id] for ids in encoded]
 
 
 class _Watched:

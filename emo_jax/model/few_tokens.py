@@ -9,9 +9,11 @@ K picks, F hidden size of an expert.
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from emo_jax.config import MoeConfig
@@ -33,14 +35,14 @@ def few_token_experts(
     """(B,1,D): what `experts` computes, for one token per row.
 
     Args:
-      stacked: the weights of all layers, (L,E,…), in the dtype of x.
+      stacked: the weights of all layers, (L,E,…), in any float dtype, or `as_bits`.
       layer: the layer to use.
       config: with back end `blocked`, the CPU's, the products below are used; others have no copies
         to avoid.
     """
     if pick_backend(config.backend) != "blocked":
         weights = ExpertWeights(
-            *(lax.dynamic_index_in_dim(w, layer, 0, keepdims=False) for w in stacked)
+            *(from_bits(lax.dynamic_index_in_dim(w, layer, 0, keepdims=False)) for w in stacked)
         )
         return experts(x_B1D, routing, weights, config)[0]
     E = stacked.gate_EDF.shape[1]
@@ -48,7 +50,10 @@ def few_token_experts(
 
     def expert(x_nD: jax.Array, e: jax.Array | int) -> jax.Array:
         gate_DF, up_DF, down_FD = (
-            lax.dynamic_index_in_dim(w, layer * E + e, 0, keepdims=False) for w in flat
+            from_bits(lax.dynamic_index_in_dim(w, layer * E + e, 0, keepdims=False)).astype(
+                x_nD.dtype
+            )
+            for w in flat
         )
         dot = lambda a, w: _dot(a, w).astype(x_nD.dtype)  # noqa: E731
         return dot(swiglu(dot(x_nD, gate_DF), dot(x_nD, up_DF)), down_FD)
@@ -58,6 +63,25 @@ def few_token_experts(
     for e in range(E - config.num_shared_experts, E):
         out_ND = out_ND + expert(x_ND, e)
     return out_ND[:, None]
+
+
+def as_bits(stacked: Any) -> Any:
+    """Weights of all layers, stored as `from_bits` takes them: on a CPU, bfloat16 as its bits.
+
+    XLA:CPU computes products of bfloat16 in float32. Left alone, it converts the weights of all
+    layers before the loop over them, and holds three times what is stored.
+    """
+    if stacked.dtype != jnp.bfloat16 or jax.default_backend() != "cpu":
+        return stacked
+    if isinstance(stacked, np.ndarray):
+        return stacked.view(np.uint16)
+    return lax.bitcast_convert_type(stacked, jnp.uint16)
+
+
+def from_bits(weight: jax.Array) -> jax.Array:
+    """The weights of a layer or an expert, cut out of those of all, if they are bits."""
+    bits = weight.dtype == jnp.uint16
+    return lax.bitcast_convert_type(weight, jnp.bfloat16) if bits else weight
 
 
 def _picked(

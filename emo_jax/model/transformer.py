@@ -20,11 +20,12 @@ from emo_jax.batch import PADDING_ID, Batch
 from emo_jax.config import Config, ModelConfig, MoeConfig
 from emo_jax.model.attention import Attention, Further, KeysValues
 from emo_jax.model.embedding import Embedding, Head
+from emo_jax.model.few_tokens import from_bits
 from emo_jax.model.layers import DenseMlp, RMSNorm
 from emo_jax.model.moe_mlp import MoeMlp, PerLayer
 from emo_jax.model.params import Leaf, model_leaves, within
 from emo_jax.moe.experts import ExpertWeights
-from emo_jax.moe.pools import Pools
+from emo_jax.moe.pools import Pools, shared_by
 from emo_jax.moe.router import RouterStats, RouterTokens
 from emo_jax.parallel import mesh as mesh_lib
 
@@ -202,8 +203,11 @@ class Transformer(nnx.Module):
         moe, balance_BS = self.config.moe, None
         if moe is not None and moe.balance_tokens == "labels":  # a token labels the one before it
             balance_BS = jnp.pad(batch.loss_mask[:, :-1], ((0, 0), (1, 0))) > 0
+        pool_ids_BS = batch.pool_ids
+        if moe is not None and pools is not None:
+            pool_ids_BS = shared_by(moe.pool, batch.pool_ids, batch.domain_ids)
         router = RouterTokens(
-            batch.pool_ids,
+            pool_ids_BS,
             loss_tokens,
             balance_BS,
             batch.domain_ids,
@@ -227,7 +231,7 @@ class Transformer(nnx.Module):
     def layer(self, number: jax.Array | int) -> DecoderLayer:
         """A single layer."""
         graphdef, stacked = nnx.split(self.layers)
-        return nnx.merge(graphdef, jax.tree.map(lambda a: a[number], stacked))
+        return nnx.merge(graphdef, jax.tree.map(lambda a: from_bits(a[number]), stacked))
 
     def prefill(
         self, batch: Batch, *, keep_LMR: jax.Array | None = None, cached: bool = True
@@ -299,7 +303,7 @@ class Transformer(nnx.Module):
 
         # The scan's own slices of the experts are unused, so they are not computed.
         mlp = self.layers.mlp
-        stacked = mlp.experts.weights(self.dtype) if isinstance(mlp, MoeMlp) else None
+        stacked = mlp.experts.weights() if isinstance(mlp, MoeMlp) else None
 
         def one_layer(layer, x_B1D, scanned):
             cached, number, per_layer = scanned
@@ -325,6 +329,7 @@ class Transformer(nnx.Module):
 
         def body(x_BSD, scanned):
             weights, per_layer = scanned
+            weights = jax.tree.map(from_bits, weights)
             x_BSD = mesh_lib.constrain(self.mesh, x_BSD, mesh_lib.windows_spec(1))
             return one_layer(nnx.merge(graphdef, weights), x_BSD, per_layer)
 

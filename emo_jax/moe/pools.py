@@ -29,16 +29,26 @@ class Pools:
         probability, bounded to between `min_size` and `size_BG` experts.
       forced_experts: this many of the last routed experts are in every pool, and count towards its
         size.
+      penalty: nats by which the router's logits outside the pool are lowered; 0: such experts
+        cannot be used.
     """
 
     size_BG: jax.Array
     top_p: float = field(default=0.0, metadata={"static": True})
     min_size: int = field(default=0, metadata={"static": True})
     forced_experts: int = field(default=0, metadata={"static": True})
+    penalty: float = field(default=0.0, metadata={"static": True})
 
 
 def draw_pools(
-    key: jax.Array, config: PoolConfig, *, rows: jax.Array, num_layers: int, num_documents: int
+    key: jax.Array,
+    config: PoolConfig,
+    *,
+    rows: jax.Array,
+    num_layers: int,
+    num_documents: int,
+    num_routed: int = 0,
+    step: jax.Array | int = 0,
 ) -> Pools:
     """Draws the pools of every document in every layer, sizes (L,B,G).
 
@@ -50,6 +60,8 @@ def draw_pools(
       config: of any kind but `none`.
       rows: (B,) int, index of each window in the step's global batch.
       num_documents: G, an upper bound; a larger one does not change the earlier draws.
+      num_routed: R, with which pools begin; only for `decay_steps`.
+      step: steps done before this one; likewise.
     """
     shape = (num_layers, rows.shape[0], num_documents)
     if config.kind == "uniform":
@@ -57,7 +69,28 @@ def draw_pools(
     else:
         largest = config.size if config.kind == "fixed" else config.max_size
         size_LBG = jnp.full(shape, largest, jnp.int32)
-    return Pools(size_LBG, config.top_p, config.min_size, config.forced_experts)
+    if config.decay_steps:
+        size_LBG = decayed(size_LBG, config.decay_steps, num_routed, step)
+    return Pools(size_LBG, config.top_p, config.min_size, config.forced_experts, config.penalty)
+
+
+def decayed(
+    size_LBG: jax.Array, decay_steps: int, num_routed: int, step: jax.Array | int
+) -> jax.Array:
+    """Sizes on their way from all routed experts to `size_LBG`, linear in the step (SPEC 6).
+
+    d + ceil((R − d) · (decay_steps − step) / decay_steps) until `decay_steps`, and d from there on,
+    with R at least d; in whole numbers, which the config keeps below 2³¹.
+
+    Args:
+      size_LBG: int32, d, the sizes at the end.
+      decay_steps: steps until then.
+      num_routed: R.
+      step: steps done before this one.
+    """
+    left = jnp.clip(decay_steps - jnp.asarray(step, jnp.int32), 0, decay_steps)
+    above_LBG = jnp.maximum(num_routed - size_LBG, 0)
+    return size_LBG + (above_LBG * left + decay_steps - 1) // decay_steps
 
 
 def _draw_sizes(
@@ -65,6 +98,11 @@ def _draw_sizes(
 ) -> jax.Array:
     def draw(layer: jax.Array, row: jax.Array) -> jax.Array:
         document_key = jax.random.fold_in(jax.random.fold_in(key, layer), row)
+        if config.size_power != 1:
+            u = jax.random.uniform(document_key, (num_documents,))
+            count = config.max_size - config.min_size + 1
+            above = jnp.floor(count * u**config.size_power).astype(jnp.int32)
+            return config.min_size + jnp.minimum(above, count - 1)  # where rounding gives `count`
         return jax.random.randint(
             document_key, (num_documents,), config.min_size, config.max_size + 1, jnp.int32
         )
@@ -80,7 +118,32 @@ def pools_of_size(config: PoolConfig, size: int, shape: tuple[int, ...]) -> Pool
       size: routed experts.
       shape: (B,G), or (L,B,G).
     """
-    return Pools(jnp.full(shape, size, jnp.int32), forced_experts=config.forced_experts)
+    sizes = jnp.full(shape, size, jnp.int32)
+    return Pools(sizes, forced_experts=config.forced_experts, penalty=config.penalty)
+
+
+def shared_by(config: PoolConfig, pool_ids_BS: jax.Array, domain_ids_BS: jax.Array) -> jax.Array:
+    """The tokens that share a pool, by number (B,S) int32 from 0; -1: padding.
+
+    Args:
+      config: its `scope` says which do; with `document`, the ids are those given.
+      pool_ids_BS: int32 document of each token, -1 for padding.
+      domain_ids_BS: int32 domain of each token's document.
+    """
+    if config.scope == "document":
+        return pool_ids_BS
+    valid_BS = pool_ids_BS >= 0
+    if config.scope == "window":
+        return jnp.where(valid_BS, 0, pool_ids_BS)
+    S = pool_ids_BS.shape[1]
+    place_1S = jnp.arange(S)[None]
+    ids_BS = domain_ids_BS if config.scope == "domain" else pool_ids_BS
+    begins_BS = (ids_BS != jnp.roll(ids_BS, 1, axis=1)) | (place_1S == 0)
+    if config.scope == "span":
+        begin_BS = jax.lax.cummax(jnp.where(begins_BS, place_1S, 0), axis=1)
+        begins_BS |= (place_1S - begin_BS) % config.span == 0
+    number_BS = jnp.cumsum(begins_BS & valid_BS, axis=1, dtype=jnp.int32) - 1
+    return jnp.where(valid_BS, jnp.maximum(number_BS, 0), pool_ids_BS)
 
 
 def pool_mask(probs_BSR: jax.Array, pool_ids_BS: jax.Array, pools: Pools) -> jax.Array:

@@ -48,7 +48,7 @@ class RouterProbs(NamedTuple):
     Probabilities are scores divided by their sum, which a softmax's are already.
     """
 
-    logits_BSR: jax.Array  # -inf outside the pool
+    logits_BSR: jax.Array  # -inf outside the pool, or lowered by the pools' penalty
     probs_BSR: jax.Array  # over the pool
     all_probs_BSR: jax.Array  # before the pool is applied
     pool_size_BS: jax.Array  # experts of the layer that a token may use
@@ -138,7 +138,8 @@ def choose(
     masked_BSR, probs_BSR = logits_BSR, all_probs_BSR
     if pools is not None:
         keep_BSR = pool_mask(all_probs_BSR, pool_ids_BS, pools)
-        masked_BSR = jnp.where(keep_BSR, logits_BSR, -jnp.inf)
+        outside_BSR = logits_BSR - pools.penalty if pools.penalty else -jnp.inf
+        masked_BSR = jnp.where(keep_BSR, logits_BSR, outside_BSR)
         probs_BSR = _probs(masked_BSR, config.gate)
     elif label_BSR is not None:
         keep_BSR = label_BSR > -jnp.inf

@@ -45,13 +45,16 @@ def budget_of(keep: int | Budget) -> Budget:
     return keep if isinstance(keep, Budget) else Budget((keep,))
 
 
-def parse_keep(text: str, moe: MoeConfig, *, allow_fewer: bool = False) -> int:
+def parse_keep(
+    text: str, moe: MoeConfig, *, allow_fewer: bool = False, option: str = "--keep"
+) -> int:
     """The number of experts given by `16` or `25%`, including shared ones (SPEC 7.1).
 
     Args:
       text: a count, or a share of `moe.num_experts`, rounded down.
       moe: config of the mixture of experts.
       allow_fewer: allow fewer than top-k: then a token uses all that are left, as in the reference.
+      option: for errors, where the number is from.
 
     Raises:
       UsageError: not a number, more than there are, or too few.
@@ -61,8 +64,8 @@ def parse_keep(text: str, moe: MoeConfig, *, allow_fewer: bool = False) -> int:
         share = text.strip().removesuffix("%")
         keep = int(Fraction(share) * most / 100) if "%" in text else int(share)
     except (ValueError, ZeroDivisionError):
-        raise UsageError(f"--keep {text}: must be a count like 16 or a share like 25%") from None
-    check_keep(keep, moe, text, allow_fewer=allow_fewer)
+        raise UsageError(f"{option} {text}: must be a count like 16 or a share like 25%") from None
+    check_keep(keep, moe, text, allow_fewer=allow_fewer, option=option)
     return keep
 
 

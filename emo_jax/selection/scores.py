@@ -19,6 +19,7 @@ import numpy as np
 from emo_jax.batch import BATCH_TOKENS, Batch
 from emo_jax.config.names import METHODS, METHODS_WITHOUT_DATA
 from emo_jax.errors import UsageError
+from emo_jax.model.few_tokens import from_bits
 from emo_jax.model.functions import ModelFunctions
 from emo_jax.model.moe_mlp import MoeMlp, PerLayer
 from emo_jax.model.params import Params
@@ -90,7 +91,7 @@ def choose_experts(
             scores_LR = np.stack([_random(seed, n, len(row)) for n, row in enumerate(there_LR)])
         scores_LMR = np.repeat(scores_LR[:, None], num_domains, axis=1)
         return Choice(choose_best(scores_LMR, there_LR, routed_LM), scores_LMR)
-    sweep = _sweep(model, num_domains, method)
+    sweep = sweep_of(model, num_domains, method)
     states = [sweep.embed(params, batch.tokens) for batch in batches]
     kept, scores = [], []
     for layer in range(len(there_LR)):
@@ -117,7 +118,7 @@ def choose_experts(
 def _aimer(params: Params) -> jax.Array:
     """Scores of all experts, (L,E) float32."""
     weights = [
-        w.reshape(*w.shape[:2], -1).astype(jnp.float32)
+        from_bits(w.reshape(*w.shape[:2], -1)).astype(jnp.float32)
         for w in params["layers"]["mlp"]["experts"].values()
     ]
     size = sum(w.shape[-1] for w in weights)
@@ -133,7 +134,7 @@ def _random(seed: int, layer: int, num_routed: int) -> np.ndarray:
     return np.argsort(order).astype(np.float64)
 
 
-class _Sweep:
+class Sweep:
     """Runs one layer at a time, compiled once for all layers."""
 
     def __init__(self, model: ModelFunctions, num_domains: int, method: str):
@@ -145,6 +146,7 @@ class _Sweep:
     def _at(
         self, params: Params, number: jax.Array, batch: Batch, keep_MR: jax.Array | None = None
     ) -> tuple[DecoderLayer, ForwardInputs, PerLayer]:
+        """A layer and its inputs; `params` may be of this layer alone, see `by_layer`."""
         whole = self._model.bind(params)
         there_LR = whole.there_LR()
         there_R = None if there_LR is None else jnp.asarray(there_LR)[number]
@@ -152,7 +154,9 @@ class _Sweep:
             batch.pool_ids, domain_ids_BS=batch.domain_ids, num_domains=self._num_domains
         )
         inputs = ForwardInputs(batch.segment_ids, batch.positions, router)
-        return whole.layer(number), inputs, PerLayer(keep_MR=keep_MR, there_R=there_R)
+        held = params["layers"]["attention_norm"]["scale"].shape[0]
+        layer = whole.layer(0 if held == 1 else number)
+        return layer, inputs, PerLayer(keep_MR=keep_MR, there_R=there_R)
 
     def _scores(
         self, params: Params, number: jax.Array, x_BSD: jax.Array, batch: Batch
@@ -208,7 +212,7 @@ class _Sweep:
 
 
 # Keyed by model identity, so that the next choice with the same model reuses its programs.
-_sweep = lru_cache(maxsize=4)(_Sweep)
+sweep_of = lru_cache(maxsize=4)(Sweep)
 
 
 def _cosine(a: jax.Array, b: jax.Array) -> jax.Array:

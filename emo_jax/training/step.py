@@ -73,6 +73,8 @@ def draw_pools(config: Config, step: jax.Array, rows_B: jax.Array) -> Pools | No
         rows=rows_B,
         num_layers=config.model.num_layers,
         num_documents=config.data.seq_len,
+        num_routed=config.moe.num_routed_experts,
+        step=step,
     )
 
 

@@ -276,8 +276,23 @@ def test_weights_are_cast_but_not_the_router_and_the_norms():
         jax.tree_util.keystr(k): v.dtype for k, v in jax.tree_util.tree_leaves_with_path(params)
     }
     kept = {name for name, dtype in found.items() if dtype == jnp.float32}
-    assert {dtype for name, dtype in found.items() if name not in kept} == {jnp.dtype("bfloat16")}
+    for name in found.keys() - kept:  # as bits in the layers, see `few_tokens.as_bits`
+        assert found[name] == jnp.dtype("uint16" if "layers" in name else "bfloat16")
     assert len(kept) == 4 and all("scale" in name or "router" in name for name in kept)
+
+
+def test_bfloat16_weights_of_all_layers_are_not_converted_at_once():
+    """XLA:CPU would hold them in float32 too, see `few_tokens.as_bits`."""
+    config = tiny_config(compute_dtype="bfloat16", num_layers=64, embed_dim=64, num_heads=8)
+    model = ModelFunctions(config)
+    params = jax.eval_shape(
+        lambda: cache_lib.inference_params(config, model.init(0)),
+    )
+    layers = sum(leaf.size for leaf in jax.tree.leaves(params["layers"]))
+    place = jax.ShapeDtypeStruct((1,), jnp.int32)
+    passed = functools.partial(cache_lib.prefill, model, eos_id=EOS, places=16)
+    compiled = jax.jit(passed).lower(params, jax.ShapeDtypeStruct((1, 16), jnp.int32), place)
+    assert compiled.compile().memory_analysis().temp_size_in_bytes < layers
 
 
 @pytest.mark.parametrize("backend", ["blocked", "ragged_dot"])
