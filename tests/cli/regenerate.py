@@ -15,6 +15,7 @@ import click
 
 from emo_jax.cli import cli
 from emo_jax.config import to_dict
+from emo_jax.config.baselines import LABEL_KINDS, LOSS_FREE
 from emo_jax.config.file import load_config
 from emo_jax.config.presets import ABLATIONS
 
@@ -32,6 +33,8 @@ ARGUMENTS = {
     "bench_cpu": ("standard",),
     "ablation_tiny": ABLATIONS[1:],
     "modularity": ABLATIONS[1:],
+    "labels_tiny": LABEL_KINDS[1:],
+    "lossfree_tiny": LOSS_FREE[1:],
 }
 
 
