@@ -214,6 +214,7 @@ def evaluate(
     keep_per_layer: str | Sequence[int | str] = (),
     method: str = DEFAULT_METHOD,
     allow_fewer: bool = False,
+    as_trained: bool = False,
     max_domains: int = MOST_DOMAINS,
     trust: bool = False,
     quiet: bool = True,
@@ -236,6 +237,8 @@ def evaluate(
         `emo_jax.selection.schedules`.
       method: how the experts are chosen, see `select`.
       allow_fewer: allow `keep` to be below the number of experts that a token uses.
+      as_trained: also measure with the capacity of experts, and the pools by label, that acted in
+        training; the jitter does not.
       max_domains: number of domains, the largest, that are listed by name; all others are merged
         into one.
       trust: allow tokenizers whose files name code to import, see `load`.
@@ -269,6 +272,7 @@ def evaluate(
         keeps=keeps,
         method=method,
         allow_fewer=allow_fewer,
+        as_trained=as_trained,
     )
     check_ways(config, settings)
     chosen = open_split(data, config, split, loaded.tokenizer, max_domains=max_domains, trust=trust)

@@ -242,6 +242,11 @@ def _say(line: str) -> None:
     help="Also with pools of this many routed experts; may be given again.",
 )
 @click.option(
+    "--as-trained",
+    is_flag=True,
+    help="Also with the capacity of experts, and the pools by label, that acted in training.",
+)
+@click.option(
     "--keep",
     "keeps",
     type=Items("16,25%"),
@@ -279,6 +284,7 @@ def eval_(
     split: str,
     windows: int,
     pools: tuple[int, ...],
+    as_trained: bool,
     keeps: tuple[tuple[str, ...], ...],
     keep_per_layer: tuple[str, ...],
     method: str,
@@ -303,6 +309,7 @@ def eval_(
         "split": split,
         "windows": windows,
         "pool": pools,
+        "as_trained": as_trained,
         "keep": [text for given in keeps for text in given],
         "keep_per_layer": keep_per_layer,
         "method": method,

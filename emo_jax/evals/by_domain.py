@@ -5,7 +5,7 @@ Legend: M domains, C ways of running the model.
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -14,6 +14,7 @@ from jax.sharding import Mesh
 
 from emo_jax.batch import BATCH_TOKENS, Batch
 from emo_jax.config import Config, MeshConfig
+from emo_jax.config.labels import parse_label
 from emo_jax.data.domain_groups import MOST_DOMAINS
 from emo_jax.data.loader import heldout_batches
 from emo_jax.data.store import TokenStore
@@ -33,6 +34,7 @@ from emo_jax.tokenizer.load import Tokenizer
 SELECT = "select"  # the split that experts are chosen on
 FULL = "full"
 WITHIN = "within documents"
+AS_TRAINED = "as trained"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -47,6 +49,7 @@ class EvalSettings:
         budget.
       method: how they are chosen, one of `emo_jax.config.names.Method`.
       allow_fewer: allow keeping fewer than top-k.
+      as_trained: also with the capacity and the label pools of training, see `training_options`.
     """
 
     split: str = "test"
@@ -55,6 +58,7 @@ class EvalSettings:
     keeps: tuple[int | Budget, ...] = ()
     method: str = DEFAULT_METHOD
     allow_fewer: bool = False
+    as_trained: bool = False
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -62,8 +66,8 @@ class DomainLosses:
     """Sums over the windows of a split, and the losses computed from them.
 
     Attributes:
-      ce_sum_CM: sums of the loss in nats, by way of running the model: FULL, "pool=16", WITHIN,
-        "keep=32". Not finite where the model breaks.
+      ce_sum_CM: sums of the loss in nats, by way of running the model: FULL, "pool=16",
+        AS_TRAINED, WITHIN, "keep=32". Not finite where the model breaks.
       bytes_M: None if the tokenizer is not known.
       windows, windows_there: number of windows measured, and in the split.
       select_windows: number of windows that experts were chosen on; 0: none were chosen.
@@ -134,6 +138,8 @@ def check_ways(config: Config, settings: EvalSettings) -> None:
       UsageError: the model is dense, or a size is out of range.
     """
     moe = config.moe
+    if settings.as_trained:
+        training_options(config, ())
     for name, sizes in (("--pool", settings.pools), ("--keep", settings.keeps)):
         for size in sizes:
             if moe is None:
@@ -150,6 +156,33 @@ def check_ways(config: Config, settings: EvalSettings) -> None:
                     f"{name} {size}: must be {least}..{moe.num_experts} for {config.name}"
                     " (routed experts)"
                 )
+
+
+def training_options(config: Config, domains: Sequence[str]) -> dict[str, Any]:
+    """What acts in training only, as arguments of the model: capacity and label pools, no jitter.
+
+    Args:
+      domains: of the data, whose documents get the pools of the labels with their names.
+
+    Raises:
+      UsageError: the model is trained with neither, or a domain has no label.
+    """
+    moe = config.moe
+    if moe is None or not (moe.capacity_factor or moe.pool.labelled):
+        raise UsageError(
+            f"--as-trained: {config.name} is trained without a capacity (moe.capacity_factor) and"
+            " without label pools (moe.pool.labels); leave it out"
+        )
+    if not moe.pool.labelled:
+        return {"training": True}
+    rows = {parse_label(label)[0]: row for row, label in enumerate(moe.pool.labels)}
+    for name in domains:
+        if name not in rows:
+            raise UsageError(
+                f"--as-trained: domain {name!r} of the data is no label of {config.name}"
+                f" ({', '.join(list(rows)[:8])}), so that its documents have no pool"
+            )
+    return {"training": True, "label_rows_M": np.array([rows[n] for n in domains], np.int32)}
 
 
 class Split(NamedTuple):
@@ -285,6 +318,14 @@ def domain_losses(
     for size in dict.fromkeys(settings.pools):
         batches = data.batches(progress, f"{data.split} loss, pools of {size}")
         sums[f"pool={size}"] = evaluate(own_step, params, batches, pool_size=size).ce_sum_M
+    if settings.as_trained:
+        step = make_eval_step(
+            *(config, ModelFunctions(config, mesh), len(domains)),
+            router_probs=False,
+            training=training_options(config, domains),
+        )
+        batches = data.batches(progress, f"{data.split} loss as in training")
+        sums[AS_TRAINED] = evaluate(step, params, batches).ce_sum_M
     select_windows, unseen_M = 0, np.zeros(len(domains), bool)
     chosen_experts: dict[int | Budget, np.ndarray] = {}
     if settings.keeps:

@@ -56,7 +56,12 @@ class HeldOut:
 
 
 def make_eval_step(
-    config: Config, model: ModelFunctions, num_domains: int, *, router_probs: bool = True
+    config: Config,
+    model: ModelFunctions,
+    num_domains: int,
+    *,
+    router_probs: bool = True,
+    training: dict[str, Any] | None = None,
 ) -> Callable[..., dict[str, Any]]:
     """Returns a jitted (params, batch, keep_LMR | None, pool_size) -> sums by domain.
 
@@ -67,6 +72,7 @@ def make_eval_step(
       model: the model.
       num_domains: M.
       router_probs: also sum the router's probabilities.
+      training: arguments of `Transformer.__call__` for what acts in training only; None: nothing.
     """
 
     def eval_step(
@@ -83,6 +89,7 @@ def make_eval_step(
             pools=pools,
             keep_LMR=keep_LMR,
             num_domains=num_domains if router_probs else 0,
+            **(training or {}),
         )
         next_ids_BS = jnp.pad(batch.segment_ids[:, 1:], ((0, 0), (0, 1)), constant_values=-1)
         mask_BS = batch.loss_mask * (next_ids_BS == batch.segment_ids)

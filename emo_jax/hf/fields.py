@@ -18,6 +18,7 @@ class _Architecture:
       absent: defaults of transformers' configuration class by field, the same in 4.57 and 5.24.
       rope_theta: likewise; None: must be given.
       windowed: a token sees only as many tokens as `sliding_window` states.
+      half_rotated: so is a head unless `partial_rotary_factor` says otherwise.
     """
 
     name: str
@@ -25,6 +26,7 @@ class _Architecture:
     absent: Mapping[str, Any]
     rope_theta: float | None = 10_000.0
     windowed: bool = False
+    half_rotated: bool = False
 
 
 _ABSENT = {"initializer_range": 0.02, "rms_norm_eps": 1e-6}
@@ -76,6 +78,27 @@ _BY_MODEL_TYPE = {
             "sliding_window": 4096,
         },
         windowed=True,
+    ),
+    "glm4_moe": _Architecture(
+        name="Glm4MoeForCausalLM",
+        layout="glm4_moe",
+        absent=_ABSENT
+        | {
+            "vocab_size": 151_552,
+            "hidden_size": 4096,
+            "num_hidden_layers": 46,
+            "num_attention_heads": 96,
+            "num_key_value_heads": 8,
+            "max_position_embeddings": 131_072,
+            "rms_norm_eps": 1e-5,
+            "moe_intermediate_size": 1408,
+            "n_routed_experts": 128,
+            "n_shared_experts": 1,
+            "num_experts_per_tok": 8,
+            "norm_topk_prob": True,
+            "first_k_dense_replace": 1,
+        },
+        half_rotated=True,
     ),
     # The released models: transformers has no such class.
     "emo": _Architecture(
@@ -142,7 +165,7 @@ def read_fields(hf: Mapping[str, Any], where: Path) -> tuple[Layout, dict[str, A
         ) from None
     allowed = {name: (value, *_ALIASES.get(name, ())) for name, value in layout.fixed.items()}
     for name, values in (allowed | _OF_ANY).items():
-        said = hf.get(name, values[0])
+        said = hf.get(name, architecture.absent.get(name, values[0]))
         if not any(type(said) is type(value) and said == value for value in values):
             raise HfFormatError(
                 f"{where}: {name} = {_short(said)}, but only {values[0]!r} can be imported: this"
@@ -213,9 +236,11 @@ def _rope_theta(fields: Fields, architecture: _Architecture) -> float:
                 " imported"
             )
         places.append(rope)
-    for place in places:
-        if place.number("partial_rotary_factor", None) not in (None, 1):
-            raise NotReadableError("partial_rotary_factor: only whole heads can be rotated")
+    rotated = [place.number("partial_rotary_factor", None) for place in places]
+    if any(part not in (None, 1) for part in rotated) or (
+        architecture.half_rotated and 1 not in rotated
+    ):
+        raise NotReadableError("partial_rotary_factor: only whole heads can be rotated")
     thetas = [place.number("rope_theta", None) for place in places]
     thetas = [float(theta) for theta in thetas if theta is not None]
     if not thetas and architecture.rope_theta is not None:

@@ -132,6 +132,7 @@ def _check_counts(headers: dict[str, StoredTensor], hf: dict[str, Any], where: P
                 fused = max([fused, *stored.shape[:1]])
     there = {"num_hidden_layers": len(layers), "num_experts": max(len(experts), fused)}
     wanted = {name: hf.get(name, 0) for name in there}
+    wanted["num_experts"] = hf.get("n_routed_experts", wanted["num_experts"])
     wanted["num_experts"] = max([wanted["num_experts"], *(hf.get("num_experts_per_layer") or [])])
     for name, count in wanted.items():
         if count > there[name]:

@@ -11,6 +11,7 @@ from typing import Any
 
 from emo_jax.config import Config, moe_of
 from emo_jax.errors import UsageError
+from emo_jax.hf import glm4_moe
 from emo_jax.hf.tensors import HfTensor
 from emo_jax.model.params import leaf_shapes
 
@@ -262,6 +263,13 @@ def _qwen2_moe_sections(hf: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     }
 
 
+def _glm4_moe_tensors(at: LeafBlocks, config: Config, i: int) -> Iterator[HfTensor]:
+    R = moe_of(config).num_routed_experts
+    yield _router(at, config, i, R)
+    yield from _experts(at, config, i, range(R))
+    yield from glm4_moe.glm4_moe_tensors(at, config, i)
+
+
 # --- llama: dense models --------------------------------------------------------------------------
 
 
@@ -334,6 +342,23 @@ LAYOUTS = {
         mlp_sections=_emo_sections,
         mlp_tensors=_emo_tensors,
     ),
+    "glm4_moe": Layout(
+        name="glm4_moe",
+        model_type="glm4_moe",
+        architecture="Glm4MoeForCausalLM",
+        attention_norm="input_layernorm",
+        mlp_norm="post_attention_layernorm",
+        fixed=_FIXED | glm4_moe.FIXED,
+        fused_experts=True,
+        mlp_counts=(
+            *("moe_intermediate_size", "n_routed_experts"),
+            *("n_shared_experts", "num_experts_per_tok"),
+        ),
+        mlp_flags=("norm_topk_prob",),
+        mlp_fields=glm4_moe.glm4_moe_fields,
+        mlp_sections=glm4_moe.glm4_moe_sections,
+        mlp_tensors=_glm4_moe_tensors,
+    ),
     "llama": Layout(
         name="llama",
         dense=True,
@@ -364,7 +389,9 @@ def layout_for(config: Config, name: str | None = None) -> Layout:
       UsageError: no such layout, or it does not support this kind of model.
     """
     dense = config.moe is None
-    layout = layout_named(name or ("llama" if dense else "qwen2_moe"))
+    sigmoid = config.moe is not None and config.moe.gate == "sigmoid"
+    of_experts = "glm4_moe" if sigmoid else "qwen2_moe"
+    layout = layout_named(name or ("llama" if dense else of_experts))
     if layout.dense != dense:
         kinds = {True: "dense models", False: "mixtures of experts"}
         fitting = [other.name for other in LAYOUTS.values() if other.dense == dense]
@@ -372,6 +399,8 @@ def layout_for(config: Config, name: str | None = None) -> Layout:
             f"layout {layout.name!r} is for {kinds[layout.dense]}, and {config.name!r} is one of"
             f" the {kinds[dense]}; give layout {' or '.join(fitting)}, or none"
         )
+    if config.moe is not None:
+        glm4_moe.check_gate(layout.name, config)
     if layout.name != "emo" and config.moe is not None and config.moe.experts_per_layer:
         raise UsageError(
             f"layout {layout.name!r} has one number of experts for all layers, and"

@@ -17,7 +17,7 @@ from emo_jax.checkpoint.slices import Block, extent
 from emo_jax.config import Config, MeshConfig, PoolConfig, moe_of
 from emo_jax.errors import UsageError
 from emo_jax.hf.tensors import LeafSource
-from emo_jax.model.params import EXPERTS, ROUTER, Shape, leaf_shapes
+from emo_jax.model.params import EXPERTS, ROUTER, SCORE_BIAS, Shape, leaf_shapes
 
 
 class Part(NamedTuple):
@@ -66,7 +66,8 @@ class Assembled:
             # The router's columns of shared experts are unused, and not stored by all layouts.
             for name, places, last in (("router", router, of_first), ("experts", experts, shared))
         }
-        self._places = {ROUTER: whole["router"], **{path: whole["experts"] for path in EXPERTS}}
+        self._places = {path: whole["experts"] for path in EXPERTS}
+        self._places |= {path: whole["router"] for path in (ROUTER, SCORE_BIAS)}
 
     def read(self, path: str, block: Block) -> np.ndarray:
         """`leaf[block]` as float32; places without a part are zero."""
@@ -167,7 +168,7 @@ def same_shape(config: Config, other: Config) -> list[str]:
         for f in (*fields, "rope_theta", "norm_eps", "attention")
         if getattr(config.model, f) != getattr(other.model, f)
     ]
-    for f in ("expert_dim", "num_shared_experts", "normalize_picks"):
+    for f in ("expert_dim", "num_shared_experts", "normalize_picks", "gate", "score_bias"):
         if getattr(moe, f) != getattr(other_moe, f):
             out.append(f"moe.{f}: {getattr(moe, f)} and {getattr(other_moe, f)}")
     return out

@@ -16,7 +16,7 @@ from emo_jax.errors import UsageError
 from emo_jax.hf.importing import open_folder
 from emo_jax.hf.sources import FolderSource
 from emo_jax.hf.tensors import LeafSource
-from emo_jax.model.params import EXPERTS, ROUTER
+from emo_jax.model.params import EXPERTS, ROUTER, SCORE_BIAS
 from emo_jax.modules.assemble import Assembled, Part, Place, same_shape, smaller_config
 from emo_jax.saved.selection_file import (
     Selection,
@@ -250,12 +250,13 @@ def _check_related(first: Module, other: Module) -> None:
 def _check_equal(modules: Sequence[Module]) -> None:
     """Raises UsageError if weights that several modules have differ."""
     first = modules[0]
+    by_expert = [p for p in (ROUTER, SCORE_BIAS, *EXPERTS) if p in first.source.shapes]
     for other in modules[1:]:
-        for path in sorted(p for p in first.source.shapes if p not in (ROUTER, *EXPERTS)):
+        for path in sorted(p for p in first.source.shapes if p not in by_expert):
             for block in slabs(path, first.source.shapes[path]):
                 _same(first, other, path, block, block)
     s = moe_of(first.config).num_shared_experts
-    for path in (ROUTER, *EXPERTS):
+    for path in by_expert:
         axis = 2 if path == ROUTER else 1
 
         def at(module: Module, layer: int, expert: int, path=path, axis=axis) -> Block:
@@ -266,7 +267,7 @@ def _check_equal(modules: Sequence[Module]) -> None:
             holders: dict[int, tuple[Module, int]] = {}
             for module in modules:
                 numbered = list(enumerate(module.selection.kept[layer]))
-                if path != ROUTER:  # the router's columns of shared experts are unused
+                if path in EXPERTS:  # the router's columns of shared experts are unused
                     end = module.source.shapes[path][axis] - s
                     numbered += [(end + n, -1 - n) for n in range(s)]
                 for mine, expert in numbered:

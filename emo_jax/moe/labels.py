@@ -38,7 +38,8 @@ def label_logits(config: MoeConfig, favour_MR: jax.Array | None) -> jax.Array:
 
     Args:
       favour_MR: for `label_learned`, the router's mean probabilities in each domain so far; its
-        pool is the `size` experts with the largest, ties going to the lower index.
+        pool is the `size` experts with the largest, ties going to the lower index. A domain without
+        any, as in a model that comes from a Hugging Face folder, has those of `first_favour`.
     """
     pool = config.pool
     if pool.kind == "label_bias":
@@ -47,6 +48,8 @@ def label_logits(config: MoeConfig, favour_MR: jax.Array | None) -> jax.Array:
         return jnp.where(label_experts(config), jnp.float32(0.0), -jnp.inf)
     assert favour_MR is not None
     size = min(pool.size, config.num_routed_experts)
+    known_M1 = favour_MR.any(-1, keepdims=True)
+    favour_MR = jnp.where(known_M1, favour_MR, first_favour(config))
     rank_MR = jnp.argsort(jnp.argsort(-favour_MR, axis=-1, stable=True), axis=-1)
     return jnp.where(rank_MR < size, jnp.float32(0.0), -jnp.inf)
 

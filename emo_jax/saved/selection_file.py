@@ -23,7 +23,7 @@ from emo_jax.files import json_files
 from emo_jax.files.inside import check_own_files
 from emo_jax.files.json_files import Fields, NotReadableError, dumps
 from emo_jax.hf.tensors import LeafSource
-from emo_jax.model.params import EXPERTS, ROUTER
+from emo_jax.model.params import EXPERTS, FAVOUR, ROUTER, SCORE_BIAS
 
 FILE = "selection.json"
 FORMAT = "emo_jax selection"
@@ -233,10 +233,11 @@ def fingerprint(source: LeafSource, config: Config) -> str:
         "embed/embedding": (0, V),
         "lm_head/kernel": (1, V),
         ROUTER: (2, moe.num_routed_experts),
+        SCORE_BIAS: (1, moe.num_routed_experts),
     }
     digest = hashlib.sha256()
     for path in sorted(source.shapes):
-        if path in EXPERTS:
+        if path in (*EXPERTS, FAVOUR):  # which acts in training only, and no layout stores
             continue
         shape = list(source.shapes[path])
         if path in live:

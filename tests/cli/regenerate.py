@@ -15,6 +15,7 @@ import click
 
 from emo_jax.cli import cli
 from emo_jax.config import to_dict
+from emo_jax.config.baselines import LABEL_KINDS, LOSS_FREE
 from emo_jax.config.file import load_config
 from emo_jax.config.presets import ABLATIONS
 
@@ -35,6 +36,8 @@ ARGUMENTS = {
     "modularity": ABLATIONS[1:],
     "btx_tiny": STAGES,
     "flexolmo_tiny": STAGES,
+    "labels_tiny": LABEL_KINDS[1:],
+    "lossfree_tiny": LOSS_FREE[1:],
 }
 
 
