@@ -85,9 +85,7 @@ def mix(
         shown.show("comparing the branches")
         opened = [_open(os.fspath(path)) for path in branches]
         names = [one.folder.name for one in opened]
-        twice = sorted({name for name in names if names.count(name) > 1})
-        if twice:
-            raise UsageError(f"{', '.join(twice)}: more than one branch is called so; rename one")
+        _check_names([*names, *(["seed"] if with_seed is not None else [])])
         _check_alike(opened)
         if opened[0].config.moe is None:
             made = _dense(opened, names, with_seed, top_k or TOP_K, seed)
@@ -119,6 +117,13 @@ def _open(path: str) -> OpenedModel:
     if opened.step is None:
         raise UsageError(f"{path}: a Hugging Face folder, not a branch; give the run's workdir")
     return opened
+
+
+def _check_names(names: Sequence[str]) -> None:
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise UsageError(
+            f"{', '.join(twice)}: more than one expert would be called so; rename a branch's folder"
+        )
 
 
 def _about(opened: OpenedModel) -> dict[str, Any]:
@@ -166,9 +171,7 @@ def _dense(
     if with_seed is not None:
         parent = _open(os.fspath(with_seed))
         _check_alike([opened[0], parent])
-        digest = records[0].get("params")
-        known = digest is None or params_digest(parent.source) == digest
-        if not known or parent.name != records[0]["name"]:
+        if not _is_parent(parent, records[0]):
             raise UsageError(
                 f"--with-seed {with_seed}: is not what the branches began from,"
                 f" {_shown(records[0])}"
@@ -213,6 +216,12 @@ def _same_parent(a: dict[str, Any], b: dict[str, Any]) -> bool:
     return all(a.get(name) == b.get(name) for name in ("name", "step", "config_sha256"))
 
 
+def _is_parent(opened: OpenedModel, record: dict[str, Any]) -> bool:
+    if "params" in record:
+        return params_digest(opened.source) == record["params"]
+    return (opened.name, opened.step) == (record["name"], record["step"])
+
+
 def _shown(record: dict[str, Any]) -> str:
     return f"{record['workdir']}@{record['step']}"
 
@@ -247,9 +256,10 @@ def _extensions(opened: Sequence[OpenedModel], names: Sequence[str], top_k: int)
     if not s < (top_k or usual) <= E:
         raise UsageError(f"--top-k {top_k}: must be {s + 1}..{E}, the number of experts")
     larger = grown_config(before, E, top_k or usual)
+    record = read_record(first.folder)
     config = dataclasses.replace(
         first.config,
-        name=f"{first.name}_mixed",
+        name=f"{first.name if record is None else record['name']}_mixed",
         moe=larger.moe,
         optimizer=dataclasses.replace(first.config.optimizer, frozen=()),
     )

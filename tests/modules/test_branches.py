@@ -101,7 +101,7 @@ def test_branches_of_different_parents_or_shapes(dense_seed, branches, byte_stor
         emo_jax.mix([branches[0], wide], tmp_path / "mixed")
     with pytest.raises(UsageError, match=r"seed: did not begin from another run"):
         emo_jax.mix([branches[0], dense_seed], tmp_path / "mixed")
-    with pytest.raises(UsageError, match=r"cooking: more than one branch is called so"):
+    with pytest.raises(UsageError, match=r"cooking: more than one expert would be called so"):
         emo_jax.mix([branches[0], branches[0]], tmp_path / "mixed")
     with pytest.raises(UsageError, match=r"--top-k 3: must be 1..2"):
         emo_jax.mix(branches, tmp_path / "mixed", top_k=3)

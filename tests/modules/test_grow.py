@@ -1,10 +1,11 @@
 """A run with more experts: weights and moments by place, and the function where it is the same."""
 
 import dataclasses
+import json
 
 import numpy as np
 import pytest
-from runs import emo_here, state_of
+from runs import emo_here, state_of, train_argv
 from tiny import NO_POOL, tiny_batch, tiny_config
 
 from emo_jax.checkpoint.checkpointer import Checkpointer
@@ -167,3 +168,28 @@ def test_refusals(run, tmp_path, capsys):
     assert emo_here(*argv) == 2
     assert "is there already" in capsys.readouterr().err
     assert not out.exists()
+
+
+@pytest.mark.system
+def test_a_grown_run_goes_on_by_the_commands(finished_run, store, tmp_path):
+    """From its step, with the learning rate and the data of that step."""
+    more, workdir = tmp_path / "more", tmp_path / "on"
+    assert emo_here("grow", finished_run, "--experts", "16", "--output", more) == 0
+    fields = {
+        "moe__num_experts": 16,
+        "moe__pool__max_size": 16,
+        "train__steps": 42,
+        "train__batch_size": 8,
+        "train__eval_every": 0,
+        "init__expected_changes": "train.steps,train.batch_size",
+    }
+    argv = train_argv(store, workdir, **fields)
+    assert emo_here(*argv, "--init-from", more, "--init", "all") == 0
+    log = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    steps = [record["step"] for record in log if "ce_loss" in record]
+    assert steps == [41, 42]
+    # At the end of a cosine: a tenth of the peak.
+    assert log[-1].get("learning_rate", log[0]["learning_rate"]) == pytest.approx(4e-4, rel=0.02)
+    state = state_of(workdir, 42)
+    assert state["step"] == 42
+    assert state["params/layers/mlp/experts/up"].shape[1] == 16
