@@ -32,6 +32,7 @@ ARGUMENTS = {
     "bench_cpu": ("standard",),
     "ablation_tiny": ABLATIONS[1:],
     "modularity": ABLATIONS[1:],
+    "control_tiny": ("decay", "span-64", "penalty-2"),
 }
 
 
