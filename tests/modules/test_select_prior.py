@@ -34,5 +34,5 @@ def test_a_prior_draws_one_example_to_what_domains_do(finished_run, store, tmp_p
 
 
 def test_refusals(finished_run, store, tmp_path):
-    with pytest.raises(UsageError, match="^--prior .*: is for --method global, not layerwise"):
+    with pytest.raises(UsageError, match=r"^--prior .*: is for --method global, not layerwise"):
         select(finished_run, str(store), tmp_path / "out", keep="50%", prior=store)
