@@ -95,6 +95,13 @@ def counts(option: str, items: tuple[str, ...]) -> tuple[int, ...]:
 @click.option(
     "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of which examples."
 )
+@click.option(
+    "--prior",
+    default=None,
+    metavar="STORE",
+    help="With --method global and few examples: how domains of this store are routed, which the"
+    " examples are judged by.",
+)
 @click.option("--allow-fewer", is_flag=True, help="Also fewer experts than a token uses.")
 @_LAYOUT
 @click.option("--output", required=True, help="Folder to make; below it, one for each of several.")
@@ -110,6 +117,7 @@ def select(
     max_tokens: int,
     min_tokens: int,
     seed: int,
+    prior: str | None,
     allow_fewer: bool,
     layout: str | None,
     output: str,
@@ -144,6 +152,7 @@ def select(
         seed=seed,
         allow_fewer=allow_fewer,
         layout=layout,
+        prior=prior,
         trust=trust,
         quiet=False,
     )

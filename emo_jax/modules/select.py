@@ -45,6 +45,7 @@ from emo_jax.selection.examples import (
     store_examples,
     take,
 )
+from emo_jax.selection.prior import RoutingPrior, posterior_scores, store_prior
 from emo_jax.selection.scores import Choice, choose_by_examples
 from emo_jax.selection.variants import within_documents
 
@@ -60,6 +61,7 @@ class _SelectSettings:
     seed: int
     allow_fewer: bool
     layout: str | None
+    prior: str | None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -100,6 +102,7 @@ def select(
     seed: int = 0,
     allow_fewer: bool = False,
     layout: str | None = None,
+    prior: str | os.PathLike[str] | None = None,
     trust: bool = False,
     quiet: bool = True,
 ) -> list[Selected]:
@@ -131,6 +134,8 @@ def select(
       allow_fewer: allow keeping fewer experts than a token uses.
       layout: "qwen2_moe" or "emo"; None: "qwen2_moe", which stock transformers loads, or "emo" if
         layers have different numbers of experts.
+      prior: a token store of several domains, for "global" with few examples, see
+        `emo_jax.selection.prior`.
       trust: allow a tokenizer whose file names code to import, see `emo_jax.load`; only a file of
         documents needs the tokenizer.
       quiet: show no progress.
@@ -156,7 +161,10 @@ def select(
         seed=seed,
         allow_fewer=allow_fewer,
         layout=layout,
+        prior=None if prior is None else os.fspath(prior),
     )
+    if prior is not None and method != "global":
+        raise UsageError(f"--prior {prior}: is for --method global, not {method}; give that")
     if (ordered and ordered[0] < 1) or not numbers:
         raise UsageError("--examples: must be numbers above 0, or all")
     per_layer_of(keep_per_layer)  # refuses what no model has
@@ -346,6 +354,11 @@ class _Chooser:
             step = "" if opened.step is None else f"@{opened.step}"
             loaded = load_model(f"{opened.folder}{step}")
             self._params = jax.device_put(loaded.params, self._model.param_shardings())
+        self._prior: RoutingPrior | None = None
+        if settings.prior is not None:
+            store = TokenStore.open(settings.prior)
+            check_source(settings.prior, store, self._config, opened.tokenizer)
+            self._prior = store_prior(self._model, self._params, store, SELECT, self._pad_id, say)
 
     def choose(self, examples: Examples, budget: Budget) -> tuple[Choice, _Shape]:
         """Chooses the experts for these examples."""
@@ -353,6 +366,9 @@ class _Chooser:
         mass_LMR = self._scored(examples, "global", budget, ()) if budget.needs_mass else None
         shape = _shape(self._config, budget, self._settings, mass_LMR)
         scores_LMR = self._scored(examples, method, budget, shape.routed_L)
+        if self._prior is not None:
+            number, shares_LMR = len(examples.documents), scores_LMR / scores_LMR.sum(-1)[..., None]
+            scores_LMR = posterior_scores(self._prior, shares_LMR[:, 0], number)[:, None]
         kept_LMR = choose_best(scores_LMR, experts_there(self._config), shape.routed_L)
         return Choice(kept_LMR, scores_LMR), shape
 
@@ -390,6 +406,7 @@ def _about(
     several = len(budget.counts) > 1
     return {
         "method": settings.method,
+        **({"prior": settings.prior} if settings.prior else {}),
         "keep": "per-layer" if several else str(budget),
         "keep_schedule": budget.schedule,
         **({"keep_per_layer": list(budget.counts)} if several else {}),

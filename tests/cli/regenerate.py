@@ -38,6 +38,7 @@ ARGUMENTS = {
     "flexolmo_tiny": STAGES,
     "labels_tiny": LABEL_KINDS[1:],
     "lossfree_tiny": LOSS_FREE[1:],
+    "control_tiny": ("decay", "span-64", "penalty-2"),
 }
 
 

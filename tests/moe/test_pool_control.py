@@ -131,7 +131,8 @@ D, R, K, B, S = 6, 9, 2, 2, 12
 def _routed(x, kernel, ids, sizes, penalty):
     config = MoeConfig(num_experts=R, top_k=K, expert_dim=4, num_shared_experts=0)
     drawn = pools.Pools(jnp.asarray(sizes), penalty=penalty)
-    return choose(x, kernel, config, jnp.asarray(ids), pools=drawn)
+    run = jax.jit(lambda x, kernel: choose(x, kernel, config, jnp.asarray(ids), pools=drawn))
+    return run(x, kernel)
 
 
 @pytest.mark.parametrize("penalty", [0.7, 3.0])
@@ -167,7 +168,7 @@ def test_logits_outside_are_lowered(penalty):
         weights = _routed(arrays[0], kernel, ids, sizes, penalty)[0].weights_BSK
         return (weights * along).sum()
 
-    ours = jax.grad(loss)(arrays[1])
+    ours = jax.jit(jax.grad(loss))(arrays[1])
     step = 1e-6
     for d, r in [(0, 0), (3, 5), (5, 8)]:
         moved = np.zeros((D, R))
