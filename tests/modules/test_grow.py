@@ -120,6 +120,7 @@ def test_the_function_is_the_same_where_all_are_copied_and_picked(run, tmp_path)
     assert np.abs(other[..., :50] - expected[..., :50]).max() > 1e-2
 
 
+@pytest.mark.system
 def test_the_next_step_moves_copies_with_the_moments_they_have(run, tmp_path):
     """The restored state trains; a copy with zero moments moves otherwise than its origin."""
     changes = {}
