@@ -24,6 +24,9 @@ expert, with `down_proj` doubled behind a gate that is always one half; query, k
 biases of zero: the same function, exactly. Keep `shared_expert_gate` and these biases frozen where
 you train it further, or emo_jax cannot import what comes out.
 """,
+    "mixtral": f"""{_STOCK}
+The architecture is Mixtral's, so no remote code is needed.
+""",
     "llama": f"""{_STOCK}
 The architecture is Llama's, so no remote code is needed.
 """,
@@ -70,7 +73,7 @@ def model_card(config: Config, layout: Layout, card: Card | None = None) -> str:
     """The model card in Markdown; nested facts are flattened into one table."""
     model, card = config.model, card or Card()
     kind = "mixture-of-experts" if config.moe else "dense"
-    stock = layout.name in ("qwen2_moe", "llama")
+    stock = layout.name in ("qwen2_moe", "mixtral", "llama")
     parts = [
         f"---\nlibrary_name: {'transformers' if stock else 'emo_jax'}\n"
         "pipeline_tag: text-generation\n---",

@@ -95,9 +95,9 @@ def export(
     Args:
       workdir: folder of the run, or `WORKDIR@STEP`.
       output: folder to create.
-      layout: "qwen2_moe" (with experts) or "llama" (dense), which stock transformers loads, or
-        "emo", which uses the names of the released checkpoints; None: whichever of the first two
-        fits the model.
+      layout: "qwen2_moe", "mixtral" (with experts) or "llama" (dense), which stock transformers
+        loads, or "emo", which uses the names of the released checkpoints; None: the first that
+        fits the model, "mixtral" before "qwen2_moe".
       step: step of the checkpoint, overriding that of `WORKDIR@STEP`; None: the newest good one.
       tokenizer_dir: folder of the tokenizer; None: the run's own.
       quiet: show no progress.
@@ -214,7 +214,7 @@ def import_(
     from random parameters. Memory: a few slices of the model, see `emo_jax.checkpoint.slices`.
 
     Args:
-      hf_dir: a Hugging Face folder in layout "qwen2_moe", "llama" or "emo".
+      hf_dir: a Hugging Face folder in layout "qwen2_moe", "mixtral", "llama" or "emo".
       workdir: folder to create.
       quiet: show no progress.
 
