@@ -1,0 +1,3 @@
+"""Small random models."""
+
+from hf_folders import make_model  # noqa: F401
