@@ -1,6 +1,7 @@
-"""Mixtral's routing: two of eight experts, weights that sum to 1.
+"""Mixtral's routing: two of eight experts, weights that sum to 1, grouped queries.
 
 emo train --config experiments/mixtral_tiny.py --config.data.store=STORE --workdir WORKDIR
+emo export WORKDIR --output FOLDER        # layout mixtral: stock transformers loads it
 
 What it is and where it differs from the paper: docs/baselines.md. Hardware and hours: two CPU
 cores, about a quarter of an hour for 3.7 M tokens.

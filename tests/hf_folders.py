@@ -47,6 +47,8 @@ def make_model():
         **moe,
     ):
         dense = dense or fits == "llama"
+        if fits == "mixtral":
+            shared, moe = 0, moe | {"normalize_picks": True}
         config = Config(
             name="small",
             model=ModelConfig(
@@ -151,6 +153,27 @@ def fuse(folder, layers=(0, 1)):
             }
             both = np.concatenate([found["gate"], found["up"]], axis=1)
             held |= {f"{prefix}.gate_up_proj": both, f"{prefix}.down_proj": found["down"]}
+        save_file(held, file, {"format": "pt"})
+    return folder
+
+
+def fuse_mixtral(folder):
+    """As Mixtral is in the memory of transformers 5, and saved in that form."""
+    for file in folder.glob("*.safetensors"):
+        held = load_file(file)
+        for i in (0, 1):
+            prefix = f"model.layers.{i}.block_sparse_moe"
+            found = {
+                name: np.stack([held.pop(f"{prefix}.experts.{e}.{name}.weight") for e in range(8)])
+                for name in ("w1", "w2", "w3")
+            }
+            both = np.concatenate([found["w1"], found["w3"]], axis=1)
+            own = f"model.layers.{i}.mlp"
+            held |= {
+                f"{own}.gate.weight": held.pop(f"{prefix}.gate.weight"),
+                f"{own}.experts.gate_up_proj": both,
+                f"{own}.experts.down_proj": found["w2"],
+            }
         save_file(held, file, {"format": "pt"})
     return folder
 

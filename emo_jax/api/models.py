@@ -159,7 +159,7 @@ def load(path: str | os.PathLike[str], *, trust: bool = False) -> Model:
 
     Args:
       path: a run's `WORKDIR` (its newest good checkpoint), `WORKDIR@STEP`, or a Hugging Face folder
-        in layout "qwen2_moe", "llama" or "emo".
+        in layout "qwen2_moe", "mixtral", "llama" or "emo".
       trust: allow a tokenizer whose file names code to import and call; that may be any code that
         this Python can import.
 

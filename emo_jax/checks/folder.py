@@ -80,7 +80,7 @@ def compare_folder(
     except UsageError as error:  # for example, a dense model and one with experts
         return Comparison([f"config.json: {error}"], 1, 0, run.step)
     if layout.fused_experts:
-        headers = apart(headers, config)
+        headers = apart(headers, config, layout)
     tensors = layout.tensors(config, biases=has_biases(layout, hf))
     kinds = {
         "fields": _differing_fields(hf, to_hf(layout, config, special_ids={}), config),

@@ -16,6 +16,7 @@ from emo_jax.cli import (  # noqa: F401  (they add their commands)
     task_data,
     tasks,
     training,
+    upcycling,
 )
 from emo_jax.cli.app import cli, main
 

@@ -21,9 +21,9 @@ from emo_jax.config.names import GGUF_TYPES, LAYOUT_NAMES
     "--layout",
     type=click.Choice(LAYOUT_NAMES),
     default=None,
-    help="qwen2_moe (experts), glm4_moe (experts behind sigmoids) and llama (dense) load in stock"
-    " transformers, and the one that fits is taken if not given; emo has the released checkpoints'"
-    " names.",
+    help="qwen2_moe, mixtral (experts), glm4_moe (experts behind sigmoids) and llama (dense) load"
+    " in stock transformers, and the one that fits is taken if not given; emo has the released"
+    " checkpoints' names.",
 )
 @click.option(
     "--step", type=int, default=None, help="Checkpoint; the newest good one if not given."
@@ -140,6 +140,6 @@ def export(
     help="Folder to make; emo export reads it, and emo train goes on from it.",
 )
 def import_(hf_dir: str, workdir: str) -> None:
-    """Read a Hugging Face folder (qwen2_moe, glm4_moe, llama or emo) into a workdir."""
+    """Read a Hugging Face folder (qwen2_moe, mixtral, glm4_moe, llama or emo) into a workdir."""
     config = emo_jax.import_(hf_dir, workdir, quiet=False)
     click.echo(f"{workdir}: {config.name}, {config.model.num_layers} layers")

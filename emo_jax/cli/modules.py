@@ -15,8 +15,8 @@ _LAYOUT = click.option(
     "--layout",
     type=click.Choice(MOE_LAYOUT_NAMES),
     default=None,
-    help="qwen2_moe, if not given, loads in stock transformers; emo has the released checkpoints'"
-    " names.",
+    help="What stock transformers loads, if not given: mixtral where it fits, else qwen2_moe; emo"
+    " has the released checkpoints' names.",
 )
 
 

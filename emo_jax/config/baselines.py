@@ -46,12 +46,13 @@ def switch_tiny() -> ConfigDict:
 
 
 def mixtral_tiny() -> ConfigDict:
-    """Mixtral's routing (arXiv 2401.04088): top-2 of 8, weights that sum to 1, none shared.
+    """Mixtral's (arXiv 2401.04088): top-2 of 8, weights that sum to 1, none shared, GQA.
 
     Experts are as wide as two of EMO's, so that a token uses as much; all of them have a quarter of
     the parameters of EMO's.
     """
     config = _standard("mixtral_tiny")
+    config.model.num_kv_heads = 2  # of 4 heads of queries
     config.moe.update(
         {
             "num_experts": 8,

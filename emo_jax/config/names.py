@@ -59,9 +59,17 @@ BRANCH_METHODS: tuple[str, ...] = get_args(BranchMethod)
 InitMode = Literal["weights", "weights+optimizer", "all"]
 INIT_MODES: tuple[str, ...] = get_args(InitMode)
 # Layouts of a Hugging Face folder, see `emo_jax.hf.layouts`.
-LayoutName = Literal["qwen2_moe", "glm4_moe", "llama", "emo"]
+UPCYCLE_METHODS = (
+    "split-random",
+    "split-kmeans",
+    "split-coactivation",
+    "split-importance",
+    "copy",
+)
+UPCYCLE_METHODS_WITH_DATA = ("split-coactivation", "split-importance")
+LayoutName = Literal["qwen2_moe", "mixtral", "glm4_moe", "llama", "emo"]
 LAYOUT_NAMES: tuple[str, ...] = get_args(LayoutName)
-MOE_LAYOUT_NAMES = ("qwen2_moe", "glm4_moe", "emo")
+MOE_LAYOUT_NAMES = ("qwen2_moe", "mixtral", "glm4_moe", "emo")
 # Types of the matrices of a GGUF file, see `emo_jax.hf.gguf_tensors`.
 GgufType = Literal["float32", "float16", "bfloat16", "q8_0"]
 GGUF_TYPES: tuple[str, ...] = get_args(GgufType)

@@ -1,7 +1,7 @@
-"""Hugging Face folders: three layouts, export and import.
+"""Hugging Face folders: four layouts, export and import.
 
-`qwen2_moe` and, for dense models, `llama` load in transformers without remote code; `emo` uses the
-tensor names of the checkpoints released with the EMO paper (SPEC 9.1).
+`qwen2_moe`, `mixtral` and, for dense models, `llama` load in transformers without remote code;
+`emo` uses the tensor names of the checkpoints released with the EMO paper (SPEC 9.1).
 """
 
 from emo_jax.hf.export import export_leaves, export_model

@@ -28,6 +28,9 @@ you train it further, or emo_jax cannot import what comes out.
 The architecture is GLM-4.5's, so no remote code is needed: the router's sigmoids, and the bias
 that chooses without being in the weights, are its own.
 """,
+    "mixtral": f"""{_STOCK}
+The architecture is Mixtral's, so no remote code is needed.
+""",
     "llama": f"""{_STOCK}
 The architecture is Llama's, so no remote code is needed.
 """,

@@ -71,8 +71,8 @@ def export_leaves(
       config: config of the run; stored in config.json, so that an import restores it, except for
         what `portable` drops.
       output: a new or empty folder.
-      layout: `qwen2_moe` or `llama` (read by transformers without remote code), or `emo` (the
-        names of the released checkpoints); None: whichever of the first two fits the model.
+      layout: `qwen2_moe`, `mixtral` or `llama` (read by transformers without remote code), or
+        `emo` (the names of the released checkpoints); None: see `layout_for`.
       tokenizer_dir: folder with tokenizer.json, which is rewritten as `tokenizer_files` describes.
       adds_bos: whether the training documents began with the tokenizer's beginning-of-document
         token; None: as the folder states.

@@ -17,14 +17,19 @@ from emo_jax.checkpoint.slices import WRITE_BYTES
 from emo_jax.config import Config
 from emo_jax.errors import HfFormatError, UsageError
 from emo_jax.hf.layouts import Layout
+from emo_jax.hf.mixtral import BLOCK
 from emo_jax.hf.tensors import HfTensor, LeafSource
 from emo_jax.model.params import Shape
 
 TYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16", "q8_0": "Q8_0"}
-ARCHITECTURES = {"qwen2_moe": "QWEN2MOE", "llama": "LLAMA"}  # by layout
+# By layout; llama.cpp's Llama also has experts, and divides their weights by the sum.
+ARCHITECTURES = {"qwen2_moe": "QWEN2MOE", "mixtral": "LLAMA", "llama": "LLAMA"}
 _EXPERT = re.compile(r"\.experts\.\d+\.")
 # Always float32, whatever the file's type: they are small, and routing depends on the last bits.
-_ALWAYS_FLOAT32 = ("norm.weight", ".mlp.gate.weight", "shared_expert_gate.weight", ".bias")
+_ALWAYS_FLOAT32 = (
+    *("norm.weight", ".mlp.gate.weight", f".{BLOCK}.gate.weight"),
+    *("shared_expert_gate.weight", ".bias"),
+)
 _BLOCK = 32  # numbers that share a scale in q8_0; rows that are no multiple of it are float16
 
 
@@ -117,7 +122,7 @@ def tensors(layout: Layout, config: Config, type_name: str) -> list[GgufTensor]:
     architecture = gguf.MODEL_ARCH[architecture_of(layout, config)]
     named = gguf.get_tensor_name_map(architecture, config.model.num_layers)
     turned = {}  # projections with rotary pairs, and their heads
-    if layout.name == "llama":
+    if ARCHITECTURES[layout.name] == "LLAMA":
         turned = {"q_proj.weight": config.model.num_heads, "k_proj.weight": config.model.kv_heads}
     groups: dict[str, list[HfTensor]] = {}
     for tensor in layout.tensors(config):
@@ -154,7 +159,7 @@ def architecture_of(layout: Layout, config: Config) -> str:
             f" {config.name} has {model.num_heads} × {model.head_dim} and {model.embed_dim};"
             " export it with --output for transformers"
         )
-    if config.moe is not None and config.moe.normalize_picks:
+    if layout.name == "qwen2_moe" and config.moe is not None and config.moe.normalize_picks:
         raise UsageError(
             f"--gguf: llama.cpp's Qwen2-MoE does not divide weights by their sum, and {config.name}"
             " has moe.normalize_picks; export it with --output for transformers"
@@ -180,9 +185,12 @@ def shape_keys(layout: Layout, config: Config) -> dict[str, Any]:
         "vocab_size": model.vocab_size,
     }
     if not layout.dense:
+        keys["expert_used_count"] = fields["num_experts_per_tok"]
+    if layout.name == "mixtral":
+        keys["expert_count"] = fields["num_local_experts"]
+    elif not layout.dense:
         keys |= {
             "expert_count": fields["num_experts"],
-            "expert_used_count": fields["num_experts_per_tok"],
             "expert_feed_forward_length": fields["moe_intermediate_size"],
             "expert_shared_feed_forward_length": fields["shared_expert_intermediate_size"],
         }

@@ -16,6 +16,7 @@ from emo_jax.hf.fields import read_fields
 from emo_jax.hf.fused import DOWN, GATE_UP, apart
 from emo_jax.hf.hf_config import from_hf, load_json, vocab_rows, vocab_size
 from emo_jax.hf.layouts import Layout, layout_named
+from emo_jax.hf.mixtral import BLOCK
 from emo_jax.hf.sources import FolderSource
 from emo_jax.hf.tensors import HfTensor
 from emo_jax.hf.weights import (
@@ -57,7 +58,7 @@ def open_folder(folder: str | os.PathLike[str]) -> tuple[FolderSource, Config, L
     config = from_hf(hf, layout, where, name=folder.resolve().name)
     _check_counts(headers, hf, where)
     if layout.fused_experts:
-        headers = apart(headers, config)
+        headers = apart(headers, config, layout)
     tensors = layout.tensors(config, biases=has_biases(layout, hf))
     source = _open(headers, config, tensors, layout.name, folder)
     return source, config, layout
@@ -118,7 +119,7 @@ def _read_tree(source: FolderSource) -> dict[str, Any]:
     return unflatten({leaf: source.read_whole(leaf) for leaf in source.shapes})
 
 
-_NAME = re.compile(r"model\.layers\.(\d{1,9})\.(?:mlp\.experts\.(\d{1,9})\.)?")
+_NAME = re.compile(rf"model\.layers\.(\d{{1,9}})\.(?:(?:mlp|{BLOCK})\.experts\.(\d{{1,9}})\.)?")
 
 
 def _check_counts(headers: dict[str, StoredTensor], hf: dict[str, Any], where: Path) -> None:
@@ -130,10 +131,11 @@ def _check_counts(headers: dict[str, StoredTensor], hf: dict[str, Any], where: P
             experts.add(found[2] or "0")
             if name.endswith((GATE_UP, DOWN)):
                 fused = max([fused, *stored.shape[:1]])
-    there = {"num_hidden_layers": len(layers), "num_experts": max(len(experts), fused)}
+    counts = ("num_local_experts", "n_routed_experts", "num_experts")
+    field = next((name for name in counts if name in hf), "num_experts")
+    there = {"num_hidden_layers": len(layers), field: max(len(experts), fused)}
     wanted = {name: hf.get(name, 0) for name in there}
-    wanted["num_experts"] = hf.get("n_routed_experts", wanted["num_experts"])
-    wanted["num_experts"] = max([wanted["num_experts"], *(hf.get("num_experts_per_layer") or [])])
+    wanted[field] = max([wanted[field], *(hf.get("num_experts_per_layer") or [])])
     for name, count in wanted.items():
         if count > there[name]:
             raise HfFormatError(

@@ -12,6 +12,7 @@ from typing import Any
 from emo_jax.config import Config, moe_of
 from emo_jax.errors import UsageError
 from emo_jax.hf import glm4_moe
+from emo_jax.hf.mixtral import is_mixtral, mixtral_fields, mixtral_sections, mixtral_tensors
 from emo_jax.hf.tensors import HfTensor
 from emo_jax.model.params import leaf_shapes
 
@@ -359,6 +360,19 @@ LAYOUTS = {
         mlp_sections=glm4_moe.glm4_moe_sections,
         mlp_tensors=_glm4_moe_tensors,
     ),
+    "mixtral": Layout(
+        name="mixtral",
+        model_type="mixtral",
+        architecture="MixtralForCausalLM",
+        attention_norm="input_layernorm",
+        mlp_norm="post_attention_layernorm",
+        fixed=_FIXED,
+        fused_experts=True,
+        mlp_counts=("intermediate_size", "num_local_experts", "num_experts_per_tok"),
+        mlp_fields=mixtral_fields,
+        mlp_sections=mixtral_sections,
+        mlp_tensors=mixtral_tensors,
+    ),
     "llama": Layout(
         name="llama",
         dense=True,
@@ -383,14 +397,16 @@ def layout_named(name: str) -> Layout:
 
 
 def layout_for(config: Config, name: str | None = None) -> Layout:
-    """The layout of a model: by name, or by default the one that stock transformers loads.
+    """The layout of a model: by name, or by default one that stock transformers loads.
+
+    For a mixture of experts that is `mixtral` if it fits the model, otherwise `qwen2_moe`.
 
     Raises:
       UsageError: no such layout, or it does not support this kind of model.
     """
     dense = config.moe is None
     sigmoid = config.moe is not None and config.moe.gate == "sigmoid"
-    of_experts = "glm4_moe" if sigmoid else "qwen2_moe"
+    of_experts = "mixtral" if is_mixtral(config) else "glm4_moe" if sigmoid else "qwen2_moe"
     layout = layout_named(name or ("llama" if dense else of_experts))
     if layout.dense != dense:
         kinds = {True: "dense models", False: "mixtures of experts"}
@@ -401,6 +417,11 @@ def layout_for(config: Config, name: str | None = None) -> Layout:
         )
     if config.moe is not None:
         glm4_moe.check_gate(layout.name, config)
+    if layout.name == "mixtral" and not is_mixtral(config):
+        raise UsageError(
+            f"layout 'mixtral' is for models with moe.num_shared_experts = 0 and"
+            f" moe.normalize_picks, which {config.name!r} is not; give layout qwen2_moe or emo"
+        )
     if layout.name != "emo" and config.moe is not None and config.moe.experts_per_layer:
         raise UsageError(
             f"layout {layout.name!r} has one number of experts for all layers, and"

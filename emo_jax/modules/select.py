@@ -4,9 +4,8 @@ Legend: L layers, R routed experts.
 """
 
 import dataclasses
-import logging
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,11 +14,8 @@ import numpy as np
 
 from emo_jax.checkpoint.manifest import versions
 from emo_jax.config import Config, moe_of
-from emo_jax.data.store import TokenStore
-from emo_jax.documents.input_files import is_of_documents
-from emo_jax.documents.read import ReadReport, read_documents
 from emo_jax.errors import DataError, UsageError
-from emo_jax.evals.by_domain import SELECT, check_source, eval_mesh
+from emo_jax.evals.by_domain import eval_mesh
 from emo_jax.files.atomic import refuse_existing
 from emo_jax.files.progress import Progress
 from emo_jax.hf.layouts import layout_for
@@ -28,6 +24,7 @@ from emo_jax.model.functions import ModelFunctions
 from emo_jax.model.params import Params, count_parameters
 from emo_jax.modules.assemble import smaller_config
 from emo_jax.modules.folder import write_selected
+from emo_jax.modules.read_examples import read_examples
 from emo_jax.saved.load import OpenedModel, load_model, open_model
 from emo_jax.saved.selection_file import Selection, fingerprint, overlap
 from emo_jax.selection.budgets import (
@@ -40,10 +37,6 @@ from emo_jax.selection.budgets import (
 )
 from emo_jax.selection.examples import (
     Examples,
-    examples_of,
-    split_location,
-    store_examples,
-    take,
 )
 from emo_jax.selection.prior import RoutingPrior, posterior_scores, store_prior
 from emo_jax.selection.scores import Choice, choose_by_examples
@@ -132,8 +125,8 @@ def select(
       seed: seed for the order in which a store's documents are taken (0: the store's order), and
         for "random".
       allow_fewer: allow keeping fewer experts than a token uses.
-      layout: "qwen2_moe" or "emo"; None: "qwen2_moe", which stock transformers loads, or "emo" if
-        layers have different numbers of experts.
+      layout: "qwen2_moe", "mixtral", "glm4_moe" or "emo"; None: one that stock transformers loads,
+        or "emo" if layers have different numbers of experts.
       prior: a token store of several domains, for "global" with few examples, see
         `emo_jax.selection.prior`.
       trust: allow a tokenizer whose file names code to import, see `emo_jax.load`; only a file of
@@ -187,7 +180,15 @@ def select(
             shape = _shape(config, budget, settings)
             layout_for(smaller_config(config, shape.routed_L), shape.layout)
     with Progress("select", enabled=not quiet) as shown:
-        read = _read_examples(opened, data, settings, shown.show)
+        shown.show(f"reading examples of {data}")
+        read = read_examples(
+            opened,
+            data,
+            number=None if None in settings.examples else ordered[-1],
+            max_tokens=max_tokens,
+            min_tokens=min_tokens,
+            seed=seed,
+        )
         there = len(read.documents)
         if more := [n for n in settings.examples if n is not None and n > there]:
             raise UsageError(
@@ -282,54 +283,6 @@ def _shape(
         " emo keeps the counts as given"
     )
     return _Shape([most] * len(routed_L), layout, (note,))
-
-
-def _read_examples(
-    model: OpenedModel, data: str, settings: _SelectSettings, say: Callable[[str], None]
-) -> Examples:
-    say(f"reading examples of {data}")
-    numbers = [n for n in settings.examples if n is not None]
-    number = None if None in settings.examples else max(numbers)
-    location, domain = split_location(data, lambda text: Path(text).exists())
-    if is_of_documents(location):
-        if domain is not None:
-            raise UsageError(
-                f"{data}: a file of documents has no domains to choose from; give a token store, or"
-                " a file of this domain alone"
-            )
-        return _file_examples(model, location, settings, number)
-    store = TokenStore.open(location)
-    check_source(location, store, model.config, model.tokenizer)
-    return store_examples(
-        store,
-        SELECT,
-        domain=domain,
-        number=number,
-        max_tokens=settings.max_tokens,
-        min_length=settings.min_tokens,
-        seed=settings.seed,
-    )
-
-
-def _file_examples(
-    model: OpenedModel, file: str, settings: _SelectSettings, number: int | None
-) -> Examples:
-    """Documents of a file, in its order, as ids of the model's tokenizer."""
-    tokenizer, report = model.need_tokenizer(), ReadReport()
-
-    def documents() -> Iterator[np.ndarray]:
-        for document in read_documents([file], report=report):
-            (ids,) = tokenizer.documents([document.text])
-            if len(ids) >= settings.min_tokens:
-                yield ids
-
-    found, _ = take(documents(), number, settings.max_tokens)
-    if report.skipped:
-        logging.warning("%s: %s", file, "; ".join(report.summary().split("\n  ")))
-    if not found or (number is not None and len(found) < number):
-        long = f" of at least {settings.min_tokens} tokens" if settings.min_tokens > 1 else ""
-        raise UsageError(f"{file}: {len(found)} documents{long}, not {number or 'any'}")
-    return examples_of(found, file)
 
 
 class _Chooser:

@@ -95,9 +95,9 @@ def export(
     Args:
       workdir: folder of the run, or `WORKDIR@STEP`.
       output: folder to create.
-      layout: "qwen2_moe" (with experts), "glm4_moe" (with experts behind sigmoids) or "llama"
-        (dense), which stock transformers loads, or "emo", which uses the names of the released
-        checkpoints; None: whichever of the first three fits the model.
+      layout: "qwen2_moe", "mixtral", "glm4_moe" (with experts; the last for sigmoid gates) or
+        "llama" (dense), which stock transformers loads, or "emo", which uses the names of the
+        released checkpoints; None: one of the former that fits the model, "mixtral" first.
       step: step of the checkpoint, overriding that of `WORKDIR@STEP`; None: the newest good one.
       tokenizer_dir: folder of the tokenizer; None: the run's own.
       quiet: show no progress.

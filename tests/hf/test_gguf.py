@@ -53,6 +53,7 @@ def expected(params, config) -> dict[str, np.ndarray]:
     leaves, model = flatten(params), config.model
     V, D, H, Dh = model.vocab_size, model.embed_dim, model.num_heads, model.head_dim
     heads_of_keys = model.num_kv_heads or H
+    mixtral = config.moe is not None and config.moe.normalize_picks  # llama.cpp's Llama
     out = {
         "token_embd.weight": leaves["embed/embedding"][:V],
         "output_norm.weight": leaves["final_norm/scale"],
@@ -67,13 +68,13 @@ def expected(params, config) -> dict[str, np.ndarray]:
         at = f"blk.{i}."
         for ours, theirs in (("query", "q"), ("key", "k"), ("value", "v")):
             rows = leaves[f"layers/attention/{ours}"][i].transpose(1, 2, 0)  # (H,Dh,D)
-            if config.moe is None and theirs != "v":
+            if (config.moe is None or mixtral) and theirs != "v":
                 # Llama's rotary embedding turns rows 2j and 2j + 1 there, j and j + Dh/2 here.
                 order = [j + half * Dh // 2 for j in range(Dh // 2) for half in (0, 1)]
                 rows = rows[:, order]
             heads = H if theirs == "q" else heads_of_keys
             out[f"{at}attn_{theirs}.weight"] = rows.reshape(heads * Dh, D)
-            if config.moe is not None:
+            if config.moe is not None and not mixtral:
                 out[f"{at}attn_{theirs}.bias"] = np.zeros(D)
         out[f"{at}attn_output.weight"] = leaves["layers/attention/out"][i].reshape(H * Dh, D).T
         out[f"{at}attn_norm.weight"] = leaves["layers/attention_norm/scale"][i]
@@ -83,9 +84,12 @@ def expected(params, config) -> dict[str, np.ndarray]:
             continue
         R, s = config.moe.num_routed_experts, config.moe.num_shared_experts
         out[f"{at}ffn_gate_inp.weight"] = leaves["layers/mlp/router/kernel"][i][:, :R].T
-        out[f"{at}ffn_gate_inp_shexp.weight"] = np.full(D, 2.0**-40)
+        if not mixtral:
+            out[f"{at}ffn_gate_inp_shexp.weight"] = np.full(D, 2.0**-40)
         for n, value in mlp.items():
             out[f"{at}ffn_{n}_exps.weight"] = value[:R].transpose(0, 2, 1)
+            if mixtral:
+                continue
             shared = (
                 np.concatenate([*value[R:].transpose(0, 2, 1)], 1 if n == "down" else 0)
                 if (s)
@@ -114,6 +118,7 @@ def stored_as(value: np.ndarray, kind: str) -> np.ndarray:
     [
         *({"shared": 0}, {"shared": 1}, {"shared": 3}),
         *({"dense": True}, {"dense": True, "head_dim": 16}, {"dense": True, "kv_heads": 2}),
+        {"fits": "mixtral", "kv_heads": 2},
     ],
     ids=str,
 )
@@ -136,6 +141,20 @@ def test_every_tensor_by_name_and_value(write, type_name, shape, monkeypatch):
         got = gguf.quants.dequantize(tensor.data, tensor.tensor_type).reshape(value.shape)
         np.testing.assert_array_equal(got, stored_as(value, kind), err_msg=name)
     assert sum(tensor.n_bytes for tensor in found.values()) == gguf_bytes(config, type_name)
+
+
+def test_keys_of_a_mixtral(write):
+    said = keys_of(write(fits="mixtral", kv_heads=2)[0])
+    assert said["general.architecture"] == "llama"
+    counts = {
+        "attention.head_count": 4,
+        "attention.head_count_kv": 2,
+        "expert_count": 8,
+        "expert_used_count": 3,
+        "feed_forward_length": 16,
+    }
+    assert {name: said[f"llama.{name}"] for name in counts} == counts
+    assert "llama.expert_shared_feed_forward_length" not in said
 
 
 def test_keys_of_a_mixture_of_experts(write):

@@ -169,10 +169,14 @@ def test_the_layout_is_the_one_that_stock_transformers_loads(make_model, tmp_pat
 @pytest.mark.parametrize(
     ("dense", "layout", "said"),
     [
-        (False, "llama", r"'llama' is for dense models, and 'small' .* qwen2_moe or emo, or none"),
+        (
+            False,
+            "llama",
+            r"'llama' is for dense models, and 'small' .* qwen2_moe or emo or mixtral, or none",
+        ),
         (True, "qwen2_moe", r"'qwen2_moe' is for mixtures of experts, .* give layout llama"),
         (True, "emo", r"'emo' is for mixtures of experts, .* give layout llama"),
-        (True, "gpt2", r"'gpt2': must be one of \['qwen2_moe', 'emo', 'llama'\]"),
+        (True, "gpt2", r"'gpt2': must be one of \['qwen2_moe', 'emo', 'mixtral', 'llama'\]"),
     ],
 )
 def test_a_layout_for_other_models_is_refused(make_model, tmp_path, dense, layout, said):

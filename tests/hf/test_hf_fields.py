@@ -128,6 +128,33 @@ def test_another_function_or_no_model_at_all(dense, fields, said):
     assert said in str(caught.value) and "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"sliding_window": 16}, "sliding_window = 16 is below max_position_embeddings = 48"),
+        ({"num_key_value_heads": 3}, "num_kv_heads = 3: must be 0, or a divisor of"),
+        ({"num_experts_per_tok": 9}, "moe.top_k = 9: must be 1..8"),
+        ({"num_local_experts": 9}, "num_local_experts = 9, but the tensors are of 8"),
+        ({"num_local_experts": 2}, "moe.top_k = 3: must be 1..2"),
+        ({"num_local_experts": "8"}, "num_local_experts must be a whole number"),
+        ({"intermediate_size": 12}, "w1.weight has shape (16, 32), but the config says (12, 32)"),
+        ({"tie_word_embeddings": True}, "tie_word_embeddings = True"),
+        ({"rope_parameters": {"rope_type": "yarn"}}, "a scaled rotary embedding"),
+    ],
+)
+def test_a_mixtral_of_a_shape_we_do_not_have(make_model, tmp_path, fields, said):
+    params, config = make_model(fits="mixtral")
+    path = export_model(params, config, tmp_path / "moe") / "config.json"
+    found = json.loads(path.read_text())
+    del found["emo_jax"]
+    path.write_text(json.dumps(found))
+    import_model(path.parent)
+    path.write_text(json.dumps(found | fields))
+    with pytest.raises(HfFormatError) as caught:
+        import_model(path.parent)
+    assert said in str(caught.value) and "\n" not in str(caught.value)
+
+
 def test_a_mixture_of_experts_that_leaves_out_what_transformers_takes_so(make_model, tmp_path):
     params, config = make_model()
     folder = export_model(params, config, tmp_path / "moe")
@@ -146,7 +173,7 @@ def test_a_mixture_of_experts_that_leaves_out_what_transformers_takes_so(make_mo
 
 
 @pytest.mark.system
-@pytest.mark.parametrize("model_type", ["qwen2_moe", "llama", "mistral"])
+@pytest.mark.parametrize("model_type", ["qwen2_moe", "mixtral", "llama", "mistral"])
 def test_absent_fields_are_those_of_transformers(model_type):
     """Needs transformers."""
     module = importlib.import_module(f"transformers.models.{model_type}")

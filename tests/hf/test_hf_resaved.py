@@ -11,7 +11,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 import runs
-from hf_folders import SAVED_BY, fuse, say
+from hf_folders import SAVED_BY, fuse, fuse_mixtral, say
 from safetensors.numpy import load_file, save_file
 
 from emo_jax.errors import HfFormatError
@@ -95,6 +95,19 @@ def test_an_expert_that_is_there_twice(exported):
         import_model(folder)
 
 
+def test_a_mixtral_as_it_is_in_memory(make_model, tmp_path):
+    params, config = make_model(fits="mixtral", kv_heads=2)
+    folder = export_model(params, config, tmp_path / "model")
+    expected = import_model(folder)
+    file = fuse_mixtral(folder) / "model.safetensors"
+    assert_same(folder, expected)
+    held = load_file(file)
+    name = "model.layers.1.block_sparse_moe.gate.weight"
+    save_file(held | {name: held["model.layers.1.mlp.gate.weight"]}, file)
+    with pytest.raises(HfFormatError, match=f"{name} is there as model.layers.1.mlp.gate"):
+        import_model(folder)
+
+
 def test_an_adapter_alone_is_named(tmp_path):
     (tmp_path / "adapter_config.json").write_text("{}")
     with pytest.raises(HfFormatError, match=r"PEFT adapter alone.*merge_and_unload\(\)"):
@@ -102,7 +115,7 @@ def test_an_adapter_alone_is_named(tmp_path):
 
 
 @pytest.mark.system
-@pytest.mark.parametrize("fits", ["qwen2_moe", "llama"])
+@pytest.mark.parametrize("fits", ["qwen2_moe", "mixtral", "llama"])
 def test_saved_again_by_transformers(make_model, tmp_path, transformers_at, fits):
     """In each type, in one file and in many, as it comes from the hub and as it is in memory."""
     params, config = make_model(shared=2, fits=fits)
@@ -135,7 +148,7 @@ def test_saved_again_by_transformers(make_model, tmp_path, transformers_at, fits
     assert len(list((tmp_path / "sharded").glob("*.safetensors"))) > 1
     for name, (dtype, _) in kinds.items():
         assert_same(tmp_path / name, expected, types[dtype])
-    if fits == "qwen2_moe" and "fused" in kinds:
+    if fits != "llama" and "fused" in kinds:
         assert "model.layers.0.mlp.experts.down_proj" in load_file(
             tmp_path / "fused" / "model.safetensors"
         )

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from emo_jax.errors import UsageError
 from emo_jax.files.trees import flatten
 from emo_jax.hf import export_model, import_model, import_tensors, layouts
 
@@ -140,7 +141,7 @@ def test_a_dense_model_comes_back(make_model, tmp_path, vocab):
     assert_same_bits(flatten(again), kept(params, config, "llama"))
 
 
-@pytest.mark.parametrize("layout", ["qwen2_moe", "emo", "llama"])
+@pytest.mark.parametrize("layout", ["qwen2_moe", "mixtral", "emo", "llama"])
 @pytest.mark.parametrize("kv_heads", [0, 1, 2])
 def test_heads_wider_than_the_model_come_back(make_model, tmp_path, layout, kv_heads):
     params, config = make_model(head_dim=16, kv_heads=kv_heads, fits=layout)
@@ -166,6 +167,27 @@ def test_without_our_section_the_shape_is_read_from_the_other_fields(
     assert config_again.model == dataclasses.replace(config.model, vocab_multiple=128)
     assert dataclasses.replace(config_again.moe, pool=config.moe.pool) == config.moe
     assert_same_bits(flatten(again), kept(params, config, layout))
+
+
+def test_a_mixtral_without_our_section(make_model, tmp_path):
+    params, config = make_model(fits="mixtral", kv_heads=2)
+    folder = export_model(params, config, tmp_path / "out")  # the layout that is taken for it
+    path = folder / "config.json"
+    said = json.loads(path.read_text())
+    assert said["architectures"] == ["MixtralForCausalLM"]
+    del said["emo_jax"]
+    path.write_text(json.dumps(said))
+    again, config_again = import_model(folder)
+    assert config_again.model == dataclasses.replace(config.model, vocab_multiple=128)
+    assert config_again.moe == config.moe
+    assert_same_bits(flatten(again), kept(params, config, "mixtral"))
+
+
+@pytest.mark.parametrize("shape", [{"shared": 0}, {"shared": 1, "normalize_picks": True}])
+def test_a_model_that_is_no_mixtral(make_model, tmp_path, shape):
+    with pytest.raises(UsageError, match=r"'mixtral' is for .* give layout qwen2_moe or emo"):
+        export_model(*make_model(**shape), tmp_path / "out", layout="mixtral")
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("rows,said", [(128, 96), (96, 128), (128, 128), (96, 96)])

@@ -37,6 +37,8 @@ SHAPES = {
     "all picked": {"shared": 1, "routed": 3},
     "dense": {"dense": True},
     "dense, wide heads": {"dense": True, "head_dim": 16},
+    "dense, grouped": {"dense": True, "kv_heads": 2},
+    "Mixtral": {"fits": "mixtral", "kv_heads": 2},
 }
 TEXTS = [*tokenizer_kinds.texts(), *tokenizer_kinds.mixed_texts(500)]
 # llama.cpp's detokenizer takes the space from before .,?! for these, whatever a file says.

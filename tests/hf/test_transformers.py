@@ -31,7 +31,7 @@ def load(torch):
             assert not report[what], f"{what}: {report[what]}"
         assert not report.get("error_msgs")
         assert type(model).__module__.startswith(
-            ("transformers.models.qwen2_moe", "transformers.models.llama")
+            tuple(f"transformers.models.{name}" for name in ("qwen2_moe", "mixtral", "llama"))
         )
         assert {p.dtype for p in model.parameters()} == {torch.float32}
         return model.eval()
@@ -115,9 +115,11 @@ def test_our_own_model_has_the_same_logits(make_model, tmp_path, load, torch, sh
     compare("ours", logits_of(torch, model, tokens), our_logits(params, config, tokens))
 
 
-@pytest.mark.parametrize("fits", ["qwen2_moe", "llama"])
+@pytest.mark.parametrize("fits", ["qwen2_moe", "mixtral", "llama"])
 def test_grouped_queries(make_model, tmp_path, load, torch, fits):
     params, config = make_model(fits=fits, kv_heads=2)
+    mlp = params["layers"]["mlp"]
+    mlp.get("experts", mlp)["down"] *= 3  # so that a wrong expert shows in the logits
     model = load(export_model(params, config, tmp_path / "out"))
     tokens = np.random.default_rng(1).integers(0, config.model.vocab_size, (2, 40))
     got = logits_of(torch, model, tokens)
