@@ -30,7 +30,6 @@ from emo_jax.selection.examples import shuffled_documents
 from emo_jax.selection.prior import (
     MIN_TOKENS,
     MOST_DOCUMENTS,
-    REACH,
     document_shares,
     posterior_scores,
     prior_of,
@@ -38,7 +37,7 @@ from emo_jax.selection.prior import (
 from emo_jax.selection.scores import choose_experts
 from emo_jax.selection.variants import within_documents
 
-LENGTH, DRAWS, NUMBERS = 512, 3, (1, 2, 4, 16)
+LENGTH, DRAWS, NUMBERS = 512, 3, (1, 4, 16)
 BATCH = 16  # windows
 
 
@@ -109,7 +108,7 @@ class Judge:
         ]
 
 
-def measure(judge: Judge, prior_documents: Documents, same: bool, reach: float) -> dict:
+def measure(judge: Judge, prior_documents: Documents, same: bool) -> dict:
     """Rises by name: a list over draws, of a number or None for each domain."""
     out: dict[str, list] = {}
     empty = np.zeros(judge.documents.shares_NLR.shape[1:])
@@ -136,19 +135,19 @@ def measure(judge: Judge, prior_documents: Documents, same: bool, reach: float) 
                     for p in places
                 ]
                 prior = prior_without(have)
-                drawn = [posterior_scores(prior, shares, number, reach) for shares in raw]
+                drawn = [posterior_scores(prior, shares, number) for shares in raw]
                 for name, shares in (("", raw), (" with prior", drawn)):
                     loss_M = judge.loss_M(judge.chosen(np.stack(shares), keep))
                     rise_M = np.where(missing_M, np.nan, loss_M - all_M)
                     out.setdefault(f"{number} examples{name} {keep}", []).append(_numbers(rise_M))
-        out |= _mixed(judge, keep, all_M, prior_without, reach)
+        out |= _mixed(judge, keep, all_M, prior_without)
         for name, values in out.items():
             if name.endswith(f" {keep}"):
                 print(f"  {name}: {_mean(values):+.4f}", flush=True)
     return out
 
 
-def _mixed(judge: Judge, keep: int, all_M, prior_without, reach: float) -> dict:
+def _mixed(judge: Judge, keep: int, all_M, prior_without) -> dict:
     """One document of each domain with half of its tokens from the next domain's."""
     places, M = judge.draw(2, 0), len(judge.domains)
     usable = [m for m in range(M) if places[m] is not None and places[(m + 1) % M] is not None]
@@ -161,7 +160,7 @@ def _mixed(judge: Judge, keep: int, all_M, prior_without, reach: float) -> dict:
     shares = document_shares(judge.model, judge.params, halves, 0)
     prior = prior_without([places[m][:1] for m in usable])
     out = {}
-    drawn = np.stack([posterior_scores(prior, one, 1, reach) for one in shares])
+    drawn = np.stack([posterior_scores(prior, one, 1) for one in shares])
     for name, found in (("", shares), (" with prior", drawn)):
         kept = np.moveaxis(judge.chosen(found, keep), 1, 0)  # of the pairs
         rises = []
@@ -199,14 +198,13 @@ def _mean(values: list) -> float:
 @click.option("--windows", default=96, show_default=True, help="Of a split.")
 @click.option("--split", default="test", show_default=True, help="To judge on.")
 @click.option("--seed", default=1, show_default=True, help="Of the examples.")
-@click.option("--reach", default=REACH, show_default=True, help="Of the prior.")
 @click.option("--json", "json_file", type=click.Path(path_type=Path), default=None)
-def main(model, data, held_out, windows, split, seed, reach, json_file) -> None:
+def main(model, data, held_out, windows, split, seed, json_file) -> None:
     """See the module."""
     loaded = load_model(model)
     functions = ModelFunctions(within_documents(loaded.config), make_mesh(MeshConfig()))
     params = jax.device_put(loaded.params, functions.param_shardings())
-    result = {"model": loaded.name, "windows": windows, "split": split, "reach": reach}
+    result = {"model": loaded.name, "windows": windows, "split": split}
     trained = None
     for name, path in (("trained", data), ("held out", held_out)):
         if path is None:
@@ -214,7 +212,7 @@ def main(model, data, held_out, windows, split, seed, reach, json_file) -> None:
         print(f"{name}: {path}", flush=True)
         judge = Judge(functions, params, path, windows, split, seed)
         trained = trained or judge
-        rises = measure(judge, trained.documents, judge is trained, reach)
+        rises = measure(judge, trained.documents, judge is trained)
         result[name] = {"domains": judge.domains, "rises": rises}
         if json_file:
             json_file.write_text(json.dumps(result, indent=1) + "\n")
