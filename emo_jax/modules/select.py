@@ -14,8 +14,9 @@ import numpy as np
 
 from emo_jax.checkpoint.manifest import versions
 from emo_jax.config import Config, moe_of
+from emo_jax.data.store import TokenStore
 from emo_jax.errors import DataError, UsageError
-from emo_jax.evals.by_domain import eval_mesh
+from emo_jax.evals.by_domain import SELECT, check_source, eval_mesh
 from emo_jax.files.atomic import refuse_existing
 from emo_jax.files.progress import Progress
 from emo_jax.hf.layouts import layout_for
@@ -35,9 +36,7 @@ from emo_jax.selection.budgets import (
     per_layer_of,
     routed_budgets,
 )
-from emo_jax.selection.examples import (
-    Examples,
-)
+from emo_jax.selection.examples import Examples
 from emo_jax.selection.prior import RoutingPrior, posterior_scores, store_prior
 from emo_jax.selection.scores import Choice, choose_by_examples
 from emo_jax.selection.variants import within_documents

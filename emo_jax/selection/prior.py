@@ -6,6 +6,10 @@ documents of a store; the domain's routing, given some documents, is then the me
 posterior, over all layers together: a document that routes like law in one layer is likely to in
 the others. Empirical Bayes; with one dimension it is the shrinkage of Efron and Morris (1973).
 
+A domain unlike those of the store must not be drawn to them. How far domains may lie from what the
+store's allow, `reach`, is therefore the one under which the documents are likeliest (evidence,
+MacKay 1992).
+
 Legend: N documents, L layers, R routed experts, F = L·R, M domains.
 """
 
@@ -23,10 +27,10 @@ from emo_jax.model.params import Params
 from emo_jax.parallel import mesh as mesh_lib
 from emo_jax.selection.examples import pack, shuffled_documents
 
-REACH = 0.1  # chosen on the split select, see docs/control.md
+REACHES = (0.1, 1.0, 10.0, 100.0, 1000.0)
 MIN_TOKENS = 64  # of a document: shorter ones say more of their words than of their domain
 MOST_DOCUMENTS = 64  # of a domain
-_JITTER = 1e-9  # of the mean variance, for a matrix that is not of full rank
+_JITTER = 1e-9  # of the mean variance within domains
 
 
 class RoutingPrior(NamedTuple):
@@ -61,26 +65,47 @@ def prior_of(shares_NLR: np.ndarray, domains_N: np.ndarray) -> RoutingPrior:
 
 
 def posterior_scores(
-    prior: RoutingPrior, shares_LR: np.ndarray, num_documents: int, reach: float = REACH
+    prior: RoutingPrior, shares_LR: np.ndarray, num_documents: int, reach: float | None = None
 ) -> np.ndarray:
     """A domain's router probabilities, given those of some of its documents, (L,R).
 
     m + A (A + W/n)⁻¹ (x − m), with m the prior's mean, W the covariance within domains, n the
     documents, and A = B + reach · W: a domain may differ from the others as they do among
-    themselves (B), and a little in any way in which documents do. With many documents it is x.
+    themselves (B), and in any way in which documents do. With many documents it is x.
 
     Args:
       prior: the prior.
       shares_LR: x, mean router probabilities of the documents.
       num_documents: n.
-      reach: 0 allows combinations of the prior's domains only; a large one gives x.
+      reach: near 0, only combinations of the prior's domains are likely; a large one gives x. None:
+        `likeliest_reach`.
     """
-    mean_F, between_FF, within_FF = prior
-    domain_FF = between_FF + reach * within_FF
-    sum_FF = domain_FF + within_FF / num_documents
-    sum_FF = sum_FF + _JITTER * np.trace(sum_FF) / len(mean_F) * np.eye(len(mean_F))
-    away_F = np.linalg.solve(sum_FF, shares_LR.reshape(-1) - mean_F)
-    return (mean_F + domain_FF @ away_F).reshape(shares_LR.shape)
+    if reach is None:
+        reach = likeliest_reach(prior, shares_LR, num_documents)
+    away_F = shares_LR.reshape(-1) - prior.mean_F
+    domain_FF = prior.between_FF + reach * prior.within_FF
+    weighted_F = np.linalg.solve(_covariance(prior, num_documents, reach), away_F)
+    return (prior.mean_F + domain_FF @ weighted_F).reshape(shares_LR.shape)
+
+
+def likeliest_reach(prior: RoutingPrior, shares_LR: np.ndarray, num_documents: int) -> float:
+    """The one of `REACHES` under which documents have the largest density, N(x; m, A + W/n)."""
+    away_F = shares_LR.reshape(-1) - prior.mean_F
+
+    def evidence(reach: float) -> float:
+        covariance_FF = _covariance(prior, num_documents, reach)
+        log_det = np.linalg.slogdet(covariance_FF).logabsdet
+        return -(log_det + away_F @ np.linalg.solve(covariance_FF, away_F)) / 2
+
+    return max(REACHES, key=evidence)
+
+
+def _covariance(prior: RoutingPrior, num_documents: int, reach: float) -> np.ndarray:
+    """A + W/n, (F,F), of full rank: shares of a layer sum to 1, so there is no scatter that way."""
+    within_FF = prior.within_FF
+    F = len(within_FF)
+    jitter_FF = _JITTER * np.trace(within_FF) / F * np.eye(F)
+    return prior.between_FF + (reach + 1 / num_documents) * within_FF + jitter_FF
 
 
 def document_shares(

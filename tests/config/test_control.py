@@ -1,4 +1,4 @@
-"""The knobs of experiments/control_tiny.py: each changes pools only, and differs from the others."""
+"""Knobs of experiments/control_tiny.py: each changes pools only, and differs from the others."""
 
 import pytest
 

@@ -12,7 +12,13 @@ from emo_jax.errors import UsageError
 from emo_jax.model.functions import ModelFunctions
 from emo_jax.parallel.mesh import make_mesh
 from emo_jax.selection.examples import examples_of
-from emo_jax.selection.prior import document_shares, posterior_scores, prior_of
+from emo_jax.selection.prior import (
+    REACHES,
+    document_shares,
+    likeliest_reach,
+    posterior_scores,
+    prior_of,
+)
 from emo_jax.selection.scores import choose_by_examples
 
 L, R, M = 2, 5, 4
@@ -62,6 +68,27 @@ def test_many_documents_speak_for_themselves_and_one_is_drawn_to_its_domain():
     np.testing.assert_allclose(posterior_scores(prior, x, 10**9), x, atol=1e-6)
     one = posterior_scores(prior, x, 1)
     assert np.abs(one - means[2]).mean() < 0.7 * np.abs(x - means[2]).mean()
+
+
+def test_the_reach_is_the_likeliest():
+    """Densities written out; a domain like the others has a small one, one unlike them a large."""
+    rng = np.random.default_rng(3)
+    means = rng.dirichlet(np.ones(R), (M, L))
+    prior = prior_of(*_documents(rng, means, 200))
+    found = []
+    for x in (_documents(rng, means[1:2], 1)[0][0], rng.dirichlet(np.ones(R), L) * 3):
+        densities = []
+        for reach in REACHES:
+            scatter = prior.between_FF + (reach + 1 / 2) * prior.within_FF
+            away = x.ravel() - prior.mean_F
+            within = away @ np.linalg.inv(scatter) @ away
+            densities.append(np.exp(-within / 2) / np.sqrt(np.linalg.det(2 * np.pi * scatter)))
+        found.append(likeliest_reach(prior, x, 2))
+        assert found[-1] == REACHES[int(np.argmax(densities))]
+        np.testing.assert_allclose(
+            posterior_scores(prior, x, 2), posterior_scores(prior, x, 2, found[-1])
+        )
+    assert found[0] <= 1 < 100 <= found[1]
 
 
 def test_domains_weigh_the_same():
