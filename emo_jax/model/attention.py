@@ -247,7 +247,8 @@ class Attention(nnx.Module):
 
 def _specs() -> tuple[Any, Any]:
     """Specs of the stored projections, and of keys and values, in the places of the arrays."""
-    weights: Any = Weights(*map(mesh_lib.spec, _AXES))
+    specs: Any = map(mesh_lib.spec, _AXES)
+    weights: Any = Weights(*specs)
     keys: Any = PartitionSpec(mesh_lib.WINDOW_AXES, "tensor", "context", None)
     return weights, KeysValues(keys, keys)
 

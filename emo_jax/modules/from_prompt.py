@@ -153,7 +153,7 @@ class _Reading:
             for i, batch in enumerate(batches):
                 states[i], sums_PMR = whole.scores(params, number, states[i], batch)
                 sums.append(sums_PMR)
-            scores_MR = np.sum(np.stack(jax.device_get(sums)), axis=0, dtype=np.float64)[0]
+            scores_MR: np.ndarray = np.stack(jax.device_get(sums)).sum(axis=0, dtype=np.float64)[0]
             if not np.isfinite(scores_MR).all():
                 raise DataError(
                     f"layer {layer}: the router's probabilities of the prompts are not finite, so"

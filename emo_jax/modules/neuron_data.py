@@ -107,7 +107,8 @@ class NeuronData:
         units = units - units.mean(axis=0)
         units /= np.maximum(np.linalg.norm(units, axis=1, keepdims=True), 1e-12)
         ids = spherical_kmeans(units.astype(np.float32), clusters, seed).ids_N
-        total, tokens_C = 0.0, np.zeros(clusters)
+        total: Any = 0.0  # (L,C,F)
+        tokens_C = np.zeros(clusters)
         for batch, rows_BS in zip(self._batches("who needs a neuron"), rows, strict=True):
             cluster_BS = np.where(rows_BS >= 0, ids[rows_BS], -1).astype(np.int32)
             total += np.asarray(run(self._params, batch, cluster_BS), np.float64)

@@ -56,11 +56,11 @@ def next_router_state(
             layers = range(config.model.num_layers)
             there_L = np.array([moe.experts_in(n) - moe.num_shared_experts for n in layers])
             there_LR = jnp.asarray(np.arange(R) < there_L[:, None])
-            step = jax.vmap(partial(sign_bias, rate=moe.bias_rate))
-            next_LR = step(bias_LR, metrics["expert_counts"][:, :R], there_LR)
+            by_sign: Any = jax.vmap(partial(sign_bias, rate=moe.bias_rate))
+            next_LR = by_sign(bias_LR, metrics["expert_counts"][:, :R], there_LR)
         else:
-            step = jax.vmap(partial(quantile_bias, num_picks=K))
-            next_LR = step(bias_LR, metrics["margins_LRJ"])
+            by_quantile: Any = jax.vmap(partial(quantile_bias, num_picks=K))
+            next_LR = by_quantile(bias_LR, metrics["margins_LRJ"])
         if "old_experts" in frozen:
             new_R = jnp.arange(R) >= R - moe.pool.forced_experts
             next_LR = jnp.where(new_R, next_LR, bias_LR)

@@ -226,7 +226,8 @@ def loss_and_grads(
             load_LR = step_load(params, *xs, config=config, model=model)
 
         def body(total, xs):
-            return jax.tree.map(jnp.add, total, one(*xs, load_LR)), None
+            batch, pools, jitter_LB = xs
+            return jax.tree.map(jnp.add, total, one(batch, pools, jitter_LB, load_LR)), None
 
         first = jax.tree.map(lambda a: a[0], xs)
         shapes = jax.eval_shape(one, *first, load_LR)
