@@ -6,15 +6,13 @@ width, R routed experts, s shared ones, F hidden size of an expert.
 """
 
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from emo_jax.config import Config, moe_of
 from emo_jax.errors import UsageError
+from emo_jax.hf.leaf_blocks import LeafBlocks, experts, router
 from emo_jax.hf.tensors import HfTensor
 from emo_jax.model.params import SCORE_BIAS
-
-if TYPE_CHECKING:
-    from emo_jax.hf.layouts import LeafBlocks
 
 # One group of experts, no dense layer, no further head; see `Layout.fixed`.
 FIXED = {
@@ -30,13 +28,15 @@ FIXED = {
 _RATE = 0.001  # DeepSeek-V3's, for a folder that does not say how its bias came about
 
 
-def glm4_moe_tensors(at: "LeafBlocks", config: Config, i: int) -> Iterator[HfTensor]:
-    """Tensors of layer i besides its router's weight and its experts.
+def glm4_moe_tensors(at: LeafBlocks, config: Config, i: int) -> Iterator[HfTensor]:
+    """Tensors of layer i.
 
     Shared experts are joined into one; without any, and without a bias, those written are zero.
     """
     moe, D, layer = moe_of(config), config.model.embed_dim, slice(i, i + 1)
     R, s, F = moe.num_routed_experts, moe.num_shared_experts, moe.expert_dim
+    yield router(at, config, i, R)
+    yield from experts(at, config, i, range(R))
     name = f"model.layers.{i}.mlp.gate.e_score_correction_bias"
     if moe.score_bias == "none":
         yield HfTensor(name, (R,))
@@ -49,8 +49,8 @@ def glm4_moe_tensors(at: "LeafBlocks", config: Config, i: int) -> Iterator[HfTen
             yield HfTensor(name, shape)
             continue
         axes = (0, 3, 1, 2) if part == "down" else (0, 1, 3, 2)
-        experts = f"layers/mlp/experts/{part}"
-        yield at.block(name, shape, experts, layer, slice(R, R + s), axes=axes)
+        leaf = f"layers/mlp/experts/{part}"
+        yield at.block(name, shape, leaf, layer, slice(R, R + s), axes=axes)
 
 
 def glm4_moe_fields(config: Config) -> dict[str, Any]:

@@ -5,13 +5,14 @@ Legend: V vocab_size, L layers, D width, H heads, K heads of keys and values, Dh
 experts, s shared ones (the last), R = E - s routed, F hidden size of an expert or of a dense model.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from emo_jax.config import Config, moe_of
 from emo_jax.errors import UsageError
 from emo_jax.hf import glm4_moe
+from emo_jax.hf.leaf_blocks import LeafBlocks, experts, router
 from emo_jax.hf.mixtral import is_mixtral, mixtral_fields, mixtral_sections, mixtral_tensors
 from emo_jax.hf.tensors import HfTensor
 from emo_jax.model.params import leaf_shapes
@@ -38,7 +39,7 @@ class Layout:
     mlp_flags: tuple[str, ...] = ()  # those that are true or false, the latter if absent
     mlp_fields: Callable[[Config], dict[str, Any]]
     mlp_sections: Callable[[Mapping[str, Any]], dict[str, dict[str, Any]]]
-    mlp_tensors: Callable[["LeafBlocks", Config, int], Iterator[HfTensor]]
+    mlp_tensors: Callable[[LeafBlocks, Config, int], Iterator[HfTensor]]
 
     def shape_fields(self, config: Config) -> dict[str, Any]:
         """Fields of config.json that follow from the model; a folder must have exactly these."""
@@ -110,57 +111,6 @@ class Layout:
         return out
 
 
-class LeafBlocks:
-    """Builds the entries of a layout, resolving every slice against the leaf's shape."""
-
-    def __init__(self, shapes: Mapping[str, tuple[int, ...]]):
-        self._shapes = shapes
-
-    def block(
-        self,
-        name: str,
-        shape: tuple[int, ...],
-        path: str,
-        *slices: slice,
-        axes: tuple[int, ...] | None = None,
-        **options: Any,
-    ) -> HfTensor:
-        """Tensor `name` of `shape`, taken from `leaf[slices]` with its axes in order `axes`."""
-        sizes = self._shapes[path]
-        slices += (slice(None),) * (len(sizes) - len(slices))
-        block = tuple(
-            slice(*part.indices(size)[:2]) for part, size in zip(slices, sizes, strict=True)
-        )
-        return HfTensor(name, shape, path, block, axes or tuple(range(len(sizes))), **options)
-
-
-def _experts(at: LeafBlocks, config: Config, i: int, places: Sequence[int]) -> Iterator[HfTensor]:
-    """Experts of layer i, one tensor each, by their places in the leaf; weights are [out,in]."""
-    D, F = config.model.embed_dim, moe_of(config).expert_dim
-    for e, place in enumerate(places):
-        for name, shape in (("gate", (F, D)), ("up", (F, D)), ("down", (D, F))):
-            yield at.block(
-                f"model.layers.{i}.mlp.experts.{e}.{name}_proj.weight",
-                shape,
-                f"layers/mlp/experts/{name}",
-                slice(i, i + 1),
-                slice(place, place + 1),
-                axes=(0, 1, 3, 2),
-            )
-
-
-def _router(at: LeafBlocks, config: Config, i: int, rows: int) -> HfTensor:
-    return at.block(
-        f"model.layers.{i}.mlp.gate.weight",
-        (rows, config.model.embed_dim),
-        "layers/mlp/router/kernel",
-        slice(i, i + 1),
-        slice(None),
-        slice(rows),
-        axes=(0, 2, 1),
-    )
-
-
 # --- emo: the released checkpoints ----------------------------------------------------------------
 
 
@@ -168,9 +118,9 @@ def _emo_tensors(at: LeafBlocks, config: Config, i: int) -> Iterator[HfTensor]:
     """Tensors of layer i; shared experts come last, and the gate includes their unused rows."""
     moe = moe_of(config)
     there, s = moe.experts_in(i), moe.num_shared_experts
-    yield _router(at, config, i, there)
+    yield router(at, config, i, there)
     shared = range(moe.num_experts - s, moe.num_experts)
-    yield from _experts(at, config, i, [*range(there - s), *shared])
+    yield from experts(at, config, i, [*range(there - s), *shared])
 
 
 def _emo_fields(config: Config) -> dict[str, Any]:
@@ -219,8 +169,8 @@ def _qwen2_moe_tensors(at: LeafBlocks, config: Config, i: int) -> Iterator[HfTen
     moe, D = moe_of(config), config.model.embed_dim
     R, s, F = moe.num_routed_experts, moe.num_shared_experts, moe.expert_dim
     prefix = f"model.layers.{i}.mlp"
-    yield _router(at, config, i, R)
-    yield from _experts(at, config, i, range(R))
+    yield router(at, config, i, R)
+    yield from experts(at, config, i, range(R))
     width = max(s, 1) * F
     for name, shape in (("gate", (width, D)), ("up", (width, D)), ("down", (D, width))):
         tensor = f"{prefix}.shared_expert.{name}_proj.weight"
@@ -262,13 +212,6 @@ def _qwen2_moe_sections(hf: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
             "normalize_picks": hf["norm_topk_prob"],
         }
     }
-
-
-def _glm4_moe_tensors(at: LeafBlocks, config: Config, i: int) -> Iterator[HfTensor]:
-    R = moe_of(config).num_routed_experts
-    yield _router(at, config, i, R)
-    yield from _experts(at, config, i, range(R))
-    yield from glm4_moe.glm4_moe_tensors(at, config, i)
 
 
 # --- llama: dense models --------------------------------------------------------------------------
@@ -358,7 +301,7 @@ LAYOUTS = {
         mlp_flags=("norm_topk_prob",),
         mlp_fields=glm4_moe.glm4_moe_fields,
         mlp_sections=glm4_moe.glm4_moe_sections,
-        mlp_tensors=_glm4_moe_tensors,
+        mlp_tensors=glm4_moe.glm4_moe_tensors,
     ),
     "mixtral": Layout(
         name="mixtral",

@@ -5,19 +5,17 @@ Legend: D width, R experts, F their hidden size.
 """
 
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from emo_jax.config import Config, moe_of
+from emo_jax.hf.leaf_blocks import LeafBlocks
 from emo_jax.hf.tensors import HfTensor
-
-if TYPE_CHECKING:
-    from emo_jax.hf.layouts import LeafBlocks
 
 BLOCK = "block_sparse_moe"  # as files have it; `mlp` in the memory of transformers 5
 PARTS = {"gate": "w1", "up": "w3", "down": "w2"}
 
 
-def mixtral_tensors(at: "LeafBlocks", config: Config, i: int) -> Iterator[HfTensor]:
+def mixtral_tensors(at: LeafBlocks, config: Config, i: int) -> Iterator[HfTensor]:
     """Tensors of layer i; matrices are [out,in]."""
     D, R, F = config.model.embed_dim, moe_of(config).num_experts, moe_of(config).expert_dim
     prefix, layer = f"model.layers.{i}.{BLOCK}", slice(i, i + 1)
