@@ -373,12 +373,13 @@ def model_facts(config: Config, name: str, path: str, step: int | None) -> dict[
         "fixed": f" {pool.size}",
         "uniform": f" {pool.min_size}..{pool.max_size}",
         "top_p": f" {pool.top_p:g}, {pool.min_size}..{pool.max_size}",
+        "label_bias": f" {pool.label_bias:g}",
     }
     return {
         "name": name,
         "path": path,
         "step": step,
-        "pool": pool.kind + sizes[pool.kind],
+        "pool": pool.kind + sizes.get(pool.kind, f" {pool.size}" if pool.size else ""),
         "shared": moe.num_shared_experts,
         "window": config.data.seq_len,
     }

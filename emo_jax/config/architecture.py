@@ -9,6 +9,7 @@ from emo_jax.config.labels import parse_label
 from emo_jax.config.names import (
     AttentionBackend,
     AttentionScope,
+    AuxScope,
     BalanceScope,
     BalanceTokens,
     Dispatch,
@@ -86,19 +87,27 @@ class MoeConfig:
     # sign: by bias_rate against each expert's excess load (arXiv 2408.15664); quantile: to what
     # would have balanced the step (Kimi K3; kexue.fm/archives/11619). Saved with the parameters.
     score_bias: ScoreBias = "none"
-    bias_rate: float = field(default=0.0, metadata=RECIPE)  # for `sign`
+    bias_rate: float = field(default=0.0, metadata=RECIPE)  # for `sign`; 0: the bias stays
     # Training only (Switch, arXiv 2101.03961). An expert takes that many times its share of a
     # window's picks, and further ones are dropped; 0: none are.
     capacity_factor: float = 0.0
     # Training only: the router's inputs are multiplied by numbers within 1 ± this.
     input_jitter: float = 0.0
+    # Of each document, only that many routed experts, its likeliest, are trained by what they
+    # compute, and no shared ones; 0: all are (SPEC 10). detach: nor by their router's weights.
+    extension_experts: int = field(default=0, metadata=RECIPE)
+    extension_detach_router: bool = field(default=False, metadata=RECIPE)
     pool: PoolConfig = field(default_factory=PoolConfig)
     # Divided by the number of layers in the loss.
     load_balance_weight: float = field(default=0.1, metadata=RECIPE)
     router_z_weight: float = field(default=0.001, metadata=RECIPE)  # likewise
     # Counts used by the load-balancing loss: those of a micro-batch (as in the reference), or of
-    # the whole step, which takes one more forward pass if train.micro_batches is above 1.
+    # the whole step, which takes one more forward pass if train.micro_batches is above 1. document:
+    # of each document, over the experts in its pool; the loss is the mean of documents (SPEC 6).
     balance_scope: BalanceScope = field(default="micro", metadata=RECIPE)
+    # Experts whose probabilities and logits the two losses see: those in the pool, or all (SPEC 6,
+    # nomaskaux); picks are of the pool.
+    aux_scope: AuxScope = field(default="pool", metadata=RECIPE)
     # Tokens whose picks it counts: all, or only those that are labels (finetuning, SPEC 7.4).
     balance_tokens: BalanceTokens = "all"
     # Kernel for the expert matmuls; `auto`: what suits the device.
@@ -221,7 +230,7 @@ class MoeConfig:
     def _check_router(self) -> None:
         rate, jitter = self.bias_rate, self.input_jitter
         if self.score_bias == "sign":
-            require(rate > 0, "moe.bias_rate", rate, "above 0 where moe.score_bias = 'sign'")
+            require(rate >= 0, "moe.bias_rate", rate, "at least 0")
         else:
             unread = f"0: moe.score_bias = {self.score_bias!r} does not read it"
             require(rate == 0, "moe.bias_rate", rate, unread)
@@ -239,9 +248,23 @@ class MoeConfig:
             most = f"below the {fewest} routed experts where moe.score_bias = 'quantile'"
             require(picks < fewest, "moe.top_k", self.top_k, f"such that its picks are {most}")
         require(
+            self.aux_scope == "pool" or self.balance_scope != "document",
+            "moe.aux_scope",
+            self.aux_scope,
+            "'pool' where moe.balance_scope = 'document', whose experts are those of the pool",
+        )
+        require(
             self.capacity_factor >= 0, "moe.capacity_factor", self.capacity_factor, "at least 0"
         )
         require(0 <= jitter < 1, "moe.input_jitter", jitter, "0, or below 1")
+        few, most = self.extension_experts, self.num_routed_experts
+        require(0 <= few <= most, "moe.extension_experts", few, f"0..{most} (routed experts)")
+        require(
+            few > 0 or not self.extension_detach_router,
+            "moe.extension_detach_router",
+            True,
+            "False where moe.extension_experts = 0",
+        )
 
     @property
     def num_routed_experts(self) -> int:

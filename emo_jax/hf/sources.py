@@ -96,7 +96,7 @@ class FolderSource:
     def read(self, path: str, block: Block) -> np.ndarray:
         """`leaf[block]` as float32."""
         out = np.zeros(extent(block), np.float32)
-        for (start, stop), tensors in self._by_layer[path].items():
+        for (start, stop), tensors in self._by_layer.get(path, {}).items():
             if start >= block[0].stop or stop <= block[0].start:
                 continue
             for tensor in tensors:

@@ -16,6 +16,7 @@ from emo_jax.config import ModelConfig, MoeConfig, capacity_rows
 from emo_jax.model.few_tokens import few_token_experts
 from emo_jax.model.layers import weight
 from emo_jax.model.params import Leaf, within
+from emo_jax.moe import extension
 from emo_jax.moe.experts import ExpertWeights, experts
 from emo_jax.moe.labels import first_favour, label_logits
 from emo_jax.moe.pools import Pools
@@ -106,11 +107,19 @@ class MoeMlp(nnx.Module):
         self, x_BSD: jax.Array, tokens: RouterTokens, per_layer: PerLayer
     ) -> tuple[jax.Array, RouterStats]:
         """Output (B,S,D) and the router's statistics for this layer."""
-        routing, stats = self.route(x_BSD, tokens, per_layer)
+        routing, stats, trained_BSR = self._route(x_BSD, tokens, per_layer)
         # These are the stored weights: `experts` casts and gathers them.
-        out_BSD, rounds = experts(
-            x_BSD, routing, self.experts.weights(), self.config, mesh=self.mesh
-        )
+        weights, options = self.experts.weights(), {"mesh": self.mesh}
+        if trained_BSR is None:
+            out_BSD, rounds = experts(x_BSD, routing, weights, self.config, **options)
+        else:
+            trained, others = extension.split(routing, trained_BSR)
+            out_BSD, rounds = experts(
+                x_BSD, trained, weights, self.config, with_shared=False, **options
+            )
+            fixed = jax.lax.stop_gradient((x_BSD, weights))
+            more_BSD, more = experts(fixed[0], others, fixed[1], self.config, **options)
+            out_BSD, rounds = out_BSD + more_BSD, rounds + more
         return out_BSD, stats._replace(dispatch_rounds=jax.lax.stop_gradient(rounds))
 
     def decode(
@@ -140,6 +149,14 @@ class MoeMlp(nnx.Module):
         self, x_BSD: jax.Array, tokens: RouterTokens, per_layer: PerLayer
     ) -> tuple[Routing, RouterStats]:
         """Which experts each token uses, and the router's statistics for this layer."""
+        routing, stats, _ = self._route(x_BSD, tokens, per_layer)
+        return routing, stats
+
+    def _route(
+        self, x_BSD: jax.Array, tokens: RouterTokens, per_layer: PerLayer
+    ) -> tuple[Routing, RouterStats, jax.Array | None]:
+        """What `route` returns, and which experts' outputs are trained; None: all."""
+        trained_BSR = None
         moe, allowed_BSR, bias_R = self.config, _allowed(tokens, per_layer), self.router.bias_R()
         with jax.named_scope("routing"):
             if per_layer.jitter_B is not None:
@@ -157,6 +174,12 @@ class MoeMlp(nnx.Module):
             if tokens.training and moe.capacity_factor:
                 rows = capacity_rows(moe, x_BSD.shape[1])
                 routing = within_capacity(routing, moe.num_routed_experts, rows)
+            if tokens.training and moe.extension_experts:
+                trained_BSR = extension.likeliest(
+                    probs.all_probs_BSR, tokens.pool_ids_BS, moe.extension_experts
+                )
+                if moe.extension_detach_router:
+                    routing, probs = extension.detach_router(routing, probs, trained_BSR)
             stats = statistics(
                 routing,
                 probs,
@@ -166,7 +189,7 @@ class MoeMlp(nnx.Module):
                 step_load_R=per_layer.step_load_R,
                 bias_R=bias_R,
             )
-        return routing, stats
+        return routing, stats, trained_BSR
 
 
 def _allowed(tokens: RouterTokens, per_layer: PerLayer) -> jax.Array | None:

@@ -245,6 +245,8 @@ def recipe(config: Config, packed: Packed, pairs: Path, settings: FinetuneSettin
             router_z_weight=0.0,
             balance_scope="micro",
             balance_tokens="labels",
+            score_bias="none" if moe.score_bias == "none" else "sign",
+            bias_rate=0.0,  # a bias stays as training left it
         )
     frozen = FREEZE[settings.freeze]
     if moe is None and settings.freeze != "none":

@@ -53,6 +53,7 @@ class RouterProbs(NamedTuple):
     all_probs_BSR: jax.Array  # before the pool is applied
     pool_size_BS: jax.Array  # experts of the layer that a token may use
     indices_BSK: jax.Array  # of `Routing` before any is dropped
+    all_logits_BSR: jax.Array  # before the pool is applied
 
 
 class RouterStats(NamedTuple):
@@ -163,7 +164,7 @@ def choose(
     if may_use:
         both_BSR = functools.reduce(jnp.logical_and, may_use)
         sizes_BS = jnp.broadcast_to(both_BSR.sum(-1).astype(jnp.float32), valid_BS.shape)
-    probs = RouterProbs(masked_BSR, probs_BSR, all_probs_BSR, sizes_BS, indices_BSK)
+    probs = RouterProbs(masked_BSR, probs_BSR, all_probs_BSR, sizes_BS, indices_BSK, logits_BSR)
     return Routing(weights_BSK, indices_BSK), probs
 
 
@@ -199,8 +200,10 @@ def statistics(
         counted_BS = valid_BS & tokens.balance_BS
         num_counted = counted_BS.sum().astype(jnp.float32)
         balanced_R = counts_of(jnp.where(counted_BS[..., None], probs.indices_BSK, R))
+    of_pool = config.aux_scope == "pool"
+    aux_probs_BSR = probs.probs_BSR if of_pool else probs.all_probs_BSR
     mean_probs_R = jnp.sum(
-        jnp.where(counted_BS[..., None], probs.probs_BSR, 0.0), axis=(0, 1)
+        jnp.where(counted_BS[..., None], aux_probs_BSR, 0.0), axis=(0, 1)
     ) / jnp.maximum(num_counted, 1.0)
     loss_tokens = jnp.asarray(tokens.loss_tokens, jnp.float32)
     # A layer with fewer experts than others is balanced over its own.
@@ -216,15 +219,26 @@ def statistics(
         assert bias_R is not None
         margins_RJ = margin_histogram(probs.logits_BSR, valid_BS, bias_R, num_picks=K)
     all_probs_BSR = probs.all_probs_BSR
-    return RouterStats(
-        load_balance_loss=losses.load_balance_loss(
+    if config.balance_scope == "document":
+        balance = losses.document_balance_loss(
+            probs.indices_BSK,
+            probs.probs_BSR,
+            tokens.pool_ids_BS,
+            probs.pool_size_BS,
+            loss_tokens=loss_tokens,
+        )
+    else:
+        balance = losses.load_balance_loss(
             balanced_R if step_load_R is None else step_load_R * num_valid,
             mean_probs_R,
             num_experts=there,
             num_picks=K,
             loss_tokens=loss_tokens,
-        ),
-        router_z_loss=losses.router_z_loss(probs.logits_BSR, valid_BS, loss_tokens),
+        )
+    logits_BSR = probs.logits_BSR if of_pool else probs.all_logits_BSR
+    return RouterStats(
+        load_balance_loss=balance,
+        router_z_loss=losses.router_z_loss(logits_BSR, valid_BS, loss_tokens),
         counts_E=jnp.concatenate([counts_R, jnp.full((config.num_shared_experts,), num_valid)]),
         token_entropy=over_tokens(_entropy(jax.lax.stop_gradient(probs.probs_BSR))),
         document_entropy=over_tokens(_entropy(jax.lax.stop_gradient(all_probs_BSR))),

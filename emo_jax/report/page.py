@@ -36,6 +36,7 @@ ROUTING = {
     "token_entropy": ("router entropy", "nats a token, within the document's pool"),
     "token_entropy_no_pool": ("router entropy without a pool", "nats a token"),
     "pool_size": ("pool size", "routed experts of a document's pool, mean"),
+    "dropped": ("picks dropped", "share beyond the capacity of experts"),
     "load_balance_loss": ("load-balancing loss", "before its weight; 1 is balanced"),
     "router_z_loss": ("router z-loss", "before its weight"),
 }

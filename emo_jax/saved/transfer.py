@@ -33,7 +33,7 @@ from emo_jax.hf.layouts import layout_for
 from emo_jax.hf.named_code import code_in, without_code
 from emo_jax.hf.tensors import F32_BYTES, LeafSource
 from emo_jax.model.functions import ModelFunctions
-from emo_jax.model.params import abstract_params, count_parameters, unit_axes
+from emo_jax.model.params import abstract_params, count_parameters, leaf_shapes, unit_axes
 from emo_jax.run.metrics_file import METRICS_FILE, number_in, read_metrics
 from emo_jax.run.workdir import (
     CHECKPOINTS,
@@ -270,7 +270,7 @@ def import_leaves(
         with Progress("import", enabled=not quiet) as progress:
             on_bytes = counter(progress, total)
             stopped = threading.Event()
-            state = {"params": _sliced(source, on_bytes, stopped)}
+            state = {"params": _sliced(source, config, on_bytes, stopped)}
             save_sliced(unfinished, config, state, 0, {"windows": 0}, stopped)
 
     make_workdir(workdir, config, fill, save, fills=fills)
@@ -361,9 +361,13 @@ def _ctrl_c_sets(stopped: threading.Event) -> Iterator[None]:
 
 
 def _sliced(
-    source: LeafSource, on_bytes: Callable[[int], None], stopped: threading.Event
+    source: LeafSource, config: Config, on_bytes: Callable[[int], None], stopped: threading.Event
 ) -> dict[str, Any]:
-    """The parameters as leaves that are read while the checkpoint is written, until stopped."""
+    """The parameters as leaves that are read while the checkpoint is written, until stopped.
+
+    A run without label pools leaves out the table that its source learned.
+    """
+    wanted = leaf_shapes(config)
 
     def reader(path: str) -> Callable[[Block], np.ndarray]:
         def read(block: Block) -> np.ndarray:
@@ -379,6 +383,7 @@ def _sliced(
         {
             path: SlicedLeaf(shape, np.dtype(np.float32), reader(path), unit_axes(path))
             for path, shape in source.shapes.items()
+            if path in wanted
         }
     )
 

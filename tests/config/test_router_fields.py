@@ -12,11 +12,13 @@ from emo_jax.errors import ConfigError
 @pytest.mark.parametrize(
     ("fields", "said"),
     [
-        (dict(score_bias="sign"), "bias_rate = 0.0: must be above 0 where"),
+        (dict(score_bias="sign", bias_rate=-0.1), "bias_rate = -0.1: must be at least 0"),
         (dict(bias_rate=0.1), "bias_rate = 0.1: must be 0: moe.score_bias = 'none' does not"),
         (dict(score_bias="quantile"), "'quantile': must be with moe.gate = 'sigmoid'"),
         (dict(score_bias="quantile", gate="sigmoid", top_k=8), "top_k = 8: must be such that"),
         (dict(capacity_factor=-1.0), "capacity_factor = -1.0: must be at least 0"),
+        (dict(extension_experts=8), "extension_experts = 8: must be 0..7"),
+        (dict(extension_detach_router=True), "must be False where moe.extension_experts = 0"),
         (dict(input_jitter=1.0), "input_jitter = 1.0: must be 0, or below 1"),
     ],
 )

@@ -33,11 +33,12 @@ def slow(x_BSD, kernel_DE, moe, ids_BS, *, bias_R=None, label_BSR=None, rows=0):
     R, K = moe.num_routed_experts, moe.num_routed_picks
     B, S = ids_BS.shape
     weights_BSK, picks_BSK = np.zeros((B, S, K)), np.full((B, S, K), R)
-    counts_R, probs_R, z = np.zeros(R), np.zeros(R), 0.0
+    counts_R, probs_R, z, documents = np.zeros(R), np.zeros(R), 0.0, {}
     valid = (ids_BS >= 0).sum()
     for b, s in np.argwhere(ids_BS >= 0):
         logits_R = x_BSD[b, s] @ kernel_DE[:, :R]
         logits_R[1:] += moe.expert_bias
+        all_R = logits_R
         if label_BSR is not None:
             logits_R = logits_R + label_BSR[b, s]
         with np.errstate(over="ignore"):
@@ -47,8 +48,16 @@ def slow(x_BSD, kernel_DE, moe, ids_BS, *, bias_R=None, label_BSR=None, rows=0):
         picks_BSK[b, s] = picks_K
         weights_BSK[b, s] = p_R[picks_K] / (p_R[picks_K].sum() if moe.normalize_picks else 1.0)
         counts_R[picks_K] += 1
-        probs_R += p_R / p_R.sum() / valid
-        z += np.log(np.exp(logits_R).sum()) ** 2
+        seen_R = logits_R if moe.aux_scope == "pool" else all_R
+        with np.errstate(over="ignore"):
+            q_R = scores_of(seen_R, moe.gate)
+        probs_R += q_R / q_R.sum() / valid
+        z += np.log(np.exp(seen_R).sum()) ** 2
+        document = documents.setdefault((b, ids_BS[b, s]), [np.zeros(R), np.zeros(R), 0, 0])
+        document[0][picks_K] += 1
+        document[1] += p_R / p_R.sum()
+        document[2] += 1
+        document[3] = (logits_R > -np.inf).sum()
     combine_BSR = np.zeros((B, S, R))
     for b in range(B):
         taken_R = np.zeros(R)
@@ -58,7 +67,11 @@ def slow(x_BSD, kernel_DE, moe, ids_BS, *, bias_R=None, label_BSR=None, rows=0):
                     if not rows or taken_R[e] < rows:
                         combine_BSR[b, s, e] = weights_BSK[b, s, k]
                     taken_R[e] += 1
-    return combine_BSR, (R / K * (counts_R / valid * probs_R).sum(), z / valid)
+    balance = R / K * (counts_R / valid * probs_R).sum()
+    if moe.balance_scope == "document":
+        of_each = [d / K * (N_R / n * P_R / n).sum() for N_R, P_R, n, d in documents.values()]
+        balance = np.mean(of_each)
+    return combine_BSR, (balance, z / valid)
 
 
 def fast(x_BSD, kernel_DE, moe, ids_BS, *, rows=0, **options):
