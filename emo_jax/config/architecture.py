@@ -257,8 +257,8 @@ class MoeConfig:
             self.capacity_factor >= 0, "moe.capacity_factor", self.capacity_factor, "at least 0"
         )
         require(0 <= jitter < 1, "moe.input_jitter", jitter, "0, or below 1")
-        few, most = self.extension_experts, self.num_routed_experts
-        require(0 <= few <= most, "moe.extension_experts", few, f"0..{most} (routed experts)")
+        few, routed = self.extension_experts, self.num_routed_experts
+        require(0 <= few <= routed, "moe.extension_experts", few, f"0..{routed} (routed experts)")
         require(
             few > 0 or not self.extension_detach_router,
             "moe.extension_detach_router",

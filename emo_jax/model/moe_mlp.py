@@ -109,16 +109,14 @@ class MoeMlp(nnx.Module):
         """Output (B,S,D) and the router's statistics for this layer."""
         routing, stats, trained_BSR = self._route(x_BSD, tokens, per_layer)
         # These are the stored weights: `experts` casts and gathers them.
-        weights, options = self.experts.weights(), {"mesh": self.mesh}
+        weights, moe, mesh = self.experts.weights(), self.config, self.mesh
         if trained_BSR is None:
-            out_BSD, rounds = experts(x_BSD, routing, weights, self.config, **options)
+            out_BSD, rounds = experts(x_BSD, routing, weights, moe, mesh=mesh)
         else:
             trained, others = extension.split(routing, trained_BSR)
-            out_BSD, rounds = experts(
-                x_BSD, trained, weights, self.config, with_shared=False, **options
-            )
+            out_BSD, rounds = experts(x_BSD, trained, weights, moe, mesh=mesh, with_shared=False)
             fixed = jax.lax.stop_gradient((x_BSD, weights))
-            more_BSD, more = experts(fixed[0], others, fixed[1], self.config, **options)
+            more_BSD, more = experts(fixed[0], others, fixed[1], moe, mesh=mesh)
             out_BSD, rounds = out_BSD + more_BSD, rounds + more
         return out_BSD, stats._replace(dispatch_rounds=jax.lax.stop_gradient(rounds))
 
