@@ -3,7 +3,7 @@
 emo train --config experiments/mixtral_tiny.py --config.data.store=STORE --workdir WORKDIR
 emo export WORKDIR --output FOLDER        # layout mixtral: stock transformers loads it
 
-Hardware and hours: two CPU cores, minutes.
+Hardware: two CPU cores.
 """
 
 from ml_collections import ConfigDict
