@@ -5,7 +5,7 @@ emo upcycle DENSE --method split-importance --data STORE --experts 16 --top-k 4 
 emo train --config experiments/split_tiny.py:emo --config.data.store=STORE --workdir DIR \
     --init-from SPLIT@0 --init weights
 
-Hardware and hours: two CPU cores, minutes; losses: docs/baselines_upcycling.md.
+Hardware: two CPU cores.
 """
 
 from ml_collections import ConfigDict

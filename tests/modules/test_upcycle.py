@@ -338,6 +338,7 @@ def test_neither_experts_nor_an_existing_folder(dense_run, finished_run, tmp_pat
     assert "there" in capfd.readouterr().err
 
 
+@pytest.mark.system
 @pytest.mark.parametrize("method", ["split-random", "split-importance"])
 def test_a_run_goes_on_from_it(dense_run, store, tmp_path, capfd, method):
     made, run = tmp_path / "made", tmp_path / "run"
