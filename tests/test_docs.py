@@ -182,8 +182,8 @@ def test_every_config_field_and_option_that_a_guide_names_is_there():
     fields = {f"{path}.{f.name}" for path, cls in sections for f in dataclasses.fields(cls)}
     parameters = [p for command in _commands().values() for p in command.params]
     options = {"--help", *(o for p in parameters for o in (*p.opts, *p.secondary_opts))}
-    for launcher in (REPO / "launch").glob("*.py"):
-        options |= set(re.findall(r'"(--[a-z-]+)"', launcher.read_text()))
+    for script in (*(REPO / "launch").glob("*.py"), *(REPO / "experiments").glob("*.py")):
+        options |= set(re.findall(r'"(--[a-z-]+)"', script.read_text()))
     seen = 0
     for page in GUIDES:
         for span in re.findall(r"`([^`\n]+)`", page.read_text()):

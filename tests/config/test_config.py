@@ -77,7 +77,7 @@ def changed(preset=presets.emo_tiny, **fields) -> Config:
         ({"optimizer__schedule": "wds"}, r"one of \['cosine', 'wsd'\]; did you mean 'wsd'"),
         ({"optimizer__skip_window": 5}, r"skip_window = 5: must be 0 or at least 6"),
         ({"optimizer__skip_sigma": 0.0}, r"skip_sigma = 0\.0: must be above 0"),
-        ({"moe__balance_scope": "steps"}, r"one of \['micro', 'step'\]; did you mean 'step'"),
+        ({"moe__balance_scope": "steps"}, r"'step', 'document'\]; did you mean 'step'"),
         ({"init__expected_changes": ("moe.poll",)}, r"'moe\.poll': must be fields or sections"),
         ({"init__expected_changes": (3,)}, r"\(3,\): must be names, like \('a', 'b'\)"),
         ({"init__expected_changes": "moe"}, r"'moe': must be names"),
