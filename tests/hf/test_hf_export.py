@@ -39,7 +39,7 @@ def test_every_element_of_the_tree_is_stored_once(make_model):
                 counts[tensor.path][tensor.block] += 1
         counts["embed/embedding"][96:] += 1
         counts["lm_head/kernel"][:, 96:] += 1
-        if layout.name == "qwen2_moe":
+        if layout.name in ("qwen2_moe", "glm4_moe"):  # not the unused columns of shared experts
             counts["layers/mlp/router/kernel"][:, :, 8:] += 1
         assert all((count == 1).all() for count in counts.values()), layout.name
 
@@ -172,11 +172,15 @@ def test_the_layout_is_the_one_that_stock_transformers_loads(make_model, tmp_pat
         (
             False,
             "llama",
-            r"'llama' is for dense models, and 'small' .* qwen2_moe or emo or mixtral, or none",
+            r"'llama' is for dense models, .* qwen2_moe or emo or glm4_moe or mixtral, or none",
         ),
         (True, "qwen2_moe", r"'qwen2_moe' is for mixtures of experts, .* give layout llama"),
         (True, "emo", r"'emo' is for mixtures of experts, .* give layout llama"),
-        (True, "gpt2", r"'gpt2': must be one of \['qwen2_moe', 'emo', 'mixtral', 'llama'\]"),
+        (
+            True,
+            "gpt2",
+            r"'gpt2': must be one of \['qwen2_moe', 'emo', 'glm4_moe', 'mixtral', 'llama'\]",
+        ),
     ],
 )
 def test_a_layout_for_other_models_is_refused(make_model, tmp_path, dense, layout, said):
