@@ -3,6 +3,7 @@
 import jax
 import numpy as np
 import pytest
+from cases import few
 from tiny import dense_config, tiny_config
 
 from emo_jax.batch import from_documents
@@ -58,7 +59,7 @@ def _check(found, expected):
 MESHES = [{}, {"expert": 2, "context": 2}, {"tensor": 2, "context": 2, "replica": 2}]
 
 
-@pytest.mark.parametrize("sizes", MESHES, ids=str)
+@pytest.mark.parametrize("sizes", few(MESHES), ids=str)
 def test_likelihoods_are_those_of_each_request_by_itself(sizes):
     config = within_documents(tiny_config())
     mesh = make_mesh(MeshConfig(**sizes))
@@ -82,6 +83,7 @@ def _logits_after(config, params, ids):
     return np.asarray(ModelFunctions(config).logits(params, batch))[0, -1]
 
 
+@pytest.mark.system
 def test_each_domain_uses_its_own_experts(one_device_mesh):
     config = within_documents(tiny_config())
     model = ModelFunctions(config, one_device_mesh)

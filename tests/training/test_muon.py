@@ -51,6 +51,7 @@ def test_who_takes_what(params):
     }
 
 
+@pytest.mark.system
 def test_a_stack_is_updated_as_its_matrices_alone(params):
     config = tiny_config()
     ours = muon.muon(0.95)
