@@ -26,7 +26,7 @@ def test_a_mixture_and_a_branch_have_our_logits(method, dense_seed, byte_store, 
         branches = [trained(b, lambda p, n=n: moved(p, n)) for n, b in enumerate(branches)]
     mixed = emo_jax.mix(branches, tmp_path / "mixed").workdir
     tokens = np.random.default_rng(0).integers(0, 259, (2, 24))
-    layouts = {"btx": ("llama", "qwen2_moe"), "flexolmo": ("qwen2_moe", "qwen2_moe")}[method]
+    layouts = {"btx": ("llama", "mixtral"), "flexolmo": ("qwen2_moe", "qwen2_moe")}[method]
     for number, (workdir, layout) in enumerate(zip((branches[0], mixed), layouts, strict=True)):
         loaded = load_model(str(workdir))
         batch = from_documents(tokens, np.zeros_like(tokens))
