@@ -339,7 +339,9 @@ def test_neither_experts_nor_an_existing_folder(dense_run, finished_run, tmp_pat
 
 
 @pytest.mark.system
-@pytest.mark.parametrize("method", ["split-random", "split-importance"])
+@pytest.mark.parametrize(
+    "method", [pytest.param("split-random", marks=pytest.mark.slow), "split-importance"]
+)
 def test_a_run_goes_on_from_it(dense_run, store, tmp_path, capfd, method):
     made, run = tmp_path / "made", tmp_path / "run"
     options = ["--data", str(store)] if method == "split-importance" else []
