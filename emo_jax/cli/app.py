@@ -8,7 +8,7 @@ import sys
 import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import absl.logging  # before anything asks for the logger "absl", which would be another one
 import click
@@ -29,7 +29,11 @@ from emo_jax.errors import (
 from emo_jax.files import compile_cache
 from emo_jax.parallel import libtpu
 
+if TYPE_CHECKING:
+    from rich.console import Console
+
 _LARGEST = 3.4e38  # of a float32
+_WIDTH = 240  # where the output is no terminal
 
 
 class Command(click.Command):
@@ -106,6 +110,13 @@ def refuse_unwritable(option: str, file: Path) -> None:
         raise UsageError(f"{option} {file}: is there already; give a new file")
     if not os.access(file.parent, os.W_OK):
         raise UsageError(f"{option} {file}: cannot be written; give a file in another folder")
+
+
+def console() -> "Console":
+    """Returns where tables go; in a file no line is broken."""
+    from rich.console import Console
+
+    return Console(highlight=False, width=None if sys.stdout.isatty() else _WIDTH)
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from emo_jax.cli.app import Command, Number, refuse_unwritable
-from emo_jax.cli.inspect import console, data
+from emo_jax.cli.app import Command, Number, console, refuse_unwritable
+from emo_jax.cli.inspect import data
 from emo_jax.errors import BREAKS, UsageError, clipped
 from emo_jax.files.json_files import dumps
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 import click
 
 import emo_jax
-from emo_jax.cli.app import TRUST, Items, Number, command, refuse_unwritable
+from emo_jax.cli.app import TRUST, Items, Number, command, console, refuse_unwritable
 from emo_jax.config import seeds
 from emo_jax.config.names import METHODS, SPLIT_NAMES
 from emo_jax.errors import UsageError
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from emo_jax.evals.suite import Suite
     from emo_jax.generation.texts import Text, TextGenerator
 
-_WIDTH = 240
 _LEAST_TEMPERATURE = 1e-6
 
 
@@ -301,7 +300,6 @@ def eval_(
     host_memory.keep()
     if json_file:
         refuse_unwritable("--json", Path(json_file))
-    from rich.console import Console
 
     from emo_jax.files.atomic import write_atomic
 
@@ -323,7 +321,6 @@ def eval_(
         found = emo_jax.evaluate(model, stores[0], **options)
     else:
         found = emo_jax.evaluate_suite(model, stores, **options)
-    width = None if sys.stdout.isatty() else _WIDTH  # in a file no line is broken
-    Console(highlight=False, width=width).print(found.table())
+    console().print(found.table())
     if json_file:
         write_atomic(Path(json_file), dumps(found.to_json(), indent=1) + "\n")

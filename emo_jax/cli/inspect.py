@@ -1,6 +1,5 @@
 """emo data show, trace, check, stats."""
 
-import sys
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
@@ -9,17 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from emo_jax.cli.app import Command, cli, refuse_unwritable
+from emo_jax.cli.app import Command, cli, console, refuse_unwritable
 from emo_jax.config.names import PACKINGS, SPLIT_NAMES
 from emo_jax.errors import EmoError, UsageError, escaped, listed
 from emo_jax.files.json_files import dumps
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from emo_jax.config import Config, DataConfig
 
-_WIDTH = 240  # where the output is no terminal
 _SHOWN = 40  # documents of a trace
 
 
@@ -86,13 +82,6 @@ def data_of(config_file: str | None, words: tuple[str, ...]) -> "tuple[DataConfi
             f"{config_file}: names no data; give DATA, or --config.data.store=STORE too"
         )
     return config.data, config
-
-
-def console() -> "Console":
-    """Returns where tables go; in a file no line is broken."""
-    from rich.console import Console
-
-    return Console(highlight=False, width=None if sys.stdout.isatty() else _WIDTH)
 
 
 @data_command("show", "emo data show store --window 17 --seq-len 512 --text")

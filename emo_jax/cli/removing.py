@@ -1,16 +1,13 @@
 """emo remove."""
 
-import sys
 from pathlib import Path
 from typing import Any
 
 import click
 
-from emo_jax.cli.app import TRUST, command, refuse_unwritable
+from emo_jax.cli.app import TRUST, command, console, refuse_unwritable
 from emo_jax.config.names import MOE_LAYOUT_NAMES, REMOVAL_METHODS
 from emo_jax.parallel import host_memory
-
-_WIDTH = 240
 
 
 @command("emo remove runs/tiny --data store:medicine --eval store --output hf/without_medicine")
@@ -82,8 +79,6 @@ def remove(
     host_memory.keep()
     if json_file:
         refuse_unwritable("--json", Path(json_file))
-    from rich.console import Console
-
     from emo_jax.files.atomic import write_atomic
     from emo_jax.files.json_files import dumps
     from emo_jax.modules.remove import remove as run
@@ -105,8 +100,7 @@ def remove(
         " parameters"
     )
     if made.domains:
-        width = None if sys.stdout.isatty() else _WIDTH  # in a file no line is broken
-        Console(highlight=False, width=width).print(made.table())
+        console().print(made.table())
         own, others = made.rises
         click.echo(f"{made.domain} {own:+.4f}, the others {others:+.4f} (mean of domains)")
     if json_file:

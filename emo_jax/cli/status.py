@@ -72,7 +72,7 @@ def _show(found: "list[Status]") -> None:
         for name, value in _lines(found[0]).items():
             click.echo(f"{name:<10} {clipped(value, 2000)}")
     elif found:
-        from emo_jax.cli.inspect import console
+        from emo_jax.cli.app import console
 
         console().print(_table(found))
         for one in found:

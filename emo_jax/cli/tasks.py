@@ -1,19 +1,16 @@
 """emo tasks."""
 
-import sys
 from pathlib import Path
 
 import click
 
 import emo_jax
-from emo_jax.cli.app import TRUST, Items, command, refuse_unwritable
+from emo_jax.cli.app import TRUST, Items, command, console, refuse_unwritable
 from emo_jax.cli.joining import PROCESSES
 from emo_jax.cli.modules import counts
 from emo_jax.config.names import METHODS
 from emo_jax.files.json_files import dumps
 from emo_jax.parallel import host_memory
-
-_WIDTH = 240
 
 
 @command("emo tasks runs/tiny --tasks arc_easy,mine.yaml --keep 100%,25% --limit 200")
@@ -165,11 +162,8 @@ def tasks(
         )
     if not first:
         return
-    from rich.console import Console
-
     from emo_jax.files.atomic import write_atomic
 
-    width = None if sys.stdout.isatty() else _WIDTH  # in a file no line is broken
-    Console(highlight=False, width=width).print(found.table())
+    console().print(found.table())
     if json_file:
         write_atomic(Path(json_file), dumps(found.to_json(), indent=1) + "\n")

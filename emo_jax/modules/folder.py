@@ -4,19 +4,25 @@ Legend: L layers, R routed experts.
 """
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from emo_jax.config import Config
+from emo_jax.config import Config, moe_of
 from emo_jax.errors import UsageError
 from emo_jax.hf.card import Card
 from emo_jax.hf.export import export_leaves
 from emo_jax.hf.tensors import LeafSource
 from emo_jax.modules.assemble import pruned
 from emo_jax.saved.load import OpenedModel, open_model
-from emo_jax.saved.selection_file import Selection, selection_beside, selection_files
+from emo_jax.saved.selection_file import (
+    Selection,
+    fingerprint,
+    selection_beside,
+    selection_files,
+)
 
 
 def write_selected(
@@ -61,6 +67,37 @@ def write_module(
         card=Card(facts=facts),
         files=selection_files(selection, source, config),
         **options,
+    )
+
+
+def selection_from(
+    opened: OpenedModel,
+    kept_LR: np.ndarray,
+    about: Mapping[str, Any],
+    *,
+    scores_LR: np.ndarray | None = None,
+    parent_fingerprint: str | None = None,
+) -> Selection:
+    """What `selection.json` says of a part of a model.
+
+    Args:
+      opened: the whole model.
+      kept_LR: bool, the experts that the part has.
+      about: how they were chosen.
+      scores_LR: what decided; None: nothing did.
+      parent_fingerprint: of the whole model, if it is known; None: it is computed.
+    """
+    moe = moe_of(opened.config)
+    scores = () if scores_LR is None else tuple(tuple(row) for row in scores_LR.tolist())
+    return Selection(
+        parent={"name": opened.name, "path": opened.path, "step": opened.step},
+        parent_fingerprint=parent_fingerprint or fingerprint(opened.source, opened.config),
+        num_routed=moe.num_routed_experts,
+        top_k=moe.top_k,
+        tokenizer=opened.tokenizer.fingerprint if opened.tokenizer else "",
+        kept=tuple(tuple(np.flatnonzero(row).tolist()) for row in kept_LR),
+        about=dict(about),
+        scores=scores,
     )
 
 

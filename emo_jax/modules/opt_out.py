@@ -14,9 +14,8 @@ from emo_jax.config import Config, moe_of
 from emo_jax.errors import UsageError
 from emo_jax.files.atomic import refuse_existing
 from emo_jax.files.progress import Progress
-from emo_jax.modules.folder import open_with_experts, write_selected
+from emo_jax.modules.folder import open_with_experts, selection_from, write_selected
 from emo_jax.saved.expert_names import read_expert_names
-from emo_jax.saved.selection_file import Selection, fingerprint
 
 
 def opt_out(
@@ -55,15 +54,8 @@ def opt_out(
         if not kept_R.any():
             raise UsageError(f"--without {','.join(without)}: leaves no expert; name fewer")
         kept_LR = np.tile(kept_R, (config.model.num_layers, 1))
-        selection = Selection(
-            parent={"name": opened.name, "path": opened.path, "step": opened.step},
-            parent_fingerprint=fingerprint(opened.source, config),
-            num_routed=moe.num_routed_experts,
-            top_k=moe.top_k,
-            tokenizer=opened.tokenizer.fingerprint if opened.tokenizer else "",
-            kept=tuple(tuple(np.flatnonzero(row).tolist()) for row in kept_LR),
-            about={"method": "without", "without": list(without)},
-        )
+        about = {"method": "without", "without": list(without)}
+        selection = selection_from(opened, kept_LR, about)
         shown.show(f"writing {output}")
         options = {"layout": layout, **opened.for_export}
         return write_selected(opened.source, config, kept_LR, output, selection, **options)

@@ -22,9 +22,8 @@ from emo_jax.files.atomic import refuse_existing
 from emo_jax.files.progress import Progress
 from emo_jax.model.functions import ModelFunctions
 from emo_jax.model.params import count_parameters
-from emo_jax.modules.folder import open_with_experts, write_selected
+from emo_jax.modules.folder import open_with_experts, selection_from, write_selected
 from emo_jax.saved.load import load_model
-from emo_jax.saved.selection_file import Selection, fingerprint
 from emo_jax.selection.budgets import choose_best, experts_there
 from emo_jax.selection.examples import split_location
 from emo_jax.selection.removal import removal_scores
@@ -179,13 +178,8 @@ def remove(
                 "before_M": measure(data_, "test loss before").loss_M,
                 "after_M": measure(data_, "test loss after", keep_LMR).loss_M,
             }
-        selection = Selection(
-            parent={"name": opened.name, "path": opened.path, "step": opened.step},
-            parent_fingerprint=fingerprint(opened.source, opened.config),
-            num_routed=moe.num_routed_experts,
-            top_k=moe.top_k,
-            tokenizer=opened.tokenizer.fingerprint if opened.tokenizer else "",
-            kept=tuple(tuple(np.flatnonzero(row).tolist()) for row in kept_LR),
+        selection = selection_from(
+            *(opened, kept_LR),
             about={
                 "method": f"removal by {method}",
                 "removed": domain,
@@ -196,7 +190,7 @@ def remove(
                 "versions": versions(),
             },
             # Of keeping: what select and compose fill up with comes first.
-            scores=tuple(tuple(row) for row in (-scores_LR).tolist()),
+            scores_LR=-scores_LR,
         )
         shown.show(f"writing {output}")
         folder, smaller = write_selected(

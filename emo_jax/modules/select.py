@@ -24,10 +24,10 @@ from emo_jax.hf.tensors import F32_BYTES
 from emo_jax.model.functions import ModelFunctions
 from emo_jax.model.params import Params, count_parameters
 from emo_jax.modules.assemble import smaller_config
-from emo_jax.modules.folder import write_selected
+from emo_jax.modules.folder import selection_from, write_selected
 from emo_jax.modules.read_examples import read_examples
 from emo_jax.saved.load import OpenedModel, load_model, open_model
-from emo_jax.saved.selection_file import Selection, fingerprint, overlap
+from emo_jax.saved.selection_file import fingerprint, overlap
 from emo_jax.selection.budgets import (
     Budget,
     choose_best,
@@ -209,15 +209,12 @@ def select(
                 for number in settings.examples[:-1]
                 if number is not None
             }
-            selection = Selection(
-                parent={"name": opened.name, "path": opened.path, "step": opened.step},
+            selection = selection_from(
+                opened,
+                kept_LR,
+                _about(settings, given, overlaps, budget),
+                scores_LR=choice.scores_LMR[:, 0],
                 parent_fingerprint=parent_print,
-                num_routed=config.moe.num_routed_experts,
-                top_k=config.moe.top_k,
-                tokenizer=opened.tokenizer.fingerprint if opened.tokenizer else "",
-                kept=tuple(tuple(np.flatnonzero(row).tolist()) for row in kept_LR),
-                about=_about(settings, given, overlaps, budget),
-                scores=tuple(tuple(row) for row in choice.scores_LMR[:, 0].tolist()),
             )
             shown.show(f"writing {folders[budget]}")
             folder, smaller = write_selected(
