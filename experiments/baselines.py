@@ -21,7 +21,6 @@ from typing import Any, NamedTuple
 
 import click
 import modularity
-import numpy as np
 from ml_collections import ConfigDict
 
 from emo_jax import evaluate_tasks
@@ -111,13 +110,7 @@ def perform(run: Run, output: Path, results: Path, stores: modularity.Stores, ta
         "measured": MEASURED,
         "store": TokenStore.open(stores.trained).fingerprint,
     }
-    if file.exists():
-        theirs = json.loads(file.read_text(encoding="utf-8"))
-        wrong = [f"{k} {theirs.get(k)}, not {v}" for k, v in made_of.items() if theirs.get(k) != v]
-        if wrong:
-            raise UsageError(
-                f"{file}: of another experiment ({'; '.join(wrong)}); give other --results"
-            )
+    if modularity.is_there(file, made_of):
         return
     print(f"== {run.name}: {config.train.steps} steps", flush=True)
     workdir = output / "runs" / run.name
@@ -128,10 +121,9 @@ def perform(run: Run, output: Path, results: Path, stores: modularity.Stores, ta
     say("tasks")
     scores = tasks_of(workdir, tasks)
     records = [json.loads(line) for line in (workdir / "metrics.jsonl").open(encoding="utf-8")]
-    rates = [r["tokens_per_second"] for r in records if r.get("tokens_per_second")]
     result = {
         **made_of,
-        "tokens_per_second": float(np.median(rates)),
+        "tokens_per_second": modularity.median_rate(records),
         "measuring_seconds": round(time.monotonic() - begin),
         "versions": versions(),
         "tasks": scores,

@@ -275,6 +275,24 @@ def config_digest(config: Config) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
+def is_there(file: Path, made_of: dict[str, Any]) -> bool:
+    """Whether a run has its result already; UsageError if it is that of another experiment."""
+    if not file.exists():
+        return False
+    theirs = json.loads(file.read_text(encoding="utf-8"))
+    wrong = [f"{k} {theirs.get(k)}, not {v}" for k, v in made_of.items() if theirs.get(k) != v]
+    if wrong:
+        raise UsageError(
+            f"{file}: of another experiment ({'; '.join(wrong)}); give other --results"
+        )
+    return True
+
+
+def median_rate(records: list[dict[str, Any]]) -> float:
+    """Tokens a second in training, from the records of metrics.jsonl."""
+    return float(np.median([r["tokens_per_second"] for r in records if r.get("tokens_per_second")]))
+
+
 def run(
     arm: str, seed: int, output: Path, results: Path, stores: Stores, steps: int | None
 ) -> None:
@@ -288,13 +306,7 @@ def run(
         "store": TokenStore.open(stores.trained).fingerprint,
         "held_out_store": TokenStore.open(stores.held_out).fingerprint,
     }
-    if file.exists():
-        theirs = json.loads(file.read_text(encoding="utf-8"))
-        wrong = [f"{k} {theirs.get(k)}, not {v}" for k, v in made_of.items() if theirs.get(k) != v]
-        if wrong:
-            raise UsageError(
-                f"{file}: of another experiment ({'; '.join(wrong)}); give other --results"
-            )
+    if is_there(file, made_of):
         return
     print(f"== {config.name}: {config.train.steps} steps", flush=True)
     workdir = output / f"{arm}-{seed}"
@@ -307,9 +319,7 @@ def run(
         "arm": arm,
         "seed": seed,
         **made_of,
-        "tokens_per_second": float(
-            np.median([r["tokens_per_second"] for r in records if r.get("tokens_per_second")])
-        ),
+        "tokens_per_second": median_rate(records),
         "measuring_seconds": round(time.monotonic() - begin),
         "versions": versions(),
         "while_training": [_watched(r) for r in records if "heldout_loss" in r],
