@@ -1,8 +1,10 @@
-"""docs/baselines_results.md, from the figures written by baselines.py.
+"""docs/baselines_results.md, from the figures written by baselines.py and modularity.py.
 
     python experiments/baselines_report.py --results docs/results/baselines --output docs
 
-Nothing is run. A run of `baselines.RUNS` without a result leaves its cells empty.
+Writes the page and RESULTS/loss_by_tokens.svg. Nothing is run. A run of `baselines.RUNS` without a
+result leaves its cells empty. The models of 3.7 M tokens are those of docs/results.md, whose
+figures are read from the folder above RESULTS.
 """
 
 import json
@@ -13,10 +15,23 @@ from typing import Any
 
 import click
 import numpy as np
-from baselines import EXAMPLES, ITEMS, RUNS, TASKS
-from modularity_report import NAMES, interval, markdown, shown
+from baseline_arms import PUBLIC
+from baselines import EXAMPLES, ITEMS, PAIR, RUNS, TASKS
+from report_tools import axes as new_axes
+from report_tools import interval, markdown, paired, ratio, save_plot, shown
 
-KEEPS = {None: "100 %", 32: "50 %", 16: "25 %", 8: "12.5 %"}
+SHARES = {"50 %": 0.5, "25 %": 0.25, "12.5 %": 0.125}  # of the experts
+SMALLEST = 3.7  # millions of tokens: of docs/results.md
+NAMES = {
+    "emo": "EMO",
+    "standard": "standard MoE",
+    "labels": "label pools",
+    "mixtral": "Mixtral",
+    "switch": "Switch",
+    "split": "split dense (LLaMA-MoE), then pools",
+    "btx": "BTX",
+    "flexolmo": "FlexOlmo",
+}
 NOTHING = "–"
 WHAT = {
     "emo_next": "three of other documents of the domain",
@@ -30,31 +45,49 @@ class Group:
 
     def __init__(self, arm: str, millions: float, folder: Path):
         self.arm, self.millions = arm, millions
-        runs = [run for run in RUNS if (run.arm, run.millions) == (arm, millions)]
-        files = [folder / f"{run.name}.json" for run in runs]
+        names = [run.name for run in RUNS if (run.arm, run.millions) == (arm, millions)]
+        files = [folder / f"{name}.json" for name in names]
+        if millions == SMALLEST:
+            files = [folder.parent / f"modularity-{arm}-{seed}.json" for seed in (0, 1, 2)]
         self.planned = len(files)
         self.runs: list[dict[str, Any]] = [
             json.loads(file.read_text(encoding="utf-8")) for file in files if file.exists()
         ]
 
-    def losses(self, way: str) -> np.ndarray:
+    @property
+    def seeds(self) -> list[int]:
+        """The seeds of the finished runs."""
+        return [run["seed"] for run in self.runs]
+
+    def count(self, share: float) -> int:
+        """Experts that a share of them is, including shared ones."""
+        return int(share * self.runs[0].get("experts", 64))
+
+    def has(self, way: str) -> bool:
+        """Whether losses were measured in a way."""
+        return bool(self.runs) and way in self.runs[0]["trained"]["losses"]
+
+    def losses(self, way: str, seeds: list[int] | None = None) -> np.ndarray:
         """Losses of the trained domains (seeds, domains)."""
-        rows = [run["trained"]["losses"][way] for run in self.runs]
+        rows = [
+            run["trained"]["losses"][way]
+            for run in self.runs
+            if seeds is None or run["seed"] in seeds
+        ]
         return np.array([[math.nan if x is None else x for x in row] for row in rows])
 
-    def rises(self, keep: int) -> np.ndarray:
-        """Rises of the losses with `keep` experts (seeds, domains)."""
-        return self.losses(f"layerwise {keep}") - self.losses("full")
+    def kept(self, share: float) -> str:
+        """The way of keeping a share of the experts."""
+        return f"layerwise {self.count(share)}"
 
-    def scores(self, group: str, keep: int | None, field: str) -> np.ndarray:
-        """A figure of every task of a group (seeds, tasks), with `keep` experts; None: all."""
-        count = 64 if keep is None else keep
+    def scores(self, group: str, share: float, field: str) -> np.ndarray:
+        """A figure of every task of a group (seeds, tasks); empty if it was not measured."""
         return np.array(
             [
                 [
                     row[field]
                     for row in run["tasks"]
-                    if row["unit"].startswith(f"{group}_") and row["keep"] == count
+                    if row["unit"].startswith(f"{group}_") and row["keep"] == self.count(share)
                 ]
                 for run in self.runs
             ]
@@ -62,14 +95,17 @@ class Group:
 
 
 def groups(folder: Path) -> Iterator[Group]:
-    """All arms, in the order of their runs."""
+    """All arms of the plan, in the order of their runs."""
     for arm, millions in dict.fromkeys((run.arm, run.millions) for run in RUNS):
         yield Group(arm, millions, folder)
 
 
 def _named(group: Group) -> list[str]:
     done = f"{len(group.runs)} of {group.planned}"
-    return [NAMES.get(group.arm, group.arm), f"{group.millions:g} M", done]
+    return [NAMES[group.arm], f"{group.millions:g} M", done]
+
+
+HEAD = ["model", "tokens of EMO", "seeds"]
 
 
 def losses_table(found: list[Group]) -> str:
@@ -78,38 +114,106 @@ def losses_table(found: list[Group]) -> str:
     for group in found:
         cells = [NOTHING] * 4
         if group.runs:
-            cells = [shown(group.losses("full"), sign=False)]
-            cells += [shown(group.rises(keep)) for keep in (32, 16, 8)]
+            full = group.losses("full")
+            cells = [shown(full, sign=False)]
+            for share in SHARES.values():
+                way = group.kept(share)
+                cells.append(shown(group.losses(way) - full) if group.has(way) else NOTHING)
         rows.append([*_named(group), *cells])
-    return markdown(
-        ["model", "tokens", "seeds", "loss", *(f"{KEEPS[k]} kept" for k in (32, 16, 8))], rows
-    )
+    return markdown([*HEAD, "loss", *(f"{share} kept" for share in SHARES)], rows)
+
+
+def percent(over: np.ndarray, under: np.ndarray) -> float:
+    """By how many percent one mean is over another."""
+    return 100 * (ratio(over, under) - 1)
+
+
+def _compared(one: Group, way: str, other: Group, other_way: str) -> str:
+    """How far the loss of one is over that of another, over the seeds that both have."""
+    seeds = [seed for seed in one.seeds if seed in other.seeds]
+    if not seeds or not one.has(way) or not other.has(other_way):
+        return NOTHING
+    pair = one.losses(way, seeds), other.losses(other_way, seeds)
+    mean, low, high = (f"{x:+.2f}" for x in paired(percent, *pair))
+    return f"{mean} ({low} to {high})"
+
+
+def against_table(found: list[Group]) -> str:
+    """Each model against EMO: whole, and with a quarter of the experts of both."""
+    emo = {group.millions: group for group in found if group.arm == "emo"}
+    rows = []
+    for group in found:
+        if group.arm == "emo":
+            continue
+        base = emo[group.millions]
+        quarter = quarter_emo = ""
+        if group.runs and base.runs:
+            quarter, quarter_emo = group.kept(0.25), base.kept(0.25)
+        whole = _compared(group, "full", base, "full")
+        part = _compared(group, quarter, base, quarter_emo)
+        rows.append([*_named(group), whole, part])
+    return markdown([*HEAD, "all experts, %", "25 % kept, %"], rows)
+
+
+def trained_table(found: list[Group]) -> str:
+    """Losses with what acts in training only."""
+    rows = []
+    for group in found:
+        if group.arm not in ("switch", "labels"):
+            continue
+        cells = [NOTHING] * 2
+        if group.runs:
+            cells = [shown(group.losses(way), sign=False) for way in ("full", "as trained")]
+        rows.append([*_named(group), *cells])
+    return markdown([*HEAD, "without", "as trained"], rows)
+
+
+def stages_table(found: list[Group]) -> str:
+    """What each model was trained on."""
+    rows = []
+    for group in found:
+        if not group.runs or group.millions != 7.5:
+            continue
+        run = group.runs[0]
+        owners = [name for name in run["tokens"] if name in run["trained"]["domains"]]
+        each = ", ".join(
+            f"{name} {tokens / 1e6:.2f} M"
+            for name, tokens in run["tokens"].items()
+            if name not in owners
+        )
+        if owners:
+            each += f", {len(owners)} branches of {run['tokens'][owners[0]] / 1e6:.2f} M"
+        rows.append([NAMES[group.arm], each, f"{run['flops'] / 1e12:.1f}", str(run["experts"])])
+    return markdown(["model", "tokens", "TFLOPs", "experts"], rows)
 
 
 def tasks_table(found: list[Group], task: str, field: str, form: str) -> str:
     """A figure of a group of tasks, by the share of experts kept."""
     rows = []
     for group in found:
-        cells = [NOTHING] * len(KEEPS)
-        if group.runs:
-            cells = []
-            for keep in KEEPS:
-                mean, low, high = interval(group.scores(task, keep, field))
-                cells.append(f"{mean:{form}} ({low:{form}} to {high:{form}})")
+        cells = []
+        for share in (1.0, *SHARES.values()):
+            scores = group.scores(task, share, field) if group.runs else np.empty(0)
+            if not scores.size:
+                cells.append(NOTHING)
+                continue
+            mean, low, high = interval(scores)
+            cells.append(f"{mean:{form}} ({low:{form}} to {high:{form}})")
         rows.append([*_named(group), *cells])
-    return markdown(["model", "tokens", "seeds", *KEEPS.values()], rows)
+    return markdown([*HEAD, "100 %", *SHARES], rows)
 
 
 def changes_table(found: list[Group], task: str) -> str:
     """By how much accuracy falls with a part of the experts."""
     rows = []
     for group in found:
-        cells = [NOTHING] * 3
+        cells = [NOTHING] * len(SHARES)
         if group.runs:
-            whole = group.scores(task, None, "value")
-            cells = [shown(group.scores(task, keep, "value") - whole) for keep in (32, 16, 8)]
+            whole = group.scores(task, 1.0, "value")
+            parts = [group.scores(task, share, "value") for share in SHARES.values()]
+            cells = [shown(part - whole) if part.size else NOTHING for part in parts]
         rows.append([*_named(group), *cells])
-    return markdown(["model", "tokens", "seeds", *(KEEPS[k] for k in (32, 16, 8))], rows)
+    return markdown([*HEAD, *SHARES], rows)
 
 
 def task_section(found: list[Group], task: str) -> str:
@@ -126,14 +230,62 @@ def task_section(found: list[Group], task: str) -> str:
     return "\n".join(parts)
 
 
+def by_tokens(folder: Path) -> list[tuple[float, int, tuple[float, ...]]]:
+    """Millions of tokens, seeds, and percent by which EMO's loss is over the standard MoE's."""
+    sizes = [SMALLEST, *sorted({run.millions for run in RUNS if run.arm in PAIR})]
+    found = []
+    for millions in sizes:
+        emo, standard = (Group(arm, millions, folder) for arm in PAIR)
+        seeds = [seed for seed in emo.seeds if seed in standard.seeds]
+        if seeds:
+            pair = emo.losses("full", seeds), standard.losses("full", seeds)
+            found.append((millions, len(seeds), paired(percent, *pair)))
+    return found
+
+
+def by_tokens_table(found: list[tuple[float, int, tuple[float, ...]]]) -> str:
+    """The same as a table."""
+    rows = [
+        [f"{millions:g} M", str(seeds), "{:+.2f} ({:+.2f} to {:+.2f})".format(*numbers)]
+        for millions, seeds, numbers in found
+    ]
+    return markdown(["tokens", "seeds", "EMO's loss over the standard MoE's, %"], rows)
+
+
+def plot_by_tokens(found: list[tuple[float, int, tuple[float, ...]]], file: Path) -> None:
+    """Plots it, with the intervals."""
+    figure, axes = new_axes(height=3.2)
+    sizes = [millions for millions, _, _ in found]
+    mean, low, high = np.array([numbers for _, _, numbers in found]).T
+    axes.fill_between(sizes, low, high, color="#0b7a75", alpha=0.15, linewidth=0)
+    axes.plot(sizes, mean, "-", marker="o", color="#0b7a75")
+    axes.axhline(1, color="#777777", linewidth=1, linestyle="--")
+    axes.annotate("aim: 1 %", (sizes[0], 1), xytext=(0, 3), textcoords="offset points")
+    axes.set_xscale("log")
+    axes.set_xticks(sizes, [f"{size:g}" for size in sizes])
+    axes.minorticks_off()
+    axes.set_xlabel("million tokens of training")
+    axes.set_ylabel("EMO's loss over the\nstandard MoE's, %")
+    save_plot(figure, file)
+
+
 def page(folder: Path) -> str:
     """The page."""
     found = list(groups(folder))
     template = Path(__file__).with_suffix(".md").read_text(encoding="utf-8")
+    runs = [run for group in found for run in group.runs]
+    hours = sum(sum(run["tokens"].values()) / run["tokens_per_second"] for run in runs) / 3600
     return template.format(
-        done=sum(len(group.runs) for group in found),
+        done=len(runs),
         planned=len(RUNS),
+        hours=f"{hours:.1f}",
+        measuring=f"{sum(run['measuring_seconds'] for run in runs) / 3600:.1f}",
+        stages=stages_table(found),
+        public=" and ".join(PUBLIC),
         losses=losses_table(found),
+        against=against_table(found),
+        trained=trained_table(found),
+        by_tokens=by_tokens_table(by_tokens(folder)),
         items=ITEMS,
         examples=EXAMPLES,
         tasks="\n".join(task_section(found, task) for task in TASKS),
@@ -144,8 +296,9 @@ def page(folder: Path) -> str:
 @click.option("--results", required=True, type=click.Path(path_type=Path))
 @click.option("--output", required=True, type=click.Path(path_type=Path))
 def main(results: Path, output: Path) -> None:
-    """Writes baselines_results.md."""
+    """Writes baselines_results.md and its plot."""
     (output / "baselines_results.md").write_text(page(results), encoding="utf-8")
+    plot_by_tokens(by_tokens(results), results / "loss_by_tokens.svg")
     click.echo(f"{output / 'baselines_results.md'}: {len(list(results.glob('*.json')))} results")
 
 

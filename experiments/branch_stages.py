@@ -1,13 +1,15 @@
-"""Stages of BTX and FlexOlmo at the size of docs/results.md, at the training FLOPs of an EMO run.
+"""Stages of one model at the size of docs/results.md, at the training FLOPs of an EMO run.
 
 The argument of btx_tiny.py and flexolmo_tiny.py is STAGE[:TOKENS[:DOMAINS]]: `seed`, `branch` or
 `mixed`; the tokens of the EMO run whose FLOPs all stages together spend, such as 7.5m (3.69m: 450
-steps); and the number of domains (12), over which the branches' FLOPs are spread evenly. FLOPs are
-those of SPEC 1.5, which count a frozen weight as a trained one.
+steps); and the number of domains (12), over which the branches' FLOPs are spread evenly. That of
+split_tiny.py is STAGE[:TOKENS]. FLOPs are those of SPEC 1.5, which count a frozen weight as a
+trained one.
 """
 
 import dataclasses
 import re
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from ml_collections import ConfigDict
@@ -28,17 +30,22 @@ class Stage(NamedTuple):
     domains: int
 
 
-def parse(arg: str) -> Stage:
-    """Reads the argument."""
-    name, *rest = (arg or "seed").split(":")
+def parse(arg: str, stages: Sequence[str] = STAGES) -> Stage:
+    """Reads the argument; its first stage is the default."""
+    name, *rest = (arg or stages[0]).split(":")
     found = re.fullmatch(r"(\d+(?:\.\d+)?)m", rest[0]) if rest else None
     tokens = round(float(found[1]) * 1e6) if found else TOKENS
     domains = int(rest[1]) if len(rest) == 2 and rest[1].isdecimal() else DOMAINS
-    good = name in STAGES and (not rest or found) and (len(rest) < 2 or rest[1].isdecimal())
-    if not good or len(rest) > 2 or not domains:
+    good = name in stages and (not rest or found) and (len(rest) < 2 or rest[1].isdecimal())
+    branching = "branch" in stages
+    if not good or len(rest) > 1 + branching or not domains or not tokens:
         raise ConfigError(
-            f"config argument {arg!r}: must be {', '.join(STAGES)}, and may go on with the tokens"
-            " and the domains, as in branch:7.5m:12"
+            f"config argument {arg!r}: must be {', '.join(stages)}, and may go on with the tokens"
+            + (
+                " and the domains, as in branch:7.5m:12"
+                if branching
+                else f", as in {stages[0]}:7.5m"
+            )
         )
     return Stage(name, tokens, domains)
 

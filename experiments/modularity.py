@@ -157,8 +157,8 @@ class Measured:
         found = evaluate(
             self._step, self._params, self._split.test, keep_LMR=keep_LMR, pool_size=pool_size
         )
-        self.losses[name] = _numbers(found.loss_M)
-        self.losses.setdefault("labels", _numbers(found.labels_M))
+        self.losses[name] = numbers(found.loss_M)
+        self.losses.setdefault("labels", numbers(found.labels_M))
 
     def choose(self, method: str, keep: int, batches: list[Batch], seed: int = 0) -> np.ndarray:
         """The experts chosen for each domain (L,M,R)."""
@@ -219,7 +219,8 @@ class Measured:
             self.loss(f"composed with {partner} later {COMPOSED_KEEP}", both_LMR)
 
 
-def _numbers(values_M: np.ndarray) -> list[float | None]:
+def numbers(values_M: np.ndarray) -> list[float | None]:
+    """Values by domain as JSON: None where there is none."""
     return [None if np.isnan(value) else round(float(value), 6) for value in values_M]
 
 

@@ -9,97 +9,16 @@ minus the loss with all of them, in nats per token.
 """
 
 import json
-import math
-from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
 import click
 import numpy as np
+from modularity_figures import NAMES, SHARES, Runs
+from modularity_plots import plot_keep, plot_training
+from report_tools import markdown, paired, ratio, shown
 
 METHODS = ("layerwise", "global", "easy_ep", "random")
-SHARES = {32: "50 %", 16: "25 %", 8: "12.5 %"}
-NAMES = {
-    "emo": "EMO",
-    "standard": "standard MoE",
-    "matched": "standard MoE with 16 experts",
-    "fixed-pool": "EMO, pools of 16",
-    "no-shared": "EMO, no shared expert",
-    "local-balance": "EMO, balance of each micro-batch",
-    "window-attention": "EMO, attention across documents",
-    "standard-window": "standard MoE, attention across documents",
-}
-COMPARED = ("emo", "standard", "matched")
 SMALL_RISE = 0.01  # nats; smaller rises give no ratio
-DRAWS = 10_000  # bootstrap samples
-
-
-class Runs:
-    """All figures, by arm and seed."""
-
-    def __init__(self, folder: Path):
-        files = sorted(folder.glob("modularity-*.json"))
-        if not files:
-            raise click.UsageError(f"{folder}: no modularity-*.json; run modularity.py first")
-        found = [json.loads(file.read_text(encoding="utf-8")) for file in files]
-        self.arms = [arm for arm in NAMES if any(run["arm"] == arm for run in found)]
-        if missing := [arm for arm in COMPARED if arm not in self.arms]:
-            raise click.UsageError(f"{folder}: no runs of {', '.join(missing)}; run modularity.py")
-        # The same seeds for all arms that are compared.
-        seeds = {arm: {run["seed"] for run in found if run["arm"] == arm} for arm in COMPARED}
-        both = set.intersection(*seeds.values())
-        if not both:
-            raise click.UsageError(f"{folder}: {', '.join(COMPARED)} have no seed in common")
-        self.all = [run for run in found if run["arm"] not in COMPARED or run["seed"] in both]
-
-    def of(self, arm: str) -> list[dict[str, Any]]:
-        """An arm's runs, by seed."""
-        return sorted((r for r in self.all if r["arm"] == arm), key=lambda r: r["seed"])
-
-    def losses(self, arm: str, way: str, store: str = "trained") -> np.ndarray:
-        """Losses (seeds, domains); NaN where nothing was measured."""
-        rows = [run[store]["losses"][way] for run in self.of(arm)]
-        return np.array([[math.nan if x is None else x for x in row] for row in rows])
-
-    def rises(self, arm: str, way: str, store: str = "trained") -> np.ndarray:
-        """Rises (seeds, domains)."""
-        return self.losses(arm, way, store) - self.losses(arm, "full", store)
-
-
-def interval(table: np.ndarray, of: Callable[[np.ndarray], Any] = np.nanmean) -> tuple[float, ...]:
-    """A statistic of a (seeds, domains) table, and the middle 95 % of its bootstrap.
-
-    Both seeds and domains are resampled with replacement.
-    """
-    rng = np.random.default_rng(0)
-    seeds, domains = table.shape[:2]
-    drawn = [
-        of(table[rng.integers(seeds, size=seeds)][:, rng.integers(domains, size=domains)])
-        for _ in range(DRAWS)
-    ]
-    return float(of(table)), *map(float, np.nanpercentile(drawn, [2.5, 97.5]))
-
-
-def shown(table: np.ndarray, sign: bool = True) -> str:
-    """The mean and its interval as `+0.123 (+0.100 to +0.150)`."""
-    form = "{:+.3f}" if sign else "{:.3f}"
-    mean, low, high = (form.format(x) for x in interval(table))
-    return f"{mean} ({low} to {high})"
-
-
-def markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
-
-
-def paired(of: Callable[..., Any], *tables: np.ndarray) -> tuple[float, ...]:
-    """`interval` for a statistic of several tables, resampling the same seeds and domains."""
-    return interval(np.stack(tables, axis=-1), lambda t: of(*np.moveaxis(t, -1, 0)))
-
-
-def ratio(over: np.ndarray, under: np.ndarray) -> float:
-    """The ratio of the means."""
-    return float(np.nanmean(over) / np.nanmean(under))
 
 
 def over_allowed(one: np.ndarray, every: np.ndarray) -> float:
@@ -342,66 +261,6 @@ def clusters(folder: Path) -> str:
             rows.append(cells)
     head = ["of", "rows", "groups", "model", "NMI domains", "by seed", "purity", "silhouette"]
     return markdown([*head, "type bits", "NMI types"], rows)
-
-
-# --- plots ---------------------------------------------------------------------------------------
-
-COLOURS = {"emo": "#0b7a75", "standard": "#c8553d"}
-
-
-def _axes(width: float = 6.4, height: float = 3.8) -> tuple[Any, Any]:
-    import matplotlib
-
-    matplotlib.use("svg")
-    from matplotlib import pyplot
-
-    matplotlib.rcParams.update({"svg.hashsalt": "emo_jax", "font.size": 10, "svg.fonttype": "path"})
-    figure, axes = pyplot.subplots(figsize=(width, height), layout="constrained")
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(axis="y", alpha=0.3)
-    return figure, axes
-
-
-def _save(figure: Any, file: Path) -> None:
-    # No metadata, so that the same figures give the same file.
-    figure.savefig(file, metadata={"Date": None, "Creator": None}, facecolor="white")
-
-
-def plot_keep(runs: Runs, file: Path) -> None:
-    """Plots the rise against the share of experts kept; dashed: domains held out of training."""
-    figure, axes = _axes()
-    places = [0, 1, 2, 3]
-    for arm, colour in COLOURS.items():
-        for store, style in (("trained", "-"), ("held_out", "--")):
-            found = [(0.0, 0.0, 0.0)]
-            found += [interval(runs.rises(arm, f"layerwise {k}", store)) for k in SHARES]
-            mean, low, high = np.array(found).T
-            label = NAMES[arm] + (", domains never trained on" if store == "held_out" else "")
-            axes.plot(places, mean, style, marker="o", color=colour, label=label)
-            if store == "trained":
-                axes.fill_between(places, low, high, color=colour, alpha=0.15, linewidth=0)
-    axes.set_xticks(places, ["100 %", *SHARES.values()])
-    axes.set_xlabel("experts kept in every layer")
-    axes.set_ylabel("rise of the loss, nats a token")
-    axes.legend(frameon=False)
-    _save(figure, file)
-
-
-def plot_training(runs: Runs, file: Path) -> None:
-    """Plots the rise during training."""
-    figure, axes = _axes()
-    for arm, colour in COLOURS.items():
-        for keep, style in ((16, "-"), (8, "--")):
-            name = f"heldout_rise (keep={keep})"
-            watched = [run["while_training"] for run in runs.of(arm)]
-            steps = [record["step"] for record in watched[0]]
-            mean = np.mean([[record[name] for record in records] for records in watched], axis=0)
-            label = f"{NAMES[arm]}, {SHARES[keep]} kept"
-            axes.plot(steps, mean, style, marker="o", color=colour, label=label)
-    axes.set_xlabel("training step")
-    axes.set_ylabel("rise of the held-out loss, nats")
-    axes.legend(frameon=False)
-    _save(figure, file)
 
 
 @click.command()

@@ -10,6 +10,7 @@ from emo_jax.errors import ConfigError
 
 LABEL_KINDS = ("table", "learned", "soft")
 LOSS_FREE = ("sign", "quantile")
+SPLITS = ("dense", "standard", "emo")
 _SHARE = 16  # experts of a label: a quarter of modularity_tiny's
 
 
@@ -103,4 +104,35 @@ def lossfree_tiny(arg: str = "sign") -> ConfigDict:
     if rule == "sign":
         # Ten times the paper's, for a run of a thousandth of its steps.
         config.moe.bias_rate = 0.01
+    return config
+
+
+def split_tiny(arg: str = "emo") -> ConfigDict:
+    """A dense seed, and what its split is trained as: 4 of 16 experts, as in LLaMA-MoE.
+
+    Args:
+      arg: `dense`: the seed, with 1024 neurons in each layer; `standard`: its split (`emo upcycle
+        --experts 16 --top-k 4`) without pools; `emo`: the same with pools of 4 to 16 experts.
+    """
+    part = _choice(arg, SPLITS)
+    config = modularity_tiny("emo" if part == "emo" else "standard")
+    config.name = f"split_tiny_{part}"
+    if part == "dense":
+        config.moe = None
+        config.model.mlp_dim = 1024
+        config.train.eval_keep = ()
+        return config
+    config.moe.update(
+        {
+            "num_experts": 16,
+            "top_k": 4,
+            "expert_dim": 64,
+            "num_shared_experts": 0,
+            "normalize_picks": True,
+        }
+    )
+    config.train.eval_keep = (8, 4)
+    if part == "emo":
+        config.moe.pool.update({"min_size": 4, "max_size": 16, "eval_size": 8})
+        config.init.expected_changes = ("moe.pool",)
     return config

@@ -15,7 +15,7 @@ import click
 
 from emo_jax.cli import cli
 from emo_jax.config import to_dict
-from emo_jax.config.baselines import LABEL_KINDS, LOSS_FREE
+from emo_jax.config.baselines import LABEL_KINDS, LOSS_FREE, SPLITS
 from emo_jax.config.file import load_config
 from emo_jax.config.presets import ABLATIONS
 
@@ -36,6 +36,8 @@ ARGUMENTS = {
     "modularity": ABLATIONS[1:],
     "btx_tiny": STAGES,
     "flexolmo_tiny": STAGES,
+    "split_tiny": SPLITS[:2],
+    "baselines": ("standard", "labels", "mixtral", "switch", "split", "btx", "flexolmo"),
     "labels_tiny": LABEL_KINDS[1:],
     "lossfree_tiny": LOSS_FREE[1:],
     "control_tiny": ("decay", "span-64", "penalty-2"),

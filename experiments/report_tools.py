@@ -1,0 +1,66 @@
+"""Means with intervals over seeds and domains, markdown tables and plots, for the reports."""
+
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+DRAWS = 10_000  # bootstrap samples
+
+
+def interval(table: np.ndarray, of: Callable[[np.ndarray], Any] = np.nanmean) -> tuple[float, ...]:
+    """A statistic of a (seeds, domains) table, and the middle 95 % of its bootstrap.
+
+    Both seeds and domains are resampled with replacement.
+    """
+    rng = np.random.default_rng(0)
+    seeds, domains = table.shape[:2]
+    drawn = [
+        of(table[rng.integers(seeds, size=seeds)][:, rng.integers(domains, size=domains)])
+        for _ in range(DRAWS)
+    ]
+    return float(of(table)), *map(float, np.nanpercentile(drawn, [2.5, 97.5]))
+
+
+def shown(table: np.ndarray, sign: bool = True) -> str:
+    """The mean and its interval as `+0.123 (+0.100 to +0.150)`."""
+    form = "{:+.3f}" if sign else "{:.3f}"
+    mean, low, high = (form.format(x) for x in interval(table))
+    return f"{mean} ({low} to {high})"
+
+
+def markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table in markdown."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
+
+
+def paired(of: Callable[..., Any], *tables: np.ndarray) -> tuple[float, ...]:
+    """`interval` for a statistic of several tables, resampling the same seeds and domains."""
+    return interval(np.stack(tables, axis=-1), lambda t: of(*np.moveaxis(t, -1, 0)))
+
+
+def ratio(over: np.ndarray, under: np.ndarray) -> float:
+    """The ratio of the means."""
+    return float(np.nanmean(over) / np.nanmean(under))
+
+
+def axes(width: float = 6.4, height: float = 3.8) -> tuple[Any, Any]:
+    """A figure and its axes, in inches."""
+    import matplotlib
+
+    matplotlib.use("svg")
+    from matplotlib import pyplot
+
+    matplotlib.rcParams.update({"svg.hashsalt": "emo_jax", "font.size": 10, "svg.fonttype": "path"})
+    figure, found = pyplot.subplots(figsize=(width, height), layout="constrained")
+    found.spines[["top", "right"]].set_visible(False)
+    found.grid(axis="y", alpha=0.3)
+    return figure, found
+
+
+def save_plot(figure: Any, file: Path) -> None:
+    """Writes a plot as SVG."""
+    # No metadata, so that the same figures give the same file.
+    figure.savefig(file, metadata={"Date": None, "Creator": None}, facecolor="white")
