@@ -20,9 +20,16 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 import jax
+import marked
 import pytest
 import runs
 from s3_server import bucket, s3_port  # noqa: F401
+
+
+@pytest.hookimpl(tryfirst=True)  # before -m looks at the marks
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Marks long tests."""
+    marked.mark_long(items)
 
 
 @pytest.fixture(scope="session", autouse=True)
