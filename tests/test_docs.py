@@ -209,7 +209,7 @@ def test_the_router_variant_can_be_added_as_it_says(tmp_path):
     command = ["git", "apply", "--verbose", "-"]
     done = subprocess.run(command, cwd=tmp_path, input=diff, text=True, capture_output=True)
     assert done.returncode == 0, done.stderr
-    tests = ["tests/moe/test_router_renormalize.py", "tests/moe/test_router_golden.py"]
+    tests = ["tests/moe/test_routed_scale.py", "tests/moe/test_router_golden.py"]
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", *tests],
         cwd=tmp_path,

@@ -43,6 +43,9 @@ class PoolConfig:
     top_p: float = 0.0  # for `top_p`: share of the probability
     eval_size: int = 0  # pool size for `pool=N` held-out losses; 0: not reported
     forced_experts: int = 0  # number of last routed experts that are in every pool
+    # Probabilities in the pool sum to 1. False: they are those over all experts, and the z-loss is
+    # over all logits (SPEC 6, fullzloss).
+    renormalize: bool = True
     # Domains in the order of the data, which fills them in; `NAME=FIRST-LAST` gives experts too.
     labels: tuple[str, ...] = ()
     label_bias: float = 0.0  # for `label_bias`: what is added to the logits
@@ -303,6 +306,12 @@ def _check_control(pool: PoolConfig, num_experts: int) -> None:
         "at least 1 with moe.pool.scope 'span', and 0 with others",
     )
     require(pool.penalty >= 0, "moe.pool.penalty", pool.penalty, "at least 0")
+    require(
+        pool.renormalize or not (pool.kind == "none" or pool.labelled or pool.penalty),
+        "moe.pool.renormalize",
+        pool.renormalize,
+        "True without pools, with pools by label and with moe.pool.penalty",
+    )
     if pool.kind == "none":
         for name, unset in (("decay_steps", 0), ("scope", "document"), ("penalty", 0.0)):
             value = getattr(pool, name)

@@ -48,8 +48,8 @@ class RouterProbs(NamedTuple):
     Probabilities are scores divided by their sum, which a softmax's are already.
     """
 
-    logits_BSR: jax.Array  # -inf outside the pool, or lowered by the pools' penalty
-    probs_BSR: jax.Array  # over the pool
+    logits_BSR: jax.Array  # -inf outside the pool, or lowered by its penalty; or all of them, see
+    probs_BSR: jax.Array  # over the pool; `PoolConfig.renormalize` is about both
     all_probs_BSR: jax.Array  # before the pool is applied
     pool_size_BS: jax.Array  # experts of the layer that a token may use
     indices_BSK: jax.Array  # of `Routing` before any is dropped
@@ -142,6 +142,8 @@ def choose(
         outside_BSR = logits_BSR - pools.penalty if pools.penalty else -jnp.inf
         masked_BSR = jnp.where(keep_BSR, logits_BSR, outside_BSR)
         probs_BSR = _probs(masked_BSR, config.gate)
+        if not config.pool.renormalize:  # the z-loss sees all logits then (SPEC 6, fullzloss)
+            probs_BSR = jnp.where(keep_BSR, all_probs_BSR, 0.0)
     elif label_BSR is not None:
         keep_BSR = label_BSR > -jnp.inf
         masked_BSR = logits_BSR + label_BSR
@@ -164,7 +166,10 @@ def choose(
     if may_use:
         both_BSR = functools.reduce(jnp.logical_and, may_use)
         sizes_BS = jnp.broadcast_to(both_BSR.sum(-1).astype(jnp.float32), valid_BS.shape)
-    probs = RouterProbs(masked_BSR, probs_BSR, all_probs_BSR, sizes_BS, indices_BSK, logits_BSR)
+    loss_logits_BSR = masked_BSR if config.pool.renormalize else logits_BSR
+    probs = RouterProbs(
+        loss_logits_BSR, probs_BSR, all_probs_BSR, sizes_BS, indices_BSK, logits_BSR
+    )
     return Routing(weights_BSK, indices_BSK), probs
 
 
