@@ -89,7 +89,8 @@ def _cut(file: Path) -> None:
 
 def _failing_writer(run: Run, launch: Launch, draw: random.Random) -> Callable[[], None]:
     """No file of one process may grow beyond a few blocks, until a save has met that."""
-    pid = launch.pids()[draw.randrange(1, 4)]
+    pids = launch.pids()
+    pid = pids[draw.randrange(1, len(pids))]
     _, hard = resource.prlimit(pid, resource.RLIMIT_FSIZE)
     resource.prlimit(pid, resource.RLIMIT_FSIZE, (4096, hard))
     _meet_a_save(run, launch)

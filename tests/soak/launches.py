@@ -99,17 +99,28 @@ class Run:
       folder: holds the logs of its launches.
       workdir, store: of the run.
       cache: of compiled programs.
+      processes: that it is started with, unless `start` is told otherwise.
       fields: of the config, beside `FIELDS`.
     """
 
-    def __init__(self, folder: Path, workdir: Path, store: Path, cache: Path, **fields: int):
+    def __init__(
+        self,
+        folder: Path,
+        workdir: Path,
+        store: Path,
+        cache: Path,
+        processes: int = 4,
+        **fields: int,
+    ):
         self.folder, self.workdir, self.store, self._fields = folder, workdir, store, fields
+        self.processes = processes
         self.launches: list[Launch] = []
         changes = {"EMO_SILENCE_TIMEOUT": str(SILENCE), "EMO_READ_WAIT": str(READ_WAIT)}
         self._env = runs.environment(cache, **changes)
 
-    def start(self, processes: int = 4) -> Launch:
+    def start(self, processes: int = 0) -> Launch:
         """Types the command."""
+        processes = processes or self.processes
         argv = runs.train_argv(
             self.store,
             self.workdir,

@@ -140,11 +140,11 @@ def stop(run: Run, launch: Launch) -> str:
     return "" if code == 75 else f"exit code {code}: {_last_line(launch)}"
 
 
-def train_alone(folder: Path, store: Path, cache: Path, last: int) -> Run:
+def train_alone(folder: Path, store: Path, cache: Path, last: int, processes: int) -> Run:
     """Trains a run up to a step and a bit more, undisturbed, with every checkpoint kept."""
     folder.mkdir()
     every = FIELDS["checkpoint.save_every"]
-    run = Run(folder, folder / "run", store, cache, checkpoint__keep_every=every)
+    run = Run(folder, folder / "run", store, cache, processes, checkpoint__keep_every=every)
     launch = run.start()
     wait(lambda: last in run.checkpoints(), launch, f"step {last}", seconds=3600)
     wrong = stop(run, launch)
@@ -175,7 +175,9 @@ def furthest(run: Run, alone: Run, last: int) -> float:
     )
 
 
-def soak(folder: Path, *, faults: int, seed: int, only: str, hosts: bool) -> dict:
+def soak(
+    folder: Path, *, faults: int, seed: int, only: str, hosts: bool, processes: int = 4
+) -> dict:
     """Runs all of it below a folder; returns what is reported."""
     draw, cache = random.Random(seed), folder / "compiled"
     runs.write_corpus(folder / "corpus.jsonl")
@@ -193,7 +195,7 @@ def soak(folder: Path, *, faults: int, seed: int, only: str, hosts: bool) -> dic
         kinds = plan(faults, draw, can_fill=can_fill)
         if only:
             kinds = draw.choices([fault for fault in FAULTS if only in fault.name], k=faults)
-        run = Run(folder / "disturbed", folder / "disk/run", store, cache)
+        run = Run(folder / "disturbed", folder / "disk/run", store, cache, processes)
         try:
             launch = run.start()
             for number, fault in enumerate(kinds, 1):
@@ -206,7 +208,7 @@ def soak(folder: Path, *, faults: int, seed: int, only: str, hosts: bool) -> dic
             last = max(s for s in run.checkpoints() if s % FIELDS["checkpoint.save_every"] == 0)
             moved = _other_hosts(folder / "moved", store, cache) if hosts else None
             click.echo(f"undisturbed, up to step {last}", err=True)
-            alone = train_alone(folder / "alone", store, cache, last)
+            alone = train_alone(folder / "alone", store, cache, last, processes)
             found = [wrong] if wrong else differences(run, alone, last)
         finally:
             run.end()
