@@ -15,6 +15,7 @@ import click
 
 from emo_jax import __version__
 from emo_jax.cli import streams
+from emo_jax.config.names import MOE_LAYOUT_NAMES
 from emo_jax.errors import (
     EXIT_FAILED,
     EXIT_USAGE,
@@ -62,6 +63,13 @@ def command(example: str, **settings: Any) -> Callable:
     return cli.command(cls=Command, epilog=example, **settings)
 
 
+MOE_LAYOUT = click.option(
+    "--layout",
+    type=click.Choice(MOE_LAYOUT_NAMES),
+    default=None,
+    help="What stock transformers loads, if not given: mixtral or glm4_moe where they fit, else"
+    " qwen2_moe; emo has the released checkpoints' names.",
+)
 TRUST = click.option(
     "--trust",
     is_flag=True,

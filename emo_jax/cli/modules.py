@@ -5,19 +5,12 @@ from pathlib import Path
 import click
 
 import emo_jax
-from emo_jax.cli.app import TRUST, Items, Number, command
+from emo_jax.cli.app import MOE_LAYOUT, TRUST, Items, Number, command
 from emo_jax.config.names import FREEZES, METHODS, MOE_LAYOUT_NAMES, NEW_EXPERTS
 from emo_jax.errors import UsageError
 from emo_jax.parallel import host_memory
 
 _MOST_DIGITS = 18  # of a number of experts or documents
-_LAYOUT = click.option(
-    "--layout",
-    type=click.Choice(MOE_LAYOUT_NAMES),
-    default=None,
-    help="What stock transformers loads, if not given: mixtral where it fits, else qwen2_moe; emo"
-    " has the released checkpoints' names.",
-)
 
 
 def counts(option: str, items: tuple[str, ...]) -> tuple[int, ...]:
@@ -103,7 +96,7 @@ def counts(option: str, items: tuple[str, ...]) -> tuple[int, ...]:
     " examples are judged by.",
 )
 @click.option("--allow-fewer", is_flag=True, help="Also fewer experts than a token uses.")
-@_LAYOUT
+@MOE_LAYOUT
 @click.option("--output", required=True, help="Folder to make; below it, one for each of several.")
 @TRUST
 def select(
@@ -207,7 +200,7 @@ def _opt_out(
     help="The model they were selected from: its next best experts fill smaller layers up to the"
     " largest, which layout qwen2_moe needs.",
 )
-@_LAYOUT
+@MOE_LAYOUT
 def compose(
     modules: tuple[str, ...], output: str, average: bool, fill_from: str | None, layout: str | None
 ) -> None:
@@ -246,7 +239,7 @@ def compose(
 @click.option(
     "--rest", is_flag=True, help="Also all else: attention, norms, embeddings, shared experts."
 )
-@_LAYOUT
+@MOE_LAYOUT
 def merge(
     module: str,
     into: str,
@@ -384,7 +377,7 @@ def finetune(
 )
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
 @click.option("--output", required=True, help="Folder to make.")
-@_LAYOUT
+@MOE_LAYOUT
 def extend(model: str, add: int, init: str, seed: int, output: str, layout: str | None) -> None:
     """Add routed experts, in every pool, to be trained alone on something new.
 

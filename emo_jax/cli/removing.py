@@ -5,8 +5,8 @@ from typing import Any
 
 import click
 
-from emo_jax.cli.app import TRUST, command, console, refuse_unwritable
-from emo_jax.config.names import MOE_LAYOUT_NAMES, REMOVAL_METHODS
+from emo_jax.cli.app import MOE_LAYOUT, TRUST, command, console, refuse_unwritable
+from emo_jax.config.names import REMOVAL_METHODS
 from emo_jax.parallel import host_memory
 
 
@@ -49,13 +49,7 @@ from emo_jax.parallel import host_memory
     help="Also measure the loss of every domain of its split test, before and after.",
 )
 @click.option("--json", "json_file", default=None, help="Write all figures to this new file.")
-@click.option(
-    "--layout",
-    type=click.Choice(MOE_LAYOUT_NAMES),
-    default=None,
-    help="qwen2_moe, if not given, loads in stock transformers; emo has the released checkpoints'"
-    " names.",
-)
+@MOE_LAYOUT
 @click.option("--output", required=True, help="Folder to make.")
 @TRUST
 def remove(

@@ -342,7 +342,8 @@ def layout_named(name: str) -> Layout:
 def layout_for(config: Config, name: str | None = None) -> Layout:
     """The layout of a model: by name, or by default one that stock transformers loads.
 
-    For a mixture of experts that is `mixtral` if it fits the model, otherwise `qwen2_moe`.
+    For a mixture of experts that is `mixtral` or `glm4_moe` if it fits the model, otherwise
+    `qwen2_moe`.
 
     Raises:
       UsageError: no such layout, or it does not support this kind of model.

@@ -39,7 +39,7 @@ def compose(
     Args:
       modules: two or more folders made by `select` or `compose`.
       output: folder to create.
-      layout: "qwen2_moe", "mixtral" or "emo"; None: one that stock transformers loads.
+      layout: "qwen2_moe", "mixtral", "glm4_moe" or "emo"; None: one that stock transformers loads.
       average: take the mean of weights that differ, as after finetuning, instead of failing.
       fill_from: the parent, whose next best experts fill smaller layers up to the largest, as
         layout "qwen2_moe" requires; None: do not fill.

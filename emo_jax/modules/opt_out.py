@@ -32,7 +32,7 @@ def opt_out(
       model: the workdir, or that of a run that began from it.
       without: names of the experts to leave out, as the branches' workdirs were called.
       output: folder to create, with a `selection.json`.
-      layout: "qwen2_moe" or "emo"; None: "qwen2_moe".
+      layout: "qwen2_moe", "mixtral", "glm4_moe" or "emo"; None: one that stock transformers loads.
       quiet: show no progress.
 
     Returns:

@@ -117,7 +117,7 @@ def remove(
       windows: maximum number of windows of a split to use, spread evenly over it.
       eval_data: a store, on whose split "test" the losses before and after are measured; None: they
         are not.
-      layout: "qwen2_moe" or "emo"; None: the first.
+      layout: "qwen2_moe", "mixtral", "glm4_moe" or "emo"; None: one that stock transformers loads.
       trust: see `emo_jax.load`.
       quiet: show no progress.
 
