@@ -105,7 +105,5 @@ def test_a_biased_choice_stays_in_the_pool():
     ids=["no pools", "a penalty", "labels"],
 )
 def test_where_there_is_nothing_that_it_could_mean(pool):
-    with pytest.raises(ConfigError, match="moe.pool.renormalize = False: must be True without"):
-        MoeConfig(
-            num_experts=E, top_k=3, expert_dim=1, pool=PoolConfig(renormalize=False, **pool)
-        )
+    with pytest.raises(ConfigError, match=r"moe\.pool\.renormalize = False: must be True without"):
+        MoeConfig(num_experts=E, top_k=3, expert_dim=1, pool=PoolConfig(renormalize=False, **pool))
