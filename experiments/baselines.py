@@ -23,7 +23,7 @@ from typing import Any
 
 import click
 import modularity
-from baseline_arms import ARMS, Run, Stage, config_of_arm, described, stages_of, train_stages
+from baseline_arms import ARMS, Run, config_of_arm, described, stages_of, train_stages
 from ml_collections import ConfigDict
 
 from emo_jax import evaluate, evaluate_tasks, load
@@ -143,7 +143,8 @@ def perform(run: Run, output: Path, results: Path, stores: modularity.Stores, ta
       UsageError: the result is that of another experiment.
     """
     stages = stages_of(run, stores)
-    file, made_of = results / f"{run.name}.json", _described(run, stages, stores)
+    file = results / f"{run.name}.json"
+    made_of = {**described(run, stages, stores), "measured": MEASURED}
     if modularity.is_there(file, made_of):
         return
     steps = ", ".join(f"{name} {config.train.steps}" for name, config in stages)
@@ -167,10 +168,6 @@ def perform(run: Run, output: Path, results: Path, stores: modularity.Stores, ta
     }
     results.mkdir(parents=True, exist_ok=True)
     write_atomic(file, json.dumps(result, indent=1) + "\n")
-
-
-def _described(run: Run, stages: list[Stage], stores: modularity.Stores) -> dict[str, Any]:
-    return {**described(run, stages, stores), "measured": MEASURED}
 
 
 @click.command()

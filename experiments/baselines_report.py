@@ -8,7 +8,6 @@ figures are read from the folder above RESULTS.
 """
 
 import json
-import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,14 +16,14 @@ import click
 import numpy as np
 from baseline_arms import PUBLIC
 from baselines import EXAMPLES, ITEMS, PAIR, RUNS, TASKS
+from modularity_figures import NAMES as MODELS
+from modularity_plots import COLOURS
 from report_tools import axes as new_axes
-from report_tools import interval, markdown, paired, ratio, save_plot, shown
+from report_tools import interval, markdown, paired, ratio, save_plot, shown, with_gaps
 
 SHARES = {"50 %": 0.5, "25 %": 0.25, "12.5 %": 0.125}  # of the experts
 SMALLEST = 3.7  # millions of tokens: of docs/results.md
-NAMES = {
-    "emo": "EMO",
-    "standard": "standard MoE",
+NAMES = {arm: MODELS[arm] for arm in PAIR} | {
     "labels": "label pools",
     "mixtral": "Mixtral",
     "switch": "Switch",
@@ -69,12 +68,11 @@ class Group:
 
     def losses(self, way: str, seeds: list[int] | None = None) -> np.ndarray:
         """Losses of the trained domains (seeds, domains)."""
-        rows = [
+        return with_gaps(
             run["trained"]["losses"][way]
             for run in self.runs
             if seeds is None or run["seed"] in seeds
-        ]
-        return np.array([[math.nan if x is None else x for x in row] for row in rows])
+        )
 
     def kept(self, share: float) -> str:
         """The way of keeping a share of the experts."""
@@ -257,8 +255,8 @@ def plot_by_tokens(found: list[tuple[float, int, tuple[float, ...]]], file: Path
     figure, axes = new_axes(height=3.2)
     sizes = [millions for millions, _, _ in found]
     mean, low, high = np.array([numbers for _, _, numbers in found]).T
-    axes.fill_between(sizes, low, high, color="#0b7a75", alpha=0.15, linewidth=0)
-    axes.plot(sizes, mean, "-", marker="o", color="#0b7a75")
+    axes.fill_between(sizes, low, high, color=COLOURS["emo"], alpha=0.15, linewidth=0)
+    axes.plot(sizes, mean, "-", marker="o", color=COLOURS["emo"])
     axes.axhline(1, color="#777777", linewidth=1, linestyle="--")
     axes.annotate("aim: 1 %", (sizes[0], 1), xytext=(0, 3), textcoords="offset points")
     axes.set_xscale("log")

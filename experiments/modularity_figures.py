@@ -1,12 +1,12 @@
 """The figures that modularity.py wrote, by arm and seed."""
 
 import json
-import math
 from pathlib import Path
 from typing import Any
 
 import click
 import numpy as np
+from report_tools import with_gaps
 
 SHARES = {32: "50 %", 16: "25 %", 8: "12.5 %"}
 NAMES = {
@@ -46,8 +46,7 @@ class Runs:
 
     def losses(self, arm: str, way: str, store: str = "trained") -> np.ndarray:
         """Losses (seeds, domains); NaN where nothing was measured."""
-        rows = [run[store]["losses"][way] for run in self.of(arm)]
-        return np.array([[math.nan if x is None else x for x in row] for row in rows])
+        return with_gaps(run[store]["losses"][way] for run in self.of(arm))
 
     def rises(self, arm: str, way: str, store: str = "trained") -> np.ndarray:
         """Rises (seeds, domains)."""

@@ -1,5 +1,6 @@
 """Means with intervals over seeds and domains, markdown tables and plots, for the reports."""
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,11 @@ def interval(table: np.ndarray, of: Callable[[np.ndarray], Any] = np.nanmean) ->
         for _ in range(DRAWS)
     ]
     return float(of(table)), *map(float, np.nanpercentile(drawn, [2.5, 97.5]))
+
+
+def with_gaps(rows: Iterable[Sequence[float | None]]) -> np.ndarray:
+    """Rows of numbers as a table; NaN where nothing was measured."""
+    return np.array([[math.nan if x is None else x for x in row] for row in rows])
 
 
 def shown(table: np.ndarray, sign: bool = True) -> str:

@@ -9,7 +9,6 @@ import slow_router
 from emo_jax.config import MoeConfig, PoolConfig
 from emo_jax.errors import ConfigError
 from emo_jax.moe.pools import Pools
-from emo_jax.moe.router import RouterTokens, choose, statistics
 
 B, S, D, E, K, SIZE = 2, 10, 6, 9, 2, 4
 IDS_BS = slow_router.two_documents(B, S, padded=3)
@@ -41,13 +40,9 @@ def slow(x_BSD, kernel_DE):
 
 
 def fast(x_BSD, kernel_DE, moe, **options):
-    ids_BS = jnp.asarray(IDS_BS)
     pools = Pools(jnp.full((B, S), SIZE))
-    routing, probs = choose(x_BSD, kernel_DE, moe, ids_BS, pools=pools, **options)
-    stats = statistics(routing, probs, moe, RouterTokens(ids_BS, (ids_BS >= 0).sum()))
-    one_hot = jax.nn.one_hot(routing.indices_BSK, E - 1)
-    combine_BSR = jnp.sum(one_hot * routing.weights_BSK[..., None], axis=2)
-    return combine_BSR, stats.load_balance_loss, stats.router_z_loss
+    combine_BSR, losses = slow_router.fast(x_BSD, kernel_DE, moe, IDS_BS, pools=pools, **options)
+    return combine_BSR, *losses
 
 
 def _inputs():
