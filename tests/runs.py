@@ -1,5 +1,6 @@
 """Real runs of the command `emo` on a very small model, shared by tests of the CLI and the loop."""
 
+import importlib
 import json
 import os
 import random
@@ -8,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
 import compiling
 import jax
@@ -49,6 +51,14 @@ REFERENCE = {
     "checkpoint.keep_last": 2,
     "checkpoint.keep_every": 20,
 }
+
+
+def script(name: str) -> ModuleType:
+    """A script of experiments/ as a module, which finds those that it imports."""
+    folder = str(REPO / "experiments")
+    if folder not in sys.path:
+        sys.path.append(folder)
+    return importlib.import_module(name)
 
 
 def train_argv(store: Path | str, workdir: Path | str, **fields) -> list[str]:

@@ -1,9 +1,7 @@
 """experiments/baselines.py and its report on a small store: they say what was measured."""
 
-import importlib.util
 import json
 import shutil
-import sys
 
 import harness_files
 import numpy as np
@@ -16,23 +14,14 @@ from emo_jax.errors import ConfigError, UsageError
 pytestmark = pytest.mark.slow  # needs lm_eval
 
 
-# Those before the scripts are what these import.
-SCRIPTS = (
-    *("modularity", "branch_stages", "btx_tiny", "flexolmo_tiny", "split_tiny", "baseline_arms"),
-    *("baselines", "report_tools", "baselines_report"),
-)
+SCRIPTS = ("modularity", "baseline_arms", "baselines", "baselines_report")
 DOMAINS = ("river", "court", "cloud", "stove")
 
 
 @pytest.fixture(scope="module")
 def modules():
     """The scripts, by name."""
-    found = {}
-    for name in SCRIPTS:
-        spec = importlib.util.spec_from_file_location(name, runs.REPO / f"experiments/{name}.py")
-        found[name] = sys.modules[name] = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(found[name])
-    return found
+    return {name: runs.script(name) for name in SCRIPTS}
 
 
 @pytest.fixture

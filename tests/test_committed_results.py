@@ -1,6 +1,5 @@
 """The figures in docs/results are of the experiments as they are now."""
 
-import importlib
 import json
 from pathlib import Path
 
@@ -12,16 +11,9 @@ from emo_jax.errors import UsageError
 RESULTS = runs.REPO / "docs/results"
 
 
-@pytest.fixture
-def scripts(monkeypatch):
-    """Imports a script of experiments/."""
-    monkeypatch.syspath_prepend(runs.REPO / "experiments")
-    return importlib.import_module
-
-
 @pytest.mark.parametrize("file", sorted(RESULTS.glob("modularity-*.json")), ids=lambda f: f.stem)
-def test_a_result_of_modularity_is_not_made_again(scripts, file):
-    modularity = scripts("modularity")
+def test_a_result_of_modularity_is_not_made_again(file):
+    modularity = runs.script("modularity")
     _, arm, seed = file.stem.split("-")
     stores = modularity.Stores(Path("store"), Path("held_out"))
     config = modularity.config_of(arm, int(seed), stores)
@@ -32,8 +24,8 @@ def test_a_result_of_modularity_is_not_made_again(scripts, file):
         modularity.is_there(file, made_of | {"config": modularity.config_digest(config)})
 
 
-def test_a_digest_is_of_what_determines_a_model(scripts):
-    modularity = scripts("modularity")
+def test_a_digest_is_of_what_determines_a_model():
+    modularity = runs.script("modularity")
     stores = modularity.Stores(Path("store"), Path("held_out"))
     first, *others = (
         modularity.config_digest(modularity.config_of("emo", seed, modularity.Stores(*paths)))
@@ -42,8 +34,8 @@ def test_a_digest_is_of_what_determines_a_model(scripts):
     assert others[0] == first and others[1] != first
 
 
-def test_results_of_the_baselines_are_those_of_the_plan(scripts):
-    baselines = scripts("baselines")
+def test_results_of_the_baselines_are_those_of_the_plan():
+    baselines = runs.script("baselines")
     found = sorted((RESULTS / "baselines").glob("*.json"))
     assert {file.stem for file in found} <= {run.name for run in baselines.RUNS}
     for file in found:

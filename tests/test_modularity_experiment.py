@@ -1,8 +1,6 @@
 """experiments/modularity.py and its report on a small store: they say what was measured."""
 
-import importlib.util
 import json
-import sys
 
 import jax
 import numpy as np
@@ -18,14 +16,7 @@ pytestmark = pytest.mark.slow
 @pytest.fixture(scope="module")
 def modules():
     """(modularity, modularity_report, modularity_costs), which are scripts."""
-    found = []
-    for name in ("modularity", "modularity_report", "modularity_costs"):
-        spec = importlib.util.spec_from_file_location(name, runs.REPO / f"experiments/{name}.py")
-        module = importlib.util.module_from_spec(spec)
-        sys.modules[name] = module
-        spec.loader.exec_module(module)
-        found.append(module)
-    return found
+    return [runs.script(n) for n in ("modularity", "modularity_report", "modularity_costs")]
 
 
 def test_figures_and_tables(modules, store, tmp_path, monkeypatch, capsys):
