@@ -31,8 +31,8 @@ def step_emo() -> Path:
 def make_model():
     """A config and random float32 parameters; padding rows and dead router rows are random too.
 
-    `dense` gives a model without experts, `fits` one that the layout of that name is for, `moe`
-    further fields of that section.
+    `dense` gives a model without experts, `first` that many dense layers before two others, `fits`
+    one that the layout of that name is for, `moe` further fields of that section.
     """
 
     def make(
@@ -43,6 +43,7 @@ def make_model():
         head_dim: int = 8,
         kv_heads: int = 0,
         dense: bool = False,
+        first: int = 0,
         fits: str | None = None,
         **moe,
     ):
@@ -53,7 +54,8 @@ def make_model():
             name="small",
             model=ModelConfig(
                 vocab_size=vocab,
-                num_layers=2,
+                num_layers=2 + first,
+                dense_layers=first,
                 embed_dim=32,
                 num_heads=4,
                 head_dim=head_dim,
@@ -61,7 +63,7 @@ def make_model():
                 norm_eps=1e-5,
                 rope_theta=30_000.0,
                 compute_dtype="float32",
-                mlp_dim=24 if dense else 0,
+                mlp_dim=24 if dense or first else 0,
             ),
             moe=None
             if dense

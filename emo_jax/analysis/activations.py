@@ -240,7 +240,11 @@ def record_into(
     assert mesh is not None
     if config.moe is None:
         raise UsageError(f"{config.name} is dense, it has no router to look at")
-    L, R, K = config.model.num_layers, config.moe.num_routed_experts, config.moe.num_routed_picks
+    L, R, K = (
+        config.model.stacked_layers,
+        config.moe.num_routed_experts,
+        config.moe.num_routed_picks,
+    )
     S = window_of(config, sample)
     N = sum(map(len, sample.documents))
     rows = max(1, min(BATCH_TOKENS, N // mesh.size) // S) * mesh.size

@@ -64,7 +64,7 @@ def analyse(
         program,
         step.mesh_shape,
         expected_rows=rows,
-        layer_runs=config.model.num_layers * config.train.micro_batches,
+        layer_runs=config.model.stacked_layers * config.train.micro_batches,
     )
     return Analysis(
         step=step,

@@ -78,11 +78,11 @@ def bench_layers(
       steps: gradients per turn; their median counts.
       progress: called with lines about the progress.
     """
-    L = config.model.num_layers
+    L, first = config.model.stacked_layers, config.model.dense_layers
     both = []
     for num_layers in (L, 2 * L):
         progress(f"{config.name}: compiling the gradients of {num_layers} layers")
-        both.append(_Gradients(config, num_layers))
+        both.append(_Gradients(config, first + num_layers))
         for _ in range(2):
             both[-1].seconds()
     found = []

@@ -90,7 +90,7 @@ def per_layer(config: Config, *, rounds: int, steps: int) -> dict[str, Any]:
     """Times one decoder layer."""
     found = layers.bench_layers(config, rounds=rounds, steps=steps, progress=_progress)
     of_peak = "" if found.mfu is None else f", MFU {found.mfu:.1%}"
-    L = config.model.num_layers
+    L = config.model.stacked_layers
     click.echo(
         f"{config.name}: a decoder layer takes {1e3 * found.seconds:.2f} ms, forward and backward:"
         f" {found.flops_per_second / 1e12:.3g} TFLOP/s a device{of_peak} (gradients of {2 * L}"

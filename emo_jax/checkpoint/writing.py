@@ -10,7 +10,7 @@ from emo_jax.checkpoint.manifest import LeafPath, item_of
 from emo_jax.checkpoint.reading import limit_gb
 from emo_jax.checkpoint.slices import WRITE_BYTES, SlicedLeaf, sliced_registry
 from emo_jax.checkpoint.together import Meeting
-from emo_jax.files.trees import nest
+from emo_jax.files.trees import STACKS, nest
 
 _CHUNK_BYTES = 64 * 2**20  # unit of reading: another mesh reads little more than its own shards
 _SAVE_TIMEOUT = 1800  # seconds for which processes wait for each other's writes
@@ -77,7 +77,7 @@ def _save_args(path: LeafPath, leaf: Any) -> Any:
     A chunk of stacked layers covers one layer, whatever mesh wrote it: by default orbax splits the
     longest axes, and then a layer, or an expert, is spread over all chunks of the array.
     """
-    axes: tuple[int, ...] = (0,) if "layers" in path and len(leaf.shape) > 1 else ()
+    axes: tuple[int, ...] = (0,) if set(STACKS) & set(path) and len(leaf.shape) > 1 else ()
     if isinstance(leaf, SlicedLeaf):
         return ocp.SaveArgs(chunk_byte_size=WRITE_BYTES, shard_axes=leaf.chunk_axes)
     return ocp.SaveArgs(chunk_byte_size=_CHUNK_BYTES, shard_axes=axes)

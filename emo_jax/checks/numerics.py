@@ -143,7 +143,7 @@ def _with_schedule(config: Config, *, peak: float, warmup: int, steps: int, micr
 
 def _pools(config: Config, sizes: np.ndarray, rows: int, seq_len: int) -> Pools:
     """Makes pools of sizes (L,B,S) from a scalar, (B,G) or (L,B,G)."""
-    moe, layers = moe_of(config), config.model.num_layers
+    moe, layers = moe_of(config), config.model.stacked_layers
     sizes = np.asarray(sizes, np.int32)
     shape = (layers, rows, sizes.shape[-1] if sizes.ndim else 1)
     full = np.broadcast_to(sizes, shape)

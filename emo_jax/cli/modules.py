@@ -214,7 +214,7 @@ def compose(
     folder, config = emo_jax.compose(
         modules, output, layout=layout, average=average, fill_from=fill_from, quiet=False
     )
-    counts = [moe_of(config).experts_in(n) for n in range(config.model.num_layers)]
+    counts = [moe_of(config).experts_in(n) for n in range(config.model.stacked_layers)]
     click.echo(
         f"{folder}: {', '.join(map(str, counts))} experts in the layers,"
         f" {count_parameters(config)[0]:,} parameters"

@@ -329,7 +329,10 @@ class ModelConfig:
     head_dim: int
     # Heads of keys and values, each read by as many consecutive heads of queries; 0: num_heads.
     num_kv_heads: int = 0
-    mlp_dim: int = 0  # hidden size of a dense model; 0 for a mixture of experts
+    # Hidden size of a dense model, or of dense_layers; otherwise 0 in a mixture of experts.
+    mlp_dim: int = 0
+    # First layers of a mixture of experts that have none, but one MLP (SPEC 6, densefirst).
+    dense_layers: int = 0
     vocab_multiple: int = 128  # table rows are vocab_size rounded up to it; extra rows are masked
     attention: AttentionScope = "document"  # what a token attends to; window: other documents too
     rope_theta: float = 500_000.0
@@ -361,6 +364,12 @@ class ModelConfig:
             f"0, or a divisor of model.num_heads = {self.num_heads}",
         )
         require(self.mlp_dim >= 0, "model.mlp_dim", self.mlp_dim, "at least 0")
+        require(
+            0 <= self.dense_layers < self.num_layers,
+            "model.dense_layers",
+            self.dense_layers,
+            f"0..{self.num_layers - 1} (below model.num_layers)",
+        )
         require(self.rope_theta >= 1, "model.rope_theta", self.rope_theta, "at least 1")
         require(0 < self.norm_eps < 1, "model.norm_eps", self.norm_eps, "above 0 and below 1")
         require(self.init_std > 0, "model.init_std", self.init_std, "above 0")
@@ -369,6 +378,11 @@ class ModelConfig:
     def kv_heads(self) -> int:
         """Heads of keys and values."""
         return self.num_kv_heads or self.num_heads
+
+    @property
+    def stacked_layers(self) -> int:
+        """Layers after `dense_layers`: those with experts, or all layers of a dense model."""
+        return self.num_layers - self.dense_layers
 
     @property
     def padded_vocab_size(self) -> int:

@@ -54,19 +54,28 @@ class Config:
                 self.model.mlp_dim,
                 "at least 1 in a dense model (or give the section moe)",
             )
-        else:
             require(
-                self.model.mlp_dim == 0,
+                self.model.dense_layers == 0,
+                "model.dense_layers",
+                self.model.dense_layers,
+                "0 in a dense model, all of whose layers are dense",
+            )
+        else:
+            first = self.model.dense_layers
+            require(
+                (self.model.mlp_dim > 0) == (first > 0),
                 "model.mlp_dim",
                 self.model.mlp_dim,
-                "0 in a mixture of experts (moe.expert_dim rules)",
+                f"at least 1, for model.dense_layers = {first}"
+                if first
+                else "0 in a mixture of experts without model.dense_layers (moe.expert_dim rules)",
             )
-            counts, layers = self.moe.experts_per_layer, self.model.num_layers
+            counts, layers = self.moe.experts_per_layer, self.model.stacked_layers
             require(
                 len(counts) in (0, layers),
                 "moe.experts_per_layer",
                 counts,
-                f"empty, or one count for each of model.num_layers = {layers}",
+                f"empty, or one count for each of the {layers} layers with experts",
             )
             require(
                 self.moe.num_experts % max(self.mesh.expert, 1) == 0,
@@ -118,7 +127,8 @@ class Config:
             allowed = f"counts in {least}..{most} (moe.top_k..moe.num_experts)"
             require(fits, "train.eval_keep", keeps, allowed)
         of_experts = {"router", "routed", "shared", "old_experts"}
-        wrong = {"mlp"} if self.moe is not None else of_experts
+        dense = {"mlp"} if self.model.dense_layers == 0 else set()
+        wrong = dense if self.moe is not None else of_experts
         require(
             not wrong & set(self.optimizer.frozen),
             "optimizer.frozen",

@@ -82,7 +82,7 @@ def make_eval_step(
         pools = None
         if pool_size:
             assert config.moe is not None
-            pools = pools_of_size(config.moe.pool, pool_size, (config.model.num_layers, B, S))
+            pools = pools_of_size(config.moe.pool, pool_size, (config.model.stacked_layers, B, S))
         hidden_BSD, stats = model.hidden(
             params,
             batch,

@@ -105,7 +105,7 @@ def rises_without(
       None for an expert that was not measured for any domain.
     """
     config, M = model.config, len(domains)
-    L, R = config.model.num_layers, picked_LMR.shape[-1]
+    L, R = config.model.stacked_layers, picked_LMR.shape[-1]
     step = make_eval_step(config, model, M, router_probs=False)
     params = jax.device_put(params)
     full_M = evaluate(step, params, test).loss_M

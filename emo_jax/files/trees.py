@@ -3,6 +3,9 @@
 from collections.abc import Mapping
 from typing import Any
 
+# Parts of paths: leaves below them have a leading axis of layers.
+STACKS = ("dense_layers", "layers")
+
 
 def flatten(tree: Mapping[str, Any], separator: str = "/") -> dict[str, Any]:
     """Flattens a nested dict to `{"embed/embedding": leaf, …}`; empty dicts disappear."""

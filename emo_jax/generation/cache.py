@@ -18,7 +18,7 @@ from emo_jax.config import Config
 from emo_jax.model.attention import KeysValues
 from emo_jax.model.few_tokens import as_bits
 from emo_jax.model.functions import ModelFunctions
-from emo_jax.model.params import Params
+from emo_jax.model.params import Params, is_stacked
 
 
 class Cache(NamedTuple):
@@ -41,7 +41,7 @@ def inference_params(config: Config, params: Params) -> Params:
         cast = leaf
         if leaf.dtype != (dtype := inference_dtype(config, name)):
             cast = jnp.asarray(leaf, dtype)
-        return jax.device_put(as_bits(cast) if name.startswith("layers/") else cast)
+        return jax.device_put(as_bits(cast) if is_stacked(name) else cast)
 
     return jax.tree_util.tree_map_with_path(used, params)
 

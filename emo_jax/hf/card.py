@@ -107,6 +107,11 @@ def _shape(config: Config, layout: Layout) -> dict[str, Any]:
         "parameters": f"{total:,}",
         "active parameters for one token": f"{active:,}",
         "layers": model.num_layers,
+        **(
+            {"first layers without experts": f"{model.dense_layers}, hidden size {model.mlp_dim}"}
+            if model.dense_layers
+            else {}
+        ),
         "width": model.embed_dim,
         "attention heads × head_dim": f"{model.num_heads} × {model.head_dim}",
         **({"heads of keys and values": model.num_kv_heads} if model.num_kv_heads else {}),

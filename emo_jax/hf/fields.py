@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from emo_jax.errors import HfFormatError, UsageError
-from emo_jax.files.json_files import Fields, NotReadableError, read_object
+from emo_jax.files.json_files import Fields, NotReadableError, is_integer, read_object
 from emo_jax.hf.layouts import LAYOUTS, Layout
 
 
@@ -42,6 +42,7 @@ _BY_MODEL_TYPE = {
             "num_attention_heads": 16,
             "num_key_value_heads": 16,
             "max_position_embeddings": 32_768,
+            "intermediate_size": 5632,
             "moe_intermediate_size": 1408,
             "shared_expert_intermediate_size": 5632,
             "num_experts": 60,
@@ -110,6 +111,7 @@ _BY_MODEL_TYPE = {
             "num_key_value_heads": 8,
             "max_position_embeddings": 131_072,
             "rms_norm_eps": 1e-5,
+            "intermediate_size": 10_944,
             "moe_intermediate_size": 1408,
             "n_routed_experts": 128,
             "n_shared_experts": 1,
@@ -133,7 +135,8 @@ _OF_ANY = {
     "quantization_config": (None,),
     "transformers_weights": (None,),  # names another file than the one read here
 }
-_ALIASES = {"hidden_act": ("swish",), "mlp_only_layers": (None,)}  # equivalents of fixed values
+_ALIASES = {"hidden_act": ("swish",)}  # equivalents of fixed values
+_MAY_BE_NONE = ("num_shared_experts", "first_k_dense_replace")  # counts that may be 0
 
 
 def is_hugging_face(folder: Path) -> bool:
@@ -223,10 +226,15 @@ def _found(fields: Fields, layout: Layout) -> dict[str, Any]:
         name: fields.integer(name, low=1) for name in (*counts, "max_position_embeddings")
     }
     out |= {
-        name: fields.integer(name, low=0 if name == "num_shared_experts" else 1)
+        name: fields.integer(name, low=0 if name in _MAY_BE_NONE else 1)
         for name in layout.mlp_counts
     }
     out |= {name: fields.flag(name, False) for name in layout.mlp_flags}
+    for name in layout.mlp_lists:
+        values = fields.items(name, None) or []
+        if not all(map(is_integer, values)):
+            raise NotReadableError(f"{name} = {_short(values)}: all must be integers")
+        out[name] = values
     out |= {name: fields.number(name) for name in ("rms_norm_eps", "initializer_range")}
     if layout.bias_field:
         out[layout.bias_field] = fields.flag(layout.bias_field)

@@ -151,6 +151,12 @@ def architecture_of(layout: Layout, config: Config) -> str:
       UsageError: there is none for this model.
     """
     model = config.model
+    if model.dense_layers:
+        raise UsageError(
+            f"--gguf: llama.cpp's architectures like ours have experts in every layer, and"
+            f" {config.name} has model.dense_layers = {model.dense_layers}; export it with --output"
+            " for transformers"
+        )
     if layout.name not in ARCHITECTURES:
         raise UsageError(f"--gguf: llama.cpp has no layout {layout.name}; leave out --layout")
     if layout.name == "qwen2_moe" and model.num_heads * model.head_dim != model.embed_dim:

@@ -10,14 +10,14 @@ from typing import Any
 
 from emo_jax.config import Config, moe_of
 from emo_jax.errors import UsageError
-from emo_jax.hf.leaf_blocks import LeafBlocks, experts, router
+from emo_jax.hf.dense_first import dense_fields, dense_section
+from emo_jax.hf.leaf_blocks import LeafBlocks, Place, experts, router
 from emo_jax.hf.tensors import HfTensor
 from emo_jax.model.params import SCORE_BIAS
 
-# One group of experts, no dense layer, no further head; see `Layout.fixed`.
+# One group of experts, no further head; see `Layout.fixed`.
 FIXED = {
     "attention_bias": False,
-    "first_k_dense_replace": 0,
     "n_group": 1,
     "num_nextn_predict_layers": 0,
     "partial_rotary_factor": 1.0,
@@ -28,23 +28,23 @@ FIXED = {
 _RATE = 0.001  # DeepSeek-V3's, for a folder that does not say how its bias came about
 
 
-def glm4_moe_tensors(at: LeafBlocks, config: Config, i: int) -> Iterator[HfTensor]:
-    """Tensors of layer i.
+def glm4_moe_tensors(at: LeafBlocks, config: Config, place: Place) -> Iterator[HfTensor]:
+    """The mixture of experts of a layer.
 
     Shared experts are joined into one; without any, and without a bias, those written are zero.
     """
-    moe, D, layer = moe_of(config), config.model.embed_dim, slice(i, i + 1)
+    moe, D, layer = moe_of(config), config.model.embed_dim, place.layer
     R, s, F = moe.num_routed_experts, moe.num_shared_experts, moe.expert_dim
-    yield router(at, config, i, R)
-    yield from experts(at, config, i, range(R))
-    name = f"model.layers.{i}.mlp.gate.e_score_correction_bias"
+    yield router(at, config, place, R)
+    yield from experts(at, config, place, range(R))
+    name = f"{place.prefix}.mlp.gate.e_score_correction_bias"
     if moe.score_bias == "none":
         yield HfTensor(name, (R,))
     else:
         yield at.block(name, (R,), SCORE_BIAS, layer, slice(R))
     width = max(s, 1) * F
     for part, shape in (("gate", (width, D)), ("up", (width, D)), ("down", (D, width))):
-        name = f"model.layers.{i}.mlp.shared_experts.{part}_proj.weight"
+        name = f"{place.prefix}.mlp.shared_experts.{part}_proj.weight"
         if s == 0:
             yield HfTensor(name, shape)
             continue
@@ -62,6 +62,8 @@ def glm4_moe_fields(config: Config) -> dict[str, Any]:
         "n_shared_experts": max(moe.num_shared_experts, 1),
         "num_experts_per_tok": moe.num_routed_picks,
         "norm_topk_prob": moe.normalize_picks,
+        "first_k_dense_replace": config.model.dense_layers,
+        **dense_fields(config),
     }
 
 
@@ -69,6 +71,7 @@ def glm4_moe_sections(hf: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """Config sections; a folder that is not ours is taken for one that balances by `sign`."""
     shared = hf["n_shared_experts"]
     return {
+        "model": dense_section(hf, hf["first_k_dense_replace"]),
         "moe": {
             "expert_dim": hf["moe_intermediate_size"],
             "num_experts": hf["n_routed_experts"] + shared,
@@ -78,7 +81,7 @@ def glm4_moe_sections(hf: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
             "gate": "sigmoid",
             "score_bias": "sign",
             "bias_rate": _RATE,
-        }
+        },
     }
 
 

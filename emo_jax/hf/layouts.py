@@ -12,10 +12,11 @@ from typing import Any
 from emo_jax.config import Config, moe_of
 from emo_jax.errors import UsageError
 from emo_jax.hf import glm4_moe
-from emo_jax.hf.leaf_blocks import LeafBlocks, experts, router
+from emo_jax.hf.dense_first import dense_fields, dense_section
+from emo_jax.hf.leaf_blocks import LeafBlocks, Place, dense, experts, places, router
 from emo_jax.hf.mixtral import is_mixtral, mixtral_fields, mixtral_sections, mixtral_tensors
 from emo_jax.hf.tensors import HfTensor
-from emo_jax.model.params import leaf_shapes
+from emo_jax.model.params import DENSE_LAYERS, leaf_shapes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,9 +38,10 @@ class Layout:
     fused_experts: bool = False  # other tools may write all experts of a layer as one tensor
     mlp_counts: tuple[str, ...]  # the feed-forward fields that are integers
     mlp_flags: tuple[str, ...] = ()  # those that are true or false, the latter if absent
+    mlp_lists: tuple[str, ...] = ()  # those that are lists of integers, empty if absent
     mlp_fields: Callable[[Config], dict[str, Any]]
     mlp_sections: Callable[[Mapping[str, Any]], dict[str, dict[str, Any]]]
-    mlp_tensors: Callable[[LeafBlocks, Config, int], Iterator[HfTensor]]
+    mlp_tensors: Callable[[LeafBlocks, Config, Place], Iterator[HfTensor]]
 
     def shape_fields(self, config: Config) -> dict[str, Any]:
         """Fields of config.json that follow from the model; a folder must have exactly these."""
@@ -72,30 +74,31 @@ class Layout:
                 "model.embed_tokens.weight", (V, D), "embed/embedding", slice(V), is_vocab=True
             )
         ]
-        for i in range(model.num_layers):
-            layer = slice(i, i + 1)
-            norm = f"model.layers.{i}.{self.attention_norm}.weight"
-            out.append(at.block(norm, (D,), "layers/attention_norm/scale", layer))
+        for place in places(config):
+            prefix, stack, layer = place.prefix, place.stack, place.layer
+            norm = f"{prefix}.{self.attention_norm}.weight"
+            out.append(at.block(norm, (D,), f"{stack}/attention_norm/scale", layer))
             for letter, name, heads in (("q", "query", H), ("k", "key", K), ("v", "value", K)):
                 out.append(
                     at.block(
-                        f"model.layers.{i}.self_attn.{letter}_proj.weight",
+                        f"{prefix}.self_attn.{letter}_proj.weight",
                         (heads * Dh, D),
-                        f"layers/attention/{name}",
+                        f"{stack}/attention/{name}",
                         layer,
                         axes=(0, 2, 3, 1),
                     )
                 )
                 if self.bias_field and biases:
-                    bias = f"model.layers.{i}.self_attn.{letter}_proj.bias"
+                    bias = f"{prefix}.self_attn.{letter}_proj.bias"
                     out.append(HfTensor(bias, (heads * Dh,)))
-            name = f"model.layers.{i}.self_attn.o_proj.weight"
+            name = f"{prefix}.self_attn.o_proj.weight"
             out.append(
-                at.block(name, (D, H * Dh), "layers/attention/out", layer, axes=(0, 3, 1, 2))
+                at.block(name, (D, H * Dh), f"{stack}/attention/out", layer, axes=(0, 3, 1, 2))
             )
-            norm = f"model.layers.{i}.{self.mlp_norm}.weight"
-            out.append(at.block(norm, (D,), "layers/mlp_norm/scale", layer))
-            out.extend(self.mlp_tensors(at, config, i))
+            norm = f"{prefix}.{self.mlp_norm}.weight"
+            out.append(at.block(norm, (D,), f"{stack}/mlp_norm/scale", layer))
+            mlp = dense if stack == DENSE_LAYERS else self.mlp_tensors
+            out.extend(mlp(at, config, place))
         out.append(at.block("model.norm.weight", (D,), "final_norm/scale"))
         out.append(
             at.block(
@@ -114,33 +117,38 @@ class Layout:
 # --- emo: the released checkpoints ----------------------------------------------------------------
 
 
-def _emo_tensors(at: LeafBlocks, config: Config, i: int) -> Iterator[HfTensor]:
-    """Tensors of layer i; shared experts come last, and the gate includes their unused rows."""
+def _emo_tensors(at: LeafBlocks, config: Config, place: Place) -> Iterator[HfTensor]:
+    """A layer's experts; shared ones come last, and the gate includes their unused rows."""
     moe = moe_of(config)
-    there, s = moe.experts_in(i), moe.num_shared_experts
-    yield router(at, config, i, there)
+    there, s = moe.experts_in(place.number), moe.num_shared_experts
+    yield router(at, config, place, there)
     shared = range(moe.num_experts - s, moe.num_experts)
-    yield from experts(at, config, i, [*range(there - s), *shared])
+    yield from experts(at, config, place, [*range(there - s), *shared])
 
 
 def _emo_fields(config: Config) -> dict[str, Any]:
-    moe = moe_of(config)
+    moe, model = moe_of(config), config.model
+    none, L = [0] * model.dense_layers, model.stacked_layers
+    counts = [*moe.experts_per_layer] or ([moe.num_experts] * L if none else [])
     return {
         "intermediate_size": moe.expert_dim,
         "num_experts": min(moe.experts_per_layer, default=moe.num_experts),
         "num_experts_per_tok": moe.top_k,
         "num_shared_experts": moe.num_shared_experts,
         "norm_topk_prob": moe.normalize_picks,
-        "num_experts_per_layer": list(moe.experts_per_layer) or None,
-        "num_shared_experts_per_layer": (
-            [moe.num_shared_experts] * len(moe.experts_per_layer) or None
-        ),
+        "num_experts_per_layer": [*none, *counts] or None,
+        "num_shared_experts_per_layer": [*none, *[moe.num_shared_experts] * len(counts)] or None,
+        "dense_intermediate_size": model.mlp_dim or None,
     }
 
 
 def _emo_sections(hf: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     counts = hf.get("num_experts_per_layer") or []
+    first = next((n for n, count in enumerate(counts) if count), 0)
+    if first:
+        counts = [] if len({*counts[first:]}) == 1 else counts[first:]
     return {
+        "model": dense_section(hf, first, "dense_intermediate_size"),
         "moe": {
             "expert_dim": hf["intermediate_size"],
             "num_experts": max(counts, default=hf["num_experts"]),
@@ -148,7 +156,7 @@ def _emo_sections(hf: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
             "top_k": hf["num_experts_per_tok"],
             "num_shared_experts": hf["num_shared_experts"],
             "normalize_picks": hf["norm_topk_prob"],
-        }
+        },
     }
 
 
@@ -161,16 +169,16 @@ def _emo_sections(hf: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
 SHARED_GATE = 2.0**-40
 
 
-def _qwen2_moe_tensors(at: LeafBlocks, config: Config, i: int) -> Iterator[HfTensor]:
-    """Tensors of layer i; shared experts are joined into one, with doubled output and gate 1/2.
+def _qwen2_moe_tensors(at: LeafBlocks, config: Config, place: Place) -> Iterator[HfTensor]:
+    """A layer's experts; shared ones are joined into one, with doubled output and gate 1/2.
 
     Both factors are exact in floating point. Without shared experts the one written is zero.
     """
     moe, D = moe_of(config), config.model.embed_dim
     R, s, F = moe.num_routed_experts, moe.num_shared_experts, moe.expert_dim
-    prefix = f"model.layers.{i}.mlp"
-    yield router(at, config, i, R)
-    yield from experts(at, config, i, range(R))
+    prefix = f"{place.prefix}.mlp"
+    yield router(at, config, place, R)
+    yield from experts(at, config, place, range(R))
     width = max(s, 1) * F
     for name, shape in (("gate", (width, D)), ("up", (width, D)), ("down", (D, width))):
         tensor = f"{prefix}.shared_expert.{name}_proj.weight"
@@ -181,7 +189,7 @@ def _qwen2_moe_tensors(at: LeafBlocks, config: Config, i: int) -> Iterator[HfTen
                 tensor,
                 shape,
                 f"layers/mlp/experts/{name}",
-                slice(i, i + 1),
+                place.layer,
                 slice(R, R + s),
                 axes=(0, 3, 1, 2) if name == "down" else (0, 1, 3, 2),
                 scale=2.0 if name == "down" else 1.0,
@@ -197,6 +205,8 @@ def _qwen2_moe_fields(config: Config) -> dict[str, Any]:
         "num_experts": moe.num_routed_experts,
         "num_experts_per_tok": moe.num_routed_picks,
         "norm_topk_prob": moe.normalize_picks,
+        "mlp_only_layers": [*range(config.model.dense_layers)],
+        **dense_fields(config),
     }
 
 
@@ -204,29 +214,18 @@ def _qwen2_moe_sections(hf: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """Config sections; without our own section, a shared width of s·F means s shared experts."""
     shared = hf["shared_expert_intermediate_size"] // hf["moe_intermediate_size"]
     return {
+        "model": dense_section(hf, len(hf["mlp_only_layers"])),
         "moe": {
             "expert_dim": hf["moe_intermediate_size"],
             "num_experts": hf["num_experts"] + shared,
             "top_k": hf["num_experts_per_tok"] + shared,
             "num_shared_experts": shared,
             "normalize_picks": hf["norm_topk_prob"],
-        }
+        },
     }
 
 
 # --- llama: dense models --------------------------------------------------------------------------
-
-
-def _llama_tensors(at: LeafBlocks, config: Config, i: int) -> Iterator[HfTensor]:
-    D, F = config.model.embed_dim, config.model.mlp_dim
-    for name, shape in (("gate", (F, D)), ("up", (F, D)), ("down", (D, F))):
-        yield at.block(
-            f"model.layers.{i}.mlp.{name}_proj.weight",
-            shape,
-            f"layers/mlp/{name}",
-            slice(i, i + 1),
-            axes=(0, 2, 1),
-        )
 
 
 def _llama_fields(config: Config) -> dict[str, Any]:
@@ -249,16 +248,16 @@ LAYOUTS = {
         fixed=_FIXED
         | {
             "decoder_sparse_step": 1,
-            "mlp_only_layers": [],
             "use_sliding_window": False,
         },
         bias_field="qkv_bias",
         fused_experts=True,
         mlp_counts=(
             *("moe_intermediate_size", "shared_expert_intermediate_size"),
-            *("num_experts", "num_experts_per_tok"),
+            *("num_experts", "num_experts_per_tok", "intermediate_size"),
         ),
         mlp_flags=("norm_topk_prob",),
+        mlp_lists=("mlp_only_layers",),
         mlp_fields=_qwen2_moe_fields,
         mlp_sections=_qwen2_moe_sections,
         mlp_tensors=_qwen2_moe_tensors,
@@ -275,7 +274,6 @@ LAYOUTS = {
             "dense_mlp_bias": False,
             "always_active_experts": None,
             "always_active_experts_per_layer": None,
-            "dense_intermediate_size": None,
         },
         mlp_counts=(
             *("intermediate_size", "num_shared_experts"),
@@ -297,6 +295,7 @@ LAYOUTS = {
         mlp_counts=(
             *("moe_intermediate_size", "n_routed_experts"),
             *("n_shared_experts", "num_experts_per_tok"),
+            *("first_k_dense_replace", "intermediate_size"),
         ),
         mlp_flags=("norm_topk_prob",),
         mlp_fields=glm4_moe.glm4_moe_fields,
@@ -327,7 +326,7 @@ LAYOUTS = {
         mlp_counts=("intermediate_size",),
         mlp_fields=_llama_fields,
         mlp_sections=_llama_sections,
-        mlp_tensors=_llama_tensors,
+        mlp_tensors=dense,
     ),
 }
 
@@ -363,8 +362,9 @@ def layout_for(config: Config, name: str | None = None) -> Layout:
         glm4_moe.check_gate(layout.name, config)
     if layout.name == "mixtral" and not is_mixtral(config):
         raise UsageError(
-            f"layout 'mixtral' is for models with moe.num_shared_experts = 0 and"
-            f" moe.normalize_picks, which {config.name!r} is not; give layout qwen2_moe or emo"
+            f"layout 'mixtral' is for models with moe.num_shared_experts = 0, moe.normalize_picks"
+            f" and model.dense_layers = 0, which {config.name!r} is not; give layout qwen2_moe or"
+            " emo"
         )
     if layout.name != "emo" and config.moe is not None and config.moe.experts_per_layer:
         raise UsageError(

@@ -8,17 +8,17 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from emo_jax.config import Config, moe_of
-from emo_jax.hf.leaf_blocks import LeafBlocks
+from emo_jax.hf.leaf_blocks import LeafBlocks, Place
 from emo_jax.hf.tensors import HfTensor
 
 BLOCK = "block_sparse_moe"  # as files have it; `mlp` in the memory of transformers 5
 PARTS = {"gate": "w1", "up": "w3", "down": "w2"}
 
 
-def mixtral_tensors(at: LeafBlocks, config: Config, i: int) -> Iterator[HfTensor]:
-    """Tensors of layer i; matrices are [out,in]."""
+def mixtral_tensors(at: LeafBlocks, config: Config, place: Place) -> Iterator[HfTensor]:
+    """The feed-forward of a layer; matrices are [out,in]."""
     D, R, F = config.model.embed_dim, moe_of(config).num_experts, moe_of(config).expert_dim
-    prefix, layer = f"model.layers.{i}.{BLOCK}", slice(i, i + 1)
+    prefix, layer = f"{place.prefix}.{BLOCK}", place.layer
     yield at.block(
         f"{prefix}.gate.weight", (R, D), "layers/mlp/router/kernel", layer, axes=(0, 2, 1)
     )
@@ -58,8 +58,13 @@ def mixtral_sections(hf: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def is_mixtral(config: Config) -> bool:
-    """Whether a model has no shared expert, and softmax weights that sum to 1 over the picks."""
+    """Whether a model has no shared expert, and softmax weights that sum to 1 over the picks.
+
+    Nor any layer without experts.
+    """
     moe = config.moe
     if moe is None or moe.gate != "softmax" or moe.score_bias != "none":
+        return False
+    if config.model.dense_layers:
         return False
     return moe.num_shared_experts == 0 and moe.normalize_picks

@@ -11,9 +11,9 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from emo_jax.config import Config
+from emo_jax.config import Config, ModelConfig, MoeConfig
 from emo_jax.errors import UsageError
-from emo_jax.files.trees import unflatten
+from emo_jax.files.trees import STACKS, unflatten
 from emo_jax.moe.experts import DOWN_AXES as EXPERT_DOWN_AXES
 from emo_jax.moe.experts import GATE_UP_AXES
 
@@ -24,6 +24,9 @@ TABLE_AXES, HEAD_AXES = ("vocab", "embed"), ("embed", "vocab")
 PROJECT_AXES, OUT_AXES = ("embed", "heads", None), ("heads", None, "embed")
 KV_AXES = ("embed", "kv_heads", None)
 UP_AXES, DOWN_AXES = ("embed", "mlp"), ("mlp", "embed")
+# Layers are stacked, see `transformer`: those of `model.dense_layers` by themselves, as they have
+# other leaves.
+DENSE_LAYERS, LAYERS = STACKS
 # Paths of the mixture-of-experts leaves.
 ROUTER = "layers/mlp/router/kernel"
 EXPERTS = ("layers/mlp/experts/gate", "layers/mlp/experts/up", "layers/mlp/experts/down")
@@ -46,46 +49,62 @@ def model_leaves(config: Config) -> dict[str, Leaf]:
     model, moe = config.model, config.moe
     V, D = model.padded_vocab_size, model.embed_dim
     H, K, Dh = model.num_heads, model.kv_heads, model.head_dim
-    if moe is None:
-        F = model.mlp_dim
-        mlp = {
-            "gate": Leaf((D, F), UP_AXES),
-            "up": Leaf((D, F), UP_AXES),
-            "down": Leaf((F, D), DOWN_AXES),
-        }
-    else:
-        E, F = moe.num_experts, moe.expert_dim
-        mlp = {
-            "router/kernel": Leaf((D, E), ("embed", None)),
-            "experts/gate": Leaf((E, D, F), GATE_UP_AXES),
-            "experts/up": Leaf((E, D, F), GATE_UP_AXES),
-            "experts/down": Leaf((E, F, D), EXPERT_DOWN_AXES),
-        }
-        if moe.score_bias != "none":
-            mlp["router/bias"] = Leaf((E,), (None,))
-        if moe.pool.kind == "label_learned":
-            shape = (max(len(moe.pool.labels), 1), moe.num_routed_experts)
-            mlp["router/favour"] = Leaf(shape, (None, None))
-    layer = {
+    attention = {
         "attention_norm/scale": Leaf((D,), (None,)),
         "attention/query": Leaf((D, H, Dh), PROJECT_AXES),
         "attention/key": Leaf((D, K, Dh), KV_AXES),
         "attention/value": Leaf((D, K, Dh), KV_AXES),
         "attention/out": Leaf((H, Dh, D), OUT_AXES),
         "mlp_norm/scale": Leaf((D,), (None,)),
-        **{f"mlp/{name}": leaf for name, leaf in mlp.items()},
     }
-    # Layers are stacked, see `transformer`.
-    stacked = {
-        f"layers/{name}": Leaf((model.num_layers, *leaf.shape), ("layers", *leaf.axes))
-        for name, leaf in layer.items()
-    }
+
+    def stacked(name: str, number: int, mlp: dict[str, Leaf]) -> dict[str, Leaf]:
+        layer = attention | {f"mlp/{part}": leaf for part, leaf in mlp.items()}
+        return {
+            f"{name}/{part}": Leaf((number, *leaf.shape), ("layers", *leaf.axes))
+            for part, leaf in layer.items()
+        }
+
+    dense = _dense_mlp(model)
+    first = stacked(DENSE_LAYERS, model.dense_layers, dense) if model.dense_layers else {}
+    mlp = dense if moe is None else _moe_mlp(model, moe)
     return {
         "embed/embedding": Leaf((V, D), TABLE_AXES),
-        **stacked,
+        **first,
+        **stacked(LAYERS, model.stacked_layers, mlp),
         "final_norm/scale": Leaf((D,), (None,)),
         "lm_head/kernel": Leaf((D, V), HEAD_AXES),
     }
+
+
+def _dense_mlp(model: ModelConfig) -> dict[str, Leaf]:
+    D, F = model.embed_dim, model.mlp_dim
+    return {
+        "gate": Leaf((D, F), UP_AXES),
+        "up": Leaf((D, F), UP_AXES),
+        "down": Leaf((F, D), DOWN_AXES),
+    }
+
+
+def _moe_mlp(model: ModelConfig, moe: MoeConfig) -> dict[str, Leaf]:
+    D, E, F = model.embed_dim, moe.num_experts, moe.expert_dim
+    mlp = {
+        "router/kernel": Leaf((D, E), ("embed", None)),
+        "experts/gate": Leaf((E, D, F), GATE_UP_AXES),
+        "experts/up": Leaf((E, D, F), GATE_UP_AXES),
+        "experts/down": Leaf((E, F, D), EXPERT_DOWN_AXES),
+    }
+    if moe.score_bias != "none":
+        mlp["router/bias"] = Leaf((E,), (None,))
+    if moe.pool.kind == "label_learned":
+        shape = (max(len(moe.pool.labels), 1), moe.num_routed_experts)
+        mlp["router/favour"] = Leaf(shape, (None, None))
+    return mlp
+
+
+def is_stacked(path: str) -> bool:
+    """Whether the first axis of a leaf counts layers."""
+    return path.split("/", 1)[0] in STACKS
 
 
 def within(leaves: Mapping[str, Leaf], name: str) -> dict[str, Leaf]:
@@ -103,7 +122,7 @@ def unit_axes(path: str) -> tuple[int, ...]:
     """The leading axes of a leaf that a Hugging Face folder splits up: layers and experts."""
     if "/experts/" in path:
         return (0, 1)
-    return (0,) if path.startswith("layers/") else ()
+    return (0,) if is_stacked(path) else ()
 
 
 def count_parameters(config: Config) -> tuple[int, int]:
@@ -113,7 +132,7 @@ def count_parameters(config: Config) -> tuple[int, int]:
     total = sum(math.prod(shape) for shape in leaf_shapes(config).values()) - padding
     if moe is None:
         return total, total
-    there = [moe.experts_in(i) for i in range(model.num_layers)]
+    there = [moe.experts_in(i) for i in range(model.stacked_layers)]
     one = 3 * model.embed_dim * moe.expert_dim
     # For an expert a layer lacks, the arrays contain zeros and a column of the router.
     missing = moe.num_experts * len(there) - sum(there)

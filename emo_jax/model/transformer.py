@@ -1,7 +1,9 @@
 """The decoder-only transformer: EMO, standard mixture of experts or dense, depending on the config.
 
 Layers are stacked along a leading axis L and scanned, so that compile time does not grow with
-depth. `emo_jax.model.functions` exposes it as pure functions of its parameters.
+depth; those of `model.dense_layers`, which have other leaves, come first as a stack of their own.
+L counts the layers after them, except where a docstring says otherwise. `emo_jax.model.functions`
+exposes the model as pure functions of its parameters.
 
 Legend: B windows, S tokens, G documents, M domains, L layers, D width, T cached tokens, N tokens
 after them, K heads of keys and values, h head size, E experts, R routed experts.
@@ -23,7 +25,7 @@ from emo_jax.model.embedding import Embedding, Head
 from emo_jax.model.few_tokens import from_bits
 from emo_jax.model.layers import DenseMlp, RMSNorm
 from emo_jax.model.moe_mlp import MoeMlp, PerLayer
-from emo_jax.model.params import Leaf, model_leaves, within
+from emo_jax.model.params import DENSE_LAYERS, LAYERS, Leaf, model_leaves, within
 from emo_jax.moe.experts import ExpertWeights
 from emo_jax.moe.pools import Pools, shared_by
 from emo_jax.moe.router import RouterStats, RouterTokens
@@ -55,6 +57,14 @@ class ForwardInputs(NamedTuple):
     router: RouterTokens
 
 
+class DecodeExperts(NamedTuple):
+    """What `MoeMlp.decode` needs besides a layer's router."""
+
+    per_layer: PerLayer
+    stacked: ExpertWeights  # of all layers
+    number: jax.Array  # which layer this is
+
+
 class DecoderLayer(nnx.Module):
     """h = x + attention(norm(x)); y = h + mlp(norm(h))."""
 
@@ -75,14 +85,14 @@ class DecoderLayer(nnx.Module):
         )
 
     def __call__(
-        self, x_BSD: jax.Array, inputs: ForwardInputs, per_layer: PerLayer
+        self, x_BSD: jax.Array, inputs: ForwardInputs, per_layer: PerLayer | None
     ) -> tuple[jax.Array, RouterStats | None]:
         """The residual stream (B,S,D) after this layer, and statistics (None in a dense model)."""
         x_BSD, stats, _ = self.with_keys(x_BSD, inputs, per_layer)
         return x_BSD, stats
 
     def with_keys(
-        self, x_BSD: jax.Array, inputs: ForwardInputs, per_layer: PerLayer
+        self, x_BSD: jax.Array, inputs: ForwardInputs, per_layer: PerLayer | None
     ) -> tuple[jax.Array, RouterStats | None, KeysValues]:
         """The same as `__call__`, plus the keys and values of the tokens."""
         x_BSD, keys_values = self.attend(x_BSD, inputs)
@@ -94,7 +104,7 @@ class DecoderLayer(nnx.Module):
         inputs: ForwardInputs,
         cached: KeysValues,
         further: Further,
-        per_layer: PerLayer,
+        per_layer: PerLayer | None,
     ) -> jax.Array:
         """The residual stream (B,N,D) of tokens that follow cached ones."""
         with jax.named_scope("attention"):
@@ -102,11 +112,12 @@ class DecoderLayer(nnx.Module):
         return self._after_attention(x_BND + attended_BND, inputs, per_layer)[0]
 
     def _after_attention(
-        self, x_BSD: jax.Array, inputs: ForwardInputs, per_layer: PerLayer
+        self, x_BSD: jax.Array, inputs: ForwardInputs, per_layer: PerLayer | None
     ) -> tuple[jax.Array, RouterStats | None]:
         normed_BSD = self.mlp_norm(x_BSD)
         if isinstance(self.mlp, DenseMlp):
             return x_BSD + self.mlp(normed_BSD), None
+        assert per_layer is not None
         out_BSD, stats = self.mlp(normed_BSD, inputs.router, per_layer)
         return x_BSD + out_BSD, stats
 
@@ -126,16 +137,9 @@ class DecoderLayer(nnx.Module):
         inputs: ForwardInputs,
         cached: KeysValues,
         seen_BT: jax.Array,
-        per_layer: PerLayer,
-        stacked: ExpertWeights | None,
-        number: jax.Array,
+        of_experts: DecodeExperts | None,
     ) -> tuple[jax.Array, KeysValues]:
-        """One more token per row, and its key and value; see `Attention.decode`.
-
-        Args:
-          stacked: experts of all layers; None in a dense model.
-          number: which layer this is.
-        """
+        """One more token per row, and its key and value; see `Attention.decode`."""
         attended_B1D, keys_values = self.attention.decode(
             self.attention_norm(x_B1D), cached, seen_BT, inputs.positions_BS
         )
@@ -143,9 +147,13 @@ class DecoderLayer(nnx.Module):
         normed_B1D = self.mlp_norm(x_B1D)
         if isinstance(self.mlp, DenseMlp):
             return x_B1D + self.mlp(normed_B1D), keys_values
-        assert stacked is not None
-        out_B1D = self.mlp.decode(normed_B1D, inputs.router, per_layer, stacked, number)
+        assert of_experts is not None
+        out_B1D = self.mlp.decode(normed_B1D, inputs.router, *of_experts)
         return x_B1D + out_B1D, keys_values
+
+
+# Layer, input, and what else it is given of all layers and of those after `model.dense_layers`.
+OneLayer = Callable[[DecoderLayer, jax.Array, Any, Any], tuple[jax.Array, Any]]
 
 
 class Transformer(nnx.Module):
@@ -155,9 +163,12 @@ class Transformer(nnx.Module):
         model = config.model
         leaves = model_leaves(config)
         self.embed = Embedding(model, rngs, within(leaves, "embed"), mesh)
-        self.layers = DecoderLayer(model, config.moe, rngs, within(leaves, "layers"), mesh)
+        self.layers = DecoderLayer(model, config.moe, rngs, within(leaves, LAYERS), mesh)
         self.final_norm = RMSNorm(model, within(leaves, "final_norm"))
         self.lm_head = Head(model, rngs, within(leaves, "lm_head"))
+        if model.dense_layers:
+            dense = within(leaves, DENSE_LAYERS)
+            self.dense_layers = DecoderLayer(model, None, rngs, dense, mesh)
         self.dtype = jnp.dtype(model.compute_dtype)
         self.remat = model.remat
         self.mesh = mesh
@@ -218,18 +229,24 @@ class Transformer(nnx.Module):
         )
         inputs = ForwardInputs(batch.segment_ids, batch.positions, router)
 
-        def one_layer(layer, x_BSD, per_layer):
+        def one_layer(layer, x_BSD, _, per_layer):
             return layer(x_BSD, inputs, per_layer)
 
         per_layer = PerLayer(pools, keep_LMR, step_load_LR, self.there_LR(), jitter_LB)
-        return self._scan(one_layer, batch.tokens, per_layer, remat=self.remat)
+        return self._scan(one_layer, batch.tokens, None, per_layer, remat=self.remat)
 
-    def embedded(self, tokens_BS: jax.Array) -> jax.Array:
-        """The residual stream before the first layer, (B,S,D)."""
-        return self.embed(tokens_BS, self.dtype)
+    def embedded(self, batch: Batch) -> jax.Array:
+        """The residual stream before `layer(0)`, (B,S,D): after `model.dense_layers`."""
+        inputs = ForwardInputs(batch.segment_ids, batch.positions, RouterTokens(batch.pool_ids))
+
+        def one_layer(layer, x_BSD, _, per_layer):
+            return layer(x_BSD, inputs, per_layer)
+
+        x_BSD = self.embed(batch.tokens, self.dtype)
+        return self._scan_dense(one_layer, x_BSD, None, remat="none")[0]
 
     def layer(self, number: jax.Array | int) -> DecoderLayer:
-        """A single layer."""
+        """A single layer, numbered from 0 after `model.dense_layers`."""
         graphdef, stacked = nnx.split(self.layers)
         return nnx.merge(graphdef, jax.tree.map(lambda a: from_bits(a[number]), stacked))
 
@@ -239,17 +256,17 @@ class Transformer(nnx.Module):
         """Hidden states (B,S,D), computed without a pool, and keys and values (L,B,K,S,h).
 
         `keep_LMR` is that of `__call__`, here and in `extend` and `decode`. If not `cached`, there
-        are no keys and values.
+        are no keys and values. These are of all layers, dense ones too, as L counts them here.
         """
         router = RouterTokens(batch.pool_ids, domain_ids_BS=batch.domain_ids)
         inputs = ForwardInputs(batch.segment_ids, batch.positions, router)
 
-        def one_layer(layer, x_BSD, per_layer):
+        def one_layer(layer, x_BSD, _, per_layer):
             x_BSD, _, keys_values = layer.with_keys(x_BSD, inputs, per_layer)
             return x_BSD, keys_values if cached else None
 
         per_layer = PerLayer(keep_MR=keep_LMR, there_R=self.there_LR())
-        return self._scan(one_layer, batch.tokens, per_layer)
+        return self._scan(one_layer, batch.tokens, None, per_layer)
 
     def extend(
         self,
@@ -271,12 +288,11 @@ class Transformer(nnx.Module):
         router = RouterTokens(further.branch_BN, domain_ids_BS=domain_ids_BN)
         inputs = ForwardInputs(further.branch_BN, further.positions_BN, router)
 
-        def one_layer(layer, x_BND, scanned):
-            cached, per_layer = scanned
+        def one_layer(layer, x_BND, cached, per_layer):
             return layer.extend(x_BND, inputs, cached, further, per_layer), None
 
         per_layer = PerLayer(keep_MR=keep_LMR, there_R=self.there_LR())
-        return self._scan(one_layer, tokens_BN, (cached, per_layer))[0]
+        return self._scan(one_layer, tokens_BN, cached, per_layer)[0]
 
     def decode(
         self,
@@ -305,36 +321,75 @@ class Transformer(nnx.Module):
         mlp = self.layers.mlp
         stacked = mlp.experts.weights() if isinstance(mlp, MoeMlp) else None
 
-        def one_layer(layer, x_B1D, scanned):
-            cached, number, per_layer = scanned
-            return layer.decode(x_B1D, inputs, cached, seen_BT, per_layer, stacked, number)
+        def one_layer(layer, x_B1D, cached, scanned):
+            of_experts = None
+            if stacked is not None and scanned is not None:
+                per_layer, number = scanned
+                of_experts = DecodeExperts(per_layer, stacked, number)
+            return layer.decode(x_B1D, inputs, cached, seen_BT, of_experts)
 
-        numbers_L = jnp.arange(cached.keys.shape[0])
+        numbers_L = jnp.arange(self.config.model.stacked_layers)
         per_layer = PerLayer(keep_MR=keep_LMR, there_R=self.there_LR())
-        scanned = (cached, numbers_L, per_layer)
-        hidden_B1D, new = self._scan(one_layer, jnp.maximum(tokens_B, 0)[:, None], scanned)
+        tokens_B1 = jnp.maximum(tokens_B, 0)[:, None]
+        hidden_B1D, new = self._scan(one_layer, tokens_B1, cached, (per_layer, numbers_L))
         return hidden_B1D[:, 0], new
 
     def _scan(
         self,
-        one_layer: Callable[[DecoderLayer, jax.Array, Any], tuple[jax.Array, Any]],
+        one_layer: OneLayer,
         tokens_BS: jax.Array,
+        every_layer: Any,
         per_layer: Any,
         *,
         remat: str = "none",
     ) -> tuple[jax.Array, Any]:
-        """Hidden states before the head, and the outputs of `one_layer` stacked over L."""
-        x_BSD = self.embedded(tokens_BS)
-        graphdef, stacked = nnx.split(self.layers)
+        """Hidden states before the head, and the outputs of `one_layer` stacked over layers.
+
+        Args:
+          one_layer: called with a layer, its input, and its part of the next two.
+          every_layer: arrays with a leading axis of all layers, dense ones too.
+          per_layer: arrays with one of the layers after `model.dense_layers`, which get None.
+        """
+        x_BSD, first = self.embed(tokens_BS, self.dtype), self.config.model.dense_layers
+        of_dense, every_layer = (
+            jax.tree.map(lambda a, part=part: a[part], every_layer)
+            for part in (slice(first), slice(first, None))
+        )
+        x_BSD, outputs_of_dense = self._scan_dense(one_layer, x_BSD, of_dense, remat=remat)
+        x_BSD, outputs_L = self._scan_stack(
+            self.layers, one_layer, x_BSD, (every_layer, per_layer), remat
+        )
+        if outputs_of_dense is not None:
+            outputs_L = jax.tree.map(
+                lambda *parts: jnp.concatenate(parts), outputs_of_dense, outputs_L
+            )
+        return self.final_norm(x_BSD), outputs_L
+
+    def _scan_dense(
+        self, one_layer: OneLayer, x_BSD: jax.Array, of_dense: Any, *, remat: str
+    ) -> tuple[jax.Array, Any]:
+        """The residual stream after `model.dense_layers`, and their outputs; None without any."""
+        if not self.config.model.dense_layers:
+            return x_BSD, None
+        return self._scan_stack(self.dense_layers, one_layer, x_BSD, (of_dense, None), remat)
+
+    def _scan_stack(
+        self,
+        layers: DecoderLayer,
+        one_layer: OneLayer,
+        x_BSD: jax.Array,
+        scanned: tuple[Any, Any],
+        remat: str,
+    ) -> tuple[jax.Array, Any]:
+        graphdef, stacked = nnx.split(layers)
 
         def body(x_BSD, scanned):
-            weights, per_layer = scanned
+            weights, of_layer = scanned
             weights = jax.tree.map(from_bits, weights)
             x_BSD = mesh_lib.constrain(self.mesh, x_BSD, mesh_lib.windows_spec(1))
-            return one_layer(nnx.merge(graphdef, weights), x_BSD, per_layer)
+            return one_layer(nnx.merge(graphdef, weights), x_BSD, *of_layer)
 
         if remat != "none":
             keep = jax.checkpoint_policies.save_only_these_names(*REMAT_KEEPS[remat])
             body = jax.checkpoint(body, policy=keep, prevent_cse=False)
-        x_BSD, outputs_L = jax.lax.scan(body, x_BSD, (stacked, per_layer))
-        return self.final_norm(x_BSD), outputs_L
+        return jax.lax.scan(body, x_BSD, (stacked, scanned))

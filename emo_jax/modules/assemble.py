@@ -163,9 +163,10 @@ def same_shape(config: Config, other: Config) -> list[str]:
     """Fields of the architecture in which two models differ, apart from the number of experts."""
     moe, other_moe = moe_of(config), moe_of(other)
     fields = ("vocab_size", "num_layers", "embed_dim", "num_heads", "kv_heads", "head_dim")
+    further = ("dense_layers", "mlp_dim", "rope_theta", "norm_eps", "attention")
     out = [
         f"model.{f}: {getattr(config.model, f)} and {getattr(other.model, f)}"
-        for f in (*fields, "rope_theta", "norm_eps", "attention")
+        for f in (*fields, *further)
         if getattr(config.model, f) != getattr(other.model, f)
     ]
     for f in ("expert_dim", "num_shared_experts", "normalize_picks", "gate", "score_bias"):

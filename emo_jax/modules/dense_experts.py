@@ -48,6 +48,6 @@ def random_router(config: Config, seed: int) -> np.ndarray:
     """A router (L,D,E) as a fresh model's: normal, cut at three standard deviations, float32."""
     moe = config.moe
     assert moe is not None
-    L, D, E = config.model.num_layers, config.model.embed_dim, moe.num_experts
+    L, D, E = config.model.stacked_layers, config.model.embed_dim, moe.num_experts
     drawn = np.random.default_rng(seed).standard_normal((L, D, E), np.float32)
     return np.float32(config.model.init_std) * np.clip(drawn, -3.0, 3.0)

@@ -40,7 +40,7 @@ class Embedder:
         self._model = ModelFunctions(self._config, eval_mesh(self._config))
         self._params: Params = jax.device_put(loaded.params, self._model.param_shardings())
         self._examples = examples
-        self._embed = jax.jit(lambda params, tokens: self._model.bind(params).embedded(tokens))
+        self._embed = jax.jit(lambda params, batch: self._model.bind(params).embedded(batch))
         self._layer = jax.jit(self._one_layer, donate_argnums=2)
 
     def of_store(self, store: TokenStore) -> np.ndarray:
@@ -60,7 +60,7 @@ class Embedder:
         total_LD = np.zeros((len(layers), self._config.model.embed_dim))
         for batch in pack(found, S, rows, store.pad_id):
             batch = jax.tree.map(lambda a: jax.device_put(a, where), batch)
-            x_BSD, sums = self._embed(self._params, batch.tokens), []
+            x_BSD, sums = self._embed(self._params, batch), []
             for layer in layers:
                 x_BSD, sum_D = self._layer(self._params, jnp.int32(layer), x_BSD, batch)
                 sums.append(np.asarray(sum_D, np.float64))

@@ -62,7 +62,7 @@ def extended(
         raise UsageError(f"--add {add}: must be in 1..{MOST_ADDED}")
     larger, R = extended_config(config, add), moe_of(config).num_routed_experts
     if origins is None:
-        draw = [np.random.default_rng([seed, n]) for n in range(config.model.num_layers)]
+        draw = [np.random.default_rng([seed, n]) for n in range(config.model.stacked_layers)]
         origins = [rng.choice(R, add, replace=add > R).tolist() for rng in draw]
     places: list[list[Place]] = [
         [[Part(0, e)] for e in (*range(R), *origins_of_layer)] for origins_of_layer in origins

@@ -28,7 +28,7 @@ from emo_jax.generation.cache import inference_dtype
 from emo_jax.generation.decode import padded_length
 from emo_jax.generation.texts import encode_prompts
 from emo_jax.model.functions import ModelFunctions
-from emo_jax.model.params import EXPERTS, ROUTER, leaf_shapes
+from emo_jax.model.params import EXPERTS, LAYERS, ROUTER, leaf_shapes
 from emo_jax.modules.assemble import smaller_config
 from emo_jax.saved.load import OpenedModel, open_model
 from emo_jax.saved.selection_file import slabs
@@ -124,7 +124,7 @@ class _Reading:
         self._leaves: dict[str, np.ndarray] = {}
         for leaf, shape in leaf_shapes(self.smaller).items():
             self._leaves[leaf] = _empty(shape, inference_dtype(self.smaller, leaf))
-            if not leaf.startswith("layers/"):
+            if not _is_layered(leaf):
                 self._fill(leaf, self._leaves[leaf])
 
     @property
@@ -142,7 +142,7 @@ class _Reading:
         outer = jax.device_put({p: a for p, a in self._leaves.items() if not _is_layered(p)})
         batches = _batches(documents, self._config, self._pad_id)
         embedding = unflatten(outer | self._layer(0, scoring=True))
-        states = [whole.embed(embedding, batch.tokens) for batch in batches]
+        states = [whole.embed(embedding, batch) for batch in batches]
         kept = []
         for layer, routed in enumerate(self._routed_L):
             say(f"layer {layer + 1} of {len(there_LR)}, {routed} routed experts")
@@ -212,7 +212,8 @@ class _Reading:
 
 
 def _is_layered(path: str) -> bool:
-    return path.startswith("layers/")
+    """Whether a leaf is read layer by layer; those of `model.dense_layers` have no experts."""
+    return path.startswith(f"{LAYERS}/")
 
 
 def _empty(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:

@@ -122,7 +122,7 @@ def grow(
     R = moe_of(config).num_routed_experts
     copied = origins(R, moe_of(larger).num_routed_experts, seed)
     places: list[Place] = [[Part(0, e)] for e in (*range(R), *copied)]
-    layers = [places] * config.model.num_layers
+    layers = [places] * config.model.stacked_layers
     new = range(R, R + len(copied))
     assembled = Assembled([base], larger, layers)
     params = Extended(assembled, new, init, config.model.init_std, seed)

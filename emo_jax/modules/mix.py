@@ -24,7 +24,7 @@ from emo_jax.errors import UsageError
 from emo_jax.files.atomic import refuse_existing, write_atomic
 from emo_jax.files.progress import Progress
 from emo_jax.hf.tensors import LeafSource
-from emo_jax.model.params import EXPERTS, ROUTER
+from emo_jax.model.params import EXPERTS, ROUTER, is_stacked
 from emo_jax.modules.assemble import Assembled, Part, Place, refuse_router_state
 from emo_jax.modules.branch import params_digest
 from emo_jax.modules.dense_experts import DenseExperts, random_router
@@ -187,7 +187,7 @@ def _dense(
         num_shared_experts=0,
         normalize_picks=True,
         expert_dim=config.model.mlp_dim,
-        load_balance_weight=BALANCE * config.model.num_layers,
+        load_balance_weight=BALANCE * config.model.stacked_layers,
         router_z_weight=0.0,
     )
     mixed = dataclasses.replace(
@@ -263,7 +263,7 @@ def _extensions(opened: Sequence[OpenedModel], names: Sequence[str], top_k: int)
         moe=larger.moe,
         optimizer=dataclasses.replace(first.config.optimizer, frozen=()),
     )
-    layers = [places] * config.model.num_layers
+    layers = [places] * config.model.stacked_layers
     return Assembled([one.source for one in opened], config, layers), config, tuple(experts)
 
 
@@ -309,7 +309,7 @@ def _check_common(first: OpenedModel, other: OpenedModel, old: int, s: int) -> N
             for mine, theirs in pairs:
                 a, b = first.source.read(path, mine), other.source.read(path, theirs)
                 if not np.array_equal(a, b):
-                    layer = f", layer {mine[0].start}" if path.startswith("layers/") else ""
+                    layer = f", layer {mine[0].start}" if is_stacked(path) else ""
                     raise UsageError(
                         f"{both}: differ in {path}{layer}: they have different parents, or more"
                         " than the experts that were added was trained"

@@ -165,7 +165,7 @@ class NeuronData:
 
         numbers_L = jnp.arange(self.config.model.num_layers)
         x_BSD, hidden_LBSF = jax.lax.scan(
-            one_layer, whole.embedded(batch.tokens), (numbers_L, factor_LBSF)
+            one_layer, whole.embedded(batch), (numbers_L, factor_LBSF)
         )
         return whole.final_norm(x_BSD), hidden_LBSF
 

@@ -53,7 +53,7 @@ def opt_out(
         kept_R[places] = False
         if not kept_R.any():
             raise UsageError(f"--without {','.join(without)}: leaves no expert; name fewer")
-        kept_LR = np.tile(kept_R, (config.model.num_layers, 1))
+        kept_LR = np.tile(kept_R, (config.model.stacked_layers, 1))
         about = {"method": "without", "without": list(without)}
         selection = selection_from(opened, kept_LR, about)
         shown.show(f"writing {output}")

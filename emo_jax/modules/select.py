@@ -231,7 +231,7 @@ def select(
             made.append(
                 Selected(
                     folder=folder,
-                    keep_L=tuple(moe.experts_in(n) for n in range(config.model.num_layers)),
+                    keep_L=tuple(moe.experts_in(n) for n in range(config.model.stacked_layers)),
                     parameters=total,
                     active=active,
                     examples=selection.about["examples"],
@@ -334,7 +334,7 @@ class _Chooser:
                 self._model,
                 self._params,
                 examples,
-                routed_L or [0] * self._config.model.num_layers,
+                routed_L or [0] * self._config.model.stacked_layers,
                 method=method,
                 pad_id=self._pad_id,
                 seed=self._settings.seed,

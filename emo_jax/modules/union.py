@@ -16,7 +16,7 @@ from emo_jax.errors import UsageError
 from emo_jax.hf.importing import open_folder
 from emo_jax.hf.sources import FolderSource
 from emo_jax.hf.tensors import LeafSource
-from emo_jax.model.params import EXPERTS, ROUTER, SCORE_BIAS
+from emo_jax.model.params import EXPERTS, ROUTER, SCORE_BIAS, is_stacked
 from emo_jax.modules.assemble import Assembled, Part, Place, same_shape, smaller_config
 from emo_jax.saved.selection_file import (
     Selection,
@@ -98,7 +98,7 @@ def union(
         sources.append(fill_from[0])
     unions = [
         sorted(set().union(*(m.selection.kept[layer] for m in modules)))
-        for layer in range(first.config.model.num_layers)
+        for layer in range(first.config.model.stacked_layers)
     ]
     for layer, union in enumerate(unions):
         extra = []
@@ -262,7 +262,7 @@ def _check_equal(modules: Sequence[Module]) -> None:
         def at(module: Module, layer: int, expert: int, path=path, axis=axis) -> Block:
             return _one(module.source.shapes[path], axis, layer, expert)
 
-        for layer in range(first.config.model.num_layers):
+        for layer in range(first.config.model.stacked_layers):
             # Each expert is compared with that of the first module that has it.
             holders: dict[int, tuple[Module, int]] = {}
             for module in modules:
@@ -287,7 +287,7 @@ def _one(shape: tuple[int, ...], axis: int, layer: int, expert: int) -> Block:
 def _same(first: Module, other: Module, path: str, mine: Block, theirs: Block) -> None:
     a, b = first.source.read(path, mine), other.source.read(path, theirs)
     if not np.array_equal(a, b):
-        layer = f", layer {mine[0].start}" if path.startswith("layers/") else ""
+        layer = f", layer {mine[0].start}" if is_stacked(path) else ""
         raise UsageError(
             f"{first.path} and {other.path}: differ in {path}{layer}, as after finetuning; give"
             " --average to take the mean"

@@ -23,7 +23,7 @@ from emo_jax.files import json_files
 from emo_jax.files.inside import check_own_files
 from emo_jax.files.json_files import Fields, NotReadableError, dumps
 from emo_jax.hf.tensors import LeafSource
-from emo_jax.model.params import EXPERTS, FAVOUR, ROUTER, SCORE_BIAS
+from emo_jax.model.params import EXPERTS, FAVOUR, ROUTER, SCORE_BIAS, is_stacked
 
 FILE = "selection.json"
 FORMAT = "emo_jax selection"
@@ -207,7 +207,7 @@ def _counts(counts: list[int]) -> str:
 def _routed(config: Config) -> list[int]:
     """Number of routed experts in each layer."""
     moe = moe_of(config)
-    return [moe.experts_in(n) - moe.num_shared_experts for n in range(config.model.num_layers)]
+    return [moe.experts_in(n) - moe.num_shared_experts for n in range(config.model.stacked_layers)]
 
 
 def experts_digest(source: LeafSource, config: Config) -> str:
@@ -253,7 +253,7 @@ def slabs(path: str, shape: tuple[int, ...]) -> list[Block]:
     """Splits a leaf into blocks that are contiguous in its file: by layers, or by ids."""
     axis = 1 if path == "lm_head/kernel" else 0
     others = max(1, math.prod(shape) // shape[axis])
-    step = 1 if path.startswith("layers/") else max(1, (1 << 22) // others)
+    step = 1 if is_stacked(path) else max(1, (1 << 22) // others)
     blocks = []
     for n in range(0, shape[axis], step):
         block = [slice(0, size) for size in shape]

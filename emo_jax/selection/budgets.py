@@ -114,7 +114,7 @@ def parse_budgets(
       UsageError: a count or share that `parse_keep` refuses, a list of another length or with
         another sum than `keep` gives, an unknown schedule, or one without `keep`.
     """
-    moe, L = moe_of(config), config.model.num_layers
+    moe, L = moe_of(config), config.model.stacked_layers
     counts = [parse_keep(text, moe, allow_fewer=allow_fewer) for text in keep_items(keep)]
     spread_by = per_layer_of(per_layer)
     if isinstance(spread_by, str):
@@ -165,7 +165,9 @@ def experts_there(config: Config) -> np.ndarray:
     """(L,R) bool: the routed experts that each layer has."""
     moe = config.moe
     assert moe is not None
-    routed_L = [moe.experts_in(n) - moe.num_shared_experts for n in range(config.model.num_layers)]
+    routed_L = [
+        moe.experts_in(n) - moe.num_shared_experts for n in range(config.model.stacked_layers)
+    ]
     return np.arange(moe.num_routed_experts) < np.array(routed_L)[:, None]
 
 
@@ -183,7 +185,7 @@ def budgets(
     Raises:
       UsageError: the wrong number of counts, or a count to which a layer cannot be cut.
     """
-    moe, L = moe_of(config), config.model.num_layers
+    moe, L = moe_of(config), config.model.stacked_layers
     per_layer = len(keep_L) > 1 or option == "--keep-per-layer"
     counts = list(keep_L) if per_layer else list(keep_L) * L
     if len(counts) != L:
@@ -215,7 +217,7 @@ def routed_budgets(
     Raises:
       UsageError: see `budgets`.
     """
-    moe, L = moe_of(config), config.model.num_layers
+    moe, L = moe_of(config), config.model.stacked_layers
     routed_L = budgets(config, budget.counts, allow_fewer=allow_fewer)
     if budget.schedule == "uniform":
         return np.array(routed_L)[:, None]

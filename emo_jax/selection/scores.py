@@ -92,7 +92,7 @@ def choose_experts(
         scores_LMR = np.repeat(scores_LR[:, None], num_domains, axis=1)
         return Choice(choose_best(scores_LMR, there_LR, routed_LM), scores_LMR)
     sweep = sweep_of(model, num_domains, method)
-    states = [sweep.embed(params, batch.tokens) for batch in batches]
+    states = [sweep.embed(params, batch) for batch in batches]
     kept, scores = [], []
     for layer in range(len(there_LR)):
         progress(f"layer {layer + 1} of {len(there_LR)}")
@@ -139,7 +139,7 @@ class Sweep:
 
     def __init__(self, model: ModelFunctions, num_domains: int, method: str):
         self._model, self._num_domains, self._method = model, num_domains, method
-        self.embed = jax.jit(lambda params, tokens_BS: model.bind(params).embedded(tokens_BS))
+        self.embed = jax.jit(lambda params, batch: model.bind(params).embedded(batch))
         self.scores = jax.jit(self._scores, donate_argnums=2)
         self.experts = jax.jit(self._experts, donate_argnums=2)
 

@@ -164,7 +164,7 @@ def modules(
         if keep == moe.num_experts:
             if number != next(iter(numbers)):
                 continue
-            whole_LR = np.ones((config.model.num_layers, moe.num_routed_experts), bool)
+            whole_LR = np.ones((config.model.stacked_layers, moe.num_routed_experts), bool)
             yield Module(keep, 0, 0, whole_LR)
             continue
         some = examples.first(number)

@@ -2,7 +2,7 @@
 
 import jax
 
-from emo_jax.config import Config
+from emo_jax.config import Config, moe_of
 
 # Dense bfloat16 peak of one device, FLOP/s, from the vendors' data sheets. The reference reports
 # against 989.5 TFLOP/s for an H100 (SPEC 1.5).
@@ -29,22 +29,24 @@ def flops_per_token(config: Config) -> int:
     """
     model, D = config.model, config.model.embed_dim
     head = 6 * (model.padded_vocab_size * D + D)
-    return model.num_layers * flops_per_token_and_layer(config) + head
+    first = model.dense_layers * _per_layer(config, dense=True)
+    return first + model.stacked_layers * flops_per_token_and_layer(config) + head
 
 
 def flops_per_token_and_layer(config: Config) -> int:
-    """Returns forward and backward FLOPs per token of one decoder layer."""
+    """Returns forward and backward FLOPs per token of one decoder layer after `dense_layers`."""
+    return _per_layer(config, dense=config.moe is None)
+
+
+def _per_layer(config: Config, *, dense: bool) -> int:
     model, S = config.model, config.data.seq_len
     D, width = model.embed_dim, model.num_heads * model.head_dim
     kv_width = model.kv_heads * model.head_dim
     layer = 6 * 2 * D * (width + kv_width) + 12 * width * S
-    if config.moe is None:
-        layer += 6 * 3 * D * model.mlp_dim
-    else:
-        layer += (
-            6 * config.moe.num_experts * D + 6 * config.moe.top_k * 3 * D * config.moe.expert_dim
-        )
-    return layer
+    if dense:
+        return layer + 6 * 3 * D * model.mlp_dim
+    moe = moe_of(config)
+    return layer + 6 * moe.num_experts * D + 6 * moe.top_k * 3 * D * moe.expert_dim
 
 
 def peak_flops(device: jax.Device) -> float | None:

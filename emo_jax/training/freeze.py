@@ -11,14 +11,19 @@ import numpy as np
 import optax
 
 from emo_jax.config import Config
-from emo_jax.model.params import FAVOUR, SCORE_BIAS
+from emo_jax.files.trees import STACKS
+from emo_jax.model.params import DENSE_LAYERS, FAVOUR, LAYERS, SCORE_BIAS
 
 # Paths of each part's leaves in the parameters; parts that are subsets of the experts are below.
 _LEAVES = {
     "embeddings": (("embed",), ("lm_head",)),
-    "attention": (("layers", "attention"),),
-    "norms": (("layers", "attention_norm"), ("layers", "mlp_norm"), ("final_norm",)),
-    "router": (("layers", "mlp", "router"),),
+    "attention": tuple((stack, "attention") for stack in STACKS),
+    "norms": (
+        *((stack, norm) for stack in STACKS for norm in ("attention_norm", "mlp_norm")),
+        ("final_norm",),
+    ),
+    "router": ((LAYERS, "mlp", "router"),),
+    "mlp": ((DENSE_LAYERS, "mlp"),),
 }
 # The step sets them, see `router_state`; no optimizer sees them.
 _NEVER = tuple(tuple(path.split("/")) for path in (SCORE_BIAS, FAVOUR))
@@ -39,7 +44,7 @@ def trains(config: Config, path: tuple[str, ...], shape: tuple[int, ...]) -> np.
     for part, places in _LEAVES.items():
         if part in frozen and any(path[: len(p)] == p for p in places):
             return False
-    if path[:2] != ("layers", "mlp"):
+    if path[:2] != (LAYERS, "mlp"):
         return True
     if moe is None:
         return "mlp" not in frozen

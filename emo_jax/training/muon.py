@@ -17,6 +17,7 @@ import optax
 from jax.sharding import AbstractMesh, NamedSharding, PartitionSpec
 from optax.contrib import MuonDimensionNumbers
 
+from emo_jax.files.trees import STACKS
 from emo_jax.parallel.island import Island
 
 # An update's root mean square, whatever the matrix's shape, so that AdamW's learning rate and
@@ -35,7 +36,7 @@ def matrix_of(path: tuple[str, ...], ndim: int) -> MuonDimensionNumbers | None:
 
     As usual, Muon takes neither embeddings (input and output), nor norms.
     """
-    if path[0] != "layers" or path[-1] == "scale":
+    if path[0] not in STACKS or path[-1] == "scale":
         return None
     into, out = _IN_AND_OUT.get(path[-1], _OTHERS)
     first = ndim - into - out

@@ -11,6 +11,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from emo_jax.files.trees import STACKS
+
 
 def in_host_memory(leaf: jax.Array) -> bool:
     """Whether an array of a compiled function is in host memory."""
@@ -55,7 +57,7 @@ def follow_memory(adam: optax.GradientTransformation) -> optax.GradientTransform
             )
 
         def leaf(path: Any, grad: Any, mu: Any, nu: Any) -> tuple[Any, Any, Any]:
-            if path[0].key != "layers":
+            if path[0].key not in STACKS:
                 return layer(grad, mu, nu)
 
             def body(i: jax.Array, arrays: tuple) -> tuple:

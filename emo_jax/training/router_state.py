@@ -53,7 +53,7 @@ def next_router_state(
     if moe.score_bias != "none":
         bias_LR = router["bias"][:, :R]
         if moe.score_bias == "sign":
-            layers = range(config.model.num_layers)
+            layers = range(config.model.stacked_layers)
             there_L = np.array([moe.experts_in(n) - moe.num_shared_experts for n in layers])
             there_LR = jnp.asarray(np.arange(R) < there_L[:, None])
             by_sign: Any = jax.vmap(partial(sign_bias, rate=moe.bias_rate))

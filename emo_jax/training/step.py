@@ -71,7 +71,7 @@ def draw_pools(config: Config, step: jax.Array, rows_B: jax.Array) -> Pools | No
         jax.random.fold_in(key, step),
         config.moe.pool,
         rows=rows_B,
-        num_layers=config.model.num_layers,
+        num_layers=config.model.stacked_layers,
         num_documents=config.data.seq_len,
         num_routed=config.moe.num_routed_experts,
         step=step,
@@ -84,7 +84,7 @@ def draw_jitter(config: Config, step: jax.Array, rows_B: jax.Array) -> jax.Array
         return None
     key = jax.random.fold_in(seeds.key(config.seed), JITTER_STREAM)
     key = jax.random.fold_in(key, step)
-    return draw_seeds(key, rows=rows_B, num_layers=config.model.num_layers)
+    return draw_seeds(key, rows=rows_B, num_layers=config.model.stacked_layers)
 
 
 def micro_batch_loss(
@@ -127,7 +127,7 @@ def micro_batch_loss(
         "lm_z_loss": config.train.z_loss_weight * vocab.z_sum / T,
     }
     if stats is not None:
-        moe, L = config.moe, config.model.num_layers
+        moe, L = config.moe, config.model.stacked_layers
         assert moe is not None
         aux = (
             moe.load_balance_weight * stats.load_balance_loss.sum()
@@ -181,7 +181,7 @@ def step_load(
         _, stats = model.hidden(params, micro, pools=pools, loss_tokens=1.0, **options)
         return counts_LR + stats.counts_E[:, :R], None
 
-    zeros_LR = jnp.zeros((config.model.num_layers, R), jnp.float32)
+    zeros_LR = jnp.zeros((config.model.stacked_layers, R), jnp.float32)
     counts_LR, _ = jax.lax.scan(body, zeros_LR, (micro_batches, pools_m, jitter_m))
     num_tokens = jnp.maximum((micro_batches.pool_ids >= 0).sum(), 1)
     return jax.lax.stop_gradient(counts_LR / num_tokens)

@@ -36,8 +36,8 @@ def forward(params, config, tokens):
         a, b = x[..., : Dh // 2], x[..., Dh // 2 :]
         return np.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
 
-    def swiglu(x, path, *index):
-        gate, up, down = (leaves[f"layers/mlp/{path}{n}"][index] for n in ("gate", "up", "down"))
+    def swiglu(x, path, *index, stack="layers"):
+        gate, up, down = (leaves[f"{stack}/mlp/{path}{n}"][index] for n in ("gate", "up", "down"))
         hidden = x @ gate
         return (hidden / (1 + np.exp(-hidden)) * (x @ up)) @ down
 
@@ -53,10 +53,12 @@ def forward(params, config, tokens):
 
     x = leaves["embed/embedding"][tokens]
     causal = np.tril(np.ones((S, S), bool))
-    for layer in range(model.num_layers):
-        h = norm(x, leaves["layers/attention_norm/scale"][layer])
+    first = model.dense_layers
+    for i in range(model.num_layers):
+        stack, layer = ("dense_layers", i) if i < first else ("layers", i - first)
+        h = norm(x, leaves[f"{stack}/attention_norm/scale"][layer])
         q, k, v = (
-            np.einsum("bsd,dhk->bshk", h, leaves[f"layers/attention/{name}"][layer])
+            np.einsum("bsd,dhk->bshk", h, leaves[f"{stack}/attention/{name}"][layer])
             for name in ("query", "key", "value")
         )
         group = q.shape[2] // k.shape[2]  # heads of queries that read one head of keys
@@ -64,10 +66,11 @@ def forward(params, config, tokens):
         scores = np.einsum("bqhk,bshk->bhqs", rotate(q), rotate(k)) / np.sqrt(Dh)
         weights = softmax(np.where(causal, scores, -np.inf))
         out = np.einsum("bhqs,bshk->bqhk", weights, v)
-        x = x + np.einsum("bqhk,hkd->bqd", out, leaves["layers/attention/out"][layer])
+        x = x + np.einsum("bqhk,hkd->bqd", out, leaves[f"{stack}/attention/out"][layer])
 
-        h = norm(x, leaves["layers/mlp_norm/scale"][layer])
-        x = x + (swiglu(h, "", layer) if moe is None else mixture(h, layer))
+        h = norm(x, leaves[f"{stack}/mlp_norm/scale"][layer])
+        dense = moe is None or stack == "dense_layers"
+        x = x + (swiglu(h, "", layer, stack=stack) if dense else mixture(h, layer))
     logits = norm(x, leaves["final_norm/scale"]) @ leaves["lm_head/kernel"]
     return logits[..., : model.vocab_size]
 

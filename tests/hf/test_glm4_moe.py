@@ -61,7 +61,6 @@ def test_a_folder_of_others_has_a_bias_that_may_move(make_model, tmp_path):
         ("routed_scaling_factor", 2.5),
         ("n_group", 4),
         ("use_qk_norm", True),
-        ("first_k_dense_replace", None),  # absent: 1
         ("partial_rotary_factor", None),  # absent: a half
         ("partial_rotary_factor", 0.5),
     ],

@@ -70,7 +70,7 @@ def slow_row(model, params, store):
     def read_by_routers(params, batch):
         inputs = ForwardInputs(batch.segment_ids, batch.positions, RouterTokens(batch.pool_ids))
         bound, reads = model.bind(params), []
-        x_1SD = bound.embedded(batch.tokens)
+        x_1SD = bound.embedded(batch)
         for number in range(config.model.num_layers):
             layer = bound.layer(number)
             x_1SD, _ = layer.attend(x_1SD, inputs)

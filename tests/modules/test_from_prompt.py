@@ -57,12 +57,16 @@ def _kept(folder, num_routed):
 
 
 @pytest.mark.parametrize(
-    ("layout", "dtype", "prompts"),
-    [("emo", "bfloat16", [PROMPT]), ("qwen2_moe", "float32", [PROMPT, OTHER, PROMPT * 3])],
-    ids=["bfloat16", "several prompts"],
+    ("layout", "model", "prompts"),
+    [
+        ("emo", dict(compute_dtype="bfloat16"), [PROMPT]),
+        ("qwen2_moe", {}, [PROMPT, OTHER, PROMPT * 3]),
+        ("qwen2_moe", dict(num_layers=3, dense_layers=1, mlp_dim=24), [PROMPT]),
+    ],
+    ids=["bfloat16", "several prompts", "a dense layer first"],
 )
-def test_it_is_the_module_of_emo_select(tmp_path, layout, dtype, prompts):
-    folder = _folder(tmp_path, _config(compute_dtype=dtype), layout)
+def test_it_is_the_module_of_emo_select(tmp_path, layout, model, prompts):
+    folder = _folder(tmp_path, _config(**model), layout)
     part = module_for_prompts(folder, prompts, "50%")
     chosen = _selected(tmp_path, folder, prompts, keep="50%", layout=layout)
     np.testing.assert_array_equal(part.kept_LR, _kept(chosen, 11))

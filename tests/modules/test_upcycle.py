@@ -223,7 +223,7 @@ def _slow_hidden(params, tokens):
     padded[0, : len(tokens)] = tokens
     batch = from_documents(padded, np.where(np.arange(32) < len(tokens), 0, -1)[None])
     inputs = ForwardInputs(batch.segment_ids, batch.positions, RouterTokens(batch.pool_ids))
-    x, found = model.embedded(batch.tokens), []
+    x, found = model.embedded(batch), []
     for n in range(2):
         layer = model.layer(n)
         h = layer.mlp_norm(layer.attend(x, inputs)[0])

@@ -103,6 +103,15 @@ def test_a_dense_model_is_the_same_on_a_mesh_of_all_kinds():
     _assert_same(ours, _step(config, sharded=False))
 
 
+@system
+@pytest.mark.parametrize("mesh", [dict(fsdp=2, expert=2, tensor=2), dict(fsdp=2, context=4)])
+def test_dense_layers_first_are_the_same_on_a_mesh(mesh):
+    first = dict(num_layers=3, dense_layers=1, mlp_dim=24, remat="full")
+    _assert_same(
+        _step(_config(mesh=mesh, **first), sharded=True), _step(_config(**first), sharded=False)
+    )
+
+
 def test_grouped_queries_are_the_same_on_a_mesh():
     heads = dict(num_heads=4, num_kv_heads=2)
     mesh = dict(fsdp=2, context=2, tensor=2)
