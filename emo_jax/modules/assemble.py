@@ -8,7 +8,7 @@ Legend: L layers, R routed experts (the places in the new config), E all experts
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -108,13 +108,14 @@ def _mixed(values) -> np.ndarray:
     return total
 
 
-def refuse_router_state(source: LeafSource, where: str) -> None:
+def refuse_router_state(source: LeafSource, where: str, *, but: Collection[str] = ()) -> None:
     """Raises UsageError if a router has more than its columns: a score bias, a table of labels."""
-    more = [path for path in source.shapes if "/router/" in path and path != ROUTER]
+    known = (ROUTER, *but)
+    more = [path for path in source.shapes if "/router/" in path and path not in known]
     if more:
         raise UsageError(
             f"{where}: its router has {', '.join(more)} besides its columns, which new experts"
-            " would have to have too; this works without moe.score_bias and learned labels only"
+            " would have to have too, and cannot be copied here"
         )
 
 

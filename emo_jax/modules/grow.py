@@ -25,14 +25,14 @@ from emo_jax.errors import CheckpointError, UsageError
 from emo_jax.files.atomic import refuse_existing
 from emo_jax.files.progress import Progress
 from emo_jax.files.trees import nest
-from emo_jax.model.params import EXPERTS, ROUTER, leaf_shapes, unit_axes
+from emo_jax.model.params import EXPERTS, ROUTER, SCORE_BIAS, leaf_shapes, unit_axes
 from emo_jax.modules.assemble import Assembled, Part, Place, refuse_router_state
 from emo_jax.modules.extend import Extended
 from emo_jax.run.workdir import TOKENIZER_FOLDER, read_workdir_config, split_step
 from emo_jax.saved.transfer import make_workdir, save_sliced, tokenizer_of
 from emo_jax.tokenizer.load import load_tokenizer
 
-_AXES = {ROUTER: 2, **dict.fromkeys(EXPERTS, 1)}  # of the experts in a leaf
+_AXES = {ROUTER: 2, SCORE_BIAS: 1, **dict.fromkeys(EXPERTS, 1)}  # of the experts in a leaf
 
 
 def origins(old: int, new: int, seed: int) -> list[int]:
@@ -89,7 +89,7 @@ def grow(
       num_experts: of each layer, shared ones included.
       top_k: experts that a token uses, shared ones included; 0: as before.
       init: of the new experts and their columns of the router: `copy`, `jitter` or `random`, see
-        `emo_jax.modules.extend`.
+        `emo_jax.modules.extend`. A score bias is copied in any case.
       moments: Adam's of the new experts: `copy` of the copied one's, or `zero`; zero for `random`.
       seed: for the experts copied beyond once each, and for random numbers.
       quiet: show no progress.
@@ -98,8 +98,8 @@ def grow(
       The config of the larger run.
 
     Raises:
-      UsageError: no such run, or it holds parameters alone; it has as many experts already; or
-        `output` already exists.
+      UsageError: no such run, or it holds parameters alone; it has as many experts already, or
+        learned labels; or `output` already exists.
       CheckpointError: it has no good checkpoint, or none of that step.
     """
     if init not in NEW_EXPERTS:
@@ -118,7 +118,7 @@ def grow(
         )
     stopped = threading.Event()
     base = _Leaves(leaves, ("params",))
-    refuse_router_state(base, str(run))
+    refuse_router_state(base, str(run), but=(SCORE_BIAS,))
     R = moe_of(config).num_routed_experts
     copied = origins(R, moe_of(larger).num_routed_experts, seed)
     places: list[Place] = [[Part(0, e)] for e in (*range(R), *copied)]

@@ -20,7 +20,7 @@ from emo_jax.training.optimizer import make_optimizer
 from emo_jax.training.step import jit_train_step
 
 R, S = 7, 1  # routed and shared experts of the run
-AXES = {"router/kernel": 2, "experts/gate": 1, "experts/up": 1, "experts/down": 1}
+AXES = {"router/kernel": 2, "router/bias": 1, "experts/gate": 1, "experts/up": 1, "experts/down": 1}
 
 
 def save(workdir, config, steps=0):
@@ -41,6 +41,15 @@ def save(workdir, config, steps=0):
 def run(tmp_path_factory):
     """A run of two steps, whose moments are not zero."""
     return save(tmp_path_factory.mktemp("grow") / "run", tiny_config(pool=NO_POOL), 2)
+
+
+@pytest.fixture(scope="module")
+def biased(tmp_path_factory):
+    """A run of two steps with sigmoid gates, whose score bias is not zero."""
+    config = tiny_config(pool=NO_POOL)
+    gate = dict(gate="sigmoid", normalize_picks=True, score_bias="sign", bias_rate=0.01)
+    config = dataclasses.replace(config, moe=dataclasses.replace(config.moe, **gate))
+    return save(tmp_path_factory.mktemp("grow") / "biased", config, 2)
 
 
 def axis_of(path):
@@ -105,8 +114,27 @@ def test_every_leaf_in_numpy(run, tmp_path, target, init, moments):
     assert seen == {"params": 4, "moments": 8}
 
 
-def test_the_function_is_the_same_where_all_are_copied_and_picked(run, tmp_path):
+def test_a_score_bias_is_copied(biased, tmp_path):
+    grow(biased, tmp_path / "more", num_experts=16, init="random", seed=4)
+    old, new = state_of(biased, 2), state_of(tmp_path / "more", 2)
+    paths = [path for path in old if path.endswith("router/bias")]
+    assert paths == ["params/layers/mlp/router/bias"] and np.abs(old[paths[0]]).max() > 0
+    expected = slow(old[paths[0]], 1, 16, origins(R, 15, 4), False)
+    np.testing.assert_array_equal(new[paths[0]], expected)
+
+
+def test_learned_labels_are_refused(tmp_path):
+    pool = PoolConfig(kind="label_learned", size=3, label_rate=0.1, labels=("law", "medicine"))
+    labelled = save(tmp_path / "labelled", tiny_config(pool=pool))
+    with pytest.raises(UsageError, match="labelled: its router has layers/mlp/router/favour"):
+        grow(labelled, tmp_path / "more", num_experts=16)
+    assert not (tmp_path / "more").exists()
+
+
+@pytest.mark.parametrize("kind", ["run", "biased"])
+def test_the_function_is_the_same_where_all_are_copied_and_picked(request, kind, tmp_path):
     """Each expert twice with half of its weight, and all copies of a pick are picked."""
+    run = request.getfixturevalue(kind)
     grow(run, tmp_path / "twice", num_experts=2 * R + S, top_k=2 * 2 + S)
     before, after = load_model(str(run)), load_model(str(tmp_path / "twice"))
     batch = tiny_batch(before.config, seed=9)
@@ -157,12 +185,6 @@ def test_refusals(run, tmp_path, capsys):
         grow(run, out, num_experts=16, moments="carry")
     with pytest.raises(UsageError, match=r"no such workdir"):
         grow(tmp_path / "none", out, num_experts=16)
-    config = tiny_config(pool=NO_POOL)
-    moe = dataclasses.replace(config.moe, score_bias="sign", bias_rate=0.1)
-    config = dataclasses.replace(config, moe=moe)
-    biased = save(tmp_path / "biased", config)
-    with pytest.raises(UsageError, match=r"its router has layers/mlp/router/bias besides"):
-        grow(biased, out, num_experts=16)
     argv = ("grow", run, "--experts", "16", "--output", tmp_path / "more")
     assert emo_here(*argv) == 0
     assert "16 experts a layer, 3 of a token" in capsys.readouterr().out
