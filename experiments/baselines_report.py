@@ -126,14 +126,62 @@ def percent(over: np.ndarray, under: np.ndarray) -> float:
     return 100 * (ratio(over, under) - 1)
 
 
-def _compared(one: Group, way: str, other: Group, other_way: str) -> str:
-    """How far the loss of one is over that of another, over the seeds that both have."""
+def over(one: Group, way: str, other: Group, other_way: str) -> tuple[float, ...] | None:
+    """Percent by which the loss of one is over that of another, over the seeds that both have.
+
+    None: not measured.
+    """
     seeds = [seed for seed in one.seeds if seed in other.seeds]
     if not seeds or not one.has(way) or not other.has(other_way):
+        return None
+    return paired(percent, one.losses(way, seeds), other.losses(other_way, seeds))
+
+
+def _shown(found: tuple[float, ...] | None) -> str:
+    if found is None:
         return NOTHING
-    pair = one.losses(way, seeds), other.losses(other_way, seeds)
-    mean, low, high = (f"{x:+.2f}" for x in paired(percent, *pair))
+    mean, low, high = (f"{x:+.2f}" for x in found)
     return f"{mean} ({low} to {high})"
+
+
+def bits_rise(group: Group, share: float, seeds: list[int]) -> np.ndarray:
+    """Rise of the right answers' bits a byte with a share of the experts (seeds, tasks)."""
+    part, whole = (group.scores(TASKS[0], s, "bits_per_byte") for s in (share, 1.0))
+    return (part - whole)[[group.seeds.index(seed) for seed in seeds]]
+
+
+def aims_table(found: list[Group]) -> str:
+    """The aims that were set beforehand, what was found, and whether it meets them."""
+    at = {(group.arm, group.millions): group for group in found}
+    rows = []
+
+    def row(aim: str, result: tuple[float, ...] | None, most: float) -> None:
+        verdict = "" if result is None else "met" if result[0] <= most else "**missed**"
+        rows.append([aim, _shown(result), verdict])
+
+    if {("emo", 15), ("standard", 15)} <= at.keys():
+        result = over(at["emo", 15], "full", at["standard", 15], "full")
+        row("EMO's loss over the standard MoE's at 15 M tokens, at most +1 %", result, 1)
+    base, standard = at.get(("emo", 7.5)), at.get(("standard", 7.5))
+    if base is None or standard is None:
+        return markdown(["aim", "found", ""], rows)
+    quarter = base.kept(0.25) if base.runs else ""
+    labels = at["labels", 7.5]
+    way = labels.kept(0.25) if labels.runs else ""
+    aim = "EMO with 25 % of the experts over label pools with 25 %, at most +1 %"
+    row(aim, over(base, quarter, labels, way), 1)
+    for arm in ("btx", "flexolmo"):
+        aim = f"EMO with 25 % of the experts over the whole {NAMES[arm]} mixture, at most 0 %"
+        row(aim, over(base, quarter, at[arm, 7.5], "full"), 0)
+    seeds = [seed for seed in base.seeds if seed in standard.seeds]
+    for name, share in SHARES.items():
+        rises = [bits_rise(group, share, seeds) for group in (base, standard)] if seeds else []
+        aim = (
+            f"EMO's rise in bits a byte of right answers with {name} of the experts, as a part of"
+            " the standard MoE's, at most 0.1"
+        )
+        row(aim, paired(ratio, *rises) if rises else None, 0.1)
+    return markdown(["aim", "found", ""], rows)
 
 
 def against_table(found: list[Group]) -> str:
@@ -147,8 +195,8 @@ def against_table(found: list[Group]) -> str:
         quarter = quarter_emo = ""
         if group.runs and base.runs:
             quarter, quarter_emo = group.kept(0.25), base.kept(0.25)
-        whole = _compared(group, "full", base, "full")
-        part = _compared(group, quarter, base, quarter_emo)
+        whole = _shown(over(group, "full", base, "full"))
+        part = _shown(over(group, quarter, base, quarter_emo))
         rows.append([*_named(group), whole, part])
     return markdown([*HEAD, "all experts, %", "25 % kept, %"], rows)
 
@@ -222,8 +270,6 @@ def task_section(found: list[Group], task: str) -> str:
         tasks_table(found, task, "value", ".3f"),
         "Change of the accuracy with a part of the experts:\n",
         changes_table(found, task),
-        "Bits a byte of the right answers:\n",
-        tasks_table(found, task, "bits_per_byte", ".3f"),
     ]
     return "\n".join(parts)
 
@@ -272,6 +318,7 @@ def page(folder: Path) -> str:
     found = list(groups(folder))
     template = Path(__file__).with_suffix(".md").read_text(encoding="utf-8")
     runs = [run for group in found for run in group.runs]
+    measured = [group for group in found if group.runs]
     hours = sum(sum(run["tokens"].values()) / run["tokens_per_second"] for run in runs) / 3600
     return template.format(
         done=len(runs),
@@ -280,13 +327,15 @@ def page(folder: Path) -> str:
         measuring=f"{sum(run['measuring_seconds'] for run in runs) / 3600:.1f}",
         stages=stages_table(found),
         public=" and ".join(PUBLIC),
+        aims=aims_table(found),
         losses=losses_table(found),
         against=against_table(found),
         trained=trained_table(found),
         by_tokens=by_tokens_table(by_tokens(folder)),
         items=ITEMS,
         examples=EXAMPLES,
-        tasks="\n".join(task_section(found, task) for task in TASKS),
+        bits=tasks_table(measured, TASKS[0], "bits_per_byte", ".3f"),
+        tasks="\n".join(task_section(measured, task) for task in TASKS),
     )
 
 
