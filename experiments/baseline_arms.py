@@ -113,12 +113,11 @@ def _stages(
 
 def stages_of(run: Run, stores: modularity.Stores) -> list[Stage]:
     """The runs that make a model, in order; the seed also orders the data."""
-    domains = tuple(TokenStore.open(stores.trained).domains)
-    named = (
-        _stages(run.arm, run.millions, domains)
-        if run.arm in STAGED
-        else [("whole", config_of_arm(run.arm, run.millions))]
-    )
+    if run.arm in STAGED:
+        domains = tuple(TokenStore.open(stores.trained).domains)
+        named = _stages(run.arm, run.millions, domains)
+    else:
+        named = [("whole", config_of_arm(run.arm, run.millions))]
     stages = []
     for name, config in named:
         config.name = f"{run.name}-{name}" if len(stages) + 1 < len(named) else run.name

@@ -37,7 +37,18 @@ def test_a_digest_is_of_what_determines_a_model():
 def test_results_of_the_baselines_are_those_of_the_plan():
     baselines = runs.script("baselines")
     found = sorted((RESULTS / "baselines").glob("*.json"))
-    assert {file.stem for file in found} <= {run.name for run in baselines.RUNS}
-    for file in found:
-        result = json.loads(file.read_text())
-        assert result["measured"] == baselines.MEASURED, file
+    planned = {run.name: run for run in baselines.RUNS}
+    assert {"emo-7.5m-0", "standard-7.5m-0"} <= {file.stem for file in found} <= planned.keys()
+    arms, stores = runs.script("baseline_arms"), baselines.modularity.Stores(Path("a"), Path("b"))
+    results = {file.stem: json.loads(file.read_text()) for file in found}
+    for name, result in results.items():
+        assert result["measured"] == baselines.MEASURED, name
+        if (run := planned[name]).arm not in arms.STAGED:  # others' stages need the store
+            assert result["config"] == arms.digest(arms.stages_of(run, stores)), name
+    assert len({result["store"] for result in results.values()}) == 1
+
+
+@pytest.mark.system  # the bootstraps take a while
+def test_the_page_of_the_baselines_is_of_their_results():
+    page = runs.script("baselines_report").page(RESULTS / "baselines")
+    assert page == (RESULTS.parent / "baselines_results.md").read_text()
