@@ -15,8 +15,6 @@ Hardware, hours and losses: docs/results.md. Legend: L layers, M domains, R rout
 """
 
 import contextlib
-import dataclasses
-import hashlib
 import json
 import subprocess
 import sys
@@ -32,7 +30,7 @@ from ml_collections import ConfigDict
 
 from emo_jax.batch import Batch
 from emo_jax.checkpoint.manifest import versions
-from emo_jax.config import Config, from_config_dict, portable, presets
+from emo_jax.config import Config, digest, from_config_dict, portable, presets
 from emo_jax.data.loader import heldout_batches
 from emo_jax.data.store import TokenStore
 from emo_jax.data.windows import Windows
@@ -272,25 +270,8 @@ def config_of(arm: str, seed: int, stores: Stores, steps: int | None = None) -> 
 
 
 def config_digest(config: Config) -> str:
-    """A digest of everything that determines a model, but not of its data paths.
-
-    Fields with their defaults are left out, so that a new field leaves the digests as they are.
-    """
-    text = json.dumps(_set_fields(portable(config)), sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
-def _set_fields(section: Any) -> Any:
-    if not dataclasses.is_dataclass(section):
-        return section
-    found = {}
-    for field in dataclasses.fields(section):
-        value, default = getattr(section, field.name), field.default
-        if field.default_factory is not dataclasses.MISSING:
-            default = field.default_factory()
-        if value != default:
-            found[field.name] = _set_fields(value)
-    return found
+    """A digest of everything that determines a model, but not of its data paths."""
+    return digest.config_digest(portable(config))
 
 
 def is_there(file: Path, made_of: dict[str, Any]) -> bool:

@@ -88,7 +88,7 @@ def _layers(num_layers: int, layer: int | None) -> slice:
     if layer is None:
         return slice(None)
     if not 0 <= layer < num_layers:
-        raise UsageError(f"--layer {layer}: the model has layers 0..{num_layers - 1}")
+        raise UsageError(f"--layer {layer}: the model has layers 0..{num_layers - 1} with experts")
     return slice(layer, layer + 1)
 
 

@@ -81,7 +81,7 @@ def bench_layers(
     L, first = config.model.stacked_layers, config.model.dense_layers
     both = []
     for num_layers in (L, 2 * L):
-        progress(f"{config.name}: compiling the gradients of {num_layers} layers")
+        progress(f"{config.name}: compiling the gradients of {first + num_layers} layers")
         both.append(_Gradients(config, first + num_layers))
         for _ in range(2):
             both[-1].seconds()

@@ -156,7 +156,8 @@ def select(
             f"{one.folder}: {kept} experts a layer, {one.parameters:,} parameters,"
             f" {stored_bytes(one.parameters) / 1e6:,.1f} MB, {one.active:,} for one token"
         )
-        click.echo(f"  chosen by {one.examples:,} documents, {one.tokens:,} tokens")
+        by = f"by {one.examples:,} documents, {one.tokens:,} tokens"
+        click.echo(f"  chosen {by if one.examples else f'without examples ({method})'}")
         for number, share in one.overlaps.items():
             click.echo(
                 f"  {number} examples choose {share:.0%} of the same (Jaccard, mean of layers)"

@@ -20,6 +20,7 @@ import numpy as np
 from etils import epath
 
 from emo_jax.config import Config, MeshConfig, MoeConfig, PoolConfig, portable, to_dict
+from emo_jax.config.digest import config_digest
 from emo_jax.config.names import BRANCH_METHODS
 from emo_jax.data.store import TokenStore
 from emo_jax.data.stream import TRAIN
@@ -37,7 +38,6 @@ from emo_jax.run.workdir import INIT_FILE, TOKENIZER_FOLDER
 from emo_jax.saved.load import OpenedModel, open_model
 from emo_jax.saved.selection_file import slabs
 from emo_jax.saved.transfer import import_leaves
-from emo_jax.training.init_from import config_digest
 
 # All that is not the last expert and its column of the router.
 FROZEN = ("embeddings", "attention", "norms", "old_experts")

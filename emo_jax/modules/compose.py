@@ -12,7 +12,7 @@ from emo_jax.files.progress import Progress
 from emo_jax.hf.hf_config import special_ids
 from emo_jax.hf.layouts import layout_for
 from emo_jax.modules.folder import open_with_experts, write_module
-from emo_jax.modules.union import Module, open_module, union
+from emo_jax.modules.union import Module, next_best, open_module, union
 from emo_jax.tokenizer.load import load_tokenizer
 
 
@@ -69,7 +69,8 @@ def compose(
         try:
             layout_for(made.config, layout)
         except UsageError as error:
-            raise UsageError(f"{error}, or fill layers up with --fill-from PARENT") from error
+            filled = ", or fill layers up with --fill-from PARENT" if next_best(opened) else ""
+            raise UsageError(f"{error}{filled}") from error
         shown.show(f"writing {output}")
         folder = write_module(
             made.source,

@@ -14,6 +14,7 @@ import numpy as np
 
 from emo_jax.checkpoint.manifest import versions
 from emo_jax.config import Config, moe_of
+from emo_jax.config.names import METHODS_WITHOUT_DATA
 from emo_jax.data.store import TokenStore
 from emo_jax.errors import DataError, UsageError
 from emo_jax.evals.by_domain import SELECT, check_source, eval_mesh
@@ -353,16 +354,20 @@ def _about(
     settings: _SelectSettings, examples: Examples, overlaps: dict[int, float], budget: Budget
 ) -> dict[str, Any]:
     several = len(budget.counts) > 1
+    by_data = budget.needs_mass or settings.method not in METHODS_WITHOUT_DATA
     return {
         "method": settings.method,
         **({"prior": settings.prior} if settings.prior else {}),
         "keep": "per-layer" if several else str(budget),
-        "keep_schedule": budget.schedule,
-        **({"keep_per_layer": list(budget.counts)} if several else {}),
+        **(
+            {"keep_per_layer": list(budget.counts)}
+            if several
+            else {"keep_schedule": budget.schedule}
+        ),
         "data": examples.source,
         "data_fingerprint": examples.fingerprint,
-        "examples": len(examples.documents),
-        "tokens": examples.tokens,
+        "examples": len(examples.documents) if by_data else 0,
+        "tokens": examples.tokens if by_data else 0,
         "seed": settings.seed,
         "overlap_of_fewer_examples": {str(n): value for n, value in overlaps.items()},
         "versions": versions(),

@@ -87,7 +87,7 @@ def union(
     places: list[list[Place]] = []
     kept: list[tuple[int, ...]] = []
     sources: list[LeafSource] = [m.source for m in modules]
-    scores = _scores(modules)
+    scores = next_best(modules)
     if fill_from is not None:
         _check_parent(first, *fill_from)
         if not scores:
@@ -192,7 +192,7 @@ def merge_into(
     )
 
 
-def _scores(modules: Sequence[Module]) -> tuple[tuple[float, ...], ...]:
+def next_best(modules: Sequence[Module]) -> tuple[tuple[float, ...], ...]:
     """The modules' scores of the parent's routed experts, normalised and averaged; () if unknown.
 
     Scores of the method `random` come from the seed and mean nothing.

@@ -189,7 +189,11 @@ def budgets(
     per_layer = len(keep_L) > 1 or option == "--keep-per-layer"
     counts = list(keep_L) if per_layer else list(keep_L) * L
     if len(counts) != L:
-        raise UsageError(f"--keep-per-layer: {len(counts)} counts, and the model has {L} layers")
+        first = config.model.dense_layers
+        which = f" with experts, after {first} without" if first else ""
+        raise UsageError(
+            f"--keep-per-layer: {len(counts)} counts, and the model has {L} layers{which}"
+        )
     for count in counts:
         where = "--keep-per-layer" if per_layer else option
         check_keep(count, moe, allow_fewer=allow_fewer, option=where)

@@ -69,6 +69,7 @@ def store_examples(
     max_length: int | None = None,
     min_length: int = 1,
     seed: int = 0,
+    or_fewer: bool = False,
 ) -> Examples:
     """Documents of a split, from one domain or all; a larger `number` extends a smaller one's.
 
@@ -81,9 +82,10 @@ def store_examples(
       max_length: number of tokens used from the start of each document; None: all.
       min_length: shorter documents are skipped.
       seed: for their order; 0: the order of the store, which is already shuffled.
+      or_fewer: take what there is where there are fewer documents than `number`.
 
     Raises:
-      UsageError: no such split or domain, or it has fewer documents than `number`.
+      UsageError: no such split or domain, or it has too few documents.
     """
     wanted = None if domain is None else domain_number(store.domains, domain, store.path)
     if not store.count(split, "documents"):
@@ -98,7 +100,7 @@ def store_examples(
     )
     found, full = take(long_enough, number, max_tokens)
     where = f"{store.path}, split {split}" + ("" if domain is None else f", domain {domain}")
-    if not found or (number is not None and len(found) < number):
+    if not found or (number is not None and len(found) < number and (full or not or_fewer)):
         asked = "any" if number is None else f"{number}"
         long = f" of at least {min_length} tokens" if min_length > 1 else ""
         within = f" within {max_tokens:,} tokens" if full else ""

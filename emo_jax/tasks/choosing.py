@@ -145,7 +145,12 @@ def open_store(location: str, lm: "EmoLM", settings: ChoosingSettings) -> Exampl
     numbers = settings.numbers
     wanted = None if None in numbers else max(n for n in numbers if n is not None)
     return store_examples(
-        store, _SELECT, domain=domain, number=wanted, max_tokens=settings.max_tokens
+        store,
+        _SELECT,
+        domain=domain,
+        number=wanted,
+        max_tokens=settings.max_tokens,
+        or_fewer=True,  # as of a task's items
     )
 
 

@@ -114,6 +114,9 @@ class TaskSource:
         return {**load_yaml(Path(name)), **changes}
 
 
+_NO_ITEMS = "corresponds to no data"  # as `datasets` says of a split of an empty file
+
+
 def _reading(name: str, manager: "TaskManager", load: Callable[[], Any]) -> Any:
     """What `load` returns; whatever it raises becomes one line."""
     try:
@@ -123,6 +126,8 @@ def _reading(name: str, manager: "TaskManager", load: Callable[[], Any]) -> Any:
     except (IndexError, StopIteration) as error:
         raise DataError(f"{name}: a split has no items; give data that has some") from error
     except Exception as error:
+        if _NO_ITEMS in str(error):
+            raise DataError(f"{name}: a split has no items; give data that has some") from error
         entry = manager.task_index.get(name)
         where = (entry.cfg or {}).get("dataset_path") if entry is not None else None
         named = f" (data set {where})" if where else ""

@@ -5,15 +5,14 @@ and in every checkpoint.
 """
 
 import contextlib
-import hashlib
-import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from emo_jax.checkpoint.checkpointer import Checkpointer
 from emo_jax.checkpoint.manifest import LeafPath, compare, read_manifest
 from emo_jax.checkpoint.reading import checkpoints_of
-from emo_jax.config import Config, differences, may_change, to_dict
+from emo_jax.config import Config, differences, may_change
+from emo_jax.config.digest import config_digest
 from emo_jax.config.names import INIT_MODES
 from emo_jax.data.run_windows import RunWindows
 from emo_jax.data.sources import MixedSource
@@ -210,12 +209,6 @@ def _same(asked: InitFrom, record: dict[str, Any]) -> bool:
     return theirs.name == record["name"] and config_digest(theirs) == record.get("config_sha256")
 
 
-def config_digest(config: Config) -> str:
-    """Returns a hash of all fields of a config."""
-    text = json.dumps(to_dict(config), sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
 # --- what may differ -----------------------------------------------------------------------------
 
 
@@ -263,8 +256,8 @@ def _check_shapes(
     except CheckpointError as e:
         shapes = ("model", "moe", "optimizer")
         lines = [x for x in differences(config, theirs) if x.startswith(shapes)]
-        differs = f" ({'; '.join(lines[:5])})" if lines else ""
-        raise UsageError(f"{asked}: {e}{differs}") from e
+        differs = f"its config differs in what shapes depend on ({'; '.join(lines[:5])}); "
+        raise UsageError(f"{asked}: {differs if lines else ''}{e}") from e
 
 
 def _check_steps(asked: InitFrom, config: Config, step: int, window: int) -> None:

@@ -131,6 +131,14 @@ def test_nothing_is_filled_up_by_scores_that_say_nothing(config, parent, tmp_pat
     out = tmp_path / "filled"
     assert emo_here(*argv, out, *parts[:2], "--fill-from", folder) == 2
     assert "chosen by nothing that says which" in capsys.readouterr().err and not out.exists()
+    # Nor does the refusal of another layout advise it.
+    _select(config, params, [(0, 2, 4), (1, 5)], other := tmp_path / "other")
+    (other / "selection.json").write_text(
+        (other / "selection.json").read_text().replace('"by hand"', '"random"')
+    )
+    assert emo_here("compose", "--output", out, parts[0], other) == 2
+    line = capsys.readouterr().err
+    assert "give layout emo" in line and "--fill-from" not in line
 
 
 def test_finetuned_modules_are_averaged_where_asked(config, parent, tmp_path, capsys):

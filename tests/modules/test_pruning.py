@@ -205,7 +205,8 @@ def test_budgets_by_layer(finished_run, store, tmp_path, capsys):
     assert load_model(str(tmp_path / "qwen2_moe")).config.moe.num_experts == 6
     emo, qwen2 = (read_selection(tmp_path / name).kept for name in ("emo", "qwen2_moe"))
     assert set(emo[1]) < set(qwen2[1]) and emo[0] == qwen2[0]
-    assert read_selection(tmp_path / "qwen2_moe").about["keep_per_layer"] == [6, 4]
+    about = read_selection(tmp_path / "qwen2_moe").about
+    assert about["keep_per_layer"] == [6, 4] and "keep_schedule" not in about
 
 
 @pytest.mark.parametrize(
@@ -232,6 +233,8 @@ def test_a_schedule_keeps_as_many_in_all(finished_run, store, tmp_path, schedule
         assert sum(map(len, selection.kept)) == 2 * (keep - 1)
         assert selection.about["keep_schedule"] == schedule
         assert selection.about["method"] == method
+        of_data = method == "reap" or schedule == "mass"
+        assert (selection.about["examples"] > 0, selection.about["tokens"] > 0) == (of_data,) * 2
 
 
 def test_a_file_of_documents(finished_run, tmp_path):

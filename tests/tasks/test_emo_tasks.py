@@ -92,6 +92,11 @@ def test_experts_may_be_chosen_on_a_store(folder, tasks, tmp_path):
         folder, _named(tasks, "letters"), keep=5, choose_on=f"{store}:d1", examples=4, limit=3
     )
     assert [(row.items, row.examples) for row in found.rows] == [(3, 4)]
+    # As of a task's items: all there are, where more were asked for.
+    few = emo_jax.evaluate_tasks(
+        folder, _named(tasks, "letters"), keep=5, choose_on=f"{store}:d1", examples=500, limit=3
+    )
+    assert 4 < few.rows[0].examples < 200
     with pytest.raises(UsageError, match="no domain 'd7'"):
         emo_jax.evaluate_tasks(folder, _named(tasks, "letters"), keep=5, choose_on=f"{store}:d7")
 
@@ -107,6 +112,7 @@ def test_experts_may_be_chosen_on_a_store(folder, tasks, tmp_path):
         (["--tasks", "words", "--examples", "0"], "--examples: must be numbers above 0"),
         (["--tasks", "words", "--include-path", "none"], "--include-path none: no such folder"),
         (["--tasks", "empty"], "no items"),
+        (["--tasks", "half"], "a split has no items; give data that has some"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
@@ -116,7 +122,15 @@ def test_bad_input_is_a_line(folder, tasks, tmp_path, capsys, argv, line):
         f"task: empty\ndataset_path: json\ndataset_kwargs:\n  data_files:\n    test: "
         f"{tmp_path}/none.jsonl\ntest_split: test\ndoc_to_text: x\ndoc_to_target: y\n"
     )
-    files = {"words": str(tasks["words"]), "empty": str(tmp_path / "empty.yaml")}
+    text = (tmp_path / "empty.yaml").read_text()
+    (tmp_path / "one.jsonl").write_text('{"question": "a", "answer": "b"}\n')
+    trained = f"data_files:\n    train: {tmp_path}/one.jsonl"
+    half = text.replace("data_files:", trained).replace(
+        "test_split", "training_split: train\ntest_split"
+    )
+    (tmp_path / "half.yaml").write_text(half.replace("task: empty", "task: half"))
+    files = {name: str(tmp_path / f"{name}.yaml") for name in ("empty", "half")}
+    files["words"] = str(tasks["words"])
     argv = [files.get(word, word) for word in argv]
     assert emo_here("tasks", folder, *argv) in (1, 2)
     said = capsys.readouterr().err.strip().splitlines()[-1]
