@@ -10,7 +10,7 @@ figures are read from the folder above RESULTS.
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import click
 import numpy as np
@@ -274,35 +274,50 @@ def task_section(found: list[Group], task: str) -> str:
     return "\n".join(parts)
 
 
-def by_tokens(folder: Path) -> list[tuple[float, int, tuple[float, ...]]]:
-    """Millions of tokens, seeds, and percent by which EMO's loss is over the standard MoE's."""
+class ByTokens(NamedTuple):
+    """Percent by which EMO's loss is over the standard MoE's, with intervals."""
+
+    millions: float  # of tokens
+    seeds: int
+    over: tuple[float, ...]
+    with_pool: tuple[float, ...]  # EMO evaluated with its pool
+
+
+def by_tokens(folder: Path) -> list[ByTokens]:
+    """EMO against the standard MoE for each number of tokens with results of both."""
     sizes = [SMALLEST, *sorted({run.millions for run in RUNS if run.arm in PAIR})]
     found = []
     for millions in sizes:
         emo, standard = (Group(arm, millions, folder) for arm in PAIR)
         seeds = [seed for seed in emo.seeds if seed in standard.seeds]
         if seeds:
-            pair = emo.losses("full", seeds), standard.losses("full", seeds)
-            found.append((millions, len(seeds), paired(percent, *pair)))
+            base = standard.losses("full", seeds)
+            ways = (paired(percent, emo.losses(way, seeds), base) for way in ("full", "pool"))
+            found.append(ByTokens(millions, len(seeds), *ways))
     return found
 
 
-def by_tokens_table(found: list[tuple[float, int, tuple[float, ...]]]) -> str:
+def by_tokens_table(found: list[ByTokens]) -> str:
     """The same as a table."""
     rows = [
-        [f"{millions:g} M", str(seeds), "{:+.2f} ({:+.2f} to {:+.2f})".format(*numbers)]
-        for millions, seeds, numbers in found
+        [f"{one.millions:g} M", str(one.seeds), _shown(one.over), _shown(one.with_pool)]
+        for one in found
     ]
-    return markdown(["tokens", "seeds", "EMO's loss over the standard MoE's, %"], rows)
+    return markdown(["tokens", "seeds", "without a pool", "EMO with its pool"], rows)
 
 
-def plot_by_tokens(found: list[tuple[float, int, tuple[float, ...]]], file: Path) -> None:
+def plot_by_tokens(found: list[ByTokens], file: Path) -> None:
     """Plots it, with the intervals."""
     figure, axes = new_axes(height=3.2)
-    sizes = [millions for millions, _, _ in found]
-    mean, low, high = np.array([numbers for _, _, numbers in found]).T
-    axes.fill_between(sizes, low, high, color=COLOURS["emo"], alpha=0.15, linewidth=0)
-    axes.plot(sizes, mean, "-", marker="o", color=COLOURS["emo"])
+    sizes = [one.millions for one in found]
+    for numbers, style, label in (
+        ([one.over for one in found], "-", "without a pool"),
+        ([one.with_pool for one in found], ":", "EMO evaluated with its pool"),
+    ):
+        mean, low, high = np.array(numbers).T
+        axes.fill_between(sizes, low, high, color=COLOURS["emo"], alpha=0.12, linewidth=0)
+        axes.plot(sizes, mean, style, marker="o", color=COLOURS["emo"], label=label)
+    axes.legend(frameon=False)
     axes.axhline(1, color="#777777", linewidth=1, linestyle="--")
     axes.annotate("aim: 1 %", (sizes[0], 1), xytext=(0, 3), textcoords="offset points")
     axes.set_xscale("log")
