@@ -92,7 +92,7 @@ def small(presets):
     """The experiment's configs with the shape of the tests' runs, but 64 experts."""
     made = presets.modularity_tiny
 
-    def modularity_tiny(arg):
+    def modularity_tiny(arg="emo"):
         config = made(arg)
         for name, value in runs.TINY.items():
             section, _, field = name.partition(".")

@@ -1,0 +1,204 @@
+r"""The knobs of docs/control.md as a curve: loss with all experts against the rise with a few.
+
+    python experiments/control.py --output runs/control --results docs/results/control
+
+Trains and measures each variant of `VARIANTS` that has no result: seed 0, the tokens of
+modularity.py (3.7 M), whose runs of EMO and the standard MoE are not made again. One JSON file
+each; an interrupted run goes on from its checkpoint. Then writes control_results.md, two folders
+above the results, and a plot from what there is.
+
+Besides the knobs: other learning rates for EMO and the standard MoE, to see whether one of them was
+trained at the wrong one. Learning rates are compared on the split `select`, never on `test`.
+"""
+
+import json
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import click
+import modularity
+import numpy as np
+from modularity_plots import COLOURS
+from report_tools import axes as new_axes
+from report_tools import markdown, save_plot, with_gaps
+
+from emo_jax import evaluate, train
+from emo_jax.checkpoint.manifest import versions
+from emo_jax.config import Config, control, from_config_dict
+from emo_jax.config.fields import to_dict
+from emo_jax.errors import EmoError, UsageError
+from emo_jax.files.atomic import write_atomic
+
+# Fixed before any of these losses was seen. Whose pools, and factor of the learning rate.
+PAIR = ("emo", "standard")
+RATES = {"half": 0.5, "double": 2.0}
+VARIANTS: Mapping[str, tuple[str, float]] = {
+    **{name: (name, 1.0) for name in control.KNOBS if name not in PAIR},
+    **{f"{arm}-{name}-rate": (arm, by) for name, by in RATES.items() for arm in PAIR},
+}
+KEEPS = ("25%", "12.5%")
+MEASURED = {"windows": modularity.WINDOWS, "keeps": [*KEEPS], "method": modularity.METHOD}
+
+
+def config_of(variant: str, stores: modularity.Stores, steps: int | None = None) -> Config:
+    """The config of a variant's run."""
+    knob, factor = VARIANTS[variant]
+    config = control.control_tiny(knob)
+    if steps is not None:
+        config.train.steps = steps
+        config.optimizer.warmup_steps = min(config.optimizer.warmup_steps, steps)
+    config.optimizer.peak_lr *= factor
+    config.name = f"control_{variant}"
+    config.data.store = str(stores.trained.resolve())
+    return from_config_dict(config)
+
+
+def losses_of(workdir: Path, store: Path, split: str, keep: tuple[str, ...]) -> dict[str, Any]:
+    """Losses by domain, with all experts and with a part of them chosen on the split `select`."""
+    options = {"split": split, "keep": keep, "method": modularity.METHOD}
+    found = evaluate(workdir, store, windows=modularity.WINDOWS, **options).losses
+    return {
+        "domains": found.domains,
+        **{
+            way.removeprefix("keep="): modularity.numbers(found.loss_M(way))
+            for way in found.ce_sum_CM
+        },
+    }
+
+
+def perform(
+    variant: str, output: Path, results: Path, stores: modularity.Stores, steps: int | None = None
+) -> None:
+    """Trains and measures one variant, unless its result exists."""
+    config, file = config_of(variant, stores, steps), results / f"{variant}.json"
+    made_of = {"config": modularity.config_digest(config), "measured": MEASURED}
+    if modularity.is_there(file, made_of):
+        return
+    print(f"== {variant}: {config.train.steps} steps", flush=True)
+    workdir = output / "runs" / config.name
+    train(config, workdir, quiet=False)
+    result = {
+        "variant": variant,
+        **made_of,
+        "given": {"pool": to_dict(config)["moe"]["pool"], "peak_lr": config.optimizer.peak_lr},
+        "versions": versions(),
+        "select": losses_of(workdir, stores.trained, "select", ()),
+        "test": losses_of(workdir, stores.trained, "test", KEEPS),
+    }
+    results.mkdir(parents=True, exist_ok=True)
+    write_atomic(file, json.dumps(result, indent=1) + "\n")
+
+
+# --- the page -------------------------------------------------------------------------------------
+
+
+def point(result: Mapping[str, Any]) -> tuple[float, list[float]]:
+    """Mean loss with all experts, and the rises with a part of them."""
+    test = result["test"]
+    full = with_gaps([test["full"]])
+    return float(np.nanmean(full)), [
+        float(np.nanmean(with_gaps([test[str(keep)]]) - full)) for keep in (16, 8)
+    ]
+
+
+def known(arm: str, folder: Path) -> tuple[float, list[float]]:
+    """The same of a run of modularity.py."""
+    found = json.loads((folder / f"modularity-{arm}-0.json").read_text(encoding="utf-8"))
+    losses = found["trained"]["losses"]
+    return point({"test": {name.removeprefix("layerwise "): row for name, row in losses.items()}})
+
+
+def points(results: Path) -> dict[str, tuple[float, list[float]]]:
+    """All that has been measured, by name."""
+    found = {arm: known(arm, results.parent) for arm in PAIR}
+    for name in VARIANTS:
+        if (file := results / f"{name}.json").exists():
+            found[name] = point(json.loads(file.read_text(encoding="utf-8")))
+    return found
+
+
+def page(results: Path) -> str:
+    """The page, with an empty row for what has not been run."""
+    found = points(results)
+    base = found["standard"][0]
+    rows = []
+    for name in (*PAIR, *VARIANTS):
+        cells = ["–"] * 4
+        if name in found:
+            full, rises = found[name]
+            cells = [
+                f"{full:.3f}",
+                f"{100 * (full / base - 1):+.2f}",
+                *(f"{r:+.3f}" for r in rises),
+            ]
+        rows.append([name, *cells])
+    rates = []
+    for arm in PAIR:
+        for name in RATES:
+            file = results / f"{arm}-{name}-rate.json"
+            if file.exists():
+                select = json.loads(file.read_text(encoding="utf-8"))["select"]["full"]
+                rates.append([arm, name, f"{np.nanmean(with_gaps([select])):.3f}"])
+    return (
+        Path(__file__)
+        .with_suffix(".md")
+        .read_text(encoding="utf-8")
+        .format(
+            done=sum(name in found for name in VARIANTS),
+            planned=len(VARIANTS),
+            knobs=markdown(
+                ["", "loss", "over the standard MoE's, %", "rise at 25 %", "rise at 12.5 %"], rows
+            ),
+            rates=markdown(["model", "learning rate", "loss on select"], rates),
+        )
+    )
+
+
+def plot(results: Path) -> None:
+    """Loss against the rise at 12.5 %, each variant a point with its name."""
+    figure, axes = new_axes(height=4.2)
+    for name, (full, rises) in points(results).items():
+        colour = COLOURS.get(name, "#777777")
+        axes.plot(max(rises[-1], 1e-3), full, "o", color=colour)
+        axes.annotate(
+            name,
+            (max(rises[-1], 1e-3), full),
+            xytext=(4, 3),
+            textcoords="offset points",
+            fontsize=8,
+        )
+    axes.set_xscale("log")
+    axes.set_xlabel("rise of the loss with 12.5 % of the experts, nats (below 0.001: 0.001)")
+    axes.set_ylabel("loss with all experts, nats")
+    save_plot(figure, results / "curve.svg")
+
+
+@click.command()
+@click.option("--output", required=True, type=click.Path(path_type=Path), help="For workdirs.")
+@click.option("--results", required=True, type=click.Path(path_type=Path), help="For the figures.")
+@click.option("--only", default="", help="Names of variants, as decay,domain.")
+@click.option("--page-only", is_flag=True, help="Run nothing.")
+def main(output: Path, results: Path, only: str, page_only: bool) -> None:
+    """Runs what is missing, and writes the page."""
+    wanted = only.split(",") if only else [*VARIANTS]
+    try:
+        if unknown := [name for name in wanted if name not in VARIANTS]:
+            raise UsageError(f"--only {unknown[0]}: must be some of {', '.join(VARIANTS)}")
+        if not page_only:
+            stores = modularity.make_stores(output)
+            for variant in wanted:
+                perform(variant, output, results, stores)
+    except EmoError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    results.mkdir(parents=True, exist_ok=True)
+    file = results.parent.parent / "control_results.md"
+    file.write_text(page(results), encoding="utf-8")
+    plot(results)
+    click.echo(f"{file}: {len(points(results))} points")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,53 @@
+"""experiments/control.py: the variants, their figures and their page."""
+
+import json
+
+import numpy as np
+import pytest
+import runs
+from test_modularity_experiment import small
+
+from emo_jax.errors import UsageError
+
+
+def test_every_knob_is_a_variant():
+    control = runs.script("control")
+    stores = control.modularity.Stores("store", "held_out")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(control.modularity.Stores, "trained", property(lambda _: runs.REPO))
+        configs = {name: control.config_of(name, stores) for name in control.VARIANTS}
+    assert {"decay", "span-64", "emo-half-rate", "standard-double-rate"} <= configs.keys()
+    assert not {"emo", "standard"} & configs.keys()  # those of modularity.py
+    digests = {control.modularity.config_digest(config) for config in configs.values()}
+    assert len(digests) == len(configs)
+    assert configs["emo-half-rate"].optimizer.peak_lr * 2 == configs["decay"].optimizer.peak_lr
+
+
+@pytest.mark.slow
+def test_figures_and_page(store, tmp_path, monkeypatch):
+    control = runs.script("control")
+    modularity = control.modularity
+    monkeypatch.setattr(modularity, "WINDOWS", 8)
+    monkeypatch.setattr(modularity.presets, "modularity_tiny", small(modularity.presets))
+    results = tmp_path / "docs/results/control"
+    results.mkdir(parents=True)
+    for arm in control.PAIR:
+        file = f"modularity-{arm}-0.json"
+        (results.parent / file).write_text((runs.REPO / "docs/results" / file).read_text())
+    stores = modularity.Stores(store, store)
+    for _ in range(2):  # the second finds it there
+        control.perform("sizes-16-64", tmp_path, results, stores, 4)
+    found = json.loads((results / "sizes-16-64.json").read_text())
+    full, rises = control.point(found)
+    assert full == pytest.approx(np.mean(found["test"]["full"])) and len(rises) == 2
+    with pytest.raises(UsageError, match="of another experiment"):
+        control.perform("sizes-16-64", tmp_path, results, stores, 5)
+    text = control.page(results)
+    row = next(line for line in text.splitlines() if line.startswith("| sizes-16-64 |"))
+    assert f"| {full:.3f} |" in row and f"| {rises[1]:+.3f} |" in row
+    assert "| decay | – | – | – | – |" in text and "{" not in text
+    # EMO's row is that of docs/results.md.
+    emo = json.loads((results.parent / "modularity-emo-0.json").read_text())["trained"]["losses"]
+    assert f"| emo | {np.mean(emo['full']):.3f} |" in text
+    control.plot(results)
+    assert (results / "curve.svg").stat().st_size > 1000
