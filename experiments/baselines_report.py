@@ -262,6 +262,24 @@ def changes_table(found: list[Group], task: str) -> str:
     return markdown([*HEAD, *SHARES], rows)
 
 
+def tasks_of_pair(folder: Path) -> str:
+    """EMO and the standard MoE of 7.5 M tokens on tasks, for docs/results.md."""
+    pair = [group for group in groups(folder) if group.arm in PAIR and group.millions == 7.5]
+    pair = [group for group in pair if group.runs]
+    if not pair:
+        return "Not measured yet.\n"
+    tables = [
+        "Bits a byte of the right answers:\n",
+        tasks_table(pair, TASKS[0], "bits_per_byte", ".3f"),
+    ]
+    for task in TASKS:
+        tables += [
+            f"Accuracy, `{task}` (chance is 0.25):\n",
+            tasks_table(pair, task, "value", ".3f"),
+        ]
+    return "\n".join(tables)
+
+
 def task_section(found: list[Group], task: str) -> str:
     """The tables of a group of tasks."""
     parts = [
