@@ -26,8 +26,7 @@ from report_tools import markdown, save_plot, with_gaps
 
 from emo_jax import evaluate, train
 from emo_jax.checkpoint.manifest import versions
-from emo_jax.config import Config, control, from_config_dict
-from emo_jax.config.fields import to_dict
+from emo_jax.config import Config, control, from_config_dict, to_dict
 from emo_jax.errors import EmoError, UsageError
 from emo_jax.files.atomic import write_atomic
 
@@ -99,7 +98,7 @@ def point(result: Mapping[str, Any]) -> tuple[float, list[float]]:
     test = result["test"]
     full = with_gaps([test["full"]])
     return float(np.nanmean(full)), [
-        float(np.nanmean(with_gaps([test[str(keep)]]) - full)) for keep in (16, 8)
+        float(np.nanmean(with_gaps([test[str(keep)]]) - full)) for keep in modularity.SMALL_KEEPS
     ]
 
 

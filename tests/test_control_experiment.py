@@ -1,6 +1,7 @@
 """experiments/control.py: the variants, their figures and their page."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,10 +13,8 @@ from emo_jax.errors import UsageError
 
 def test_every_knob_is_a_variant():
     control = runs.script("control")
-    stores = control.modularity.Stores("store", "held_out")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(control.modularity.Stores, "trained", property(lambda _: runs.REPO))
-        configs = {name: control.config_of(name, stores) for name in control.VARIANTS}
+    stores = control.modularity.Stores(Path("store"), Path("held_out"))
+    configs = {name: control.config_of(name, stores) for name in control.VARIANTS}
     assert {"decay", "span-64", "emo-half-rate", "standard-double-rate"} <= configs.keys()
     assert not {"emo", "standard"} & configs.keys()  # those of modularity.py
     digests = {control.modularity.config_digest(config) for config in configs.values()}

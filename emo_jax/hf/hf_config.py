@@ -41,7 +41,7 @@ def to_hf(layout: Layout, config: Config, *, special_ids: Mapping[str, int | Non
     }
     if config.moe is None:
         return fields
-    # qwen2_moe also requires the width of dense layers, although there are none.
+    # qwen2_moe also requires the width of dense layers, even where there are none.
     return {"intermediate_size": config.moe.expert_dim, "output_router_logits": False} | fields
 
 

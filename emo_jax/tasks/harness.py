@@ -123,10 +123,8 @@ def _reading(name: str, manager: "TaskManager", load: Callable[[], Any]) -> Any:
         return load()
     except (UsageError, DataError, KeyboardInterrupt):
         raise
-    except (IndexError, StopIteration) as error:
-        raise DataError(f"{name}: a split has no items; give data that has some") from error
     except Exception as error:
-        if _NO_ITEMS in str(error):
+        if isinstance(error, IndexError | StopIteration) or _NO_ITEMS in str(error):
             raise DataError(f"{name}: a split has no items; give data that has some") from error
         entry = manager.task_index.get(name)
         where = (entry.cfg or {}).get("dataset_path") if entry is not None else None
