@@ -84,4 +84,4 @@ def balanced_rows(config: Config, num_devices: int, mesh_shape: dict[str, int]) 
     if config.moe is None:
         return 0.0
     tokens = config.train.batch_size * config.data.seq_len / config.train.micro_batches
-    return tokens * config.moe.num_routed_picks * mesh_shape.get("tensor", 1) / num_devices
+    return tokens * config.moe.dispatched_picks * mesh_shape.get("tensor", 1) / num_devices

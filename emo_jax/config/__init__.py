@@ -4,7 +4,7 @@
 reads experiment files with overrides, and `presets` has the named shapes and recipes.
 """
 
-from emo_jax.config.architecture import ModelConfig, MoeConfig, PoolConfig
+from emo_jax.config.architecture import ModelConfig, MoeConfig
 from emo_jax.config.fields import (
     Config,
     capacity_rows,
@@ -16,6 +16,7 @@ from emo_jax.config.fields import (
     to_dict,
 )
 from emo_jax.config.parse import from_config_dict
+from emo_jax.config.pools import PoolConfig
 from emo_jax.config.sections import (
     CheckpointConfig,
     DataConfig,

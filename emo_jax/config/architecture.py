@@ -1,4 +1,4 @@
-"""Sections of the config that define the model: transformer, mixture of experts, pools."""
+"""Sections of the config that define the model: transformer, mixture of experts."""
 
 import math
 from dataclasses import dataclass, field
@@ -16,56 +16,10 @@ from emo_jax.config.names import (
     Dtype,
     ExpertBackend,
     Gate,
-    PoolKind,
-    PoolScope,
     Remat,
     ScoreBias,
 )
-
-
-@dataclass(frozen=True, kw_only=True)
-class PoolConfig:
-    """Which routed experts the tokens of one document may use, per layer.
-
-    Sizes count routed experts only. `none` is a standard MoE. `fixed` uses `size`; `uniform`
-    draws from min_size..max_size, inclusive, for every document, layer and step; `top_p` is the
-    smallest set with `top_p` of the document's router probability, clamped to min_size..max_size.
-    In training only, a document's `domain` is its label: `label_table` gives each domain its own
-    experts, `label_learned` the `size` that the router has favoured in that domain so far, and
-    `label_bias` adds to the logits of a domain's experts. A size of at least the number of routed
-    experts restricts nothing.
-    """
-
-    kind: PoolKind = "none"
-    size: int = 0  # for `fixed`, and for labels without ranges
-    min_size: int = 0  # for `uniform` and `top_p`
-    max_size: int = 0  # likewise
-    top_p: float = 0.0  # for `top_p`: share of the probability
-    eval_size: int = 0  # pool size for `pool=N` held-out losses; 0: not reported
-    forced_experts: int = 0  # number of last routed experts that are in every pool
-    # Probabilities in the pool sum to 1. False: they are those over all experts, and the z-loss is
-    # over all logits (SPEC 6, fullzloss).
-    renormalize: bool = True
-    # Domains in the order of the data, which fills them in; `NAME=FIRST-LAST` gives experts too.
-    labels: tuple[str, ...] = ()
-    label_bias: float = 0.0  # for `label_bias`: what is added to the logits
-    label_rate: float = 0.0  # for `label_learned`: share of a step in the moving average
-    # Of `uniform`: a size is min_size + floor(n·u^size_power) of the n sizes, u uniform in 0..1.
-    # Above 1, small pools are more frequent; below, large ones.
-    size_power: float = 1.0
-    # Pools begin with all routed experts, and reach their sizes linearly in so many steps.
-    decay_steps: int = 0
-    # Which tokens share a pool: those of a document, of `span` successive tokens of a document, of
-    # successive documents of one domain, or of the window.
-    scope: PoolScope = "document"
-    span: int = 0  # for scope `span`
-    # Nats by which logits outside the pool are lowered; 0: such experts cannot be used.
-    penalty: float = 0.0
-
-    @property
-    def labelled(self) -> bool:
-        """Whether pools follow the documents' labels."""
-        return self.kind.startswith("label_")
+from emo_jax.config.pools import PoolConfig, check_control
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,6 +32,11 @@ class MoeConfig:
     # Experts in each layer, including shared ones, if layers differ; num_experts is the largest.
     experts_per_layer: tuple[int, ...] = ()
     num_shared_experts: int = 1  # the last ones, used by every token with weight 1
+    # Of the shared experts, a document uses so many, its likeliest ones, with the weights of a
+    # softmax over them; top_k counts these (SPEC 6, sharedexppool). 0: all, with weight 1.
+    shared_picks: int = 0
+    # Of a load-balancing loss over the shared experts, for shared_picks.
+    shared_balance_weight: float = field(default=0.0, metadata=RECIPE)
     # A token's weights are divided by their sum over its routed picks (Mixtral, arXiv 2401.04088).
     normalize_picks: bool = False
     # Added to the router's logits of all routed experts but the first, at most 0: the negative bias
@@ -126,18 +85,36 @@ class MoeConfig:
         require(self.receive_factor >= 0, "moe.receive_factor", self.receive_factor, "at least 0")
         require(n >= 1, "moe.num_experts", n, "at least 1")
         require(0 <= s < n, "moe.num_shared_experts", s, f"0..{n - 1} (below moe.num_experts)")
+        of_shared = self.shared_picks
+        require(0 <= of_shared <= s, "moe.shared_picks", of_shared, f"0..{s} (shared experts)")
+        used, most = self.num_shared_picks, self.num_routed_experts + self.num_shared_picks
+        counted = "shared experts count; at most num_experts"
+        if of_shared:
+            counted = "moe.shared_picks count; others are routed experts"
+        require(used < k <= most, "moe.top_k", k, f"{used + 1}..{most} ({counted})")
         require(
-            s < k <= n, "moe.top_k", k, f"{s + 1}..{n} (shared experts count; at most num_experts)"
+            self.shared_balance_weight == 0 if of_shared == 0 else self.shared_balance_weight >= 0,
+            "moe.shared_balance_weight",
+            self.shared_balance_weight,
+            "at least 0" if of_shared else "0 where moe.shared_picks = 0",
+        )
+        require(
+            of_shared == 0 or not self.extension_experts,
+            "moe.shared_picks",
+            of_shared,
+            "0 where moe.extension_experts is not",
         )
         require(self.expert_dim >= 1, "moe.expert_dim", self.expert_dim, "at least 1")
         require(self.expert_bias <= 0, "moe.expert_bias", self.expert_bias, "at most 0")
         if self.experts_per_layer:
-            fits = all(k <= count <= n for count in self.experts_per_layer)
+            least = self.fewest_experts
+            fits = all(least <= count <= n for count in self.experts_per_layer)
             require(
                 fits and max(self.experts_per_layer) == n,
                 "moe.experts_per_layer",
                 self.experts_per_layer,
-                f"counts in {k}..{n} (moe.top_k..moe.num_experts), the largest {n}",
+                f"counts in {least}..{n} (enough for moe.top_k, at most moe.num_experts), the"
+                f" largest {n}",
             )
         for name in ("load_balance_weight", "router_z_weight"):
             require(getattr(self, name) >= 0, f"moe.{name}", getattr(self, name), "at least 0")
@@ -167,7 +144,7 @@ class MoeConfig:
             )
         if pool.kind == "top_p":
             require(0 < pool.top_p <= 1, "moe.pool.top_p", pool.top_p, "above 0, at most 1")
-        _check_control(pool, n)
+        check_control(pool, n)
         if pool.eval_size:
             require(
                 picks <= pool.eval_size <= n,
@@ -275,9 +252,29 @@ class MoeConfig:
         return self.num_experts - self.num_shared_experts
 
     @property
+    def num_shared_picks(self) -> int:
+        """Shared experts a token uses."""
+        return self.shared_picks or self.num_shared_experts
+
+    @property
     def num_routed_picks(self) -> int:
         """Routed experts a token uses."""
-        return self.top_k - self.num_shared_experts
+        return self.top_k - self.num_shared_picks
+
+    @property
+    def fewest_experts(self) -> int:
+        """The least number of experts, shared ones included, that a layer needs for `top_k`."""
+        return self.num_routed_picks + self.num_shared_experts
+
+    @property
+    def dispatched_experts(self) -> int:
+        """Experts that tokens are sent to; the others compute all tokens."""
+        return self.num_experts if self.shared_picks else self.num_routed_experts
+
+    @property
+    def dispatched_picks(self) -> int:
+        """Experts that a token is sent to."""
+        return self.top_k if self.shared_picks else self.num_routed_picks
 
     def experts_in(self, layer: int) -> int:
         """Number of experts in a layer, including shared ones.
@@ -286,36 +283,6 @@ class MoeConfig:
         zeros, then the shared ones.
         """
         return self.experts_per_layer[layer] if self.experts_per_layer else self.num_experts
-
-
-def _check_control(pool: PoolConfig, num_experts: int) -> None:
-    """Checks what changes how strictly tokens share a pool (docs/control.md)."""
-    require(
-        pool.size_power > 0 if pool.kind == "uniform" else pool.size_power == 1,
-        "moe.pool.size_power",
-        pool.size_power,
-        "above 0 with pools of kind 'uniform', and 1 with others",
-    )
-    most = (2**31 - 1) // num_experts - 1  # of their product, an int32
-    require(0 <= pool.decay_steps <= most, "moe.pool.decay_steps", pool.decay_steps, f"0..{most}")
-    in_spans = pool.scope == "span"
-    require(
-        pool.span >= 1 if in_spans else pool.span == 0,
-        "moe.pool.span",
-        pool.span,
-        "at least 1 with moe.pool.scope 'span', and 0 with others",
-    )
-    require(pool.penalty >= 0, "moe.pool.penalty", pool.penalty, "at least 0")
-    require(
-        pool.renormalize or not (pool.kind == "none" or pool.labelled or pool.penalty),
-        "moe.pool.renormalize",
-        pool.renormalize,
-        "True without pools, with pools by label and with moe.pool.penalty",
-    )
-    if pool.kind == "none":
-        for name, unset in (("decay_steps", 0), ("scope", "document"), ("penalty", 0.0)):
-            value = getattr(pool, name)
-            require(value == unset, f"moe.pool.{name}", value, f"{unset!r}: there are no pools")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -122,9 +122,9 @@ class Config:
         keeps = self.train.eval_keep
         require(not keeps or self.moe is not None, "train.eval_keep", keeps, "empty: no experts")
         if self.moe is not None:
-            least, most = self.moe.top_k, self.moe.num_experts
+            least, most = self.moe.fewest_experts, self.moe.num_experts
             fits = all(least <= keep <= most for keep in keeps)
-            allowed = f"counts in {least}..{most} (moe.top_k..moe.num_experts)"
+            allowed = f"counts in {least}..{most} (enough for moe.top_k, at most moe.num_experts)"
             require(fits, "train.eval_keep", keeps, allowed)
         of_experts = {"router", "routed", "shared", "old_experts"}
         dense = {"mlp"} if self.model.dense_layers == 0 else set()

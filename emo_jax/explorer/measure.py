@@ -26,7 +26,7 @@ def keeps_of(config: Config) -> list[int]:
     moe = config.moe
     assert moe is not None
     counts = {int(moe.num_experts * share) for share in SHARES}
-    return sorted((n for n in counts if n >= moe.top_k), reverse=True)
+    return sorted((n for n in counts if n >= moe.fewest_experts), reverse=True)
 
 
 def keep_curves(

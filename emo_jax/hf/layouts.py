@@ -377,4 +377,9 @@ def layout_for(config: Config, name: str | None = None) -> Layout:
             f"layout {layout.name!r} has no bias of the router's logits, and {config.name!r} has"
             f" moe.expert_bias = {config.moe.expert_bias:g}, as no layout can; use the run itself"
         )
+    if config.moe is not None and config.moe.shared_picks:
+        raise UsageError(
+            f"layout {layout.name!r} has no router for shared experts, and {config.name!r} has"
+            f" moe.shared_picks = {config.moe.shared_picks}, as no layout can; use the run itself"
+        )
     return layout

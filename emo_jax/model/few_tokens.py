@@ -60,7 +60,7 @@ def few_token_experts(
 
     x_ND = x_B1D[:, 0]
     out_ND = _picked(x_ND, routing.weights_BSK[:, 0], routing.indices_BSK[:, 0], expert)
-    for e in range(E - config.num_shared_experts, E):
+    for e in range(config.dispatched_experts, E):
         out_ND = out_ND + expert(x_ND, e)
     return out_ND[:, None]
 

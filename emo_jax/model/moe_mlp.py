@@ -21,6 +21,7 @@ from emo_jax.moe.experts import ExpertWeights, experts
 from emo_jax.moe.labels import first_favour, label_logits
 from emo_jax.moe.pools import Pools
 from emo_jax.moe.router import RouterStats, RouterTokens, Routing, choose, statistics
+from emo_jax.moe.shared_pools import choose_shared, with_shared, with_shared_losses
 from emo_jax.moe.switch import jittered, within_capacity
 
 
@@ -29,13 +30,13 @@ class PerLayer(NamedTuple):
 
     pools: Pools | None = None  # stacked: sizes (L,B,G)
     keep_MR: jax.Array | None = None  # bool, experts kept for each domain; stacked: (L,M,R)
-    step_load_R: jax.Array | None = None  # stacked: (L,R)
+    step_load_E: jax.Array | None = None  # stacked: (L,E)
     there_R: Any = None  # bool, experts of the layer where layers differ; stacked: (L,R)
     jitter_B: jax.Array | None = None  # uint32, seeds of `moe.input_jitter`; stacked: (L,B)
 
 
 class Router(nnx.Module):
-    """Weights of the router; the shared experts' columns are unused (SPEC 2.2).
+    """Weights of the router; the shared experts' columns are unused (SPEC 2.2), or theirs.
 
     `bias` and `favour` are there where the config has a score bias, or a learned table of labels;
     the step sets them, not the optimizer.
@@ -133,14 +134,18 @@ class MoeMlp(nnx.Module):
         Generation touches only a few of them, and the scan would copy a layer's own.
         """
         with jax.named_scope("routing"):
+            kernel_DE, ids_B1 = self.router.kernel[...], tokens.pool_ids_BS
             routing, _ = choose(
                 x_B1D,
-                self.router.kernel[...],
+                kernel_DE,
                 self.config,
-                tokens.pool_ids_BS,
+                ids_B1,
                 allowed_BSR=_allowed(tokens, per_layer),
                 bias_R=self.router.bias_R(),
             )
+            if self.config.shared_picks:
+                shared = choose_shared(x_B1D, kernel_DE, self.config, ids_B1, by_document=False)
+                routing = with_shared(routing, shared, self.config)
         return few_token_experts(x_B1D, routing, stacked, number, config=self.config)
 
     def route(
@@ -184,9 +189,19 @@ class MoeMlp(nnx.Module):
                 moe,
                 tokens,
                 allowed_BSR=allowed_BSR,
-                step_load_R=per_layer.step_load_R,
+                step_load_E=per_layer.step_load_E,
                 bias_R=bias_R,
             )
+            if moe.shared_picks:
+                shared = choose_shared(
+                    x_BSD,
+                    self.router.kernel[...],
+                    moe,
+                    tokens.pool_ids_BS,
+                    by_document=per_layer.pools is not None,
+                )
+                routing = with_shared(routing, shared, moe)
+                stats = with_shared_losses(stats, shared, moe, tokens, per_layer.step_load_E)
         return routing, stats, trained_BSR
 
 

@@ -190,7 +190,7 @@ class Transformer(nnx.Module):
         keep_LMR: jax.Array | None = None,
         num_domains: int = 0,
         loss_tokens: jax.Array | float = 1.0,
-        step_load_LR: jax.Array | None = None,
+        step_load_LE: jax.Array | None = None,
         token_probs: bool = False,
         training: bool = False,
         jitter_LB: jax.Array | None = None,
@@ -204,7 +204,7 @@ class Transformer(nnx.Module):
           keep_LMR: bool, the routed experts available to the tokens of each domain; None: all.
           num_domains: M, to sum router probabilities by domain; 0: no sums.
           loss_tokens: label tokens of the whole step, for the router's losses.
-          step_load_LR: mean picks of each expert per token over the whole step, if these windows
+          step_load_LE: mean picks of each expert per token over the whole step, if these windows
             are only part of it and the load-balancing loss is to use the step's counts.
           token_probs: keep the router's probabilities of every token, (L,B,S,R).
           training: apply what only training does: capacity, labels.
@@ -232,7 +232,7 @@ class Transformer(nnx.Module):
         def one_layer(layer, x_BSD, _, per_layer):
             return layer(x_BSD, inputs, per_layer)
 
-        per_layer = PerLayer(pools, keep_LMR, step_load_LR, self.there_LR(), jitter_LB)
+        per_layer = PerLayer(pools, keep_LMR, step_load_LE, self.there_LR(), jitter_LB)
         return self._scan(one_layer, batch.tokens, None, per_layer, remat=self.remat)
 
     def embedded(self, batch: Batch) -> jax.Array:

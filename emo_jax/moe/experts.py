@@ -83,7 +83,7 @@ def experts(
     mesh: Mesh | None = None,
     with_shared: bool = True,
 ) -> tuple[jax.Array, jax.Array]:
-    """Σ over the routed picks of weight · expert(x), plus the output of every shared expert.
+    """Σ over the picks of weight · expert(x), plus the output of each shared expert that is none.
 
     Args:
       x_BSD: tokens in the compute dtype.
@@ -122,7 +122,7 @@ class _Local(NamedTuple):
     def __call__(
         self, x_BSD: jax.Array, routing: Routing, weights: ExpertWeights
     ) -> tuple[jax.Array, jax.Array]:
-        island, s = self.island, self.config.num_shared_experts
+        island, E = self.island, self.config.num_experts
         # Devices that split the hidden size see the same tokens and sum their outputs.
         gathered = [island.gather(a, ("tensor",), 1) for a in (x_BSD, *routing)]
         x_BSD, weights_BSK, indices_BSK = gathered
@@ -133,7 +133,7 @@ class _Local(NamedTuple):
         routed = self._here if island.size("expert") == 1 else self._in_rounds
         out_ND, used = routed(x_ND, weights_NK, indices_NK, weights)
         # A shared expert sees every token with weight 1: plain matmuls, no routing.
-        for e in range(s if self.with_shared else 0):
+        for e in range(self.config.dispatched_experts, E if self.with_shared else 0):
             out_ND = out_ND + self._shared(x_ND, weights, e)
         out_BSD = island.sum_scatter(out_ND.reshape(B, S, D), ("tensor",), 1)
         return out_BSD, jnp.asarray(used, jnp.float32).reshape(1)
@@ -142,7 +142,7 @@ class _Local(NamedTuple):
         """Output of the routed experts where every device has all of them."""
         held, reduces = zip(*self._hold(weights, x_ND.dtype, in_loop=False), strict=True)
         with jax.named_scope("dispatch"):
-            perm = dispatch.sort_by_expert(indices_NK, self.config.num_routed_experts)
+            perm = dispatch.sort_by_expert(indices_NK, self.config.dispatched_experts)
         return self._routed(x_ND, weights_NK, perm, held, reduces), 0
 
     def _in_rounds(self, x_ND, weights_NK, indices_NK, weights) -> tuple[jax.Array, jax.Array]:
@@ -152,7 +152,7 @@ class _Local(NamedTuple):
         with jax.named_scope("dispatch"):
             routed = exchange.routed(
                 indices_NK,
-                config.num_routed_experts,
+                config.dispatched_experts,
                 config.num_experts,
                 jnp.asarray(island.index("expert")),
                 lambda counts_1E: island.gather(counts_1E, ("expert",), 0),
@@ -209,10 +209,9 @@ class _Local(NamedTuple):
                 zeros=zeros,
             )
 
-    def _shared(self, x_ND: jax.Array, weights: ExpertWeights, number: int) -> jax.Array:
-        """Output of shared expert `number`; shared experts come last, on the last devices."""
+    def _shared(self, x_ND: jax.Array, weights: ExpertWeights, e: int) -> jax.Array:
+        """Output of expert `e`, a shared one; these come last, on the last devices."""
         island, Q = self.island, weights.gate_EDF.shape[0]
-        e = self.config.num_routed_experts + number
 
         def own(stored: jax.Array, axes: tuple[str | None, ...]) -> jax.Array:
             piece = stored[e % Q]

@@ -36,7 +36,10 @@ class RouterTokens(NamedTuple):
 
 
 class Routing(NamedTuple):
-    """Which routed experts each token uses, and with what weights."""
+    """Which routed experts each token uses, and with what weights.
+
+    With `moe.shared_picks` there are shared ones among them, and for padding it is E.
+    """
 
     weights_BSK: jax.Array  # float32, see `MoeConfig.normalize_picks`; 0 for padding
     indices_BSK: jax.Array  # int32 in 0..R-1; R for padding, which no expert computes
@@ -70,6 +73,7 @@ class RouterStats(NamedTuple):
     dispatch_rounds: jax.Array  # in which tokens travelled to experts on other devices
     dropped: jax.Array | None = None  # picks beyond an expert's capacity; None: it has no bound
     margins_RJ: jax.Array | None = None  # of `score_bias`, for a bias by quantiles
+    shared_balance_loss: jax.Array | None = None  # unweighted, scalar; None: see `shared_pools`
 
 
 def _probs(logits_BSR: jax.Array, gate: str) -> jax.Array:
@@ -108,8 +112,8 @@ def choose(
 ) -> tuple[Routing, RouterProbs]:
     """Chooses experts for every token; also returns the probabilities it chose by.
 
-    The columns of the shared experts in `kernel_DE` are not used and get no gradient: a shared
-    expert sees every token with weight 1.
+    The columns of the shared experts in `kernel_DE` are not used here: a shared expert sees every
+    token with weight 1, or `shared_pools` chooses among them.
 
     Args:
       x_BSD: input of the mixture of experts, any float dtype; the computation is in float32.
@@ -180,7 +184,7 @@ def statistics(
     tokens: RouterTokens,
     *,
     allowed_BSR: jax.Array | None = None,
-    step_load_R: jax.Array | None = None,
+    step_load_E: jax.Array | None = None,
     bias_R: jax.Array | None = None,
 ) -> RouterStats:
     """Losses and sums for a choice.
@@ -188,7 +192,7 @@ def statistics(
     Args:
       routing, probs: from `choose`; `allowed_BSR` and `bias_R` are what it was given. Picks may
         have been dropped from the routing since: losses and counts are of the choice.
-      step_load_R: float32, mean picks of each expert per token over the whole step, for the
+      step_load_E: float32, mean picks of each expert per token over the whole step, for the
         load-balancing loss; None: the given tokens are all that count.
     """
     R, K = config.num_routed_experts, config.num_routed_picks
@@ -234,7 +238,7 @@ def statistics(
         )
     else:
         balance = losses.load_balance_loss(
-            balanced_R if step_load_R is None else step_load_R * num_valid,
+            balanced_R if step_load_E is None else step_load_E[:R] * num_valid,
             mean_probs_R,
             num_experts=there,
             num_picks=K,

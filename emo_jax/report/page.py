@@ -38,6 +38,7 @@ ROUTING = {
     "pool_size": ("pool size", "routed experts of a document's pool, mean"),
     "dropped": ("picks dropped", "share beyond the capacity of experts"),
     "load_balance_loss": ("load-balancing loss", "before its weight; 1 is balanced"),
+    "shared_balance_loss": ("load-balancing loss of shared experts", "as above"),
     "router_z_loss": ("router z-loss", "before its weight"),
 }
 _CSS = importlib.resources.files("emo_jax.report") / "report.css"

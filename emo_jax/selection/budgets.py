@@ -84,14 +84,14 @@ def check_keep(
     option: str = "--keep",
 ) -> None:
     """Raises UsageError for a number of experts to which a model cannot be cut."""
-    least = moe.num_shared_experts + 1 if allow_fewer else moe.top_k
+    least = moe.num_shared_experts + 1 if allow_fewer else moe.fewest_experts
     text = text or str(keep)
     what = f"{option} {text}" if text == str(keep) else f"{option} {text} ({keep} experts)"
     if least <= keep <= moe.num_experts:
         return
     fewer = (
         f"; below top-k {moe.top_k} give --allow-fewer"
-        if not allow_fewer and moe.num_shared_experts < keep < moe.top_k
+        if not allow_fewer and moe.num_shared_experts < keep < least
         else ""
     )
     raise UsageError(

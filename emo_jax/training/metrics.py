@@ -48,8 +48,7 @@ def summarize(config: Config, metrics: dict[str, Any]) -> dict[str, Any]:
         "token_entropy_no_pool": metrics["document_entropy"],
         "pool_size": metrics["pool_size"],
     }
-    if "dropped" in metrics:
-        by_layer["dropped"] = metrics["dropped"]
+    by_layer |= {n: metrics[n] for n in ("dropped", "shared_balance_loss") if n in metrics}
     for name, values_L in by_layer.items():
         record[f"{name}_by_layer"] = [round(float(v), 6) for v in np.asarray(values_L)]
     return record

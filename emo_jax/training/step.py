@@ -92,7 +92,7 @@ def micro_batch_loss(
     batch: Batch,
     pools: Pools | None,
     T: jax.Array,
-    step_load_LR: jax.Array | None = None,
+    step_load_LE: jax.Array | None = None,
     jitter_LB: jax.Array | None = None,
     *,
     config: Config,
@@ -101,14 +101,14 @@ def micro_batch_loss(
     """Returns one micro-batch's part of the step's loss, and sums for the metrics.
 
     Summed over the micro-batches of a step, the parts are the losses of SPEC 3. The load-balancing
-    loss uses the counts of this micro-batch, or `step_load_LR`, those of the whole step per token.
+    loss uses the counts of this micro-batch, or `step_load_LE`, those of the whole step per token.
     """
     hidden_BSD, stats = model.hidden(
         params,
         batch,
         pools=pools,
         loss_tokens=T,
-        step_load_LR=step_load_LR,
+        step_load_LE=step_load_LE,
         **_of_training(config, jitter_LB),
     )
     vocab_sum, vocab = vocab_loss(
@@ -133,6 +133,8 @@ def micro_batch_loss(
             moe.load_balance_weight * stats.load_balance_loss.sum()
             + moe.router_z_weight * stats.router_z_loss.sum()
         ) / L
+        if stats.shared_balance_loss is not None:
+            aux = aux + moe.shared_balance_weight * stats.shared_balance_loss.sum() / L
         loss = loss + aux
         metrics |= {
             "router_aux_loss": aux,
@@ -144,8 +146,9 @@ def micro_batch_loss(
             "pool_size": stats.pool_size_sum,
             "dispatch_rounds": stats.dispatch_rounds,
         } | sums_of(config, stats)
-        if stats.dropped is not None:
-            metrics["dropped"] = stats.dropped
+        for name in ("dropped", "shared_balance_loss"):
+            if (values_L := getattr(stats, name)) is not None:
+                metrics[name] = values_L
     return loss, jax.lax.stop_gradient(metrics | {"loss": loss})
 
 
@@ -166,25 +169,24 @@ def step_load(
     config: Config,
     model: ModelFunctions,
 ) -> jax.Array:
-    """Returns each routed expert's picks per token in the step, (L,R), by a separate forward pass.
+    """Returns each expert's picks per token in the step, (L,E), by a separate forward pass.
 
     The gradient of the load-balancing loss needs all counts first, so one pass is not enough
     (DESIGN 5).
     """
     moe = config.moe
     assert moe is not None
-    R = moe.num_routed_experts
 
-    def body(counts_LR: jax.Array, xs: tuple) -> tuple[jax.Array, None]:
+    def body(counts_LE: jax.Array, xs: tuple) -> tuple[jax.Array, None]:
         micro, pools, jitter_LB = xs
         options = _of_training(config, jitter_LB)
         _, stats = model.hidden(params, micro, pools=pools, loss_tokens=1.0, **options)
-        return counts_LR + stats.counts_E[:, :R], None
+        return counts_LE + stats.counts_E, None
 
-    zeros_LR = jnp.zeros((config.model.stacked_layers, R), jnp.float32)
-    counts_LR, _ = jax.lax.scan(body, zeros_LR, (micro_batches, pools_m, jitter_m))
+    zeros_LE = jnp.zeros((config.model.stacked_layers, moe.num_experts), jnp.float32)
+    counts_LE, _ = jax.lax.scan(body, zeros_LE, (micro_batches, pools_m, jitter_m))
     num_tokens = jnp.maximum((micro_batches.pool_ids >= 0).sum(), 1)
-    return jax.lax.stop_gradient(counts_LR / num_tokens)
+    return jax.lax.stop_gradient(counts_LE / num_tokens)
 
 
 def _split(a: jax.Array, m: int, *, axis: int) -> jax.Array:
@@ -212,25 +214,25 @@ def loss_and_grads(
         batch: Batch,
         pools: Pools | None,
         jitter_LB: jax.Array | None,
-        load_LR: jax.Array | None = None,
+        load_LE: jax.Array | None = None,
     ) -> tuple[Params, Metrics]:
-        return grad_fn(params, batch, pools, T, load_LR, jitter_LB, config=config, model=model)
+        return grad_fn(params, batch, pools, T, load_LE, jitter_LB, config=config, model=model)
 
     if m == 1:
         grads, metrics = one(batch, pools, jitter_LB)
     else:
         micro_batches = jax.tree.map(lambda a: _split(a, m, axis=0), batch)
         pools_m, jitter_m = jax.tree.map(lambda a: _split(a, m, axis=1), (pools, jitter_LB))
-        load_LR, xs = None, (micro_batches, pools_m, jitter_m)
+        load_LE, xs = None, (micro_batches, pools_m, jitter_m)
         if config.moe is not None and config.moe.balance_scope == "step":
-            load_LR = step_load(params, *xs, config=config, model=model)
+            load_LE = step_load(params, *xs, config=config, model=model)
 
         def body(total, xs):
             batch, pools, jitter_LB = xs
-            return jax.tree.map(jnp.add, total, one(batch, pools, jitter_LB, load_LR)), None
+            return jax.tree.map(jnp.add, total, one(batch, pools, jitter_LB, load_LE)), None
 
         first = jax.tree.map(lambda a: a[0], xs)
-        shapes = jax.eval_shape(one, *first, load_LR)
+        shapes = jax.eval_shape(one, *first, load_LE)
         zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
         (grads, metrics), _ = jax.lax.scan(body, zeros, xs)
 

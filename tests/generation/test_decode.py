@@ -28,12 +28,21 @@ PROMPTS = [
     [EOS],  # the beginning of a document
     [1, 1, 2, 3, 5, 8, 13, 21, 34, 1, 1, 2, 3, EOS],
 ]
+
+
+def _some_shared():
+    config = tiny_config(num_experts=10, num_shared_experts=3)
+    moe = dataclasses.replace(config.moe, shared_picks=2, top_k=config.moe.top_k - 1)
+    return dataclasses.replace(config, moe=moe)
+
+
 CONFIGS = {
     "emo": tiny_config(pool=UNIFORM),
     "window": tiny_config(pool=UNIFORM, attention="window"),
     "standard": tiny_config(pool=NO_POOL),
     "three shared": tiny_config(num_experts=10, num_shared_experts=3),
     "none shared": tiny_config(num_shared_experts=0),
+    "shared pools": _some_shared(),
     "dense": dense_config(),
     "grouped": tiny_config(pool=UNIFORM, num_heads=4, num_kv_heads=2),
     "bfloat16": tiny_config(pool=UNIFORM, compute_dtype="bfloat16"),

@@ -29,6 +29,13 @@ VARIANTS = {
     "table": dict(pool=PoolConfig(kind="label_table", **LABELS)),
     "soft": dict(pool=PoolConfig(kind="label_bias", label_bias=1.0, **LABELS)),
     "learned": dict(pool=LEARNED),
+    "shared": dict(
+        num_shared_experts=3,
+        shared_picks=2,
+        top_k=4,
+        shared_balance_weight=0.1,
+        pool=PoolConfig(kind="uniform", min_size=2, max_size=5),
+    ),
 }
 MESHES = {"expert": dict(fsdp=2, expert=4), "context": dict(fsdp=4, context=2)}
 
@@ -73,7 +80,7 @@ def _alone(name):
 
 def _same(ours, theirs):
     (state, metrics), (wanted, wanted_metrics) = ours, theirs
-    for name in ("loss", "grad_norm", "expert_counts", "dropped"):
+    for name in ("loss", "grad_norm", "expert_counts", "dropped", "shared_balance_loss"):
         if name in wanted_metrics:
             np.testing.assert_allclose(metrics[name], wanted_metrics[name], rtol=2e-5, err_msg=name)
     flat, right = jax.tree.leaves_with_path(state.params), jax.tree.leaves(wanted.params)
