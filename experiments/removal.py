@@ -23,6 +23,7 @@ from emo_jax.data.store import TokenStore
 from emo_jax.data.windows import Windows
 from emo_jax.evals.heldout import evaluate, make_eval_step
 from emo_jax.model.functions import ModelFunctions
+from emo_jax.model.vocab_loss import vocab_loss
 from emo_jax.saved.load import load_model
 from emo_jax.selection.budgets import choose_best, experts_there
 from emo_jax.selection.removal import removal_scores
@@ -106,12 +107,11 @@ def _ascend(functions, params, batches, number, lr, reached):
 
         def loss(params):
             hidden_BSD, _ = functions.hidden(params, batch)
-            means = [
-                functions.label_losses(params, hidden_BSD, batch.labels, mask_BS).sum()
-                / jnp.maximum(mask_BS.sum(), 1)
-                for mask_BS in masks
-            ]
-            return means[0] - means[1]
+            config, head_DV = functions.config, params["lm_head"]["kernel"]
+            size = (config.model.vocab_size, 0.0, config.train.loss_chunk)
+            sums = [vocab_loss(hidden_BSD, head_DV, batch.labels, m, *size)[0] for m in masks]
+            others, own = (s / jnp.maximum(m.sum(), 1) for s, m in zip(sums, masks, strict=True))
+            return others - own
 
         updates, state = optimizer.update(jax.grad(loss)(params), state)
         return optax.apply_updates(params, updates), state

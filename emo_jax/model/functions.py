@@ -77,7 +77,7 @@ class ModelFunctions:
     def label_losses(
         self, params: Params, hidden_BSD: jax.Array, labels_BS: jax.Array, mask_BS: jax.Array
     ) -> jax.Array:
-        """Cross-entropy of each label, (B,S) float32 nats; 0 where `mask_BS` is 0.
+        """Cross-entropy of each label, (B,S) float32 nats; 0 where `mask_BS` is 0. No gradients.
 
         Logits exist for `train.loss_chunk` tokens of a window at once.
         """

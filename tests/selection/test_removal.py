@@ -4,8 +4,11 @@ import math
 
 import numpy as np
 import pytest
+import runs
+from tiny import tiny_batch, tiny_config
 
 from emo_jax.errors import UsageError
+from emo_jax.model.functions import ModelFunctions
 from emo_jax.selection.removal import removal_scores
 
 L, M, R = 3, 4, 6
@@ -59,3 +62,25 @@ def test_the_number_of_tokens_does_not_matter():
 def test_an_unknown_method():
     with pytest.raises(UsageError, match="--method most: must be one of contrast"):
         removal_scores(_mass(), 0, "most")
+
+
+def test_unlearning_raises_the_loss_of_its_domain_alone():
+    """What `experiments/removal.py` compares removal with: 16 steps of ascent move both ways."""
+    config = tiny_config()
+    model, batch = ModelFunctions(config), tiny_batch(config)
+    domain_ids = (batch.segment_ids + 1) % 2 * (batch.segment_ids >= 0)
+    batch = batch._replace(domain_ids=domain_ids.astype(np.int32))
+    params = model.init(0)
+
+    def losses(params):
+        hidden_BSD, _ = model.hidden(params, batch)
+        ce_BS = model.label_losses(params, hidden_BSD, batch.labels, batch.loss_mask)
+        return [ce_BS[(batch.domain_ids == n) & (batch.loss_mask > 0)].mean() for n in (0, 1)]
+
+    before = losses(params)
+    trained, steps = runs.script("removal")._ascend(
+        model, params, [batch] * 16, 1, 3e-3, lambda params: False
+    )
+    after = losses(trained)
+    assert steps == 16
+    assert after[0] < before[0] - 0.1 and after[1] > before[1] + 0.1
