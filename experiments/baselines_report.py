@@ -170,6 +170,7 @@ def aims_table(found: list[Group]) -> str:
     way = labels.kept(0.25) if labels.runs else ""
     aim = "EMO with 25 % of the experts over label pools with 25 %, at most +1 %"
     row(aim, over(base, quarter, labels, way), 1)
+    row(f"{aim}, which are those of the text's label", over(base, quarter, labels, "as trained"), 1)
     for arm in ("btx", "flexolmo"):
         aim = f"EMO with 25 % of the experts over the whole {NAMES[arm]} mixture, at most 0 %"
         row(aim, over(base, quarter, at[arm, 7.5], "full"), 0)
