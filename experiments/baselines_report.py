@@ -263,6 +263,11 @@ def changes_table(found: list[Group], task: str) -> str:
     return markdown([*HEAD, *SHARES], rows)
 
 
+def systems(folder: Path) -> str:
+    """A line for every system at 7.5 M tokens, for docs/results.md."""
+    return losses_table([group for group in groups(folder) if group.millions == 7.5])
+
+
 def tasks_of_pair(folder: Path) -> str:
     """EMO and the standard MoE of 7.5 M tokens on tasks, for docs/results.md."""
     pair = [group for group in groups(folder) if group.arm in PAIR and group.millions == 7.5]

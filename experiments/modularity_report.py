@@ -13,7 +13,7 @@ from pathlib import Path
 
 import click
 import numpy as np
-from baselines_report import tasks_of_pair
+from baselines_report import systems, tasks_of_pair
 from modularity_figures import NAMES, SHARES, Runs
 from modularity_plots import plot_keep, plot_training
 from report_tools import markdown, paired, ratio, shown
@@ -299,6 +299,7 @@ def main(results: Path, output: Path) -> None:
         example_domains=example_domains,
         composed=composed(runs),
         costs=costs(runs, results),
+        systems=systems(results / "baselines"),
         tasks=tasks_of_pair(results / "baselines"),
         clusters=clusters(results),
         rates="; ".join(f"{NAMES[arm]} {rate:,.0f}" for arm, rate in rates.items()),
