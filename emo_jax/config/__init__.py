@@ -13,6 +13,7 @@ from emo_jax.config.fields import (
     may_change,
     moe_of,
     portable,
+    routed_by_layer,
     to_dict,
 )
 from emo_jax.config.parse import from_config_dict
@@ -48,5 +49,6 @@ __all__ = [
     "may_change",
     "moe_of",
     "portable",
+    "routed_by_layer",
     "to_dict",
 ]

@@ -207,3 +207,9 @@ def moe_of(config: Config) -> MoeConfig:
     """The section `moe`, for callers whose layout guarantees that there is one."""
     assert config.moe is not None
     return config.moe
+
+
+def routed_by_layer(config: Config) -> list[int]:
+    """Routed experts of each layer that has experts."""
+    moe = moe_of(config)
+    return [moe.experts_in(n) - moe.num_shared_experts for n in range(config.model.stacked_layers)]

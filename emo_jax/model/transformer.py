@@ -19,7 +19,7 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from emo_jax.batch import PADDING_ID, Batch
-from emo_jax.config import Config, ModelConfig, MoeConfig
+from emo_jax.config import Config, ModelConfig, MoeConfig, routed_by_layer
 from emo_jax.model.attention import Attention, Further, KeysValues
 from emo_jax.model.embedding import Embedding, Head
 from emo_jax.model.few_tokens import from_bits
@@ -179,7 +179,7 @@ class Transformer(nnx.Module):
         moe = self.config.moe
         if moe is None or not moe.experts_per_layer:
             return None
-        routed_L = np.asarray(moe.experts_per_layer) - moe.num_shared_experts
+        routed_L = np.array(routed_by_layer(self.config))
         return np.arange(moe.num_routed_experts) < routed_L[:, None]
 
     def __call__(

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from emo_jax.checkpoint.slices import Block
-from emo_jax.config import Config, moe_of
+from emo_jax.config import Config, moe_of, routed_by_layer
 from emo_jax.errors import UsageError, one_line
 from emo_jax.files import json_files
 from emo_jax.files.inside import check_own_files
@@ -140,7 +140,7 @@ def check_selection(
     file = Path(folder) / FILE
     if config.moe is None:
         raise UsageError(f"{file}: is not of this model, which is dense; {_ADVICE}")
-    there = _routed(config)
+    there = routed_by_layer(config)
     kept = [len(row) for row in selection.kept]
     if kept != there:
         raise UsageError(
@@ -204,16 +204,10 @@ def _counts(counts: list[int]) -> str:
     return ", ".join(map(str, counts[:8])) + (", …" if len(counts) > 8 else "")
 
 
-def _routed(config: Config) -> list[int]:
-    """Number of routed experts in each layer."""
-    moe = moe_of(config)
-    return [moe.experts_in(n) - moe.num_shared_experts for n in range(config.model.stacked_layers)]
-
-
 def experts_digest(source: LeafSource, config: Config) -> str:
     """SHA-256 of the float32 weights of all routed experts, in order of layer and place."""
     digest = hashlib.sha256()
-    for layer, count in enumerate(_routed(config)):
+    for layer, count in enumerate(routed_by_layer(config)):
         for place in range(count):
             for path in EXPERTS:
                 block = [slice(0, size) for size in source.shapes[path]]

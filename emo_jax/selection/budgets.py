@@ -11,7 +11,7 @@ from typing import Any, cast
 
 import numpy as np
 
-from emo_jax.config import Config, MoeConfig, moe_of
+from emo_jax.config import Config, MoeConfig, moe_of, routed_by_layer
 from emo_jax.config.names import KEEP_SCHEDULES, KeepSchedule
 from emo_jax.errors import UsageError
 from emo_jax.selection.schedules import NEED_MASS, spread
@@ -163,12 +163,8 @@ def per_layer_of(given: Any) -> KeepSchedule | tuple[int, ...]:
 
 def experts_there(config: Config) -> np.ndarray:
     """(L,R) bool: the routed experts that each layer has."""
-    moe = config.moe
-    assert moe is not None
-    routed_L = [
-        moe.experts_in(n) - moe.num_shared_experts for n in range(config.model.stacked_layers)
-    ]
-    return np.arange(moe.num_routed_experts) < np.array(routed_L)[:, None]
+    routed_L = np.array(routed_by_layer(config))
+    return np.arange(moe_of(config).num_routed_experts) < routed_L[:, None]
 
 
 def budgets(

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from emo_jax.config import Config
+from emo_jax.config import Config, routed_by_layer
 
 
 def summarize(config: Config, metrics: dict[str, Any]) -> dict[str, Any]:
@@ -32,8 +32,7 @@ def summarize(config: Config, metrics: dict[str, Any]) -> dict[str, Any]:
     moe = config.moe
     assert moe is not None
     counts_LR = np.asarray(metrics["expert_counts"])[:, : moe.num_routed_experts]
-    layers = range(config.model.stacked_layers)
-    there_L = np.array([moe.experts_in(n) - moe.num_shared_experts for n in layers])
+    there_L = np.array(routed_by_layer(config))
     imbalance_L = counts_LR.max(axis=1) / np.maximum(counts_LR.sum(axis=1) / there_L, 1e-9)
     record["router_aux_loss"] = float(metrics["router_aux_loss"])
     if config.mesh.expert > 1:

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from emo_jax.config import Config
+from emo_jax.config import Config, routed_by_layer
 from emo_jax.model.params import Params
 from emo_jax.moe.labels import next_favour
 from emo_jax.moe.router import RouterStats
@@ -53,8 +53,7 @@ def next_router_state(
     if moe.score_bias != "none":
         bias_LR = router["bias"][:, :R]
         if moe.score_bias == "sign":
-            layers = range(config.model.stacked_layers)
-            there_L = np.array([moe.experts_in(n) - moe.num_shared_experts for n in layers])
+            there_L = np.array(routed_by_layer(config))
             there_LR = jnp.asarray(np.arange(R) < there_L[:, None])
             by_sign: Any = jax.vmap(partial(sign_bias, rate=moe.bias_rate))
             next_LR = by_sign(bias_LR, metrics["expert_counts"][:, :R], there_LR)
