@@ -20,8 +20,10 @@ from emo_jax.evals.by_domain import SELECT, Pass, eval_mesh, open_split
 from emo_jax.evals.heldout import HeldOut, evaluate, make_eval_step
 from emo_jax.files.atomic import refuse_existing
 from emo_jax.files.progress import Progress
+from emo_jax.hf.layouts import layout_for
 from emo_jax.model.functions import ModelFunctions
 from emo_jax.model.params import count_parameters
+from emo_jax.modules.assemble import smaller_config
 from emo_jax.modules.folder import open_with_experts, selection_from, write_selected
 from emo_jax.saved.load import load_model
 from emo_jax.selection.budgets import choose_best, experts_there
@@ -138,6 +140,8 @@ def remove(
     if domain is None:
         raise UsageError(f"--data {data}: must be STORE:DOMAIN, as in store:medicine")
     refuse_existing(output)
+    routed_L = (there_LR.sum(axis=1) - dropped).tolist()
+    layout_for(smaller_config(opened.config, routed_L), layout)  # refuses before the work
     options: dict[str, Any] = {"max_domains": MOST_DOMAINS, "trust": trust}
     chosen = open_split(location, config, SELECT, opened.tokenizer, **options)
     names = tuple(chosen.windows.domains)

@@ -71,6 +71,8 @@ def test_figures_are_json(made):
         ),
         ("{store}:{domain}", {"drop": 0}, "--drop 0: is 0 experts a layer"),
         ("{store}:{domain}", {"drop": "some"}, "--drop some: must be a count like 8 or a share"),
+        # Before any data is opened.
+        ("{store}:nothing", {"layout": "llama"}, "layout 'llama' is for dense models"),
         ("{store}:{domain}", {"method": "best"}, "--method best: must be one of contrast"),
     ],
 )
