@@ -133,7 +133,7 @@ def mix(
     type=click.Choice(NEW_EXPERTS),
     default="copy",
     show_default=True,
-    help="Copies of all old experts in turn, copies with 2 % noise, or fresh ones.",
+    help="Copies of all old experts in turn, copies with 2 % noise, fresh ones, or means of all.",
 )
 @click.option(
     "--moments",

@@ -374,7 +374,8 @@ def finetune(
     type=click.Choice(NEW_EXPERTS),
     default="jitter",
     show_default=True,
-    help="Copies of experts that the seed draws, copies with 2 % noise, or fresh ones.",
+    help="Copies of experts that the seed draws, copies with 2 % noise, fresh ones, or means of"
+    " all.",
 )
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
 @click.option("--output", required=True, help="Folder to make.")

@@ -16,6 +16,7 @@ from emo_jax.config.names import (
     Dtype,
     ExpertBackend,
     Gate,
+    GhostKind,
     Remat,
     ScoreBias,
 )
@@ -59,6 +60,13 @@ class MoeConfig:
     # compute, and no shared ones; 0: all are (SPEC 10). detach: nor by their router's weights.
     extension_experts: int = field(default=0, metadata=RECIPE)
     extension_detach_router: bool = field(default=False, metadata=RECIPE)
+    # Training only: each document has one more expert, whose router row and weights are a mean of
+    # its pool's: by use, even, or over ghost_sample drawn ones (the reference's branch emo_extend).
+    ghosts: GhostKind = field(default="none", metadata=RECIPE)
+    ghost_sample: int = field(default=0, metadata=RECIPE)  # for `random`
+    ghost_detach: bool = field(
+        default=False, metadata=RECIPE
+    )  # for `usage`: coefficients are given
     pool: PoolConfig = field(default_factory=PoolConfig)
     # Divided by the number of layers in the loss.
     load_balance_weight: float = field(default=0.1, metadata=RECIPE)
@@ -131,6 +139,7 @@ class MoeConfig:
                 unread = f"{'empty' if name == 'labels' else 0}: pools of kind {pool.kind!r}"
                 require(not value, f"moe.pool.{name}", value, f"{unread} do not read it")
         self._check_labels(allowed)
+        self._check_ghosts()
         self._check_router()
         if pool.kind == "fixed":
             require(picks <= pool.size <= n, "moe.pool.size", pool.size, allowed)
@@ -244,6 +253,28 @@ class MoeConfig:
             "moe.extension_detach_router",
             True,
             "False where moe.extension_experts = 0",
+        )
+
+    def _check_ghosts(self) -> None:
+        pool, sample = self.pool, self.ghost_sample
+        if self.ghosts == "random":
+            require(sample >= 1, "moe.ghost_sample", sample, "at least 1")
+        else:
+            require(sample == 0, "moe.ghost_sample", sample, "0 where moe.ghosts is not 'random'")
+        require(
+            self.ghosts == "usage" or not self.ghost_detach,
+            "moe.ghost_detach",
+            True,
+            "False where moe.ghosts is not 'usage'",
+        )
+        plain = pool.kind in ("fixed", "uniform", "top_p") and pool.renormalize and not pool.penalty
+        softmax = self.gate == "softmax" and self.score_bias == "none" and not self.normalize_picks
+        require(
+            self.ghosts == "none" or (plain and softmax and not self.extension_experts),
+            "moe.ghosts",
+            self.ghosts,
+            "'none' except with pools of kind fixed, uniform or top_p, which are renormalised and"
+            " have no penalty, a softmax's own weights, and no extension_experts",
         )
 
     @property

@@ -112,6 +112,9 @@ class Config:
                 f"seq_len) have {self.moe.num_routed_picks} picks each, of"
                 f" {self.moe.num_routed_experts} experts",
             )
+        if self.moe is not None and self.moe.ghosts != "none":
+            across = "1 where moe.ghosts is not 'none': a mean of experts needs them on one device"
+            require(self.mesh.expert == 1, "mesh.expert", self.mesh.expert, across)
         if self.moe is not None and self.moe.balance_tokens == "labels":
             require(
                 self.moe.balance_scope == "micro",

@@ -13,6 +13,8 @@ PoolScope = Literal["document", "span", "domain", "window"]
 # Scores that the router makes of its logits, and how a bias on them follows the load.
 Gate = Literal["softmax", "sigmoid"]
 ScoreBias = Literal["none", "sign", "quantile"]
+# How a document's ghost expert is made of its pool's experts, see `emo_jax.moe.ghosts`.
+GhostKind = Literal["none", "usage", "uniform", "random"]
 AttentionScope = Literal["document", "window"]
 AttentionBackend = Literal["auto", "blocked", "xla", "splash", "cudnn", "tokamax"]
 Remat = Literal["none", "save_matmuls", "save_attention", "full"]
@@ -48,7 +50,7 @@ KEEP_SCHEDULES: tuple[str, ...] = get_args(KeepSchedule)
 Freeze = Literal["none", "routed", "routed+shared", "all-but-router"]
 FREEZES: tuple[str, ...] = get_args(Freeze)
 # How new experts are initialised, see `emo_jax.modules.extend`.
-NewExperts = Literal["copy", "jitter", "random"]
+NewExperts = Literal["copy", "jitter", "random", "mean"]
 NEW_EXPERTS: tuple[str, ...] = get_args(NewExperts)
 # Adam's moments of experts that were added to a run, see `emo_jax.modules.grow`.
 Moments = Literal["copy", "zero"]

@@ -18,6 +18,7 @@ from emo_jax.model.layers import weight
 from emo_jax.model.params import Leaf, within
 from emo_jax.moe import extension
 from emo_jax.moe.experts import ExpertWeights, experts
+from emo_jax.moe.ghosts import Ghosts, add_ghosts
 from emo_jax.moe.labels import first_favour, label_logits
 from emo_jax.moe.pools import Pools
 from emo_jax.moe.router import RouterStats, RouterTokens, Routing, choose, statistics
@@ -32,7 +33,8 @@ class PerLayer(NamedTuple):
     keep_MR: jax.Array | None = None  # bool, experts kept for each domain; stacked: (L,M,R)
     step_load_E: jax.Array | None = None  # stacked: (L,E)
     there_R: Any = None  # bool, experts of the layer where layers differ; stacked: (L,R)
-    jitter_B: jax.Array | None = None  # uint32, seeds of `moe.input_jitter`; stacked: (L,B)
+    # uint32, seeds of `moe.input_jitter` and of ghosts that are drawn; stacked: (L,B)
+    jitter_B: jax.Array | None = None
 
 
 class Router(nnx.Module):
@@ -108,11 +110,11 @@ class MoeMlp(nnx.Module):
         self, x_BSD: jax.Array, tokens: RouterTokens, per_layer: PerLayer
     ) -> tuple[jax.Array, RouterStats]:
         """Output (B,S,D) and the router's statistics for this layer."""
-        routing, stats, trained_BSR = self._route(x_BSD, tokens, per_layer)
+        routing, stats, trained_BSR, ghosts = self._route(x_BSD, tokens, per_layer)
         # These are the stored weights: `experts` casts and gathers them.
         weights, moe, mesh = self.experts.weights(), self.config, self.mesh
         if trained_BSR is None:
-            out_BSD, rounds = experts(x_BSD, routing, weights, moe, mesh=mesh)
+            out_BSD, rounds = experts(x_BSD, routing, weights, moe, mesh=mesh, ghosts=ghosts)
         else:
             trained, others = extension.split(routing, trained_BSR)
             out_BSD, rounds = experts(x_BSD, trained, weights, moe, mesh=mesh, with_shared=False)
@@ -152,17 +154,17 @@ class MoeMlp(nnx.Module):
         self, x_BSD: jax.Array, tokens: RouterTokens, per_layer: PerLayer
     ) -> tuple[Routing, RouterStats]:
         """Which experts each token uses, and the router's statistics for this layer."""
-        routing, stats, _ = self._route(x_BSD, tokens, per_layer)
+        routing, stats, _, _ = self._route(x_BSD, tokens, per_layer)
         return routing, stats
 
     def _route(
         self, x_BSD: jax.Array, tokens: RouterTokens, per_layer: PerLayer
-    ) -> tuple[Routing, RouterStats, jax.Array | None]:
-        """What `route` returns, and which experts' outputs are trained; None: all."""
-        trained_BSR = None
+    ) -> tuple[Routing, RouterStats, jax.Array | None, Ghosts | None]:
+        """What `route` returns; which experts' outputs are trained, None: all; and any ghosts."""
+        trained_BSR = ghosts = None
         moe, allowed_BSR, bias_R = self.config, _allowed(tokens, per_layer), self.router.bias_R()
         with jax.named_scope("routing"):
-            if per_layer.jitter_B is not None:
+            if per_layer.jitter_B is not None and moe.input_jitter:
                 x_BSD = jittered(x_BSD, per_layer.jitter_B, moe.input_jitter)
             routing, probs = choose(
                 x_BSD,
@@ -174,6 +176,10 @@ class MoeMlp(nnx.Module):
                 label_BSR=self.router.label_BSR(tokens),
                 bias_R=bias_R,
             )
+            if tokens.training and moe.ghosts != "none" and per_layer.pools is not None:
+                routing, ghosts = add_ghosts(
+                    routing, probs, moe, tokens.pool_ids_BS, per_layer.jitter_B
+                )
             if tokens.training and moe.capacity_factor:
                 rows = capacity_rows(moe, x_BSD.shape[1])
                 routing = within_capacity(routing, moe.num_routed_experts, rows)
@@ -202,7 +208,7 @@ class MoeMlp(nnx.Module):
                 )
                 routing = with_shared(routing, shared, moe)
                 stats = with_shared_losses(stats, shared, moe, tokens, per_layer.step_load_E)
-        return routing, stats, trained_BSR
+        return routing, stats, trained_BSR, ghosts
 
 
 def _allowed(tokens: RouterTokens, per_layer: PerLayer) -> jax.Array | None:

@@ -208,7 +208,7 @@ class Transformer(nnx.Module):
             are only part of it and the load-balancing loss is to use the step's counts.
           token_probs: keep the router's probabilities of every token, (L,B,S,R).
           training: apply what only training does: capacity, labels.
-          jitter_LB: seeds of `moe.input_jitter`; None: none is applied.
+          jitter_LB: seeds of `moe.input_jitter` and of random ghosts; None: there are none.
           label_rows_M: int32, row of `moe.pool.labels` for each domain; None: that of its number.
         """
         moe, balance_BS = self.config.moe, None

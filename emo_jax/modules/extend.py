@@ -49,7 +49,8 @@ def extended(
       config: its config.
       add: number of routed experts to add to each layer.
       init: `copy`: a copy of an expert and its column of the router; `jitter`: each number of the
-        copy times 1 + 0.02 · normal; `random`: fresh, as the model was initialised.
+        copy times 1 + 0.02 · normal; `random`: fresh, as the model was initialised; `mean`: of all
+        routed experts, as `moe.ghosts` prepares for.
       origins: for each layer, the experts to copy; None: drawn by the seed.
       seed: seed for the experts to copy and for the random numbers.
 
@@ -64,11 +65,17 @@ def extended(
     if origins is None:
         draw = [np.random.default_rng([seed, n]) for n in range(config.model.stacked_layers)]
         origins = [rng.choice(R, add, replace=add > R).tolist() for rng in draw]
-    places: list[list[Place]] = [
-        [[Part(0, e)] for e in (*range(R), *origins_of_layer)] for origins_of_layer in origins
-    ]
+    places = [new_places(R, origins_of_layer, init) for origins_of_layer in origins]
     base = Assembled([source], larger, places)
     return Extended(base, range(R, R + add), init, config.model.init_std, seed), larger
+
+
+def new_places(num_routed: int, copied: Sequence[int], init: str) -> list[Place]:
+    """Places of a layer's old experts, and of new ones: copies, or for `mean` the mean of all."""
+    old = [Part(0, e) for e in range(num_routed)]
+    mean = [part._replace(share=1 / num_routed) for part in old]
+    new: list[Place] = [mean if init == "mean" else [Part(0, e)] for e in copied]
+    return [*([part] for part in old), *new]
 
 
 class Extended:
@@ -82,7 +89,7 @@ class Extended:
     def read(self, path: str, block: Block) -> np.ndarray:
         """`leaf[block]` as float32; the numbers do not depend on the division into blocks."""
         out = self._base.read(path, block)
-        if self._init == "copy" or path not in (ROUTER, *EXPERTS):
+        if self._init in ("copy", "mean") or path not in (ROUTER, *EXPERTS):
             return out
         axis = 2 if path == ROUTER else 1
         rest = [part for n, part in enumerate(block) if n not in (0, axis)]

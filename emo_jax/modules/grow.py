@@ -26,8 +26,8 @@ from emo_jax.files.atomic import refuse_existing
 from emo_jax.files.progress import Progress
 from emo_jax.files.trees import nest
 from emo_jax.model.params import EXPERTS, ROUTER, SCORE_BIAS, leaf_shapes, unit_axes
-from emo_jax.modules.assemble import Assembled, Part, Place, refuse_router_state
-from emo_jax.modules.extend import Extended
+from emo_jax.modules.assemble import Assembled, refuse_router_state
+from emo_jax.modules.extend import Extended, new_places
 from emo_jax.run.workdir import TOKENIZER_FOLDER, read_workdir_config, split_step
 from emo_jax.saved.transfer import make_workdir, save_sliced, tokenizer_of
 from emo_jax.tokenizer.load import load_tokenizer
@@ -88,9 +88,10 @@ def grow(
       output: workdir to create.
       num_experts: of each layer, shared ones included.
       top_k: experts that a token uses, shared ones included; 0: as before.
-      init: of the new experts and their columns of the router: `copy`, `jitter` or `random`, see
-        `emo_jax.modules.extend`. A score bias is copied in any case.
-      moments: Adam's of the new experts: `copy` of the copied one's, or `zero`; zero for `random`.
+      init: of the new experts and their columns of the router: `copy`, `jitter`, `random` or
+        `mean`, see `emo_jax.modules.extend`. A score bias is copied, or the mean.
+      moments: Adam's of the new experts: `copy` of the copied one's, or `zero`; zero where none is
+        copied.
       seed: for the experts copied beyond once each, and for random numbers.
       quiet: show no progress.
 
@@ -121,12 +122,11 @@ def grow(
     refuse_router_state(base, str(run), but=(SCORE_BIAS,))
     R = moe_of(config).num_routed_experts
     copied = origins(R, moe_of(larger).num_routed_experts, seed)
-    places: list[Place] = [[Part(0, e)] for e in (*range(R), *copied)]
-    layers = [places] * config.model.stacked_layers
+    layers = [new_places(R, copied, init)] * config.model.stacked_layers
     new = range(R, R + len(copied))
     assembled = Assembled([base], larger, layers)
     params = Extended(assembled, new, init, config.model.init_std, seed)
-    keeps = moments == "copy" and init != "random"
+    keeps = moments == "copy" and init in ("copy", "jitter")
     made: dict[tuple[str, ...], SlicedLeaf] = {}
     for path, leaf in leaves.items():
         name = "/".join(path)

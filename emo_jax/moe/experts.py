@@ -21,6 +21,7 @@ from jax.sharding import Mesh, PartitionSpec
 from emo_jax.config import MoeConfig
 from emo_jax.errors import ConfigError
 from emo_jax.moe import blocked, dispatch, exchange, grouped, rounds
+from emo_jax.moe.ghosts import Ghosts, ghost_outputs
 from emo_jax.moe.router import Routing
 from emo_jax.parallel import mesh as mesh_lib
 from emo_jax.parallel.island import Held, Island, Reduce
@@ -82,6 +83,7 @@ def experts(
     *,
     mesh: Mesh | None = None,
     with_shared: bool = True,
+    ghosts: Ghosts | None = None,
 ) -> tuple[jax.Array, jax.Array]:
     """Σ over the picks of weight · expert(x), plus the output of each shared expert that is none.
 
@@ -89,6 +91,7 @@ def experts(
       x_BSD: tokens in the compute dtype.
       weights: as stored, in any float dtype.
       with_shared: False omits the shared experts.
+      ghosts: of the documents, whose outputs are added; where every device has all experts.
       config: `moe.dispatch` and `moe.receive_factor` matter when `mesh.expert` is above 1.
 
     Returns:
@@ -101,13 +104,19 @@ def experts(
     )
     local = _Local(config, island, how, with_shared).__call__
     tokens: Any = mesh_lib.windows_spec(1)
+    ids: Any = mesh_lib.windows_spec()
     gate_up: Any = mesh_lib.spec(GATE_UP_AXES)  # specs take the places of the arrays
     down: Any = mesh_lib.spec(DOWN_AXES)
     out_BSD, rounds_ = island.run(
         local,
-        (tokens, Routing(tokens, tokens), ExpertWeights(gate_up, gate_up, down)),
+        (
+            tokens,
+            Routing(tokens, tokens),
+            ExpertWeights(gate_up, gate_up, down),
+            None if ghosts is None else Ghosts(tokens, ids, ids),
+        ),
         (tokens, PartitionSpec(mesh_lib.AXES)),
-    )(x_BSD, routing, weights)
+    )(x_BSD, routing, weights, ghosts)
     return out_BSD, rounds_.max()
 
 
@@ -120,7 +129,11 @@ class _Local(NamedTuple):
     with_shared: bool
 
     def __call__(
-        self, x_BSD: jax.Array, routing: Routing, weights: ExpertWeights
+        self,
+        x_BSD: jax.Array,
+        routing: Routing,
+        weights: ExpertWeights,
+        ghosts: Ghosts | None,
     ) -> tuple[jax.Array, jax.Array]:
         island, E = self.island, self.config.num_experts
         # Devices that split the hidden size see the same tokens and sum their outputs.
@@ -135,7 +148,11 @@ class _Local(NamedTuple):
         # A shared expert sees every token with weight 1: plain matmuls, no routing.
         for e in range(self.config.dispatched_experts, E if self.with_shared else 0):
             out_ND = out_ND + self._shared(x_ND, weights, e)
-        out_BSD = island.sum_scatter(out_ND.reshape(B, S, D), ("tensor",), 1)
+        out_BSD = out_ND.reshape(B, S, D)
+        if ghosts is not None:
+            ghosts = Ghosts(*(island.gather(a, ("tensor",), 1) for a in ghosts))
+            out_BSD = out_BSD + self._ghosts(x_BSD, ghosts, weights)
+        out_BSD = island.sum_scatter(out_BSD, ("tensor",), 1)
         return out_BSD, jnp.asarray(used, jnp.float32).reshape(1)
 
     def _here(self, x_ND, weights_NK, indices_NK, weights) -> tuple[jax.Array, int]:
@@ -208,6 +225,27 @@ class _Local(NamedTuple):
                 how=self.how,
                 zeros=zeros,
             )
+
+    def _ghosts(self, x_BSD: jax.Array, ghosts: Ghosts, weights: ExpertWeights) -> jax.Array:
+        """Outputs of the documents' ghosts, weighted."""
+        whole = [
+            self.island.whole(w, axes, x_BSD.dtype)
+            for w, axes in zip(weights, (GATE_UP_AXES, GATE_UP_AXES, DOWN_AXES), strict=True)
+        ]
+        reduces = [Reduce(self.island, None)] * 2
+
+        def few(x_ND, weights_N1, indices_N1, some) -> jax.Array:
+            gate, up, down = some
+            if self.how.backend != "blocked":
+                down = jnp.swapaxes(down, 1, 2)
+            gate_up = lax.stop_gradient(jnp.concatenate([gate, up], axis=-1))
+            # The anchors get the gradients of the weights.
+            gate, up, down32 = (w.astype(jnp.float32) for w in (gate, up, down))
+            held = [Held(gate_up, (gate, up)), Held(lax.stop_gradient(down), down32)]
+            perm = dispatch.sort_by_expert(indices_N1, gate.shape[0])
+            return self._routed(x_ND, weights_N1, perm, held, reduces)
+
+        return ghost_outputs(x_BSD, ghosts, whole, few)
 
     def _shared(self, x_ND: jax.Array, weights: ExpertWeights, e: int) -> jax.Array:
         """Output of expert `e`, a shared one; these come last, on the last devices."""

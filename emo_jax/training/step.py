@@ -79,8 +79,9 @@ def draw_pools(config: Config, step: jax.Array, rows_B: jax.Array) -> Pools | No
 
 
 def draw_jitter(config: Config, step: jax.Array, rows_B: jax.Array) -> jax.Array | None:
-    """Draws the seeds (L,B) of a training step's `moe.input_jitter`; None without it."""
-    if config.moe is None or config.moe.input_jitter == 0:
+    """Draws the seeds (L,B) of a training step's jitter and random ghosts; None without them."""
+    moe = config.moe
+    if moe is None or (moe.input_jitter == 0 and moe.ghosts != "random"):
         return None
     key = jax.random.fold_in(seeds.key(config.seed), JITTER_STREAM)
     key = jax.random.fold_in(key, step)

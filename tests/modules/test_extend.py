@@ -35,7 +35,7 @@ def _whole(source):
     }
 
 
-@pytest.mark.parametrize("init", ["copy", "jitter", "random"])
+@pytest.mark.parametrize("init", ["copy", "jitter", "random", "mean"])
 def test_new_experts_begin_as_asked(params, init):
     config = tiny_config()
     origins = [[1, 4], [0, 6]]
@@ -61,6 +61,9 @@ def test_new_experts_begin_as_asked(params, init):
             elif init == "jitter":
                 factor = new / copied
                 assert 0.005 < np.std(factor) < 0.05 and abs(np.mean(factor) - 1) < 0.02
+            elif init == "mean":
+                mean = theirs[:7, layer].mean(0)
+                np.testing.assert_allclose(new, [mean, mean], rtol=1e-5, atol=1e-7)
             else:
                 assert abs(np.corrcoef(new.ravel(), copied.ravel())[0, 1]) < 0.3
     cut = source.read("layers/mlp/experts/up", (slice(1, 2), slice(8, 9), slice(3, 9), slice(2, 5)))
@@ -146,5 +149,5 @@ def test_new_experts_are_trained_alone_by_the_commands(finished_run, store, tmp_
 
 def test_refusals(params):
     config = tiny_config(pool=NO_POOL)
-    with pytest.raises(UsageError, match="must be one of copy, jitter, random"):
+    with pytest.raises(UsageError, match="must be one of copy, jitter, random, mean"):
         extended(TreeSource(flatten(params)), config, 2, init="zero")

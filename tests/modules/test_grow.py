@@ -77,7 +77,13 @@ def slow(old, axis, target, sources, zero):
 
 @pytest.mark.parametrize(
     ("target", "init", "moments"),
-    [(16, "copy", "copy"), (16, "jitter", "zero"), (64, "copy", "zero"), (16, "random", "copy")],
+    [
+        (16, "copy", "copy"),
+        (16, "jitter", "zero"),
+        (64, "copy", "zero"),
+        (16, "random", "copy"),
+        (16, "mean", "copy"),
+    ],
 )
 def test_every_leaf_in_numpy(run, tmp_path, target, init, moments):
     """8 to 16 and 8 to 64, as 64 to 128 and 16 to 128 are."""
@@ -97,7 +103,7 @@ def test_every_leaf_in_numpy(run, tmp_path, target, init, moments):
             continue
         is_param = path.startswith("params/")
         seen["params" if is_param else "moments"] += 1
-        zero = not is_param and (moments == "zero" or init == "random")
+        zero = not is_param and (moments == "zero" or init in ("random", "mean"))
         expected = slow(leaf, axis, target, sources, zero)
         found = np.moveaxis(new[path], axis, 0)
         expected = np.moveaxis(expected, axis, 0)
@@ -107,6 +113,9 @@ def test_every_leaf_in_numpy(run, tmp_path, target, init, moments):
             assert abs(factor.mean() - 1) < 0.01 and 0.015 < factor.std() < 0.025
         elif is_param and init == "random":
             assert np.abs(found[fresh]).max() <= 3 * 0.2 and 0.15 < found[fresh].std() < 0.25
+        elif is_param and init == "mean":
+            mean = np.moveaxis(leaf, axis, 0)[:R].mean(0)
+            np.testing.assert_allclose(found[fresh] - mean, 0 * found[fresh], atol=1e-6)
         else:
             np.testing.assert_array_equal(found[fresh], expected[fresh], err_msg=path)
         kept = np.delete(found, np.arange(R, target - S), 0)

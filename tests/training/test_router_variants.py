@@ -21,6 +21,7 @@ LABELS = dict(size=3, labels=("a", "b", "c"))
 SIGMOID = dict(gate="sigmoid", normalize_picks=True, load_balance_weight=0.0)
 SWITCH = dict(capacity_factor=0.75, input_jitter=0.3)
 LEARNED = PoolConfig(kind="label_learned", label_rate=0.3, **LABELS)
+UNIFORM = PoolConfig(kind="uniform", min_size=2, max_size=5)
 VARIANTS = {
     "all": dict(SIGMOID | SWITCH, score_bias="sign", bias_rate=0.01, pool=LEARNED),
     "switch": SWITCH,
@@ -34,10 +35,18 @@ VARIANTS = {
         shared_picks=2,
         top_k=4,
         shared_balance_weight=0.1,
-        pool=PoolConfig(kind="uniform", min_size=2, max_size=5),
+        pool=UNIFORM,
     ),
+    "ghosts": dict(pool=UNIFORM, ghosts="usage"),
+    "drawn ghosts": dict(pool=UNIFORM, ghosts="random", ghost_sample=2),
 }
-MESHES = {"expert": dict(fsdp=2, expert=4), "context": dict(fsdp=4, context=2)}
+MESHES = {
+    "expert": dict(fsdp=2, expert=4),
+    "context": dict(fsdp=4, context=2),
+    "tensor": dict(fsdp=4, tensor=2),
+}
+CASES = {(n, m) for n in VARIANTS for m in MESHES if m == ("tensor" if "ghosts" in n else "expert")}
+CASES |= {(name, "context") for name in VARIANTS}
 
 
 def _config(variant, *, mesh=None, micro_batches=1, **optimizer):
@@ -99,9 +108,7 @@ def _same(ours, theirs):
         pytest.param("quantile", "expert", marks=pytest.mark.system),
         *(
             pytest.param(name, mesh, marks=pytest.mark.slow)
-            for name in VARIANTS
-            for mesh in MESHES
-            if (name, mesh) not in {("all", "context"), ("quantile", "expert")}
+            for name, mesh in sorted(CASES - {("all", "context"), ("quantile", "expert")})
         ),
     ],
 )
