@@ -7,7 +7,7 @@ modularity.py (3.7 M), whose runs of EMO and the standard MoE are not made again
 each; an interrupted run goes on from its checkpoint. Then writes control_results.md, two folders
 above the results, and a plot from what there is.
 
-Besides the knobs: three learning rates for EMO and the standard MoE, to see whether one of them was
+Besides the knobs: four learning rates for EMO and the standard MoE, to see whether one of them was
 trained at the wrong one. Learning rates are compared on the split `select`, never on `test`, which
 is why those at the usual rate are trained again.
 """
@@ -31,9 +31,10 @@ from emo_jax.config import Config, control, from_config_dict, to_dict
 from emo_jax.errors import EmoError, UsageError
 from emo_jax.files.atomic import write_atomic
 
-# Fixed before any of these losses was seen. Whose pools, and factor of the learning rate.
+# Fixed before any of these losses was seen, but for a quarter of the learning rate, which was added
+# when half of it had the lower loss on select. Whose pools, and factor of the learning rate.
 PAIR = ("emo", "standard")
-RATES = {"half": 0.5, "usual": 1.0, "double": 2.0}
+RATES = {"quarter": 0.25, "half": 0.5, "usual": 1.0, "double": 2.0}
 VARIANTS: Mapping[str, tuple[str, float]] = {
     **{name: (name, 1.0) for name in control.KNOBS if name not in PAIR},
     **{f"{arm}-{name}-rate": (arm, by) for name, by in RATES.items() for arm in PAIR},
