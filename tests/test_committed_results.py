@@ -52,3 +52,17 @@ def test_results_of_the_baselines_are_those_of_the_plan():
 def test_the_page_of_the_baselines_is_of_their_results():
     page = runs.script("baselines_report").page(RESULTS / "baselines")
     assert page == (RESULTS.parent / "baselines_results.md").read_text()
+
+
+def test_the_control_curve_is_of_its_results():
+    control = runs.script("control")
+    stores = control.modularity.Stores(Path("a"), Path("b"))
+    for file in sorted((RESULTS / "control").glob("*.json")):
+        config = control.config_of(file.stem, stores)
+        made_of = {
+            "config": control.modularity.config_digest(config),
+            "measured": control.MEASURED,
+        }
+        assert control.modularity.is_there(file, made_of), file
+    page = control.page(RESULTS / "control")
+    assert page == (RESULTS.parent / "control_results.md").read_text()
