@@ -64,9 +64,8 @@ class MoeConfig:
     # its pool's: by use, even, or over ghost_sample drawn ones (the reference's branch emo_extend).
     ghosts: GhostKind = field(default="none", metadata=RECIPE)
     ghost_sample: int = field(default=0, metadata=RECIPE)  # for `random`
-    ghost_detach: bool = field(
-        default=False, metadata=RECIPE
-    )  # for `usage`: coefficients are given
+    # For `usage`: the coefficients have no gradient.
+    ghost_detach: bool = field(default=False, metadata=RECIPE)
     pool: PoolConfig = field(default_factory=PoolConfig)
     # Divided by the number of layers in the loss.
     load_balance_weight: float = field(default=0.1, metadata=RECIPE)
@@ -95,7 +94,8 @@ class MoeConfig:
         require(0 <= s < n, "moe.num_shared_experts", s, f"0..{n - 1} (below moe.num_experts)")
         of_shared = self.shared_picks
         require(0 <= of_shared <= s, "moe.shared_picks", of_shared, f"0..{s} (shared experts)")
-        used, most = self.num_shared_picks, self.num_routed_experts + self.num_shared_picks
+        used = self.num_shared_picks
+        most = used + self.num_routed_experts
         counted = "shared experts count; at most num_experts"
         if of_shared:
             counted = "moe.shared_picks count; others are routed experts"

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from emo_jax.config import MoeConfig
-from emo_jax.moe.pools import Pools, pool_mask
+from emo_jax.moe.pools import DOCUMENT_BLOCK, Pools, pool_mask
 from emo_jax.moe.router import RouterProbs, Routing
 
 DOCUMENTS = 4  # q
@@ -160,7 +160,7 @@ _sum_of_blocks.defvjp(_forward, _backward)
 @jax.custom_vjp
 def document_sums(values_BSR: jax.Array, document_ids_BS: jax.Array) -> jax.Array:
     """(B,S,R) float32: for each token the sum over its document; zeros for padding."""
-    block = 16
+    block = DOCUMENT_BLOCK
 
     def body(i: jax.Array, total_BSR: jax.Array) -> jax.Array:
         member_BSg = document_ids_BS[..., None] == i * block + jnp.arange(block)

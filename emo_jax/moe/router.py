@@ -99,6 +99,16 @@ def _sum_by_domain(
     return sums.at[ids_N].add(jax.lax.stop_gradient(probs_BSR).reshape(-1, R))[:-1]
 
 
+def logits_of(x_BSD: jax.Array, kernel_DR: jax.Array) -> jax.Array:
+    """The router's logits (B,S,R), in float32 throughout."""
+    return jnp.einsum(
+        "bsd,dr->bsr",
+        x_BSD.astype(jnp.float32),
+        kernel_DR.astype(jnp.float32),
+        precision=jax.lax.Precision.HIGHEST,
+    )
+
+
 def choose(
     x_BSD: jax.Array,
     kernel_DE: jax.Array,
@@ -127,12 +137,7 @@ def choose(
     """
     R, K = config.num_routed_experts, config.num_routed_picks
     valid_BS = pool_ids_BS >= 0
-    logits_BSR = jnp.einsum(
-        "bsd,dr->bsr",
-        x_BSD.astype(jnp.float32),
-        kernel_DE[:, :R].astype(jnp.float32),
-        precision=jax.lax.Precision.HIGHEST,
-    )
+    logits_BSR = logits_of(x_BSD, kernel_DE[:, :R])
     logits_BSR = checkpoint_name(logits_BSR, "router_logits")
     if config.expert_bias:
         logits_BSR = logits_BSR + jnp.where(jnp.arange(R) > 0, config.expert_bias, 0.0)

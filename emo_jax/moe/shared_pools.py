@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from emo_jax.config import MoeConfig
 from emo_jax.moe.losses import load_balance_loss, router_z_loss
 from emo_jax.moe.pools import Pools, pool_mask
-from emo_jax.moe.router import RouterStats, RouterTokens, Routing
+from emo_jax.moe.router import RouterStats, RouterTokens, Routing, logits_of
 
 
 class SharedChoice(NamedTuple):
@@ -46,12 +46,7 @@ def choose_shared(
     """
     R, E, k = config.num_routed_experts, config.num_experts, config.shared_picks
     valid_BS = pool_ids_BS >= 0
-    logits_BSs = jnp.einsum(
-        "bsd,dr->bsr",
-        x_BSD.astype(jnp.float32),
-        kernel_DE[:, R:].astype(jnp.float32),
-        precision=jax.lax.Precision.HIGHEST,
-    )
+    logits_BSs = logits_of(x_BSD, kernel_DE[:, R:])
     if by_document:
         pools = Pools(jnp.full(pool_ids_BS.shape, k, jnp.int32))
         keep_BSs = pool_mask(jax.nn.softmax(logits_BSs, axis=-1), pool_ids_BS, pools)
