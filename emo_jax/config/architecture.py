@@ -1,7 +1,8 @@
 """Sections of the config that define the model: transformer, mixture of experts."""
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 from emo_jax.config.changes import INIT, RECIPE, RESUME
 from emo_jax.config.checks import require
@@ -275,6 +276,30 @@ class MoeConfig:
             self.ghosts,
             "'none' except with pools of kind fixed, uniform or top_p, which are renormalised and"
             " have no penalty, a softmax's own weights, and no extension_experts",
+        )
+
+    def without_pools(self, **changes: Any) -> "MoeConfig":
+        """The same router without pools and what goes with them, for other data or fewer experts.
+
+        That is ghosts, extension experts, and rules by which training sets a score bias, which
+        stays as it is.
+
+        Args:
+          changes: further fields, by name.
+        """
+        return replace(
+            self,
+            **{
+                "pool": PoolConfig(),
+                "ghosts": "none",
+                "ghost_sample": 0,
+                "ghost_detach": False,
+                "extension_experts": 0,
+                "extension_detach_router": False,
+                "score_bias": "none" if self.score_bias == "none" else "sign",
+                "bias_rate": 0.0,
+                **changes,
+            },
         )
 
     @property

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from emo_jax.checkpoint.slices import Block, extent
-from emo_jax.config import Config, MeshConfig, PoolConfig, moe_of
+from emo_jax.config import Config, MeshConfig, moe_of
 from emo_jax.errors import UsageError
 from emo_jax.hf.tensors import LeafSource
 from emo_jax.model.params import EXPERTS, ROUTER, SCORE_BIAS, Shape, leaf_shapes
@@ -133,12 +133,10 @@ def smaller_config(config: Config, routed_L: Sequence[int], *, top_k: int = 0) -
     moe = moe_of(config)
     s = moe.num_shared_experts
     counts = [count + s for count in routed_L]
-    smaller = dataclasses.replace(
-        moe,
+    smaller = moe.without_pools(
         num_experts=max(counts),
         experts_per_layer=tuple(counts) if len(set(counts)) > 1 else (),
-        top_k=min(top_k or moe.top_k, *counts),
-        pool=PoolConfig(),
+        top_k=min(top_k or moe.top_k, *(count + moe.num_shared_picks for count in routed_L)),
     )
     # The whole model may have been evaluated with more experts than there are here.
     train = dataclasses.replace(config.train, eval_keep=())
@@ -170,7 +168,9 @@ def same_shape(config: Config, other: Config) -> list[str]:
         for f in (*fields, *further)
         if getattr(config.model, f) != getattr(other.model, f)
     ]
-    for f in ("expert_dim", "num_shared_experts", "normalize_picks", "gate", "score_bias"):
+    for f in ("expert_dim", "num_shared_experts", "normalize_picks", "gate"):
         if getattr(moe, f) != getattr(other_moe, f):
             out.append(f"moe.{f}: {getattr(moe, f)} and {getattr(other_moe, f)}")
+    if (moe.score_bias == "none") != (other_moe.score_bias == "none"):
+        out.append(f"moe.score_bias: {moe.score_bias} and {other_moe.score_bias}")
     return out

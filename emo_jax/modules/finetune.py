@@ -16,7 +16,6 @@ from emo_jax.config import (
     DataConfig,
     MeshConfig,
     OptimizerConfig,
-    PoolConfig,
     TrainConfig,
     from_config_dict,
     portable,
@@ -238,15 +237,12 @@ def recipe(config: Config, packed: Packed, pairs: Path, settings: FinetuneSettin
     warmup = min(math.ceil(settings.warmup * steps), steps - 1)
     moe = config.moe
     if moe is not None:
-        moe = dataclasses.replace(
-            moe,
-            pool=PoolConfig(),
+        moe = moe.without_pools(
             load_balance_weight=settings.balance_weight,
+            shared_balance_weight=settings.balance_weight if moe.shared_balance_weight else 0.0,
             router_z_weight=0.0,
             balance_scope="micro",
             balance_tokens="labels",
-            score_bias="none" if moe.score_bias == "none" else "sign",
-            bias_rate=0.0,  # a bias stays as training left it
         )
     frozen = FREEZE[settings.freeze]
     if moe is None and settings.freeze != "none":

@@ -6,10 +6,11 @@ from functools import cache
 import jax
 import numpy as np
 import pytest
-from tiny import tiny_batch, tiny_config
+from tiny import tiny_batch
+from variants import VARIANTS, variant_config
 
 from emo_jax.batch import Batch
-from emo_jax.config import MeshConfig, PoolConfig
+from emo_jax.config import MeshConfig
 from emo_jax.model.functions import ModelFunctions
 from emo_jax.moe.labels import label_experts
 from emo_jax.parallel.mesh import make_mesh, windows_sharding
@@ -17,29 +18,6 @@ from emo_jax.training.optimizer import make_optimizer
 from emo_jax.training.state import init_state
 from emo_jax.training.step import jit_train_step
 
-LABELS = dict(size=3, labels=("a", "b", "c"))
-SIGMOID = dict(gate="sigmoid", normalize_picks=True, load_balance_weight=0.0)
-SWITCH = dict(capacity_factor=0.75, input_jitter=0.3)
-LEARNED = PoolConfig(kind="label_learned", label_rate=0.3, **LABELS)
-UNIFORM = PoolConfig(kind="uniform", min_size=2, max_size=5)
-VARIANTS = {
-    "all": dict(SIGMOID | SWITCH, score_bias="sign", bias_rate=0.01, pool=LEARNED),
-    "switch": SWITCH,
-    "sign": dict(SIGMOID, score_bias="sign", bias_rate=0.01),
-    "quantile": dict(SIGMOID, score_bias="quantile"),
-    "table": dict(pool=PoolConfig(kind="label_table", **LABELS)),
-    "soft": dict(pool=PoolConfig(kind="label_bias", label_bias=1.0, **LABELS)),
-    "learned": dict(pool=LEARNED),
-    "shared": dict(
-        num_shared_experts=3,
-        shared_picks=2,
-        top_k=4,
-        shared_balance_weight=0.1,
-        pool=UNIFORM,
-    ),
-    "ghosts": dict(pool=UNIFORM, ghosts="usage"),
-    "drawn ghosts": dict(pool=UNIFORM, ghosts="random", ghost_sample=2),
-}
 MESHES = {
     "expert": dict(fsdp=2, expert=4),
     "context": dict(fsdp=4, context=2),
@@ -50,10 +28,9 @@ CASES |= {(name, "context") for name in VARIANTS}
 
 
 def _config(variant, *, mesh=None, micro_batches=1, **optimizer):
-    config = tiny_config(pool=PoolConfig(), micro_batches=micro_batches)
+    config = variant_config(variant, micro_batches=micro_batches)
     return dataclasses.replace(
         config,
-        moe=dataclasses.replace(config.moe, **VARIANTS[variant]),
         mesh=MeshConfig(**(mesh or {})),
         optimizer=dataclasses.replace(config.optimizer, **optimizer),
     )
