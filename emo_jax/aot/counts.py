@@ -10,7 +10,10 @@ from emo_jax.aot.collectives import Collective
 from emo_jax.aot.hlo import Program
 
 # Named scopes of the train step, by which FLOPs are attributed.
-PARTS = (*("attention", "routing", "dispatch", "experts", "vocab_loss", "embedding", "optimizer"),)
+PARTS = (
+    *("attention", "routing", "dispatch", "experts", "dense_mlp"),
+    *("vocab_loss", "embedding", "optimizer"),
+)
 OTHER = "other"
 _PART = re.compile(r"\b(" + "|".join(PARTS) + r")\b")
 _AGAIN = re.compile(r"\b(rematted_computation|checkpoint)\b")

@@ -259,7 +259,9 @@ class MoeConfig:
     def _check_ghosts(self) -> None:
         pool, sample = self.pool, self.ghost_sample
         if self.ghosts == "random":
-            require(sample >= 1, "moe.ghost_sample", sample, "at least 1")
+            most = self.num_routed_experts
+            allowed = f"1..{most} (routed experts)"
+            require(1 <= sample <= most, "moe.ghost_sample", sample, allowed)
         else:
             require(sample == 0, "moe.ghost_sample", sample, "0 where moe.ghosts is not 'random'")
         require(

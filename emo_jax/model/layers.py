@@ -76,9 +76,10 @@ class DenseMlp(nnx.Module):
         """(B,S,D) in the dtype of the input."""
         tokens: Any = mesh_lib.windows_spec(1)  # specs take the places of the arrays
         up, down = mesh_lib.spec(UP_AXES), mesh_lib.spec(DOWN_AXES)
-        return self.island.run(self._local, (tokens, up, up, down), tokens)(
-            x_BSD, self.gate[...], self.up[...], self.down[...]
-        )
+        with jax.named_scope("dense_mlp"):
+            return self.island.run(self._local, (tokens, up, up, down), tokens)(
+                x_BSD, self.gate[...], self.up[...], self.down[...]
+            )
 
     def _local(self, x_BSD: jax.Array, *stored: jax.Array) -> jax.Array:
         """One device's part of the hidden size, for the tokens of all devices that share it."""

@@ -73,7 +73,7 @@ def test_larger_experts_take_a_larger_share_and_a_dense_model_has_none():
     )
     parts = {origin.part for origin in breakdown_lib.origins(dense.compiled.as_text()).values()}
     assert not parts & {"experts", "dispatch", "routing"}
-    assert {"attention", "vocab_loss", "optimizer", "embedding"} <= parts
+    assert {"attention", "dense_mlp", "vocab_loss", "optimizer", "embedding"} <= parts
 
 
 _TEXT = """HloModule jit_train_step

@@ -139,6 +139,7 @@ def test_where_they_have_no_meaning(fields):
 def test_other_settings():
     for ghosts, fields, name in (
         ("random", {}, "ghost_sample = 0"),
+        ("random", dict(ghost_sample=99), "ghost_sample = 99"),
         ("usage", dict(ghost_sample=2), "ghost_sample = 2"),
         ("uniform", dict(ghost_detach=True), "ghost_detach = True"),
     ):
