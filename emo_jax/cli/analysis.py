@@ -92,7 +92,7 @@ def activations(model: str, data: str, output: str, **sample: Any) -> None:
     help="Of tokens, and of documents.",
 )
 @click.option(
-    "--layer", type=int, default=None, help="One layer with experts, from 0; all together if not given."
+    "--layer", type=int, default=None, help="One layer with experts, from 0; else all together."
 )
 @click.option("--per-layer", is_flag=True, help="Every layer by itself, too.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
