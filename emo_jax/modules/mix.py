@@ -85,8 +85,8 @@ def mix(
         shown.show("comparing the branches")
         opened = [_open(os.fspath(path)) for path in branches]
         names = [one.folder.name for one in opened]
-        _check_names([*names, *(["seed"] if with_seed is not None else [])])
         _check_alike(opened)
+        _check_names([*names, *(["seed"] if with_seed is not None else [])])
         if opened[0].config.moe is None:
             made = _dense(opened, names, with_seed, top_k or TOP_K, seed)
         elif with_seed is not None:
@@ -135,6 +135,9 @@ def _check_alike(opened: Sequence[OpenedModel]) -> None:
     first, *others = opened
     for other in others:
         both = f"{first.path} and {other.path}"
+        dense = [one.path for one in (first, other) if one.config.moe is None]
+        if len(dense) == 1:
+            raise UsageError(f"{both}: only {dense[0]} is dense; give branches of one kind")
         lines = [
             line
             for line in differences(other.config, first.config)
