@@ -100,7 +100,9 @@ def test_branches_of_different_parents_or_shapes(dense_seed, branches, byte_stor
     with pytest.raises(UsageError, match=r"of different shapes: model.mlp_dim: 24 -> 32"):
         emo_jax.mix([branches[0], wide], tmp_path / "mixed")
     config = tiny_config(vocab_size=259)
-    routed = save(tmp_path / "routed", config, jax.jit(ModelFunctions(config).init)(5))
+    routed = save(
+        tmp_path / "routed", config, jax.jit(ModelFunctions(config).init, static_argnums=0)(5)
+    )
     with pytest.raises(UsageError, match=r"only .*cooking is dense; give branches of one kind"):
         emo_jax.mix([branches[0], routed], tmp_path / "mixed")
     with pytest.raises(UsageError, match=r"seed: did not begin from another run"):
