@@ -34,8 +34,8 @@ NAMES = {arm: MODELS[arm] for arm in PAIR} | {
 NOTHING = "–"
 WHAT = {
     "emo_next": "three of other documents of the domain",
-    "emo_topic": "three of other domains. A module of the right domain knows the answer's, so more"
-    " with some of the experts than with all is no better reading",
+    "emo_topic": "three of other domains. A module of the right domain favours the right answer by"
+    " its choice of experts alone, so that a gain over all experts is not one in reading",
 }
 
 
@@ -104,6 +104,7 @@ def _named(group: Group) -> list[str]:
 
 
 HEAD = ["model", "tokens of EMO", "seeds"]
+HEAD_AIMS = ["aim", "found (in the aim's unit)", ""]
 
 
 def losses_table(found: list[Group]) -> str:
@@ -164,13 +165,13 @@ def aims_table(found: list[Group]) -> str:
         row("EMO's loss over the standard MoE's at 15 M tokens, at most +1 %", result, 1)
     base, standard = at.get(("emo", 7.5)), at.get(("standard", 7.5))
     if base is None or standard is None:
-        return markdown(["aim", "found", ""], rows)
+        return markdown(HEAD_AIMS, rows)
     quarter = base.kept(0.25) if base.runs else ""
     labels = at["labels", 7.5]
     way = labels.kept(0.25) if labels.runs else ""
     aim = "EMO with 25 % of the experts over label pools with 25 %, at most +1 %"
     row(aim, over(base, quarter, labels, way), 1)
-    row(f"{aim}, which are those of the text's label", over(base, quarter, labels, "as trained"), 1)
+    row(aim.replace("25 %,", "25 % given the label,"), over(base, quarter, labels, "as trained"), 1)
     for arm in ("btx", "flexolmo"):
         aim = f"EMO with 25 % of the experts over the whole {NAMES[arm]} mixture, at most 0 %"
         row(aim, over(base, quarter, at[arm, 7.5], "full"), 0)
@@ -178,11 +179,11 @@ def aims_table(found: list[Group]) -> str:
     for name, share in SHARES.items():
         rises = [bits_rise(group, share, seeds) for group in (base, standard)] if seeds else []
         aim = (
-            f"EMO's rise in bits a byte of right answers with {name} of the experts, as a part of"
-            " the standard MoE's, at most 0.1"
+            f"EMO's rise in bits a byte of right answers with {name} of the experts, as a fraction"
+            " of the standard MoE's, at most 0.1"
         )
         row(aim, paired(ratio, *rises) if rises else None, 0.1)
-    return markdown(["aim", "found", ""], rows)
+    return markdown(HEAD_AIMS, rows)
 
 
 def against_table(found: list[Group]) -> str:
@@ -290,7 +291,7 @@ def task_section(found: list[Group], task: str) -> str:
     """The tables of a group of tasks."""
     parts = [
         f"### {task}\n",
-        f"Wrong choices: {WHAT[task]}. Chance is 25 %. Accuracy:\n",
+        f"Wrong choices: {WHAT[task]}. Chance is 0.25. Accuracy:\n",
         tasks_table(found, task, "value", ".3f"),
         "Change of the accuracy with a part of the experts:\n",
         changes_table(found, task),

@@ -35,8 +35,9 @@ from emo_jax.files.atomic import write_atomic
 # when half of it had the lower loss on select. Whose pools, and factor of the learning rate.
 PAIR = ("emo", "standard")
 RATES = {"quarter": 0.25, "half": 0.5, "usual": 1.0, "double": 2.0}
+KNOBS = tuple(name for name in control.KNOBS if name not in PAIR)
 VARIANTS: Mapping[str, tuple[str, float]] = {
-    **{name: (name, 1.0) for name in control.KNOBS if name not in PAIR},
+    **{name: (name, 1.0) for name in KNOBS},
     **{f"{arm}-{name}-rate": (arm, by) for name, by in RATES.items() for arm in PAIR},
 }
 KEEPS = ("25%", "12.5%")
@@ -125,23 +126,24 @@ def page(results: Path) -> str:
     found = points(results)
     base = found["standard"][0]
     rows = []
-    for name in (*PAIR, *VARIANTS):
+    for name in (*PAIR, *KNOBS):
         cells = ["–"] * 4
         if name in found:
             full, rises = found[name]
-            cells = [
-                f"{full:.3f}",
-                f"{100 * (full / base - 1):+.2f}",
-                *(f"{r:+.3f}" for r in rises),
-            ]
+            over = f"{100 * (full / base - 1):+.2f}"
+            cells = [f"{full:.3f}", over, *(f"{rise:+.3f}" for rise in rises)]
         rows.append([name, *cells])
     rates = []
     for arm in PAIR:
         for name in RATES:
-            file = results / f"{arm}-{name}-rate.json"
-            if file.exists():
-                select = json.loads(file.read_text(encoding="utf-8"))["select"]["full"]
-                rates.append([arm, name, f"{np.nanmean(with_gaps([select])):.3f}"])
+            cells, variant = ["–"] * 4, f"{arm}-{name}-rate"
+            if variant in found:
+                result = json.loads((results / f"{variant}.json").read_text(encoding="utf-8"))
+                full, rises = found[variant]
+                select = np.nanmean(with_gaps([result["select"]["full"]]))
+                cells = [f"{select:.3f}", f"{full:.3f}", *(f"{rise:+.3f}" for rise in rises)]
+            rates.append([arm, name, *cells])
+    kept = ["rise at 25\N{NO-BREAK SPACE}%", "rise at 12.5\N{NO-BREAK SPACE}%"]
     return (
         Path(__file__)
         .with_suffix(".md")
@@ -149,20 +151,22 @@ def page(results: Path) -> str:
         .format(
             done=sum(name in found for name in VARIANTS),
             planned=len(VARIANTS),
-            knobs=markdown(
-                ["", "loss", "over the standard MoE's, %", "rise at 25 %", "rise at 12.5 %"], rows
-            ),
-            rates=markdown(["model", "learning rate", "loss on select"], rates),
+            knobs=markdown(["", "loss", "over the standard MoE's, %", *kept], rows),
+            rates=markdown(["model", "learning rate", "loss on select", "loss", *kept], rates),
         )
     )
 
 
 def plot(results: Path) -> None:
-    """Loss against the rise at 12.5 %, each variant a point with its name."""
+    """Loss against the rise at 12.5 %, a point for each variant; other rates are hollow."""
     figure, axes = new_axes(height=4.2)
     for name, (full, rises) in points(results).items():
-        colour = COLOURS.get(name, "#777777")
-        axes.plot(max(rises[-1], 1e-3), full, "o", color=colour)
+        if name.endswith("-usual-rate"):
+            continue  # they are there without it
+        arm = name.partition("-")[0] if name.endswith("-rate") else name
+        colour = COLOURS.get(arm, "#777777")
+        face = {} if arm == name else {"markerfacecolor": "none"}
+        axes.plot(max(rises[-1], 1e-3), full, "o", color=colour, **face)
         axes.annotate(
             name,
             (max(rises[-1], 1e-3), full),

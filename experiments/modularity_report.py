@@ -48,7 +48,9 @@ def reached(runs: Runs) -> str:
     for store, what in (("trained", "trained"), ("held_out", "held-out")):
         for keep in (16, 8):
             rises = [runs.rises(arm, f"layerwise {keep}", store) for arm in ("emo", "standard")]
-            aim = f"EMO's rise over the standard MoE's at {SHARES[keep]}, {what} domains"
+            aim = (
+                f"EMO's rise as a fraction of the standard MoE's at {SHARES[keep]}, {what} domains"
+            )
             if store == "trained":
                 row(f"{aim}, at most 0.1", paired(ratio, *rises), 0.1)
             else:
@@ -64,12 +66,12 @@ def reached(runs: Runs) -> str:
             row(aim, paired(ratio, one, every), 1.25)
         else:
             # A quarter more than nothing, or than a fall, means little: report the excess in nats.
-            aim += f" ({np.mean(every):+.3f}: too small for a ratio; nats above)"
+            aim += f" ({np.mean(every):+.3f}: too small for a ratio; nats above what that allows)"
             row(aim, paired(over_allowed, one, every), 0, "{:+.3f}")
     own, both = composed_losses(runs, "emo")
     aim = "EMO's loss with two modules over its own module's, at most +1 %"
     row(aim, paired(percent, both.mean(axis=0), own), 1)
-    return markdown(["aim", "found", ""], rows)
+    return markdown(["aim", "found (in the aim's unit)", ""], rows)
 
 
 def full_models(runs: Runs) -> str:
