@@ -264,6 +264,16 @@ def changes_table(found: list[Group], task: str) -> str:
     return markdown([*HEAD, *SHARES], rows)
 
 
+def more_tokens(folder: Path) -> str:
+    """How far EMO is behind, by tokens of training, for docs/results.md."""
+    return by_tokens_table(by_tokens(folder))
+
+
+def losses_by_tokens(folder: Path) -> str:
+    """Losses and rises of the pair with more tokens, for docs/results.md."""
+    return losses_table([group for group in groups(folder) if group.arm in PAIR and group.runs])
+
+
 def systems(folder: Path) -> str:
     """A line for every system at 7.5 M tokens, for docs/results.md."""
     return losses_table([group for group in groups(folder) if group.millions == 7.5])

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import click
 import numpy as np
-from baselines_report import systems, tasks_of_pair
+from baselines_report import losses_by_tokens, more_tokens, systems, tasks_of_pair
 from modularity_figures import NAMES, SHARES, Runs
 from modularity_plots import plot_keep, plot_training
 from report_tools import markdown, paired, ratio, shown
@@ -301,6 +301,8 @@ def main(results: Path, output: Path) -> None:
         example_domains=example_domains,
         composed=composed(runs),
         costs=costs(runs, results),
+        more_tokens=more_tokens(results / "baselines"),
+        losses_by_tokens=losses_by_tokens(results / "baselines"),
         systems=systems(results / "baselines"),
         tasks=tasks_of_pair(results / "baselines"),
         clusters=clusters(results),
