@@ -18,8 +18,8 @@ from baseline_arms import PUBLIC
 from baselines import EXAMPLES, ITEMS, PAIR, RUNS, TASKS
 from modularity_figures import NAMES as MODELS
 from modularity_plots import COLOURS
+from report_tools import AIMS, interval, markdown, paired, ratio, save_plot, shown, with_gaps
 from report_tools import axes as new_axes
-from report_tools import interval, markdown, paired, ratio, save_plot, shown, with_gaps
 
 SHARES = {"50 %": 0.5, "25 %": 0.25, "12.5 %": 0.125}  # of the experts
 SMALLEST = 3.7  # millions of tokens: of docs/results.md
@@ -104,7 +104,6 @@ def _named(group: Group) -> list[str]:
 
 
 HEAD = ["model", "tokens of EMO", "seeds"]
-HEAD_AIMS = ["aim", "found (in the aim's unit)", ""]
 
 
 def losses_table(found: list[Group]) -> str:
@@ -165,7 +164,7 @@ def aims_table(found: list[Group]) -> str:
         row("EMO's loss over the standard MoE's at 15 M tokens, at most +1 %", result, 1)
     base, standard = at.get(("emo", 7.5)), at.get(("standard", 7.5))
     if base is None or standard is None:
-        return markdown(HEAD_AIMS, rows)
+        return markdown(AIMS, rows)
     quarter = base.kept(0.25) if base.runs else ""
     labels = at["labels", 7.5]
     way = labels.kept(0.25) if labels.runs else ""
@@ -183,7 +182,7 @@ def aims_table(found: list[Group]) -> str:
             " of the standard MoE's, at most 0.1"
         )
         row(aim, paired(ratio, *rises) if rises else None, 0.1)
-    return markdown(HEAD_AIMS, rows)
+    return markdown(AIMS, rows)
 
 
 def against_table(found: list[Group]) -> str:

@@ -16,7 +16,7 @@ import json
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import click
 import modularity
@@ -96,23 +96,33 @@ def perform(
 # --- the page -------------------------------------------------------------------------------------
 
 
-def point(result: Mapping[str, Any]) -> tuple[float, list[float]]:
-    """Mean loss with all experts, and the rises with a part of them."""
-    test = result["test"]
+class Point(NamedTuple):
+    """Mean losses of a variant."""
+
+    select: float | None  # with all experts, on the split `select`; None: not measured
+    full: float  # with all experts, on `test`, as the rises
+    rises: list[float]  # with a part of them
+
+
+def point(result: Mapping[str, Any]) -> Point:
+    """The means of a result."""
+    test, select = result["test"], result.get("select")
     full = with_gaps([test["full"]])
-    return float(np.nanmean(full)), [
-        float(np.nanmean(with_gaps([test[str(keep)]]) - full)) for keep in modularity.SMALL_KEEPS
-    ]
+    return Point(
+        None if select is None else float(np.nanmean(with_gaps([select["full"]]))),
+        float(np.nanmean(full)),
+        [float(np.nanmean(with_gaps([test[str(k)]]) - full)) for k in modularity.SMALL_KEEPS],
+    )
 
 
-def known(arm: str, folder: Path) -> tuple[float, list[float]]:
+def known(arm: str, folder: Path) -> Point:
     """The same of a run of modularity.py."""
     found = json.loads((folder / f"modularity-{arm}-0.json").read_text(encoding="utf-8"))
     losses = found["trained"]["losses"]
     return point({"test": {name.removeprefix("layerwise "): row for name, row in losses.items()}})
 
 
-def points(results: Path) -> dict[str, tuple[float, list[float]]]:
+def points(results: Path) -> dict[str, Point]:
     """All that has been measured, by name."""
     found = {arm: known(arm, results.parent) for arm in PAIR}
     for name in VARIANTS:
@@ -121,28 +131,21 @@ def points(results: Path) -> dict[str, tuple[float, list[float]]]:
     return found
 
 
-def page(results: Path) -> str:
+def page(found: Mapping[str, Point]) -> str:
     """The page, with an empty row for what has not been run."""
-    found = points(results)
-    base = found["standard"][0]
-    rows = []
-    for name in (*PAIR, *KNOBS):
-        cells = ["–"] * 4
-        if name in found:
-            full, rises = found[name]
-            over = f"{100 * (full / base - 1):+.2f}"
-            cells = [f"{full:.3f}", over, *(f"{rise:+.3f}" for rise in rises)]
-        rows.append([name, *cells])
-    rates = []
-    for arm in PAIR:
-        for name in RATES:
-            cells, variant = ["–"] * 4, f"{arm}-{name}-rate"
-            if variant in found:
-                result = json.loads((results / f"{variant}.json").read_text(encoding="utf-8"))
-                full, rises = found[variant]
-                select = np.nanmean(with_gaps([result["select"]["full"]]))
-                cells = [f"{select:.3f}", f"{full:.3f}", *(f"{rise:+.3f}" for rise in rises)]
-            rates.append([arm, name, *cells])
+    base = found["standard"].full
+
+    def cells(name: str, *, rate: bool) -> list[str]:
+        if name not in found:
+            return ["–"] * 4
+        select, full, rises = found[name]
+        changes = [f"{rise:+.3f}" for rise in rises]
+        if rate:
+            return [f"{select:.3f}", f"{full:.3f}", *changes]
+        return [f"{full:.3f}", f"{100 * (full / base - 1):+.2f}", *changes]
+
+    knobs = [[name, *cells(name, rate=False)] for name in (*PAIR, *KNOBS)]
+    rates = [[a, name, *cells(f"{a}-{name}-rate", rate=True)] for a in PAIR for name in RATES]
     kept = ["rise at 25\N{NO-BREAK SPACE}%", "rise at 12.5\N{NO-BREAK SPACE}%"]
     return (
         Path(__file__)
@@ -151,33 +154,28 @@ def page(results: Path) -> str:
         .format(
             done=sum(name in found for name in VARIANTS),
             planned=len(VARIANTS),
-            knobs=markdown(["", "loss", "over the standard MoE's, %", *kept], rows),
+            knobs=markdown(["", "loss", "over the standard MoE's, %", *kept], knobs),
             rates=markdown(["model", "learning rate", "loss on select", "loss", *kept], rates),
         )
     )
 
 
-def plot(results: Path) -> None:
+def plot(found: Mapping[str, Point], file: Path) -> None:
     """Loss against the rise at 12.5 %, a point for each variant; other rates are hollow."""
     figure, axes = new_axes(height=4.2)
-    for name, (full, rises) in points(results).items():
-        if name.endswith("-usual-rate"):
-            continue  # they are there without it
-        arm = name.partition("-")[0] if name.endswith("-rate") else name
-        colour = COLOURS.get(arm, "#777777")
-        face = {} if arm == name else {"markerfacecolor": "none"}
-        axes.plot(max(rises[-1], 1e-3), full, "o", color=colour, **face)
-        axes.annotate(
-            name,
-            (max(rises[-1], 1e-3), full),
-            xytext=(4, 3),
-            textcoords="offset points",
-            fontsize=8,
-        )
+    for name, (_, full, rises) in found.items():
+        whose, factor = VARIANTS.get(name, (name, 1.0))
+        other_rate = whose != name
+        if other_rate and factor == 1:
+            continue  # it is there as `whose`
+        face = {"markerfacecolor": "none"} if other_rate else {}
+        where = (max(rises[-1], 1e-3), full)
+        axes.plot(*where, "o", color=COLOURS.get(whose, "#777777"), **face)
+        axes.annotate(name, where, xytext=(4, 3), textcoords="offset points", fontsize=8)
     axes.set_xscale("log")
     axes.set_xlabel("rise of the loss with 12.5 % of the experts, nats (below 0.001: 0.001)")
     axes.set_ylabel("loss with all experts, nats")
-    save_plot(figure, results / "curve.svg")
+    save_plot(figure, file)
 
 
 @click.command()
@@ -200,9 +198,10 @@ def main(output: Path, results: Path, only: str, page_only: bool) -> None:
         sys.exit(error.exit_code)
     results.mkdir(parents=True, exist_ok=True)
     file = results.parent.parent / "control_results.md"
-    file.write_text(page(results), encoding="utf-8")
-    plot(results)
-    click.echo(f"{file}: {len(points(results))} points")
+    found = points(results)
+    file.write_text(page(found), encoding="utf-8")
+    plot(found, results / "curve.svg")
+    click.echo(f"{file}: {len(found)} points")
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ import numpy as np
 from baselines_report import losses_by_tokens, more_tokens, systems, tasks_of_pair
 from modularity_figures import NAMES, SHARES, Runs
 from modularity_plots import plot_keep, plot_training
-from report_tools import markdown, paired, ratio, shown
+from report_tools import AIMS, markdown, paired, ratio, shown
 
 METHODS = ("layerwise", "global", "easy_ep", "random")
 SMALL_RISE = 0.01  # nats; smaller rises give no ratio
@@ -71,7 +71,7 @@ def reached(runs: Runs) -> str:
     own, both = composed_losses(runs, "emo")
     aim = "EMO's loss with two modules over its own module's, at most +1 %"
     row(aim, paired(percent, both.mean(axis=0), own), 1)
-    return markdown(["aim", "found (in the aim's unit)", ""], rows)
+    return markdown(AIMS, rows)
 
 
 def full_models(runs: Runs) -> str:

@@ -36,6 +36,9 @@ def shown(table: np.ndarray, sign: bool = True) -> str:
     return f"{mean} ({low} to {high})"
 
 
+AIMS = ("aim", "found (in the aim's unit)", "")  # head of a table of aims
+
+
 def markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """A table in markdown."""
     lines = [head, ["---"] * len(head), *rows]

@@ -64,5 +64,5 @@ def test_the_control_curve_is_of_its_results():
             "measured": control.MEASURED,
         }
         assert control.modularity.is_there(file, made_of), file
-    page = control.page(RESULTS / "control")
+    page = control.page(control.points(RESULTS / "control"))
     assert page == (RESULTS.parent / "control_results.md").read_text()

@@ -37,16 +37,17 @@ def test_figures_and_page(store, tmp_path, monkeypatch):
     for _ in range(2):  # the second finds it there
         control.perform("sizes-16-64", tmp_path, results, stores, 4)
     found = json.loads((results / "sizes-16-64.json").read_text())
-    full, rises = control.point(found)
+    select, full, rises = control.point(found)
+    assert select == pytest.approx(np.mean(found["select"]["full"]))
     assert full == pytest.approx(np.mean(found["test"]["full"])) and len(rises) == 2
     with pytest.raises(UsageError, match="of another experiment"):
         control.perform("sizes-16-64", tmp_path, results, stores, 5)
-    text = control.page(results)
+    text = control.page(control.points(results))
     row = next(line for line in text.splitlines() if line.startswith("| sizes-16-64 |"))
     assert f"| {full:.3f} |" in row and f"| {rises[1]:+.3f} |" in row
     assert "| decay | – | – | – | – |" in text and "{" not in text
     # EMO's row is that of docs/results.md.
     emo = json.loads((results.parent / "modularity-emo-0.json").read_text())["trained"]["losses"]
     assert f"| emo | {np.mean(emo['full']):.3f} |" in text
-    control.plot(results)
+    control.plot(control.points(results), results / "curve.svg")
     assert (results / "curve.svg").stat().st_size > 1000
