@@ -23,7 +23,8 @@ class StopRequest:
         self.requested, self.began = False, time.monotonic()
         self._depth = 0
         self._old: dict[int, Any] = {}
-        self._calls, self._asked, self._next = 0, (0, 0.0), 0  # asked: call number and time
+        # The last agreement: number and time of its call, and after how many calls the next one is.
+        self._calls, self._asked, self._wait = 0, (0, 0.0), 1
 
     def __enter__(self) -> "StopRequest":
         self._depth += 1
@@ -52,21 +53,22 @@ class StopRequest:
 
         Called at the start and after every step. Several processes agree about every `ASK_SECONDS`,
         at the same steps: each says after how many steps it wants the next agreement, and the
-        minimum counts.
+        minimum counts. That number at most doubles: a step is dispatched in far less time than it
+        takes, and the second step of a start is timed as its dispatch alone.
         """
         import jax
 
         if jax.process_count() == 1:
             return self.requested
         self._calls += 1
-        if self._calls <= self._next:
+        before, then = self._asked
+        if self._calls < before + self._wait:
             return False
         from emo_jax.parallel import processes
 
-        now, (before, then) = time.monotonic(), self._asked
+        now = time.monotonic()
         per_step = (now - then) / (self._calls - before) if before else ASK_SECONDS
-        wait = max(1, int(ASK_SECONDS / max(per_step, 1e-3)))
+        wait = max(1, min(2 * self._wait, int(ASK_SECONDS / max(per_step, 1e-3))))
         found = processes.gather(0 if self.requested else wait)
-        self._asked = self._calls, now
-        self._next = self._calls + min(found) - 1
+        self._asked, self._wait = (self._calls, now), min(found)
         return min(found) == 0

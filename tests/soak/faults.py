@@ -15,7 +15,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from launches import READ_WAIT, SILENCE, Launch, Run, kill, wait
+from launches import LIMIT, READ_WAIT, SILENCE, Launch, Run, kill, wait
+
+KILLED_AFTER = 30.0  # seconds from SIGTERM to SIGKILL: Slurm's KillWait, Kubernetes' grace period
 
 
 @dataclass(frozen=True)
@@ -27,12 +29,14 @@ class Fault:
         ended (or gone on): the disk has space again, the store is back.
       ends: whether the launch ends by it, None: it may.
       codes: exit codes that are right, if it ends.
+      within: seconds in which it must end, if it does.
     """
 
     name: str
     do: Callable[[Run, Launch, random.Random], Callable[[], None] | None]
     ends: bool | None
     codes: tuple[int, ...] = ()
+    within: float = LIMIT
 
 
 def _kill_one(run: Run, launch: Launch, draw: random.Random) -> None:
@@ -149,8 +153,8 @@ FAULTS = (
     Fault("kill -9 of one process", _kill_one, True, (137,)),
     Fault("kill -9 of all", _kill_all, True, (-9,)),
     Fault("kill -9 of the launcher", _kill_launcher, True, (-9,)),
-    Fault("SIGTERM to the launcher", _term, True, (75,)),
-    Fault("SIGTERM to one process", _term_one, True, (75,)),
+    Fault("SIGTERM to the launcher", _term, True, (75,), KILLED_AFTER),
+    Fault("SIGTERM to one process", _term_one, True, (75,), KILLED_AFTER),
     Fault("SIGSTOP, shorter than the time-out", _stop(SILENCE / 3), False),
     Fault("SIGSTOP, longer than the time-out", _stop(1.6 * SILENCE), True, (1,)),
     Fault("newest checkpoint: a byte flipped", _damage(_flip), True, (-9,)),

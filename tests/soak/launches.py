@@ -170,12 +170,12 @@ class Run:
         last = max(launch.step_shown(), launch.resumed_at()) + count
         wait(lambda: launch.step_shown() >= last, launch, f"step {last}")
 
-    def wait_for_end(self, launch: Launch) -> int:
+    def wait_for_end(self, launch: Launch, seconds: float = LIMIT) -> int:
         """Returns the exit code of a launch once it and all its processes are gone."""
-        give_up = time.monotonic() + LIMIT
+        give_up = time.monotonic() + seconds
         while launch.code is None:
             if time.monotonic() > give_up:
-                raise HangsError("the launcher does not end")
+                raise HangsError(f"the launcher does not end in {seconds:.0f} s")
             time.sleep(0.02)
         while left := processes_of(self.workdir):
             if time.monotonic() > give_up:

@@ -25,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # tests/, as pytest does
 
 import click
 import runs
-from faults import FAULTS, Fault
+from faults import FAULTS, KILLED_AFTER, Fault
 from launches import FIELDS, HangsError, Launch, Run, wait
 
 TOLERANCE = 1e-5  # of losses, relative, where the number of processes differs
@@ -102,6 +102,8 @@ def disturb(run: Run, launch: Launch, fault: Fault, draw: random.Random) -> tupl
         done.trouble = _trouble(run)
         if done.code is not None and done.code not in fault.codes:
             done.trouble = f"exit code {done.code}, not {fault.codes}"
+        elif done.seconds_to_end > fault.within:
+            done.trouble = f"ended in {done.seconds_to_end:.0f} s, not {fault.within:.0f} s"
     except HangsError as error:
         done.trouble = f"{error}; {_last_line(launch)}"
         run.end()
@@ -134,7 +136,7 @@ def stop(run: Run, launch: Launch) -> str:
     """Stops a run as a scheduler does; returns what is wrong, if anything."""
     launch.process.terminate()
     try:
-        code = run.wait_for_end(launch)
+        code = run.wait_for_end(launch, KILLED_AFTER)
     except HangsError as error:
         return str(error)
     return "" if code == 75 else f"exit code {code}: {_last_line(launch)}"

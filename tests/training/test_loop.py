@@ -1,5 +1,6 @@
 """A run of the loop as a process of its own: what it logs, keeps and refuses."""
 
+import itertools
 import json
 import math
 import os
@@ -19,7 +20,7 @@ from emo_jax.data.store import TokenStore
 from emo_jax.run.goodput import BADPUT
 from emo_jax.tokenizer.load import load_tokenizer
 from emo_jax.training import flops
-from emo_jax.training.stop import StopRequest
+from emo_jax.training.stop import ASK_SECONDS, StopRequest
 
 SCALARS = {
     *("step", "loss", "ce_loss", "lm_z_loss", "grad_norm", "learning_rate", "router_aux_loss"),
@@ -254,12 +255,34 @@ def test_several_processes_agree_to_stop_every_few_seconds(monkeypatch):
 
     assert not stopped(range(20)) and not asked  # one process
     monkeypatch.setattr("jax.process_count", lambda: 2)
-    # Nothing is known of the steps at first: after one it is asked again, then after five.
-    assert not stopped(range(12)) and asked == [1, 5, 5, 5]
+    # Nothing is known of the steps at first: after one it is asked again, then the wait doubles.
+    assert not stopped(range(17)) and asked == [1, 2, 4, 5, 5]
     stop.requested = True
-    assert stopped(range(12, 20)) == [16, 17, 18, 19] and asked[4] == 0
+    assert stopped(range(17, 20)) == [17, 18, 19] and asked[5] == 0
     stop.requested, others = False, 0  # the other process was told to stop
     assert stopped([20]) == [20]
+
+
+@pytest.mark.parametrize("seconds", [[20.0, 0.002, 1.0], [30.0, 0.002, 0.002, 0.002, 0.002, 3.0]])
+def test_a_step_that_was_only_dispatched_does_not_put_off_the_next_agreement(monkeypatch, seconds):
+    """`seconds` are those of the first steps, which include dispatches; the last goes on."""
+    clock, asked = [100.0], []
+
+    def gather(value):
+        asked.append(clock[0])
+        return [value, value]
+
+    monkeypatch.setattr("emo_jax.parallel.processes.gather", gather)
+    monkeypatch.setattr("time.monotonic", lambda: clock[0])
+    monkeypatch.setattr("jax.process_count", lambda: 2)
+    stop = StopRequest()
+    assert not stop.agreed()
+    for step in range(60):
+        clock[0] += seconds[min(step, len(seconds) - 1)]
+        assert not stop.agreed()
+    limit = max(2 * ASK_SECONDS, 5 * seconds[-1])
+    assert max(later - sooner for sooner, later in itertools.pairwise(asked[1:])) <= limit
+    assert clock[0] - asked[-1] <= limit
 
 
 def test_a_request_is_one_however_often_it_is_entered_and_a_second_sigint_does_not_wait():
