@@ -63,7 +63,10 @@ def _unknown(name: str, defaults: ConfigDict, file: str) -> str:
             return _no_section(parent, section, path, file)
         section, path = inner, f"{path}{parent}."
     if field not in section:
-        near = nearest(field, list(section), path) or nearest(name, list(_leaves(defaults)))
+        leaves = list(_leaves(defaults))
+        namesakes = [leaf for leaf in leaves if leaf.rpartition(".")[2] == field]  # elsewhere
+        near = nearest(name, namesakes) or nearest(field, list(section), path)
+        near = near or nearest(name, leaves)
         where = path.rstrip(".") or "config"
         return f"no such field of {file}{near} (allowed in {where}: {', '.join(section)})"
     if section[field] is None:

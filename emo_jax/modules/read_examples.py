@@ -8,6 +8,7 @@ import numpy as np
 
 from emo_jax.data.store import TokenStore
 from emo_jax.documents.input_files import is_of_documents
+from emo_jax.documents.locations import is_remote
 from emo_jax.documents.read import ReadReport, read_documents
 from emo_jax.errors import UsageError
 from emo_jax.evals.by_domain import SELECT, check_source
@@ -43,6 +44,10 @@ def read_examples(
                 " a file of this domain alone"
             )
         return _of_file(model, location, number, max_tokens, min_tokens)
+    if not is_remote(location) and not Path(location).exists():
+        raise UsageError(
+            f"{location}: no such token store or file of documents; make a store with `emo prepare`"
+        )
     store = TokenStore.open(location)
     check_source(location, store, model.config, model.tokenizer)
     return store_examples(

@@ -81,6 +81,7 @@ def test_help_of_import_does_not_promise_training(run, capsys):
         ("emo_tiny", "moe.pool.eval=4", ["'moe.pool.eval_size'?", "allowed in moe.pool: "], []),
         # The nearest of the same section, though another section has one that is nearer.
         ("emo_tiny", "checkpoint.save=4", ["did you mean 'checkpoint.save_every'?"], []),
+        ("emo_tiny", "moe.dense_layers=1", ["did you mean 'model.dense_layers'?"], []),
         ("emo_tiny", "optimizer.train.step=4", ["no section optimizer.train in"], []),
         ("emo_tiny", "modle.num_layers=3", ["no section modle in", "'model'?", "sections: "], []),
         ("emo_tiny", "num_layers=3", ["did you mean 'model.num_layers'?"], []),

@@ -314,7 +314,7 @@ def test_refused_data_and_outputs(finished_run, store, tmp_path, capsys):
     for data, output, said in (
         (f"{file}:law", "out", "a file of documents has no domains to choose from"),
         (f"{store}:lore", "out", "no domain 'lore'; it has cooking, law"),
-        (tmp_path / "none", "out", "no such token store"),
+        (tmp_path / "none", "out", "no such token store or file of documents"),
         (store, "there", "is there already"),
     ):
         (tmp_path / "there").mkdir(exist_ok=True)
