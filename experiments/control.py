@@ -169,11 +169,11 @@ def plot(found: Mapping[str, Point], file: Path) -> None:
         if other_rate and factor == 1:
             continue  # it is there as `whose`
         face = {"markerfacecolor": "none"} if other_rate else {}
-        where = (max(rises[-1], 1e-3), full)
+        where = (rises[-1], full)
         axes.plot(*where, "o", color=COLOURS.get(whose, "#777777"), **face)
         axes.annotate(name, where, xytext=(4, 3), textcoords="offset points", fontsize=8)
-    axes.set_xscale("log")
-    axes.set_xlabel("rise of the loss with 12.5 % of the experts, nats (below 0.001: 0.001)")
+    axes.axvline(0, color="#cccccc", linewidth=1, zorder=0)
+    axes.set_xlabel("rise of the loss with 12.5 % of the experts, nats")
     axes.set_ylabel("loss with all experts, nats")
     save_plot(figure, file)
 
