@@ -14,7 +14,7 @@ RESULTS = runs.REPO / "docs/results"
 @pytest.mark.parametrize("file", sorted(RESULTS.glob("modularity-*.json")), ids=lambda f: f.stem)
 def test_a_result_of_modularity_is_not_made_again(file):
     modularity = runs.script("modularity")
-    _, arm, seed = file.stem.split("-")
+    arm, seed = file.stem.removeprefix("modularity-").rsplit("-", 1)
     stores = modularity.Stores(Path("store"), Path("held_out"))
     config = modularity.config_of(arm, int(seed), stores)
     made_of = {"config": modularity.config_digest(config), "measured": modularity.MEASURED}
