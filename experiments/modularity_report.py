@@ -266,14 +266,8 @@ def clusters(folder: Path) -> str:
     return markdown([*head, "type bits", "NMI types"], rows)
 
 
-@click.command()
-@click.option("--results", required=True, type=click.Path(path_type=Path))
-@click.option("--output", required=True, type=click.Path(path_type=Path))
-def main(results: Path, output: Path) -> None:
-    """Writes results.md and the plots."""
-    runs = Runs(results)
-    plot_keep(runs, results / "keep_k.svg")
-    plot_training(runs, results / "keep_k_while_training.svg")
+def page(runs: Runs, results: Path) -> str:
+    """The page."""
     template = (Path(__file__).parent / "modularity_report.md").read_text(encoding="utf-8")
     examples, example_domains = one_example(runs)
     first = runs.of("emo")[0]
@@ -283,7 +277,7 @@ def main(results: Path, output: Path) -> None:
     }
     hours = sum(run["tokens"] / run["tokens_per_second"] for run in runs.all) / 3600
     measuring = sum(run["measuring_seconds"] for run in runs.all) / 3600
-    text = template.format(
+    return template.format(
         seeds=", ".join(str(run["seed"]) for run in runs.of("emo")),
         tokens=f"{first['tokens'] / 1e6:.1f}",
         domains=", ".join(first["trained"]["domains"]),
@@ -313,7 +307,17 @@ def main(results: Path, output: Path) -> None:
         runs=len(runs.all),
         versions=", ".join(f"{name} {version}" for name, version in first["versions"].items()),
     )
-    (output / "results.md").write_text(text, encoding="utf-8")
+
+
+@click.command()
+@click.option("--results", required=True, type=click.Path(path_type=Path))
+@click.option("--output", required=True, type=click.Path(path_type=Path))
+def main(results: Path, output: Path) -> None:
+    """Writes results.md and the plots."""
+    runs = Runs(results)
+    plot_keep(runs, results / "keep_k.svg")
+    plot_training(runs, results / "keep_k_while_training.svg")
+    (output / "results.md").write_text(page(runs, results), encoding="utf-8")
     click.echo(f"{output / 'results.md'}: {len(runs.all)} runs")
 
 

@@ -49,6 +49,13 @@ def test_results_of_the_baselines_are_those_of_the_plan():
 
 
 @pytest.mark.system  # the bootstraps take a while
+def test_the_page_on_modularity_is_of_its_results():
+    report = runs.script("modularity_report")
+    page = report.page(report.Runs(RESULTS), RESULTS)
+    assert page == (RESULTS.parent / "results.md").read_text()
+
+
+@pytest.mark.system
 def test_the_page_of_the_baselines_is_of_their_results():
     page = runs.script("baselines_report").page(RESULTS / "baselines")
     assert page == (RESULTS.parent / "baselines_results.md").read_text()
