@@ -18,13 +18,14 @@ import split_tiny
 from ml_collections import ConfigDict
 
 from emo_jax import branch, mix, train
-from emo_jax.config import Config, baselines, from_config_dict, presets
+from emo_jax.config import Config, baselines, control, from_config_dict, presets
 from emo_jax.data.store import TokenStore
 from emo_jax.modules.upcycle import upcycle
 from emo_jax.training.flops import flops_per_token
 
 PUBLIC = ("encyclopedia", "politics")  # what FlexOlmo's public model has seen; others have owners
 SPLIT = "split-importance"  # of a dense model's neurons
+SPANS = "span-64"  # of config/control.py: who shares a pool
 EVAL_EVERY = 300  # steps
 
 
@@ -58,11 +59,11 @@ def _whole(make: Callable[[], ConfigDict]) -> Callable[[float], ConfigDict]:
     return config_of
 
 
-def _with_tokens(name: str) -> Callable[[float], ConfigDict]:
+def _with_tokens(make: Callable[[], ConfigDict]) -> Callable[[float], ConfigDict]:
     """EMO itself, and arms that cost the same."""
 
     def config_of(millions: float) -> ConfigDict:
-        config = presets.modularity_tiny(name)
+        config = make()
         tokens = round(millions * 1e6)
         config.train.steps = presets.steps_of(tokens, config.train.batch_size, config.data.seq_len)
         return config
@@ -71,11 +72,12 @@ def _with_tokens(name: str) -> Callable[[float], ConfigDict]:
 
 
 WHOLE = {
-    "emo": _with_tokens("emo"),
-    "standard": _with_tokens("standard"),
+    "emo": _with_tokens(presets.modularity_tiny),
+    "standard": _with_tokens(lambda: presets.modularity_tiny("standard")),
     "labels": _whole(lambda: baselines.labels_tiny("table")),
     "mixtral": _whole(baselines.mixtral_tiny),
     "switch": _whole(baselines.switch_tiny),
+    "spans": _with_tokens(lambda: control.control_tiny(SPANS)),
 }
 STAGED = ("split", "btx", "flexolmo")
 ARMS = (*WHOLE, *STAGED)

@@ -8,8 +8,8 @@ each; an interrupted run goes on from its checkpoint. Then writes control_result
 above the results, and a plot from what there is.
 
 Besides the knobs: four learning rates for EMO and the standard MoE, to see whether one of them was
-trained at the wrong one. Learning rates are compared on the split `select`, never on `test`, which
-is why those at the usual rate are trained again.
+trained at the wrong one, and the best of them for a knob. Learning rates are compared on the split
+`select`, never on `test`, which is why those at the usual rate are trained again.
 """
 
 import json
@@ -23,7 +23,7 @@ import modularity
 import numpy as np
 from modularity_plots import COLOURS
 from report_tools import axes as new_axes
-from report_tools import markdown, save_plot, with_gaps
+from report_tools import label_points, markdown, save_plot, with_gaps
 
 from emo_jax import evaluate, train
 from emo_jax.checkpoint.manifest import versions
@@ -31,14 +31,16 @@ from emo_jax.config import Config, control, from_config_dict, to_dict
 from emo_jax.errors import EmoError, UsageError
 from emo_jax.files.atomic import write_atomic
 
-# Fixed before any of these losses was seen, but for a quarter of the learning rate, which was added
-# when half of it had the lower loss on select. Whose pools, and factor of the learning rate.
+# Fixed before any of these losses was seen, but for what was added later: a quarter of the learning
+# rate, when half of it had the lower loss on select; spans of 16, and half the rate with spans of
+# 64, when the loss had fallen with the length of spans. Whose pools, and factor of the rate.
 PAIR = ("emo", "standard")
 RATES = {"quarter": 0.25, "half": 0.5, "usual": 1.0, "double": 2.0}
+RATED = {**{arm: tuple(RATES) for arm in PAIR}, "span-64": ("half",)}
 KNOBS = tuple(name for name in control.KNOBS if name not in PAIR)
 VARIANTS: Mapping[str, tuple[str, float]] = {
     **{name: (name, 1.0) for name in KNOBS},
-    **{f"{arm}-{name}-rate": (arm, by) for name, by in RATES.items() for arm in PAIR},
+    **{f"{arm}-{name}-rate": (arm, RATES[name]) for arm in RATED for name in RATED[arm]},
 }
 KEEPS = ("25%", "12.5%")
 MEASURED = {"windows": modularity.WINDOWS, "keeps": [*KEEPS], "method": modularity.METHOD}
@@ -145,7 +147,9 @@ def page(found: Mapping[str, Point]) -> str:
         return [f"{full:.3f}", f"{100 * (full / base - 1):+.2f}", *changes]
 
     knobs = [[name, *cells(name, rate=False)] for name in (*PAIR, *KNOBS)]
-    rates = [[a, name, *cells(f"{a}-{name}-rate", rate=True)] for a in PAIR for name in RATES]
+    rates = [
+        [arm, name, *cells(f"{arm}-{name}-rate", rate=True)] for arm in RATED for name in RATED[arm]
+    ]
     kept = ["rise at 25\N{NO-BREAK SPACE}%", "rise at 12.5\N{NO-BREAK SPACE}%"]
     return (
         Path(__file__)
@@ -161,21 +165,32 @@ def page(found: Mapping[str, Point]) -> str:
 
 
 def plot(found: Mapping[str, Point], file: Path) -> None:
-    """Loss against the rise at 12.5 %, a point for each variant; other rates are hollow."""
-    figure, axes = new_axes(height=4.2)
-    for name, (_, full, rises) in found.items():
-        whose, factor = VARIANTS.get(name, (name, 1.0))
-        other_rate = whose != name
-        if other_rate and factor == 1:
-            continue  # it is there as `whose`
-        face = {"markerfacecolor": "none"} if other_rate else {}
-        where = (rises[-1], full)
-        axes.plot(*where, "o", color=COLOURS.get(whose, "#777777"), **face)
-        axes.annotate(name, where, xytext=(4, 3), textcoords="offset points", fontsize=8)
+    """Loss against the rise at 12.5 %: above, the knobs; below, the learning rates of the pair."""
+    figure, (above, below) = new_axes(height=8, rows=2)
+    knobs = {name: found[name] for name in (*PAIR, *KNOBS) if name in found}
+    above.set_title("knobs, at the usual rate", fontsize=10)
+    _scatter(above, {name: (name, point) for name, point in knobs.items()})
+    below.set_title("learning rates", fontsize=10)
+    rates = {}
+    for arm in RATED:
+        names = {rate: f"{arm}-{rate}-rate" for rate in RATED[arm]}
+        of_arm = {rate: found[name] for rate, name in names.items() if name in found}
+        rates |= {f"{arm}, {rate}": (arm, point) for rate, point in of_arm.items()}
+    _scatter(below, rates)
+    save_plot(figure, file)
+
+
+def _scatter(axes: Any, named: Mapping[str, tuple[str, Point]]) -> None:
+    """Points with their names; each has the colour of an arm."""
+    places = {name: (point.rises[-1], point.full) for name, (_, point) in named.items()}
+    for name, (arm, _) in named.items():
+        known = {"color": COLOURS[arm], "zorder": 3} if arm in COLOURS else {"color": "#777777"}
+        axes.plot(*places[name], "o", **known)
     axes.axvline(0, color="#cccccc", linewidth=1, zorder=0)
     axes.set_xlabel("rise of the loss with 12.5 % of the experts, nats")
     axes.set_ylabel("loss with all experts, nats")
-    save_plot(figure, file)
+    axes.margins(x=0.16, y=0.1)
+    label_points(axes, places)
 
 
 @click.command()

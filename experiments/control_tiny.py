@@ -2,7 +2,7 @@
 
 emo train --config experiments/control_tiny.py:span-64 --config.data.store=STORE --workdir DIR
 
-Argument: emo, standard, sizes-4-16, sizes-4-32, sizes-16-64, small, large, decay, span-64,
+Argument: emo, standard, sizes-4-16, sizes-4-32, sizes-16-64, small, large, decay, span-16, span-64,
 span-256, domain, window, penalty-1, penalty-2, penalty-4.
 
 Hardware and hours: two CPU cores, a quarter of an hour each.

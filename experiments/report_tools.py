@@ -1,7 +1,7 @@
 """Means with intervals over seeds and domains, markdown tables and plots, for the reports."""
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -55,18 +55,47 @@ def ratio(over: np.ndarray, under: np.ndarray) -> float:
     return float(np.nanmean(over) / np.nanmean(under))
 
 
-def axes(width: float = 6.4, height: float = 3.8) -> tuple[Any, Any]:
-    """A figure and its axes, in inches."""
+def axes(width: float = 6.4, height: float = 3.8, rows: int = 1) -> tuple[Any, Any]:
+    """A figure, in inches, and its axes: an array of them if there are several rows."""
     import matplotlib
 
     matplotlib.use("svg")
     from matplotlib import pyplot
 
     matplotlib.rcParams.update({"svg.hashsalt": "emo_jax", "font.size": 10, "svg.fonttype": "path"})
-    figure, found = pyplot.subplots(figsize=(width, height), layout="constrained")
-    found.spines[["top", "right"]].set_visible(False)
-    found.grid(axis="y", alpha=0.3)
+    figure, found = pyplot.subplots(rows, figsize=(width, height), layout="constrained")
+    for one in figure.axes:
+        one.spines[["top", "right"]].set_visible(False)
+        one.grid(axis="y", alpha=0.3)
     return figure, found
+
+
+def label_points(axes: Any, points: Mapping[str, tuple[float, float]], size: float = 8) -> None:
+    """Writes names beside points, moved up where they would cover each other.
+
+    To be called when everything else is drawn: places are those of the axes as they are then.
+    """
+    axes.figure.canvas.draw()
+    place = axes.transData.transform
+    points_per_pixel = 72 / axes.figure.dpi
+    taken: list[tuple[float, float, float]] = []  # of names: left, right, height; all in points
+    for name, at in sorted(points.items(), key=lambda item: item[1][1]):
+        x, y = place(at) * points_per_pixel
+        left, right, up = x + 6, x + 6 + 0.6 * size * len(name), y
+        for begin, end, other in sorted(taken, key=lambda label: label[2]):
+            if begin < right and left < end and abs(other - up) < 1.15 * size:
+                up = other + 1.15 * size
+        taken.append((left, right, up))
+        line = {"arrowstyle": "-", "color": "#bbbbbb", "lw": 0.7, "shrinkA": 0, "shrinkB": 3}
+        axes.annotate(
+            name,
+            at,
+            xytext=(6, up - y),
+            textcoords="offset points",
+            fontsize=size,
+            va="center",
+            arrowprops=line if up - y > size / 2 else None,
+        )
 
 
 def save_plot(figure: Any, file: Path) -> None:

@@ -87,7 +87,7 @@ def test_every_arm_is_trained_in_stages_that_cost_as_much(
     assert [*found["split"]["tokens"]] == ["dense", "emo"]
     assert {arm: result["experts"] for arm, result in found.items()} == {
         **{"emo": 64, "labels": 64, "mixtral": 8, "switch": 16, "split": 16},
-        **{"btx": 5, "flexolmo": 4},
+        **{"btx": 5, "flexolmo": 4, "spans": 64},
     }
     assert kept(found["mixtral"]) == {4, 2} and kept(found["flexolmo"]) == set()
     for arm in ("switch", "labels"):

@@ -1,8 +1,10 @@
 """experiments/control.py: the variants, their figures and their page."""
 
+import itertools
 import json
 from pathlib import Path
 
+import matplotlib.text
 import numpy as np
 import pytest
 import runs
@@ -20,6 +22,21 @@ def test_every_knob_is_a_variant():
     digests = {control.modularity.config_digest(config) for config in configs.values()}
     assert len(digests) == len(configs)
     assert configs["emo-half-rate"].optimizer.peak_lr * 2 == configs["decay"].optimizer.peak_lr
+
+
+def test_names_of_points_do_not_cover_each_other():
+    tools = runs.script("report_tools")
+    figure, axes = tools.axes()
+    points = {"emo": (0.0, 1.0), "penalty-4": (0.0, 1.001), "decay": (0.001, 0.999), "far": (9, 9)}
+    for where in points.values():
+        axes.plot(*where, "o")
+    tools.label_points(axes, points)
+    figure.canvas.draw()
+    text_only = matplotlib.text.Text.get_window_extent  # without the line to the point
+    boxes = {text.get_text(): text_only(text) for text in axes.texts}
+    assert boxes.keys() == points.keys()
+    pairs = itertools.combinations(boxes.values(), 2)
+    assert not any(one.overlaps(other) for one, other in pairs)
 
 
 @pytest.mark.slow

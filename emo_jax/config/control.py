@@ -20,6 +20,7 @@ KNOBS: Mapping[str, Mapping[str, Any]] = {
     "large": {"size_power": 0.5},
     "decay": {"decay_steps": 225},
     # Who shares a pool
+    "span-16": {"scope": "span", "span": 16},
     "span-64": {"scope": "span", "span": 64},
     "span-256": {"scope": "span", "span": 256},
     "domain": {"scope": "domain"},
