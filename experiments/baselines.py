@@ -44,7 +44,8 @@ RUNS = (
     *(Run(arm, 15, seed) for seed in (1, 2) for arm in PAIR),
     *(Run(arm, 7.5, seed) for seed in (1, 2) for arm in OTHERS),
     *(Run(arm, 30, 0) for arm in PAIR),
-    *(Run(AFTERWARDS, millions, 0) for millions in (7.5, 15)),
+    *(Run(AFTERWARDS, 7.5, seed) for seed in (0, 1, 2)),
+    Run(AFTERWARDS, 15, 0),
 )
 TASKS = ("emo_next", "emo_topic")  # groups of `emo data tasks`, a task for each of nine domains
 ITEMS = 100  # of each task
