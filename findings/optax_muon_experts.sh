@@ -43,5 +43,5 @@ for name in weights:
     print(f"{name} {weights[name].shape}: {spread[name]:.2f}, decayed: {shrunk[name]}")
 by_muon = {name for name, value in spread.items() if value < 2}
 same = by_muon == {"embedding", "head", "query"} == {name for name in shrunk if shrunk[name]}
-sys.exit(0 if same and spread["experts"] > 5 else "the behaviour has changed")
+sys.exit(0 if same and spread["experts"] > 2.5 else "the behaviour has changed")
 PYTHON
