@@ -273,8 +273,9 @@ def more_tokens(folder: Path) -> str:
 
 
 def losses_by_tokens(folder: Path) -> str:
-    """Losses and rises of the pair with more tokens, for docs/results.md."""
-    return losses_table([group for group in groups(folder) if group.arm in PAIR and group.runs])
+    """Losses and rises of EMO and the standard MoE with more tokens, for docs/results.md."""
+    arms = (*PAIR, AFTERWARDS)
+    return losses_table([group for group in groups(folder) if group.arm in arms and group.runs])
 
 
 def systems(folder: Path) -> str:
@@ -319,6 +320,7 @@ class ByTokens(NamedTuple):
     seeds: int
     over: tuple[float, ...]
     with_pool: tuple[float, ...]  # EMO evaluated with its pool
+    spans: tuple[float, ...] | None  # EMO whose pools are shared by 64 tokens; None: not measured
 
 
 def by_tokens(folder: Path) -> list[ByTokens]:
@@ -326,35 +328,41 @@ def by_tokens(folder: Path) -> list[ByTokens]:
     sizes = [SMALLEST, *sorted({run.millions for run in RUNS if run.arm in PAIR})]
     found = []
     for millions in sizes:
-        emo, standard = (Group(arm, millions, folder) for arm in PAIR)
+        emo, standard, spans = (Group(arm, millions, folder) for arm in (*PAIR, AFTERWARDS))
         seeds = [seed for seed in emo.seeds if seed in standard.seeds]
         if seeds:
             base = standard.losses("full", seeds)
             ways = (paired(percent, emo.losses(way, seeds), base) for way in ("full", "pool"))
-            found.append(ByTokens(millions, len(seeds), *ways))
+            found.append(
+                ByTokens(millions, len(seeds), *ways, over(spans, "full", standard, "full"))
+            )
     return found
 
 
 def by_tokens_table(found: list[ByTokens]) -> str:
     """The same as a table."""
     rows = [
-        [f"{one.millions:g} M", str(one.seeds), _shown(one.over), _shown(one.with_pool)]
+        [f"{one.millions:g} M", str(one.seeds), *map(_shown, (one.over, one.with_pool, one.spans))]
         for one in found
     ]
-    return markdown(["tokens", "seeds", "without a pool", "EMO with its pool"], rows)
+    head = ["without a pool", "EMO with its pool", "pools of 64 tokens"]
+    return markdown(["tokens", "seeds", *head], rows)
 
 
 def plot_by_tokens(found: list[ByTokens], file: Path) -> None:
     """Plots it, with the intervals."""
     figure, axes = new_axes(height=3.2)
     sizes = [one.millions for one in found]
-    for numbers, style, label in (
-        ([one.over for one in found], "-", "without a pool"),
-        ([one.with_pool for one in found], ":", "EMO evaluated with its pool"),
+    for field, style, colour, label in (
+        ("over", "-", COLOURS["emo"], "without a pool"),
+        ("with_pool", ":", COLOURS["emo"], "EMO evaluated with its pool"),
+        ("spans", "-", "#777777", "pools of 64 tokens"),
     ):
-        mean, low, high = np.array(numbers).T
-        axes.fill_between(sizes, low, high, color=COLOURS["emo"], alpha=0.12, linewidth=0)
-        axes.plot(sizes, mean, style, marker="o", color=COLOURS["emo"], label=label)
+        numbers = {one.millions: getattr(one, field) for one in found if getattr(one, field)}
+        if numbers:
+            mean, low, high = np.array([*numbers.values()]).T
+            axes.fill_between([*numbers], low, high, color=colour, alpha=0.12, linewidth=0)
+            axes.plot([*numbers], mean, style, marker="o", color=colour, label=label)
     axes.legend(frameon=False)
     axes.axhline(1, color="#777777", linewidth=1, linestyle="--")
     below = dict(xytext=(0, -4), textcoords="offset points", ha="right", va="top")
