@@ -71,28 +71,32 @@ def axes(width: float = 6.4, height: float = 3.8, rows: int = 1) -> tuple[Any, A
 
 
 def label_points(axes: Any, points: Mapping[str, tuple[float, float]], size: float = 8) -> None:
-    """Writes names beside points, moved up where they would cover each other.
+    """Writes names beside points: on the left where another point is on the right.
 
-    To be called when everything else is drawn: places are those of the axes as they are then.
+    They are moved up where they would cover each other. To be called when everything else is drawn:
+    places are those of the axes as they are then.
     """
     axes.figure.canvas.draw()
-    place = axes.transData.transform
-    points_per_pixel = 72 / axes.figure.dpi
+    per_pixel = 72 / axes.figure.dpi
+    at = {name: axes.transData.transform(xy) * per_pixel for name, xy in points.items()}
+    gap, step = 0.75 * size, 1.15 * size
     taken: list[tuple[float, float, float]] = []  # of names: left, right, height; all in points
-    for name, at in sorted(points.items(), key=lambda item: item[1][1]):
-        x, y = place(at) * points_per_pixel
-        left, right, up = x + 6, x + 6 + 0.6 * size * len(name), y
+    for name, (x, y) in sorted(at.items(), key=lambda item: item[1][1]):
+        width = 0.6 * size * len(name)
+        covers = any(x + gap < px < x + gap + width and abs(py - y) < gap for px, py in at.values())
+        left, up = (x - gap - width if covers else x + gap), y
         for begin, end, other in sorted(taken, key=lambda label: label[2]):
-            if begin < right and left < end and abs(other - up) < 1.15 * size:
-                up = other + 1.15 * size
-        taken.append((left, right, up))
+            if begin < left + width and left < end and abs(other - up) < step:
+                up = other + step
+        taken.append((left, left + width, up))
         line = {"arrowstyle": "-", "color": "#bbbbbb", "lw": 0.7, "shrinkA": 0, "shrinkB": 3}
         axes.annotate(
             name,
-            at,
-            xytext=(6, up - y),
+            points[name],
+            xytext=(-gap if covers else gap, up - y),
             textcoords="offset points",
             fontsize=size,
+            ha="right" if covers else "left",
             va="center",
             arrowprops=line if up - y > size / 2 else None,
         )
