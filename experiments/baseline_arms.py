@@ -72,7 +72,7 @@ def _with_tokens(make: Callable[[], ConfigDict]) -> Callable[[float], ConfigDict
 
 
 WHOLE = {
-    "emo": _with_tokens(presets.modularity_tiny),
+    "emo": _with_tokens(lambda: presets.modularity_tiny("emo")),
     "standard": _with_tokens(lambda: presets.modularity_tiny("standard")),
     "labels": _whole(lambda: baselines.labels_tiny("table")),
     "mixtral": _whole(baselines.mixtral_tiny),
