@@ -12,6 +12,7 @@ trained at the wrong one, and the best of them for a knob. Learning rates are co
 `select`, never on `test`, which is why those at the usual rate are trained again.
 """
 
+import itertools
 import json
 import sys
 from collections.abc import Mapping
@@ -36,11 +37,14 @@ from emo_jax.files.atomic import write_atomic
 # 64, when the loss had fallen with the length of spans. Whose pools, and factor of the rate.
 PAIR = ("emo", "standard")
 RATES = {"quarter": 0.25, "half": 0.5, "usual": 1.0, "double": 2.0}
-RATED = {**{arm: tuple(RATES) for arm in PAIR}, "span-64": ("half",)}
+RATED = {  # whose pools, and name of the rate
+    f"{arm}-{rate}-rate": (arm, rate)
+    for arm, rate in (*itertools.product(PAIR, RATES), ("span-64", "half"))
+}
 KNOBS = tuple(name for name in control.KNOBS if name not in PAIR)
 VARIANTS: Mapping[str, tuple[str, float]] = {
     **{name: (name, 1.0) for name in KNOBS},
-    **{f"{arm}-{name}-rate": (arm, RATES[name]) for arm in RATED for name in RATED[arm]},
+    **{name: (arm, RATES[rate]) for name, (arm, rate) in RATED.items()},
 }
 KEEPS = ("25%", "12.5%")
 MEASURED = {"windows": modularity.WINDOWS, "keeps": [*KEEPS], "method": modularity.METHOD}
@@ -147,9 +151,7 @@ def page(found: Mapping[str, Point]) -> str:
         return [f"{full:.3f}", f"{100 * (full / base - 1):+.2f}", *changes]
 
     knobs = [[name, *cells(name, rate=False)] for name in (*PAIR, *KNOBS)]
-    rates = [
-        [arm, name, *cells(f"{arm}-{name}-rate", rate=True)] for arm in RATED for name in RATED[arm]
-    ]
+    rates = [[*of, *cells(name, rate=True)] for name, of in RATED.items()]
     kept = ["rise at 25\N{NO-BREAK SPACE}%", "rise at 12.5\N{NO-BREAK SPACE}%"]
     return (
         Path(__file__)
@@ -165,17 +167,13 @@ def page(found: Mapping[str, Point]) -> str:
 
 
 def plot(found: Mapping[str, Point], file: Path) -> None:
-    """Loss against the rise at 12.5 %: above, the knobs; below, the learning rates of the pair."""
+    """Loss against the rise at 12.5 %: above, the knobs; below, the learning rates."""
     figure, (above, below) = new_axes(height=8, rows=2)
-    knobs = {name: found[name] for name in (*PAIR, *KNOBS) if name in found}
     above.set_title("knobs, at the usual rate", fontsize=10)
-    _scatter(above, {name: (name, point) for name, point in knobs.items()})
+    knobs = {name: (name, found[name]) for name in (*PAIR, *KNOBS) if name in found}
+    _scatter(above, knobs)
     below.set_title("learning rates", fontsize=10)
-    rates = {}
-    for arm in RATED:
-        names = {rate: f"{arm}-{rate}-rate" for rate in RATED[arm]}
-        of_arm = {rate: found[name] for rate, name in names.items() if name in found}
-        rates |= {f"{arm}, {rate}": (arm, point) for rate, point in of_arm.items()}
+    rates = {", ".join(of): (of[0], found[name]) for name, of in RATED.items() if name in found}
     _scatter(below, rates)
     save_plot(figure, file)
 
